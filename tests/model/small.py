@@ -1,0 +1,117 @@
+"""Small WuNeng models in many configurations, with every parameter made to matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from wuneng import WuNengConfig, WuNengForCausalLM
+
+BASE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_state_heads": 2,
+    "decay_rank": 4,
+    "rate_rank": 4,
+    "value_rank": 4,
+    "gate_rank": 4,
+    "snapshot_every": 16,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "concat": {"cross_head": "concat"},
+    "additive": {"cross_head": "additive"},
+    "no-middle": {"cross_head": "none"},
+    "more-state-than-attention": {"num_attention_heads": 2, "head_dim": 8, "num_state_heads": 4},
+    "more-state-additive": {
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "num_state_heads": 4,
+        "cross_head": "additive",
+    },
+    "gqa": {"num_key_value_heads": 1},
+    "gqa-qk-norm-bias": {"num_key_value_heads": 2, "qk_norm": True, "attention_bias": True},
+    "own-key-value": {"state_key_source": "own", "state_value_source": "own"},
+    "own-key-other-size": {
+        "state_key_source": "own",
+        "state_value_source": "own",
+        "state_head_dim": 12,
+        "cross_head": "none",
+    },
+    "value-from-output": {"state_value_source": "attention_output"},
+    "own-removal-key": {"state_removal_key": "own"},
+    "no-shift": {"token_shift": "none"},
+    "shift-on-k": {"token_shift_on": "k"},
+    "pre-shift": {"token_shift": "pre"},
+    "pre-shift-own": {
+        "token_shift": "pre",
+        "state_key_source": "own",
+        "state_value_source": "own",
+        "state_output_gate": True,
+        "state_value_residual": True,
+    },
+    "a-max-2": {"state_a_max": 2.0},
+    "gate-and-value-residual": {"state_output_gate": True, "state_value_residual": True},
+    "no-bonus-no-norm-scalar": {
+        "state_bonus": False,
+        "state_norm": "none",
+        "state_output_scale": "scalar",
+    },
+    "snapshots": {"snapshots": 2},
+    "sliding": {"sliding_window": 6},
+    "sliding-second-layer": {"sliding_window": 6, "sliding_window_layers": [1]},
+    "state-in-second-layer": {"state_layers": [1]},
+    "mlp-layernorm-untied": {"ffn": "mlp", "norm": "layernorm", "tie_word_embeddings": False},
+    "rwkv-ffn": {"ffn": "rwkv7", "embedding_norm": True},
+    "mlp-bias": {"mlp_bias": True},
+    "mha": {"num_state_heads": 0},
+    "mha-shift": {"num_state_heads": 0, "attention_token_shift": True},
+    "pure-state": {
+        "num_attention_heads": 0,
+        "state_head_dim": 8,
+        "num_state_heads": 4,
+        "state_key_source": "own",
+        "state_value_source": "own",
+    },
+    "pure-rwkv7": {
+        "num_attention_heads": 0,
+        "state_head_dim": 8,
+        "num_state_heads": 4,
+        "state_key_source": "own",
+        "state_value_source": "own",
+        "token_shift": "pre",
+        "state_output_gate": True,
+        "state_value_residual": True,
+        "ffn": "rwkv7",
+        "norm": "layernorm",
+        "embedding_norm": True,
+        "snapshots": 1,
+    },
+    "paper": {
+        "state_value_source": "attention_output",
+        "state_removal_key": "own",
+        "token_shift": "none",
+        "state_norm": "none",
+        "state_bonus": False,
+        "state_output_scale": "scalar",
+        "cross_head": "none",
+        "ffn": "mlp",
+        "hidden_act": "gelu",
+    },
+}
+
+
+def small_model(variant: str = "default", **overrides: Any) -> WuNengForCausalLM:
+    """A small model of the named variant; zero-initialised parameters are shaken awake."""
+    torch.manual_seed(0)
+    config = WuNengConfig(**(BASE | VARIANTS[variant] | overrides))
+    model = WuNengForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model

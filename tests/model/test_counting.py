@@ -1,0 +1,91 @@
+"""Counts agree with the model that is built, and a matched baseline costs what it should."""
+
+import pytest
+
+from tests.model.small import BASE, VARIANTS
+from wuneng import WuNengConfig, WuNengForCausalLM
+from wuneng.model import counting
+from wuneng.model.parameter_groups import group_of
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parts_add_up(variant):
+    config = WuNengConfig(**(BASE | VARIANTS[variant]))
+    parts = counting.parameters_by_part(config)
+    assert sum(parts.values()) == WuNengForCausalLM(config).num_parameters()
+    assert (parts["state heads"] > 0) == (config.num_state_heads > 0)
+    assert (parts["middle heads"] > 0) == (config.cross_head != "none")
+
+
+def test_added_share_is_what_the_plain_model_lacks():
+    hybrid, plain = (WuNengConfig(**(BASE | {"num_state_heads": s})) for s in (2, 0))
+    parts = counting.parameters_by_part(hybrid)
+    total, base = counting.total_parameters(hybrid), counting.total_parameters(plain)
+    assert counting.added_percent(parts) == pytest.approx(100 * (total - base) / base)
+
+
+@pytest.mark.parametrize("kind", ["parameters", "flops"])
+@pytest.mark.parametrize("ffn", ["swiglu", "mlp", "rwkv7"])
+def test_match_within_one_per_cent(kind, ffn):
+    reference = WuNengConfig(**(BASE | {"hidden_size": 64, "ffn": ffn}))
+    plain = WuNengConfig(**(BASE | {"hidden_size": 64, "ffn": ffn, "num_state_heads": 0}))
+    matched = counting.match(plain, reference, kind, sequence_length=128)
+
+    def cost(config):
+        if kind == "parameters":
+            return WuNengForCausalLM(config).num_parameters()
+        return counting.training_flops_per_token(config, 128)
+
+    assert abs(cost(matched) / cost(reference) - 1) <= 0.01
+    assert matched.intermediate_size > plain.intermediate_size
+    assert plain.intermediate_size == 48
+
+
+def test_match_width_changes_nothing_and_impossible_is_said():
+    reference = WuNengConfig(**BASE)
+    assert counting.match(reference, reference, "width") is reference
+    huge = WuNengConfig(**(BASE | {"vocab_size": 50000, "num_state_heads": 0}))
+    with pytest.raises(ValueError, match="no feed-forward width makes this arm match"):
+        counting.match(huge, reference, "parameters")
+
+
+def test_flops_of_a_plain_model_by_hand():
+    config = WuNengConfig(**(BASE | {"num_state_heads": 0}))
+    per_layer = 4 * 32 * 32 + 3 * 32 * 48
+    weights = 2 * per_layer + 61 * 32
+    attention = 2 * 4 * 4 * 8 * (100 + 1) / 2
+    expected = 2 * weights + attention
+    assert counting.forward_flops_per_token(config, 100) == pytest.approx(expected)
+    assert counting.training_flops_per_token(config, 100) == pytest.approx(3 * expected)
+
+
+def test_parameter_groups():
+    model = WuNengForCausalLM(WuNengConfig(**BASE, snapshots=1))
+    groups = {name: group_of(name, p) for name, p in model.named_parameters()}
+    layer = "model.layers.0."
+    assert groups[layer + "state_heads.w0"] == "double_lr"
+    for name in ("self_attn.q_proj.weight", "cross_head.gate_weight", "mlp.up_proj.weight"):
+        assert groups[layer + name] == "decay"
+    for name in (
+        "state_heads.k_k",
+        "state_heads.r_k",
+        "state_heads.w1",
+        "state_heads.g_norm.weight",
+        "state_heads.shift_r",
+        "cross_head.group_norm.weight",
+        "cross_head.gate_bias",
+        "input_layernorm.weight",
+    ):
+        assert groups[layer + name] == "no_decay", name
+
+
+def test_memory_grows_with_tokens_and_shrinks_with_checkpointing():
+    config = WuNengConfig(**BASE)
+    one = counting.memory_estimate(config, sequences=1, sequence_length=128)
+    four = counting.memory_estimate(config, sequences=4, sequence_length=128)
+    lean = counting.memory_estimate(
+        config, sequences=4, sequence_length=128, activation_checkpointing=True
+    )
+    assert four["activations"] == pytest.approx(4 * one["activations"], rel=0.01)
+    assert lean["activations"] < four["activations"]
+    assert one["optimizer"] == 2 * one["weights"]

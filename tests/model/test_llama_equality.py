@@ -1,0 +1,125 @@
+"""Without state heads the model is a Llama: same names, same logits."""
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from wuneng import WuNengConfig, WuNengForCausalLM
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def _source(kind, rope=None):
+    rope = rope or ROPE
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)), {}
+    if kind == "llama-bias":
+        config = LlamaConfig(**SHAPE, rope_parameters=rope, attention_bias=True, mlp_bias=True)
+        return LlamaForCausalLM(config), {
+            "attention_bias": True,
+            "attention_output_bias": True,
+            "mlp_bias": True,
+        }
+    if kind == "qwen2":
+        config = Qwen2Config(**SHAPE, rope_parameters=rope)
+        return Qwen2ForCausalLM(config), {"attention_bias": True}
+    if kind == "qwen3":
+        config = Qwen3Config(**SHAPE, rope_parameters=rope, head_dim=20)
+        return Qwen3ForCausalLM(config), {"qk_norm": True, "head_dim": 20}
+    config = MistralConfig(**SHAPE, rope_parameters=rope, sliding_window=7, head_dim=10)
+    return MistralForCausalLM(config), {"sliding_window": 7, "head_dim": 10}
+
+
+def _copy(kind, rope=None):
+    torch.manual_seed(1)
+    source, extra = _source(kind, rope)
+    for parameter in source.parameters():
+        parameter.data.normal_(std=0.2)
+    config = WuNengConfig(**SHAPE, **extra, num_state_heads=0, rope_parameters=rope or ROPE)
+    ours = WuNengForCausalLM(config)
+    ours.load_state_dict(source.state_dict())
+    return source.eval(), ours.eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-bias", "qwen2", "qwen3", "mistral"])
+def test_same_logits_and_gradients(kind):
+    source, ours = _copy(kind)
+    ids = torch.randint(0, 97, (3, 29))
+    expected = source(ids, labels=ids)
+    got = ours(ids, labels=ids)
+    assert torch.equal(expected.logits, got.logits)
+    expected.loss.backward()
+    got.loss.backward()
+    theirs = dict(source.named_parameters())
+    for name, mine in ours.named_parameters():
+        torch.testing.assert_close(mine.grad, theirs[name].grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+        {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
+        {
+            "rope_type": "yarn",
+            "rope_theta": 500.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_rope_scaling_kinds(rope):
+    source, ours = _copy("llama", rope)
+    ids = torch.randint(0, 97, (2, 80))  # beyond max_position_embeddings, where dynamic acts
+    assert torch.equal(source(ids).logits, ours(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_greedy_generation_and_left_padding_agree(kind):
+    source, ours = _copy(kind)
+    ids = torch.randint(1, 97, (2, 11))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = source.generate(ids, attention_mask=mask, **settings)
+    assert torch.equal(expected, ours.generate(ids, attention_mask=mask, **settings))
+
+
+def test_packed_documents_agree_with_transformers():
+    source, ours = _copy("llama")
+    ids = torch.randint(0, 97, (1, 20))
+    positions = torch.cat([torch.arange(7), torch.arange(13)]).unsqueeze(0)
+    expected = source(ids, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(
+        ours(ids, position_ids=positions, use_cache=False).logits, expected, rtol=0, atol=1e-5
+    )

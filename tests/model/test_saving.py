@@ -1,0 +1,77 @@
+"""Checkpoints: safetensors, the Auto classes, and initial values where a checkpoint has none."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.model.small import BASE, VARIANTS, small_model
+from wuneng import WuNengConfig, WuNengForCausalLM
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_save_and_load_bit_for_bit(variant, tmp_path):
+    model = small_model(variant)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again) is WuNengForCausalLM
+    assert again.config.to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_auto_classes_after_import_alone(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    code = (
+        "import sys, wuneng; from transformers import AutoModelForCausalLM;"
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["WuNengForCausalLM"]
+
+
+def test_missing_branch_is_initialised_and_the_rest_kept(tmp_path):
+    plain = WuNengForCausalLM(WuNengConfig(**(BASE | {"num_state_heads": 0})))
+    plain.save_pretrained(tmp_path)
+    config = WuNengConfig(**BASE, state_branch_init="zero")
+    torch.manual_seed(3)
+    grafted = WuNengForCausalLM.from_pretrained(tmp_path, config=config)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(grafted.state_dict()[name], tensor), name
+    heads = grafted.model.layers[1].state_heads
+    assert torch.all(heads.k_a == 1.02)
+    assert not torch.all(heads.w0 == heads.w0[0])
+    assert torch.equal(heads.w1, torch.zeros_like(heads.w1))
+    torch.testing.assert_close(
+        heads.r_proj.weight @ heads.r_proj.weight.T, torch.eye(16), rtol=0, atol=1e-5
+    )
+
+
+def test_initial_values_follow_the_seed():
+    states = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        states.append(WuNengForCausalLM(WuNengConfig(**BASE)).state_dict())
+    same = [torch.equal(states[0][n], states[1][n]) for n in states[0]]
+    assert all(same)
+    assert any(not torch.equal(states[0][n], states[2][n]) for n in states[0])
+
+
+def test_decay_starts_inside_its_range():
+    """RWKV-7's ramp: the first channels of a head forget fast, the last ones hold on."""
+    torch.manual_seed(0)
+    config = WuNengConfig(
+        hidden_size=128, num_hidden_layers=4, num_attention_heads=2, num_state_heads=2
+    )
+    for block in WuNengForCausalLM(config).model.layers:
+        w0 = block.state_heads.w0
+        decay = torch.exp(-torch.exp(torch.tensor(-0.5)) * torch.sigmoid(w0))
+        assert decay.min() > 0.545
+        assert decay.max() < 1
+        assert w0[0] < w0[-1]

@@ -1,0 +1,1 @@
+"""The parts of a block: attention, state heads, cross-head interaction, feed-forward, norms."""

@@ -1,0 +1,119 @@
+"""Standard heads: causal softmax attention as a Llama, Qwen or Mistral layer has it.
+
+Legend: B batch, T tokens, D model width, H query heads, G key/value heads, N head size. The layer
+stops before the output projection, because the block adds other heads beside ``A``; ``o_proj``
+stays a matmul of its own, so that grafted heads leave a converted checkpoint's logits unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+from wuneng.layers.layout import SequenceLayout
+from wuneng.layers.norms import RMSNorm
+
+
+@dataclass(frozen=True)
+class AttentionHeads:
+    """What the standard heads hand to the rest of the block.
+
+    Attributes:
+        output: A, ``[B, T, H * N]``, before the output projection.
+        key: keys before RoPE and norm, ``[B, T, G * N]``.
+        value: values, ``[B, T, G * N]``.
+        weights: attention probabilities if the backend returns them.
+    """
+
+    output: Tensor
+    key: Tensor
+    value: Tensor
+    weights: Tensor | None
+
+
+class Attention(nn.Module):
+    """Multi-head attention: grouped keys and values, RoPE, optional q/k norm and token shift."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        self.sliding_window = config.sliding_window if config.is_sliding(layer_idx) else None
+        size, width = config.hidden_size, config.num_attention_heads * self.head_dim
+        kv_width = config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(size, width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(size, kv_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(size, kv_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(width, size, bias=config.attention_output_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        if config.attention_token_shift:
+            self.shift_k = nn.Parameter(torch.zeros(kv_width))
+            self.shift_v = nn.Parameter(torch.zeros(kv_width))
+
+    def forward(
+        self,
+        hidden: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Any,
+        layout: SequenceLayout,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[AttentionHeads, Tensor | None]:
+        """Attention over ``hidden`` ``[B, T, D]``; the block applies the output projection."""
+        key, value = self.k_proj(hidden), self.v_proj(hidden)
+        if self.config.attention_token_shift:
+            key, value = self._shift(key, value, layout, past_key_values)
+        q_BHTN, k_BGTN, v_BGTN = (self._split(u) for u in (self.q_proj(hidden), key, value))
+        if self.config.qk_norm:
+            q_BHTN, k_BGTN = self.q_norm(q_BHTN), self.k_norm(k_BGTN)
+        q_BHTN, k_BGTN = apply_rotary_pos_emb(q_BHTN, k_BGTN, *position_embeddings)
+        if past_key_values is not None:
+            k_BGTN, v_BGTN = past_key_values.update(k_BGTN, v_BGTN, self.layer_idx)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            q_BHTN,
+            k_BGTN,
+            v_BGTN,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        output = output.reshape(*hidden.shape[:-1], -1).contiguous()
+        return AttentionHeads(output, key, value, weights), weights
+
+    def _split(self, u: Tensor) -> Tensor:
+        return u.view(*u.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def _shift(
+        self, key: Tensor, value: Tensor, layout: SequenceLayout, past_key_values: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The control arm's token shift on attention's own keys and values."""
+        slot = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        last = None if slot is None else slot.get("attention_shift")
+        packed = layout.pack(torch.cat([key, value], dim=-1))
+        previous = layout.previous(packed, last)
+        if slot is not None:
+            slot.put("attention_shift", layout.last(packed, last))
+        mu = torch.cat([self.shift_k, self.shift_v]).to(packed.dtype)
+        key, value = layout.unpack(torch.lerp(packed, previous, mu)).chunk(2, dim=-1)
+        return key, value

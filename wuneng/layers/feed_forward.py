@@ -1,0 +1,69 @@
+"""Feed-forward layers: SwiGLU (Llama), a plain two-matrix MLP, and RWKV-7's channel mix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from wuneng.layers.layout import SequenceLayout
+
+
+class SwiGLU(nn.Module):
+    """``down(act(gate x) * up x)``; parameter names as in Llama checkpoints."""
+
+    def __init__(self, size: int, width: int, act: str, bias: bool) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(size, width, bias=bias)
+        self.up_proj = nn.Linear(size, width, bias=bias)
+        self.down_proj = nn.Linear(width, size, bias=bias)
+        self.act = ACT2FN[act]
+
+    def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MLP(nn.Module):
+    """``down(act(up x))``: the m_l = W_out sigma(W_in gamma(.)) of the restated paper."""
+
+    def __init__(self, size: int, width: int, act: str, bias: bool) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(size, width, bias=bias)
+        self.down_proj = nn.Linear(width, size, bias=bias)
+        self.act = ACT2FN[act]
+
+    def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:
+        return self.down_proj(self.act(self.up_proj(x)))
+
+
+class ChannelMix(nn.Module):
+    """RWKV-7's ``ffn``: ``value(relu(key(shift(x)))^2)`` with one token shift.
+
+    ``carry`` is a cache slot holding each sequence's last input ``[sequences, D]``.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.x_k = nn.Parameter(torch.zeros(size))
+        self.key = nn.Linear(size, width, bias=False)
+        self.value = nn.Linear(width, size, bias=False)
+
+    def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:
+        packed = layout.pack(x)
+        last = None if carry is None else carry.get("ffn_shift")
+        previous = layout.previous(packed, last)
+        if carry is not None:
+            carry.put("ffn_shift", layout.last(packed, last))
+        key = self.key(torch.lerp(packed, previous, self.x_k.to(packed.dtype)))
+        return layout.unpack(self.value(torch.relu(key).square()))
+
+
+def make_feed_forward(kind: str, size: int, width: int, act: str, bias: bool) -> nn.Module:
+    """The block's feed-forward layer of the given kind: ``swiglu``, ``mlp`` or ``rwkv7``."""
+    if kind == "swiglu":
+        return SwiGLU(size, width, act, bias)
+    if kind == "mlp":
+        return MLP(size, width, act, bias)
+    return ChannelMix(size, width)

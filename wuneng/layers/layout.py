@@ -1,0 +1,119 @@
+"""How a padded or packed batch maps onto the sequences that recurrent state runs over.
+
+Attention sees ``[B, T]`` with a mask. State, token shift and snapshots need each sequence's real
+tokens in a row: pads must contribute nothing and one document must not see another. A
+:class:`SequenceLayout` holds that mapping; for an ordinary batch it is the identity and free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Which tokens of a ``[B, T]`` batch form which sequence.
+
+    Attributes:
+        batch: B, rows of the padded batch.
+        length: T, columns of the padded batch.
+        cu_seqlens: ``[sequences + 1]`` int64 boundaries in the unpadded order; None when every row
+            is one whole sequence (then nothing is rearranged).
+        indices: ``[total]`` int64 positions of the real tokens in the flattened ``[B * T]`` batch;
+            None when every token is real.
+    """
+
+    batch: int
+    length: int
+    cu_seqlens: Tensor | None = None
+    indices: Tensor | None = None
+
+    @classmethod
+    def dense(cls, batch: int, length: int) -> SequenceLayout:
+        """Every row is one sequence without pads."""
+        return cls(batch, length)
+
+    @classmethod
+    def from_padding(cls, mask: Tensor) -> SequenceLayout:
+        """Rows with pads, ``mask`` ``[B, T]`` true (non-zero) at real tokens."""
+        real = mask.bool()
+        batch, length = real.shape
+        if bool(real.all()):
+            return cls(batch, length)
+        counts = real.sum(dim=1)
+        return cls(batch, length, _boundaries(counts), real.flatten().nonzero().squeeze(1))
+
+    @classmethod
+    def from_documents(cls, document_ids: Tensor) -> SequenceLayout:
+        """Rows packed with documents; a new one starts wherever ``document_ids`` [B, T] changes."""
+        batch, length = document_ids.shape
+        starts = torch.ones_like(document_ids, dtype=torch.bool)
+        starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        positions = starts.flatten().nonzero().squeeze(1)
+        if positions.numel() == batch:
+            return cls(batch, length)
+        end = positions.new_tensor([batch * length])
+        return cls(batch, length, torch.cat([positions, end]))
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences: rows of every per-sequence state."""
+        return self.batch if self.cu_seqlens is None else self.cu_seqlens.numel() - 1
+
+    def pack(self, x: Tensor) -> Tensor:
+        """``[B, T, ...]`` to the order state runs in: unchanged, or ``[1, total, ...]``."""
+        if self.cu_seqlens is None:
+            return x
+        flat = x.reshape(self.batch * self.length, *x.shape[2:])
+        return (flat if self.indices is None else flat[self.indices]).unsqueeze(0)
+
+    def unpack(self, y: Tensor) -> Tensor:
+        """Inverse of :meth:`pack`; pads get zeros."""
+        if self.cu_seqlens is None:
+            return y
+        flat = y[0]
+        if self.indices is not None:
+            full = flat.new_zeros(self.batch * self.length, *flat.shape[1:])
+            flat = full.index_copy(0, self.indices, flat)
+        return flat.reshape(self.batch, self.length, *flat.shape[1:])
+
+    def previous(self, x: Tensor, carry: Tensor | None) -> Tensor:
+        """The token before each token, in packed order.
+
+        Args:
+            x: packed values, ``[B, T, C]`` or ``[1, total, C]``.
+            carry: ``[sequences, C]`` each sequence's last token of an earlier call; None is zero.
+        """
+        if self.cu_seqlens is None:
+            first = torch.zeros_like(x[:, :1]) if carry is None else carry[:, None].to(x.dtype)
+            return torch.cat([first, x[:, :-1]], dim=1)
+        nonempty = self.cu_seqlens[1:] > self.cu_seqlens[:-1]
+        starts = self.cu_seqlens[:-1][nonempty]
+        first = x.new_zeros(starts.numel(), x.shape[-1])
+        if carry is not None:
+            first = carry[nonempty].to(x.dtype)
+        shifted = torch.cat([torch.zeros_like(x[0, :1]), x[0, :-1]], dim=0)
+        return shifted.index_copy(0, starts, first).unsqueeze(0)
+
+    def last(self, x: Tensor, carry: Tensor | None) -> Tensor:
+        """Each sequence's last token ``[sequences, C]``; an empty sequence keeps its carry."""
+        if self.cu_seqlens is None:
+            return x[:, -1]
+        empty = self.cu_seqlens[1:] == self.cu_seqlens[:-1]
+        ends = (self.cu_seqlens[1:] - 1).clamp(min=0)
+        taken = x[0, ends]
+        kept = torch.zeros_like(taken) if carry is None else carry.to(taken.dtype)
+        return torch.where(empty[:, None], kept, taken)
+
+    def lengths(self, device: torch.device) -> Tensor:
+        """Real tokens in each sequence, ``[sequences]`` int64."""
+        if self.cu_seqlens is None:
+            return torch.full((self.batch,), self.length, dtype=torch.long, device=device)
+        return self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+
+
+def _boundaries(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -1,0 +1,57 @@
+"""Normalisations: RMSNorm as Llama computes it, and the per-head GroupNorm of RWKV-7."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm of the last dimension in float32, with Llama's order of casts."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
+        x32 = x.to(torch.float32)
+        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(dtype)
+
+
+class HeadRMSNorm(nn.Module):
+    """RMSNorm of each head ``[..., heads, N]`` with a weight per channel ``[heads, N]``."""
+
+    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, head_dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.to(torch.float32)
+        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x.dtype)
+
+
+class HeadGroupNorm(nn.Module):
+    """RWKV-7's ``ln_x``: each head ``[..., heads, N]`` normalised on its own, affine per channel.
+
+    ``eps`` is 64e-5 in RWKV-LM; statistics are float32.
+    """
+
+    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, head_dim))
+        self.bias = nn.Parameter(torch.zeros(heads, head_dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = nn.functional.layer_norm(x.to(torch.float32), x.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.bias, x32.to(x.dtype), self.weight)
+
+
+def make_norm(kind: str, size: int, eps: float) -> nn.Module:
+    """The block's norm: ``rmsnorm`` (Llama) or ``layernorm`` (RWKV-7)."""
+    return RMSNorm(size, eps) if kind == "rmsnorm" else nn.LayerNorm(size, eps=eps)

@@ -1,0 +1,195 @@
+"""Configuration of WuNeng: attention as a Llama has it, plus state heads and middle heads.
+
+Names follow transformers where transformers has one (``num_attention_heads`` is H,
+``num_key_value_heads`` G, ``head_dim`` N); the rest follows DESIGN: S = ``num_state_heads``.
+With ``num_state_heads=0`` the model is a Llama; with ``num_attention_heads=0`` a pure RWKV-7.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "state_key_source": ("attention", "own"),
+    "state_value_source": ("attention", "attention_output", "own"),
+    "state_removal_key": ("shared", "own"),
+    "token_shift": ("post", "pre", "none"),
+    "state_norm": ("group", "none"),
+    "state_output_scale": ("head", "scalar"),
+    "cross_head": ("gated", "concat", "additive", "none"),
+    "state_branch_init": ("normal", "zero"),
+    "ffn": ("swiglu", "mlp", "rwkv7"),
+    "norm": ("rmsnorm", "layernorm"),
+}
+
+
+class WuNengConfig(PreTrainedConfig):
+    """Configuration of a :class:`WuNengForCausalLM`.
+
+    Raises:
+        ValueError: a field has a value outside its choices, or two fields contradict each other.
+    """
+
+    model_type = "wuneng"
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
+
+    vocab_size: int = 32000
+    hidden_size: int = 256
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-5
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = True
+    rope_parameters: dict | None = None
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    attention_dropout: float = 0.0
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    sliding_window_layers: list[int] | None = None
+    attention_token_shift: bool = False
+    mlp_bias: bool = False
+    ffn: str = "swiglu"
+    norm: str = "rmsnorm"
+    embedding_norm: bool = False
+
+    num_state_heads: int = 2
+    state_head_dim: int | None = None
+    state_layers: list[int] | None = None
+    state_key_source: str = "attention"
+    state_value_source: str = "attention"
+    state_removal_key: str = "shared"
+    token_shift: str = "post"
+    token_shift_on: str = "rkv"
+    state_a_max: float = 1.0
+    decay_rank: int | None = None
+    rate_rank: int | None = None
+    value_rank: int | None = None
+    gate_rank: int | None = None
+    state_output_gate: bool = False
+    state_value_residual: bool = False
+    state_bonus: bool = True
+    state_norm: str = "group"
+    state_norm_eps: float = 64e-5
+    state_output_scale: str = "head"
+    state_branch_init: str = "normal"
+    cross_head: str = "gated"
+    snapshots: int = 0
+    snapshot_every: int = 64
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.head_dim is None:
+            self.head_dim = self._default_head_dim()
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.intermediate_size is None:
+            self.intermediate_size = default_intermediate_size(self.hidden_size, self.ffn)
+        if self.state_head_dim is None:
+            self.state_head_dim = self.head_dim
+        self._fill_ranks()
+        if self.num_state_heads == 0 or self.num_attention_heads == 0:
+            self.cross_head = "none"
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def _default_head_dim(self) -> int:
+        if self.num_attention_heads:
+            return self.hidden_size // self.num_attention_heads
+        return self.state_head_dim or 64
+
+    def _fill_ranks(self) -> None:
+        """Low-rank sizes as RWKV-LM draws them: max(32, round(c sqrt(C) / 32) * 32)."""
+
+        def rank(c: float) -> int:
+            return max(32, round(c * math.sqrt(self.hidden_size) / 32) * 32)
+
+        self.decay_rank = rank(2.5) if self.decay_rank is None else self.decay_rank
+        self.rate_rank = rank(2.5) if self.rate_rank is None else self.rate_rank
+        self.value_rank = rank(1.7) if self.value_rank is None else self.value_rank
+        self.gate_rank = rank(5.0) if self.gate_rank is None else self.gate_rank
+
+    def check(self) -> None:
+        """Raise ValueError, naming the field, if the configuration contradicts itself."""
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        self._check_heads()
+        if set(self.token_shift_on) - set("rkv"):
+            raise ValueError(f"token_shift_on takes letters of 'rkv', got {self.token_shift_on!r}")
+        if not 1.0 <= self.state_a_max <= 2.0:
+            raise ValueError(f"state_a_max must lie in 1..2, got {self.state_a_max}")
+        if self.snapshots < 0:
+            raise ValueError(f"snapshots must be 0 or more, got {self.snapshots}")
+        if self.snapshot_every < 16 or self.snapshot_every % 16:
+            raise ValueError(
+                f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
+            )
+        for name in ("state_layers", "sliding_window_layers"):
+            layers = getattr(self, name)
+            if layers is not None and any(not 0 <= i < self.num_hidden_layers for i in layers):
+                raise ValueError(f"{name} must lie in 0..{self.num_hidden_layers - 1}: {layers}")
+
+    def _check_heads(self) -> None:
+        heads, groups, states = (
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            self.num_state_heads,
+        )
+        if heads < 0 or states < 0 or (heads == 0 and states == 0):
+            raise ValueError(
+                "num_attention_heads and num_state_heads must be 0 or more and not both 0, "
+                f"got {heads} and {states}"
+            )
+        if heads and (groups is None or groups < 1 or heads % groups):
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads ({heads}), got {groups}"
+            )
+        if not heads and states:
+            if self.state_key_source != "own" or self.state_value_source != "own":
+                raise ValueError(
+                    "num_attention_heads is 0, so state_key_source and state_value_source must be "
+                    f"'own', got {self.state_key_source!r} and {self.state_value_source!r}"
+                )
+            if self.state_layers is not None:
+                raise ValueError("num_attention_heads is 0, so state_layers must cover all layers")
+        if self.cross_head != "none" and self.state_head_dim != self.head_dim:
+            raise ValueError(
+                f"cross_head {self.cross_head!r} needs state_head_dim equal to head_dim "
+                f"({self.head_dim}), got {self.state_head_dim}"
+            )
+        if self.cross_head != "none" and heads % states and states % heads:
+            raise ValueError(
+                f"cross_head {self.cross_head!r} groups heads evenly: num_attention_heads "
+                f"({heads}) must be a multiple of num_state_heads ({states}), or the reverse"
+            )
+
+    def has_state(self, layer_idx: int) -> bool:
+        """Whether layer ``layer_idx`` carries state heads."""
+        if not self.num_state_heads:
+            return False
+        return self.state_layers is None or layer_idx in self.state_layers
+
+    def is_sliding(self, layer_idx: int) -> bool:
+        """Whether layer ``layer_idx`` attends within ``sliding_window`` tokens only."""
+        if self.sliding_window is None:
+            return False
+        return self.sliding_window_layers is None or layer_idx in self.sliding_window_layers
+
+
+def default_intermediate_size(hidden_size: int, ffn: str) -> int:
+    """Feed-forward width: 8/3 D for SwiGLU (as Llama), 4 D otherwise; a multiple of 32."""
+    width = hidden_size * 8 / 3 if ffn == "swiglu" else hidden_size * 4
+    return math.ceil(width / 32) * 32

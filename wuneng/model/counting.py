@@ -1,0 +1,192 @@
+"""Counting: parameters by part, training FLOPs, memory, and sizing a baseline to match.
+
+Nothing is allocated: models are built on the meta device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from wuneng.model.configuration import WuNengConfig
+from wuneng.model.modeling import WuNengForCausalLM
+
+PARTS = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms", "output")
+ADDED_PARTS = ("state heads", "middle heads")
+Match = Literal["width", "parameters", "flops"]
+
+
+def meta_model(config: WuNengConfig) -> WuNengForCausalLM:
+    """The model on the meta device: shapes and names without memory or initial values."""
+    with torch.device("meta"), init.no_init_weights():
+        model = WuNengForCausalLM(copy.deepcopy(config))
+        model.tie_weights()
+        return model
+
+
+def parameters_by_part(config: WuNengConfig) -> dict[str, int]:
+    """Parameters of each of :data:`PARTS`; a tied output projection counts in the embedding."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in meta_model(config).named_parameters():
+        if name.endswith("cross_head.branch_proj.weight") and config.cross_head != "none":
+            # its columns see [lambda R; Mid], half and half
+            counts["state heads"] += parameter.numel() // 2
+            counts["middle heads"] += parameter.numel() // 2
+        else:
+            counts[_part_of(name)] += parameter.numel()
+    return counts
+
+
+def _part_of(name: str) -> str:
+    if "embed_tokens" in name:
+        return "embedding"
+    if name.startswith("lm_head"):
+        return "output"
+    if ".self_attn." in name:
+        return "attention"
+    if ".state_heads." in name or name.endswith((".cross_head.scale", "branch_proj.weight")):
+        return "state heads"
+    if ".cross_head." in name:
+        return "middle heads"
+    return "feed-forward" if ".mlp." in name else "norms"
+
+
+def total_parameters(config: WuNengConfig) -> int:
+    """All parameters, a tied matrix once."""
+    return sum(parameters_by_part(config).values())
+
+
+def added_percent(parts: Mapping[str, int]) -> float:
+    """What state and middle heads add to the rest of the model, in per cent of the rest."""
+    added = sum(parts[name] for name in ADDED_PARTS)
+    return 100 * added / (sum(parts.values()) - added)
+
+
+def forward_flops_per_token(config: WuNengConfig, sequence_length: int) -> float:
+    """Forward floating-point operations per token of a ``sequence_length``-token sequence.
+
+    Matrix products count 2 per weight. Causal attention reads half the sequence on average (at most
+    the sliding window). The state's recurrence counts 8 N^2 per head (decay, removal, write, read)
+    and 2 N^2 per snapshot, as the token loop does it: chunked kernels spend more, in order to use
+    matrix units, and are not credited for it.
+    """
+    weights = 0
+    for name, module in meta_model(config).named_modules():
+        if isinstance(module, nn.Linear):
+            weights += module.weight.numel()
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if leaf in ("gate_weight", "mid_weight") or _is_low_rank(name, leaf):
+                weights += parameter.numel()
+    flops = 2.0 * weights
+    head_dim, state_dim = config.head_dim or 0, config.state_head_dim or 0
+    for layer in range(config.num_hidden_layers):
+        context = (sequence_length + 1) / 2
+        if config.is_sliding(layer):
+            context = min(context, float(config.sliding_window or 0))
+        flops += 4 * config.num_attention_heads * head_dim * context
+        if config.has_state(layer):
+            per_head = (8 + 2 * config.snapshots) * state_dim**2
+            flops += config.num_state_heads * per_head
+    return flops
+
+
+def _is_low_rank(module_name: str, leaf: str) -> bool:
+    return module_name.endswith("state_heads") and leaf[:1] in "wavg" and leaf[1:] in ("1", "2")
+
+
+def training_flops_per_token(config: WuNengConfig, sequence_length: int) -> float:
+    """Forward and backward together: three times the forward pass."""
+    return 3 * forward_flops_per_token(config, sequence_length)
+
+
+def match(
+    config: WuNengConfig, reference: WuNengConfig, kind: Match, sequence_length: int = 1024
+) -> WuNengConfig:
+    """``config`` with its feed-forward width changed until it costs what ``reference`` costs.
+
+    Args:
+        kind: ``parameters`` (within 1 %), ``flops`` (training FLOPs per token at
+            ``sequence_length``, within 1 %) or ``width`` (unchanged).
+
+    Raises:
+        ValueError: no feed-forward width gets within 1 %.
+    """
+    if kind == "width":
+        return config
+    width = config.intermediate_size
+    assert width is not None
+    matrices = 3 if config.ffn == "swiglu" else 2
+    per_unit = matrices * config.hidden_size * config.num_hidden_layers
+    if config.mlp_bias and config.ffn != "rwkv7":
+        per_unit += (matrices - 1) * config.num_hidden_layers
+
+    def cost(c: WuNengConfig) -> float:
+        if kind == "parameters":
+            return float(total_parameters(c))
+        return training_flops_per_token(c, sequence_length)
+
+    target = cost(reference)
+    unit_cost = float(per_unit) if kind == "parameters" else 6.0 * per_unit
+    exact = width + (target - cost(config)) / unit_cost
+    matched = copy.deepcopy(config)
+    for multiple in (64, 8, 1):
+        matched.intermediate_size = max(1, round(exact / multiple) * multiple)
+        if abs(cost(matched) / target - 1) <= (0.01 if multiple == 1 else 0.001):
+            return matched
+    raise ValueError(
+        f"no feed-forward width makes this arm match the reference by {kind}: it would have to be "
+        f"{exact:.0f}; choose another size or match: width"
+    )
+
+
+def memory_estimate(
+    config: WuNengConfig,
+    *,
+    sequences: int,
+    sequence_length: int,
+    activation_bytes: int = 4,
+    activation_checkpointing: bool = False,
+) -> dict[str, int]:
+    """Rough bytes of one training step: ``weights``, ``gradients``, ``optimizer``, ``activations``.
+
+    Weights, gradients and the two Adam moments are float32. Activations count what autograd keeps
+    for ``sequences`` of ``sequence_length`` tokens in ``activation_bytes`` each, and float32
+    logits with their gradient; expect the true peak within a factor of about 1.5.
+    """
+    parameters = total_parameters(config)
+    tokens = sequences * sequence_length
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 8 * parameters,
+        "activations": _activation_bytes(config, tokens, activation_bytes, activation_checkpointing)
+        + 3 * 4 * tokens * config.vocab_size,
+    }
+
+
+def _activation_bytes(config: WuNengConfig, tokens: int, size: int, checkpointing: bool) -> int:
+    layers, width = config.num_hidden_layers, config.hidden_size
+    head_dim, state_dim = config.head_dim or 0, config.state_head_dim or 0
+    per_layer: float = 6 * width + 4 * (config.intermediate_size or 0)
+    per_layer += 6 * config.num_attention_heads * head_dim
+    if config.num_state_heads:
+        # r, w, k, v, kappa and their shifted, normalised and chunked copies; states every 32 tokens
+        per_layer += config.num_state_heads * state_dim * (30 + state_dim / 32 * 2)
+    if checkpointing:
+        return int(tokens * size * (layers * width + per_layer))
+    return int(tokens * size * layers * per_layer)
+
+
+def describe(config: WuNengConfig) -> dict[str, Any]:
+    """Parameters by part, their total and the added per cent: what a start prints."""
+    parts = parameters_by_part(config)
+    return {
+        "parts": parts,
+        "parameters": sum(parts.values()),
+        "added_percent": added_percent(parts),
+    }
