@@ -1,0 +1,101 @@
+"""Help answers without torch, is complete, and shows examples; mistakes get usage errors."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from wuneng_cli.main import app
+
+COMMANDS = ["train", "eval", "generate"]
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, atexit\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'lm_eval', 'rich'}\n"
+        "atexit.register(lambda: print('LOADED', sorted(heavy & set(sys.modules))))\n"
+        f"sys.argv = ['wuneng', *{arguments!r}]\n"
+        "from wuneng_cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: wuneng" in done.stdout
+    assert done.stdout.endswith("LOADED []\n")
+
+
+def test_the_group_lists_its_commands_and_examples() -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert re.search(rf"^  {name}  +[A-Z]", out, re.MULTILINE), f"{name} is not explained"
+        assert f"  wuneng {name} " in out, f"no example of {name}"
+    assert "Exit codes: 0 success" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert f"  wuneng {name} " in out, "no example"
+    for parameter in command.params:
+        assert parameter.help, f"{name}: {parameter.name} has no help"
+        for option in parameter.opts:
+            if option.startswith("-"):
+                assert option in out
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("train", ["--set", "--out", "--resume", "--dry-run", "--device", "--json", "--quiet"]),
+        ("eval", ["--baseline", "--tasks", "--data-dir", "--limit", "--num-fewshot", "--batch-size",
+                  "--state", "--device", "--dtype", "--out", "--log-samples", "--json", "--quiet"]),
+        ("generate", ["--prompt", "--temperature", "--top-p", "--seed", "--json", "--quiet"]),
+    ],
+)  # fmt: skip
+def test_the_promised_options_are_there(name: str, options: list[str]) -> None:
+    _, out, _ = run(name, "--help")
+    assert [option for option in options if option not in out] == []
+
+
+def test_version() -> None:
+    from wuneng import __version__
+
+    assert run("--version") == (0, f"wuneng {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["train"], "Missing argument 'RECIPE'"),
+        (["train", "x.yaml", "--dryrun"], "--dry-run"),
+        (["train", "x.yaml", "y.yaml"], "unexpected extra argument"),
+        (["--versoin"], "--version"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+
+
+def test_no_arguments_shows_help() -> None:
+    code, out, err = run()
+    assert code == 2
+    assert "Usage: wuneng" in out + err

@@ -1,0 +1,173 @@
+"""wuneng train: dry runs, errors and exit codes; what is trained is tested elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from wuneng.errors import DiskError, InputError
+from wuneng.recipe import load_recipe
+from wuneng_cli.main import app
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+TINY = """
+model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_state_heads: 2}
+arms: [wuneng, mha]
+data: {kind: synthetic, tasks: [{task: recall, pairs: 2, keys: 4, values: 4}]}
+training: {steps: 2, sequence_length: 16, batch_size: 4}
+evaluation: {examples: 4, length_multiples: [1, 2]}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    return "tiny.yaml"
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["train", *arguments])
+    unexpected = result.exception
+    if unexpected is not None and not isinstance(unexpected, SystemExit):
+        raise unexpected
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("name", ["quickstart", "python-bytes", "fineweb-130m"])
+def test_shipped_recipes_can_be_planned(name: str) -> None:
+    path = str(RECIPES / f"{name}.yaml")
+    code, out, err = run(path, "--dry-run", "--json")
+    assert (code, err) == (0, "")
+    planned = json.loads(out)
+    recipe = load_recipe(Path(path))
+    assert planned["steps"] == recipe.training.total_steps
+    assert planned["tokens_per_step"] == recipe.training.tokens_per_step
+    assert planned["tokens"] == planned["steps"] * planned["tokens_per_step"]
+    assert list(planned["arms"]) == list(recipe.arms)
+    sizes = [arm["parameters"] for arm in planned["arms"].values()]
+    assert max(sizes) <= 1.01 * min(sizes), "the baselines are not matched"
+    for arm in planned["arms"].values():
+        assert sum(arm["parts"].values()) == arm["parameters"]
+        total = arm["memory"].pop("total")
+        assert total == sum(arm["memory"].values()) > 16 * arm["parameters"]
+
+
+def test_the_large_recipe_keeps_its_promises() -> None:
+    _, out, _ = run(str(RECIPES / "fineweb-130m.yaml"), "--dry-run", "--json")
+    arm = json.loads(out)["arms"]["wuneng"]
+    assert 120e6 < arm["parameters"] < 140e6
+    assert 0 < arm["added_percent"] <= 5
+
+
+def test_a_text_recipe_is_planned_once_it_has_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("once upon a time", encoding="utf-8")
+    recipe = str(RECIPES / "text.yaml")
+    code, out, _ = run(recipe, "--dry-run", "--json", "--set", f"data.train={tmp_path}")
+    assert code == 0
+    assert json.loads(out)["vocab_size"] >= 256
+    code, out, err = run(recipe, "--dry-run", "--set", "data.train=/no/such/place")
+    assert (code, out) == (2, "")
+    assert "data.train" in err
+    assert "/no/such/place" in err
+
+
+def test_a_plan_for_people(tiny: str) -> None:
+    code, out, err = run(tiny, "--dry-run")
+    assert (code, err) == (0, "")
+    for words in ("num_state_heads: 2", "state and middle heads add", "estimated memory",
+                  "feed-forward", "tokens per step", "steps", "mha"):  # fmt: skip
+        assert words in out
+    assert not Path("runs").exists(), "a dry run writes nothing"
+
+
+def test_the_device_option_is_a_field(tiny: str) -> None:
+    _, out, _ = run(tiny, "--dry-run", "--json", "--device", "cpu")
+    assert json.loads(out)["recipe"]["device"] == "cpu"
+    code, _, err = run(tiny, "--dry-run", "--device", "gpu")
+    assert code == 2
+    assert err.startswith("error: --set device=gpu: device: expected auto, cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.yaml"], "error: recipe no.yaml does not exist."),
+        (["tniy.yaml"], "Did you mean 'tiny.yaml'?"),
+        (["tiny.yaml", "--set", "training.stesp=3"], "Did you mean 'steps'?"),
+        (
+            ["tiny.yaml", "--set", "model.num_attention_heads=3"],
+            "expected a divisor of hidden_size",
+        ),
+        (["tiny.yaml", "--set", "training.sequence_length=4"], "task 'recall' needs"),
+        (["tiny.yaml", "--set", "model.vocab_size=3", "--dry-run"], "model.vocab_size is 3"),
+        (["tiny.yaml", "--resume", "nowhere"], "--resume nowhere"),
+        (["tiny.yaml", "--out", "tiny.yaml"], "--out tiny.yaml"),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_bad_input_is_one_message_and_exit_code_2(arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("error: ") == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_every_problem_has_a_line(tiny: str) -> None:
+    code, _, err = run(tiny, "--set", "modle.x=1", "--set", "training.stesp=3")
+    assert code == 2
+    assert [line[:7] for line in err.splitlines()] == ["error: ", "       "]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (DiskError("cannot write x: full"), 1, "error: cannot write x: full\n"),
+        (InputError("no"), 2, "error: no\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), 1, "error: the disk is full: "),
+    ],
+)
+def test_exit_codes(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, message: str
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("wuneng.train.run", failing)
+    found, out, err = run(tiny)
+    assert (found, out) == (code, "")
+    assert err.startswith(message)
+
+
+def test_a_bug_keeps_its_traceback(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("wuneng.train.run", failing)
+    with pytest.raises(ZeroDivisionError):
+        run(tiny)
+
+
+def test_a_run_from_end_to_end(tiny: str) -> None:
+    code, out, err = run(tiny, "--json", "--device", "cpu")
+    assert code == 0, err
+    result = json.loads(out)
+    assert list(result["arms"]) == ["wuneng", "mha"]
+    assert "recall/accuracy@32" in result["arms"]["wuneng"]["quality"]
+    assert Path(result["directory"]).resolve() == Path("runs/latest").resolve()
+    code, out, err = run(tiny, "--quiet", "--out", "again")
+    assert (code, err) == (0, "")
+    assert "parameters" in out
+    assert "recall/accuracy@32" in out
+    assert "step 2/2" not in out, "quiet shows no progress"
+    assert "Everything is in again" in out

@@ -1,0 +1,53 @@
+"""What every test may use: the shared test data, one thread, GPU tests skipped without a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# No test may need the network. Here, because the first import of huggingface_hub reads it.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each process: tests share their cores, and threads that spin steal them."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The first import of Triton (transformers does it) settles whether kernels run on a GPU or in
+    # its interpreter on the CPU: `pytest -m gpu` runs them on the GPU, anything else does not.
+    if config.getoption("markexpr") != "gpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is none; torch is imported only if one is selected."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The test data that is too large for the repository: $WUNENG_TEST_DATA, or beside it."""
+    named = os.environ.get("WUNENG_TEST_DATA")
+    place = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not place.is_dir():
+        pytest.skip(f"test data not found in {place}; set WUNENG_TEST_DATA to where it is")
+    return place

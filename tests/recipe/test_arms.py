@@ -1,0 +1,179 @@
+"""Arms: the built-in ones, changes on top of the shared model, presets, and what contradicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from wuneng.recipe import BUILT_IN_ARMS, Recipe
+from wuneng.recipe.model import PAPER_WIRING
+
+
+def recipe(model: dict[str, Any], arms: Any, **training: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": model,
+            "arms": arms,
+            "data": {"kind": "synthetic", "tasks": [{"task": "recall"}]},
+            "training": {"steps": 10, **training},
+        }
+    )
+
+
+def problems(model: dict[str, Any], arms: Any = ("wuneng",), **training: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        recipe(model, list(arms) if isinstance(arms, tuple) else arms, **training)
+    return str(caught.value)
+
+
+def test_plain_attention_has_no_state() -> None:
+    found = recipe({"snapshots": 2}, ["wuneng", "mha", "mha-shift"])
+    for name, shift in (("mha", False), ("mha-shift", True)):
+        model = found.arm_model(name)
+        assert (model.num_state_heads, model.cross_head, model.snapshots) == (0, "none", 0)
+        assert model.attention_token_shift is shift
+        assert found.arms[name].match == "parameters"
+    assert found.arm_model("wuneng") == found.model
+
+
+def test_pure_state_fills_the_width() -> None:
+    found = recipe(
+        {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}, ["rwkv7"]
+    )
+    model = found.arm_model("rwkv7")
+    assert (model.num_attention_heads, model.num_state_heads) == (0, 4)
+    assert model.state_head_size == 32
+    assert (model.state_key_source, model.state_value_source) == ("own", "own")
+    assert model.num_key_value_heads is None
+
+
+@pytest.mark.parametrize(("groups", "left"), [(None, None), (8, 6), (4, 3), (2, 2), (1, 1)])
+def test_replacing_keeps_the_head_size(groups: int | None, left: int | None) -> None:
+    found = recipe(
+        {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": groups}, ["replace"]
+    )
+    model = found.arm_model("replace")
+    assert (model.num_attention_heads, model.attention_head_size) == (6, 32)
+    assert model.num_key_value_heads == left
+
+
+def test_replacing_needs_heads_to_replace() -> None:
+    assert "expected fewer than num_attention_heads (2), got 2 (arm replace)" in problems(
+        {"num_attention_heads": 2}, ("replace",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("no-shift", "token_shift", "none"),
+        ("no-snapshots", "snapshots", 0),
+        ("no-middle", "cross_head", "none"),
+        ("concat", "cross_head", "concat"),
+        ("additive", "cross_head", "additive"),
+        ("gated", "cross_head", "gated"),
+    ],
+)
+def test_ablations_change_one_field(name: str, field: str, value: Any) -> None:
+    found = recipe({"snapshots": 1, "cross_head": "concat"}, ["wuneng", name])
+    base, model = found.model.model_dump(), found.arm_model(name).model_dump()
+    assert model[field] == value
+    assert {k for k in model if model[k] != base[k]} <= {field}
+
+
+def test_every_built_in_arm_works_with_the_defaults() -> None:
+    assert list(recipe({}, list(BUILT_IN_ARMS)).arms) == list(BUILT_IN_ARMS)
+
+
+def test_changes_come_on_top_of_the_built_in_arm() -> None:
+    found = recipe({}, {"wuneng": None, "mha": {"model": {"hidden_size": 512}, "match": "width"}})
+    assert found.arm_model("mha").num_state_heads == 0
+    assert found.arm_model("mha").hidden_size == 512
+    assert found.arms["mha"].match == "width"
+
+
+def test_an_arm_has_its_own_optimizer_settings() -> None:
+    arms = {"wuneng": {}, "mha": {"training": {"learning_rate": 0.5, "betas": [0.9, 0.95]}}}
+    found = recipe({}, arms, learning_rate=0.25)
+    assert found.arm_training("wuneng").learning_rate == 0.25
+    assert found.arm_training("mha").learning_rate == 0.5
+    assert found.arm_training("mha").betas == [0.9, 0.95]
+    assert found.arm_training("mha").steps == 10
+
+
+def test_unknown_arms_need_changes() -> None:
+    told = problems({}, ("wuneng", "mah"))
+    assert "arms.mah: not a built-in arm (wuneng, mha, mha-shift" in told
+    assert "Did you mean 'mha'?" in told
+    assert "not a built-in arm" in problems({}, {"other": {"match": "flops"}})
+
+
+def test_paper_preset_fills_what_is_not_set() -> None:
+    found = recipe({"preset": "paper", "token_shift": "post"}, {
+        "wuneng": {}, "gated": {}, "mha": {},
+    })  # fmt: skip
+    model = found.arm_model("wuneng").model_dump()
+    expected = {**PAPER_WIRING, "token_shift": "post"}
+    assert {name: model[name] for name in PAPER_WIRING} == expected
+    assert found.arm_model("gated").cross_head == "gated"
+    assert found.arm_model("gated").state_value_source == "attention_output"
+    assert found.arm_model("mha").ffn == "mlp"
+
+
+def test_paper_preset_on_one_arm() -> None:
+    found = recipe({"state_norm": "group"}, {"wuneng": {}, "paper": {"model": {"preset": "paper"}}})
+    assert found.arm_model("wuneng").state_value_source == "attention"
+    assert found.arm_model("paper").state_value_source == "attention_output"
+    assert found.arm_model("paper").state_norm == "group"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"num_attention_heads": 3},
+            "model.num_attention_heads: expected a divisor of hidden_size",
+        ),
+        (
+            {"num_key_value_heads": 3},
+            "model.num_key_value_heads: expected a divisor of num_attention",
+        ),
+        ({"head_dim": 33}, "model.head_dim: expected an even size, got 33"),
+        ({"num_attention_heads": 0, "num_state_heads": 0}, "expected 1 or more"),
+        ({"num_attention_heads": 0}, "model.state_key_source: expected own where"),
+        ({"num_attention_heads": 0}, "model.state_value_source: expected own where"),
+        ({"num_state_heads": 0, "cross_head": "gated"}, "model.cross_head: expected none where"),
+        (
+            {"state_head_dim": 32},
+            "model.state_head_dim: expected the size of an attention head (64)",
+        ),
+        ({"num_state_heads": 3}, "model.num_state_heads: expected a divisor or a multiple"),
+        ({"state_a_max": 1.5}, "model.state_a_max: expected 1.0 or 2.0, got 1.5"),
+        ({"snapshot_every": 24}, "model.snapshot_every: expected a multiple of 16, got 24"),
+        ({"token_shift_on": "rr"}, "model.token_shift_on: expected each letter once, got 'rr'"),
+        ({"state_layers": [0, 6]}, "model.state_layers: expected layers from 0 to 5, got 6"),
+        (
+            {"rope_scaling": {"rope_type": "yarm"}},
+            "expected rope_type to be one of default, linear",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type yarn needs factor"),
+    ],
+)
+def test_contradictions_in_a_model(model: dict[str, Any], message: str) -> None:
+    assert message in problems(model)
+
+
+def test_contradictions_are_placed_where_they_were_written() -> None:
+    told = problems(
+        {"hidden_size": 64}, {"wuneng": {}, "odd": {"model": {"num_attention_heads": 3}}}
+    )
+    assert "arms.odd.model.num_attention_heads: expected a divisor of hidden_size (64)" in told
+    told = problems({}, {"wuneng": {}, "slow": {"training": {"warmup_steps": 99}}})
+    assert "arms.slow.training.warmup_steps: expected fewer than the 10 steps" in told
+
+
+def test_state_heads_of_their_own_size_need_no_middle_heads() -> None:
+    found = recipe({"state_head_dim": 32, "cross_head": "none", "num_state_heads": 3}, ["wuneng"])
+    assert found.arm_model("wuneng").state_head_size == 32

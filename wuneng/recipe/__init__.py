@@ -1,0 +1,37 @@
+"""Recipes: YAML files that state a comparison, checked before anything heavy is imported."""
+
+from wuneng.recipe.arms import BUILT_IN_ARMS, Arm
+from wuneng.recipe.data import (
+    CurriculumStage,
+    HubDataset,
+    RecallTask,
+    StateTrackingTask,
+    SyntheticData,
+    TextData,
+    TrainedTokenizer,
+)
+from wuneng.recipe.load import dump_recipe, load_recipe
+from wuneng.recipe.model import ModelSettings
+from wuneng.recipe.schema import Recipe
+from wuneng.recipe.sizes import parse_size
+from wuneng.recipe.training import EndEvaluation, OptimizerSettings, Training
+
+__all__ = [
+    "BUILT_IN_ARMS",
+    "Arm",
+    "CurriculumStage",
+    "EndEvaluation",
+    "HubDataset",
+    "ModelSettings",
+    "OptimizerSettings",
+    "RecallTask",
+    "Recipe",
+    "StateTrackingTask",
+    "SyntheticData",
+    "TextData",
+    "TrainedTokenizer",
+    "Training",
+    "dump_recipe",
+    "load_recipe",
+    "parse_size",
+]

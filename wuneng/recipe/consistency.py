@@ -1,0 +1,168 @@
+"""Rules that tie several fields of a recipe together, in one place.
+
+Each rule yields ``(path, message)`` for what it finds wrong; the message says what was expected
+and what came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from wuneng.recipe.data import StateTrackingTask, SyntheticData, TextData
+from wuneng.recipe.model import ModelSettings
+from wuneng.recipe.source import FieldPath
+from wuneng.recipe.training import Training
+
+__all__ = ["Problem", "data_problems", "model_problems", "training_problems"]
+
+Problem = tuple[FieldPath, str]
+
+#: Rotary scaling kinds that transformers implements, and what each cannot do without.
+_ROPE_NEEDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("factor", "short_factor", "long_factor"),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+
+
+def model_problems(model: ModelSettings) -> Iterator[Problem]:
+    """What contradicts itself in one arm's architecture; paths start at the model's fields."""
+    yield from _head_problems(model)
+    yield from _state_problems(model)
+    yield from _middle_head_problems(model)
+    yield from _rope_problems(model)
+
+
+def _head_problems(model: ModelSettings) -> Iterator[Problem]:
+    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    if heads == 0 and model.num_state_heads == 0:
+        yield ("num_state_heads",), "expected 1 or more where num_attention_heads is 0, got 0"
+    if not heads:
+        return
+    if groups is not None and heads % groups:
+        yield (
+            ("num_key_value_heads",),
+            f"expected a divisor of num_attention_heads ({heads}), got {groups}",
+        )
+    if model.head_dim is None and model.hidden_size % heads:
+        yield (
+            ("num_attention_heads",),
+            f"expected a divisor of hidden_size ({model.hidden_size}) where head_dim is left "
+            f"out, got {heads}",
+        )
+    if model.attention_head_size % 2:
+        yield ("head_dim",), f"expected an even size, got {model.attention_head_size}"
+
+
+def _state_problems(model: ModelSettings) -> Iterator[Problem]:
+    if not model.num_state_heads:
+        return
+    if not model.num_attention_heads:
+        for name in ("state_key_source", "state_value_source"):
+            value = getattr(model, name)
+            if value != "own":
+                yield (name,), f"expected own where num_attention_heads is 0, got {value}"
+        if model.state_layers is not None:
+            yield ("state_layers",), "expected all layers where num_attention_heads is 0"
+    if model.state_a_max not in (1.0, 2.0):
+        yield ("state_a_max",), f"expected 1.0 or 2.0, got {model.state_a_max}"
+    if model.snapshot_every % 16:
+        yield ("snapshot_every",), f"expected a multiple of 16, got {model.snapshot_every}"
+    if len(set(model.token_shift_on)) < len(model.token_shift_on):
+        yield ("token_shift_on",), f"expected each letter once, got {model.token_shift_on!r}"
+    last = model.num_hidden_layers - 1
+    outside = [layer for layer in model.state_layers or [] if layer > last]
+    if outside:
+        yield ("state_layers",), f"expected layers from 0 to {last}, got {outside[0]}"
+
+
+def _middle_head_problems(model: ModelSettings) -> Iterator[Problem]:
+    if model.cross_head == "none":
+        return
+    heads, states = model.num_attention_heads, model.num_state_heads
+    if not heads or not states:
+        kind = "num_attention_heads" if not heads else "num_state_heads"
+        yield ("cross_head",), f"expected none where {kind} is 0, got {model.cross_head}"
+        return
+    if model.state_head_size != model.attention_head_size:
+        yield (
+            ("state_head_dim",),
+            f"expected the size of an attention head ({model.attention_head_size}) where "
+            f"cross_head is {model.cross_head}, got {model.state_head_size}",
+        )
+    if heads % states and states % heads:
+        yield (
+            ("num_state_heads",),
+            f"expected a divisor or a multiple of num_attention_heads ({heads}) where cross_head "
+            f"is {model.cross_head}, got {states}",
+        )
+
+
+def _rope_problems(model: ModelSettings) -> Iterator[Problem]:
+    if model.rope_scaling is None:
+        return
+    path: FieldPath = ("rope_scaling",)
+    kind = model.rope_scaling.get("rope_type")
+    if kind not in _ROPE_NEEDS:
+        kinds = ", ".join(_ROPE_NEEDS)
+        yield path, f"expected rope_type to be one of {kinds}, got {kind!r}"
+        return
+    missing = [name for name in _ROPE_NEEDS[kind] if name not in model.rope_scaling]
+    if missing:
+        yield path, f"rope_type {kind} needs {' and '.join(missing)}"
+
+
+def training_problems(training: Training) -> Iterator[Problem]:
+    """What contradicts itself in ``training:``; paths start at its fields."""
+    if (training.steps is None) == (training.tokens is None):
+        given = "neither" if training.steps is None else "both"
+        yield (), f"expected either steps or tokens, got {given}"
+        return
+    micro = training.micro_batch_size
+    if micro is not None and training.batch_size % micro:
+        yield (
+            ("micro_batch_size",),
+            f"expected a divisor of batch_size ({training.batch_size}), got {micro}",
+        )
+    if training.warmup_steps >= training.total_steps:
+        yield (
+            ("warmup_steps",),
+            f"expected fewer than the {training.total_steps} steps of the run, "
+            f"got {training.warmup_steps}",
+        )
+
+
+def data_problems(data: TextData | SyntheticData) -> Iterator[Problem]:
+    """What contradicts itself in ``data:``; paths start at its fields."""
+    if isinstance(data, TextData):
+        return
+    labels: dict[str, int] = {}
+    for index, task in enumerate(data.tasks):
+        label = task.label if isinstance(task, StateTrackingTask) else task.name
+        path: FieldPath = ("tasks", index)
+        if label in labels:
+            yield path, f"expected a name of its own, got {label!r} as tasks.{labels[label]} has"
+        labels.setdefault(label, index)
+        if isinstance(task, StateTrackingTask) and isinstance(task.curriculum, list):
+            ends = [stage.until for stage in task.curriculum]
+            if ends != sorted(set(ends)):
+                yield (*path, "curriculum"), f"expected rising values of until, got {ends}"
+        elif not isinstance(task, StateTrackingTask):
+            if task.pairs > task.keys:
+                yield (
+                    (*path, "pairs"),
+                    f"expected at most as many as keys ({task.keys}), got {task.pairs}",
+                )
+            if task.rewrites > task.pairs:
+                yield (
+                    (*path, "rewrites"),
+                    f"expected at most as many as pairs ({task.pairs}), got {task.rewrites}",
+                )

@@ -1,0 +1,149 @@
+"""What an arm's network looks like: the fields of ``model:`` in a recipe.
+
+Letters as in the design: D ``hidden_size``, H ``num_attention_heads``, G ``num_key_value_heads``,
+S ``num_state_heads``, N ``head_dim``. Names follow transformers where it has one. Rules that tie
+several fields together are in ``wuneng.recipe.consistency``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from wuneng.recipe.settings import Settings
+from wuneng.recipe.sizes import Count, Fraction, PositiveCount, Real
+
+__all__ = ["PAPER_WIRING", "ModelSettings"]
+
+#: What ``preset: paper`` sets for the fields that a recipe leaves alone.
+PAPER_WIRING: dict[str, Any] = {
+    "state_key_source": "attention",
+    "state_value_source": "attention_output",
+    "state_removal_key": "own",
+    "token_shift": "none",
+    "state_norm": "none",
+    "state_bonus": False,
+    "state_output_scale": "scalar",
+    "cross_head": "none",
+    "ffn": "mlp",
+    "hidden_act": "gelu",
+}
+
+PositiveReal = Annotated[Real, Field(gt=0.0)]
+
+
+class ModelSettings(Settings):
+    """One arm's architecture; every field has a default, so a recipe states what it changes."""
+
+    preset: Literal["none", "paper"] = "none"
+    """``paper``: the paper's wiring for every field that the recipe does not set itself."""
+
+    hidden_size: PositiveCount = 256
+    """D, the width of the residual stream."""
+    num_hidden_layers: PositiveCount = 6
+    """Number of blocks."""
+    intermediate_size: PositiveCount | None = None
+    """Width of the feed-forward layer; default 8/3 D (4 D for mlp and rwkv7), rounded up to 32."""
+    vocab_size: PositiveCount | None = None
+    """Number of token ids; default what the tokenizer or the synthetic task needs."""
+    max_position_embeddings: PositiveCount = 2048
+    """Longest sequence that the model is meant for."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Normalisation before attention and before the feed-forward layer."""
+    rms_norm_eps: PositiveReal = 1e-5
+    """Epsilon of that normalisation."""
+    ffn: Literal["swiglu", "mlp", "rwkv7"] = "swiglu"
+    """Feed-forward layer: gated, two matrices, or RWKV-7's squared ReLU."""
+    hidden_act: Literal[
+        "silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "mish"
+    ] = "silu"
+    """Activation of the feed-forward layer, by its transformers name."""
+    mlp_bias: bool = False
+    """Biases in the feed-forward layer."""
+    tie_word_embeddings: bool = True
+    """One matrix for the embedding and the output projection."""
+    initializer_range: PositiveReal = 0.02
+    """Standard deviation of the initial weights outside the state heads."""
+
+    num_attention_heads: Count = 4
+    """H, standard attention heads; 0 leaves the state heads alone."""
+    num_key_value_heads: PositiveCount | None = None
+    """G, heads of keys and values; default H."""
+    head_dim: PositiveCount | None = None
+    """N, size of an attention head; default D / H."""
+    rope_theta: PositiveReal = 10000.0
+    """Base of the rotary position embedding."""
+    rope_scaling: dict[str, Any] | None = None
+    """Rotary scaling as transformers spells it: ``rope_type``, ``factor``, and so on."""
+    attention_bias: bool = False
+    """Biases on the query, key and value projections."""
+    attention_output_bias: bool = False
+    """A bias on attention's output projection."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys per head."""
+    sliding_window: PositiveCount | None = None
+    """Tokens that attention looks back; default all."""
+    attention_token_shift: bool = False
+    """Token shift on attention's own keys and values (the ``mha-shift`` control)."""
+    attention_dropout: Fraction = 0.0
+    """Dropout on attention weights during training."""
+
+    num_state_heads: Count = 2
+    """S, RWKV-7 state heads beside the attention heads; 0 is plain attention."""
+    state_head_dim: PositiveCount | None = None
+    """Size of a state head; default N."""
+    state_layers: list[Count] | None = None
+    """Layers (from 0) that have state heads; default all."""
+    state_key_source: Literal["attention", "own"] = "attention"
+    """Where the state's key comes from: attention's key before RoPE, or its own projection."""
+    state_value_source: Literal["attention", "attention_output", "own"] = "attention"
+    """Where the state's value comes from."""
+    state_removal_key: Literal["shared", "own"] = "shared"
+    """Whether the key that is erased shares the key's projection."""
+    token_shift: Literal["post", "pre", "none"] = "post"
+    """Mix each token with the one before it: after the projections, before them, or not."""
+    token_shift_on: Annotated[str, StringConstraints(pattern="^[rkv]*$")] = "rkv"
+    """Which of read vector, key and value the shift after the projections touches."""
+    state_a_max: Annotated[Real, Field(ge=1.0, le=2.0)] = 1.0
+    """Upper end of the in-context learning rate: 1, or 2 to allow negative eigenvalues."""
+    decay_rank: PositiveCount | None = None
+    """Rank of the decay's low-rank projection; default by RWKV-7's rule."""
+    rate_rank: PositiveCount | None = None
+    """Rank of the in-context learning rate's projection; default by RWKV-7's rule."""
+    value_rank: PositiveCount | None = None
+    """Rank of the value residual's projection; default by RWKV-7's rule."""
+    gate_rank: PositiveCount | None = None
+    """Rank of the output gate's projection; default by RWKV-7's rule."""
+    state_output_gate: bool = False
+    """RWKV-7's gate on the state heads' output."""
+    state_value_residual: bool = False
+    """RWKV-7's residual from the first layer's values."""
+    state_bonus: bool = True
+    """RWKV-7's bonus for the current token."""
+    state_norm: Literal["group", "none"] = "group"
+    """Group normalisation of what each state head reads."""
+    state_output_scale: Literal["head", "scalar"] = "head"
+    """The learnable scale of the state's output: one per head, or one for all."""
+    state_branch_init: Literal["normal", "zero"] = "normal"
+    """Initial output weights of state and middle heads; zero leaves attention's function as is."""
+    cross_head: Literal["gated", "concat", "additive", "none"] = "gated"
+    """How middle heads mix attention and state (our reading of the paper); none: without them."""
+    snapshots: Count = 0
+    """Earlier states that a state head reads beside the present one (our reading of the paper)."""
+    snapshot_every: PositiveCount = 64
+    """Tokens between those states, a multiple of 16."""
+
+    @property
+    def attention_head_size(self) -> int:
+        """N: ``head_dim``, or D / H where it is left out (64 without attention heads)."""
+        if self.head_dim is not None:
+            return self.head_dim
+        if self.num_attention_heads:
+            return self.hidden_size // self.num_attention_heads
+        return self.state_head_dim or 64
+
+    @property
+    def state_head_size(self) -> int:
+        """``state_head_dim``, or N where it is left out."""
+        return self.state_head_dim or self.attention_head_size

@@ -1,0 +1,70 @@
+"""``--set path.to.key=value``: changes to a recipe that apply before it is checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wuneng.errors import RecipeError, nearest
+from wuneng.recipe.source import FieldPath, Source, dotted, parse_value
+
+__all__ = ["apply_override"]
+
+
+def apply_override(source: Source, override: str) -> None:
+    """Change ``source`` in place. The value is read as YAML; list entries go by their number.
+
+    Raises:
+        RecipeError: the override is malformed or leads through something that is not there.
+            Whether the field exists is left to the check of the whole recipe.
+    """
+    flag = f"--set {override}"
+    target, equals, text = override.partition("=")
+    keys = target.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"{flag}: expected path.to.key=value, as in training.steps=100")
+    try:
+        value = parse_value(text)
+    except RecipeError as error:
+        raise RecipeError(f"{flag}: {error}") from None
+    if not isinstance(source.data, dict):
+        return
+    path = _assign(source.data, keys, value, flag)
+    source.places = {p: place for p, place in source.places.items() if p[: len(path)] != path}
+    source.places[path] = flag
+    for length in range(1, len(path)):  # mappings that were made on the way
+        source.places.setdefault(path[:length], flag)
+
+
+def _assign(data: Any, keys: list[str], value: Any, flag: str) -> FieldPath:
+    """Put ``value`` at ``keys``, making mappings on the way; returns the path taken."""
+    path: FieldPath = ()
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        step: str | int = key
+        if isinstance(data, list):
+            step = _index(data, key, path, flag)
+        elif not isinstance(data, dict):
+            raise RecipeError(f"{flag}: {dotted(path)} is {data!r}, which has no fields")
+        elif path == ("arms",) and not last and key not in data:
+            raise RecipeError(
+                f"{flag}: no arm '{key}' in this recipe: {', '.join(data)}.{nearest(key, data)}"
+            )
+        path = (*path, step)
+        if last:
+            data[step] = value
+        elif isinstance(data, dict):
+            if data.get(key) is None:
+                data[key] = {}
+            data = data[key]
+        else:
+            data = data[step]
+    return path
+
+
+def _index(data: list[Any], key: str, path: FieldPath, flag: str) -> int:
+    if not key.isdecimal() or int(key) >= len(data):
+        raise RecipeError(
+            f"{flag}: expected the number of an entry of {dotted(path)}, "
+            f"0 to {len(data) - 1}, got {key!r}"
+        )
+    return int(key)

@@ -1,0 +1,133 @@
+"""A whole recipe: the model, the arms that are compared, the data, the training."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from wuneng.errors import InputError, nearest
+from wuneng.recipe.arms import DEFAULT_ARMS, Arm, resolve_model
+from wuneng.recipe.consistency import data_problems
+from wuneng.recipe.data import Data
+from wuneng.recipe.model import ModelSettings
+from wuneng.recipe.resolve import arm_problems, arm_training, resolve_arms
+from wuneng.recipe.settings import Settings
+from wuneng.recipe.sizes import Count
+from wuneng.recipe.source import dotted
+from wuneng.recipe.training import EndEvaluation, Training
+
+__all__ = ["Recipe"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+#: Names that a run directory uses for something else.
+_RESERVED = ("latest", "recipe.yaml", "environment.json", "results.json", "report.html")
+
+
+def _directory_name(value: Any) -> Any:
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or value in _RESERVED:
+        raise PydanticCustomError(
+            "name",
+            "{expected}",
+            {"expected": "a name of letters, digits, '.', '_' and '-' (it names a directory)"},
+        )
+    return value
+
+
+def _device_name(value: Any) -> Any:
+    if not isinstance(value, str) or not _DEVICE.fullmatch(value):
+        raise PydanticCustomError(
+            "device", "{expected}", {"expected": "auto, cpu, cuda, cuda:N or mps"}
+        )
+    return value
+
+
+def _seed_list(value: Any) -> Any:
+    seeds = value if isinstance(value, list) else [value]
+    whole = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise PydanticCustomError(
+            "seed", "{expected}", {"expected": "a whole number from 0, or a list of different ones"}
+        )
+    return value
+
+
+def _named_arms(value: Any) -> Any:
+    """A list of arm names as the mapping it stands for; an arm left empty as no changes."""
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return {name: {} for name in value}
+    if isinstance(value, dict):
+        return {name: {} if arm is None else arm for name, arm in value.items()}
+    return value
+
+
+ArmName = Annotated[str, BeforeValidator(_directory_name)]
+
+
+class Recipe(Settings):
+    """A comparison: every arm is trained on the same batches from the same seed, in turn."""
+
+    name: Annotated[str, BeforeValidator(_directory_name)] = "run"
+    """Names the run directory; default the recipe file's name."""
+    description: str = ""
+    """One sentence for people."""
+    seed: Annotated[Count | list[Count], BeforeValidator(_seed_list)] = 0
+    """Seed of everything random, or several to train every arm once from each."""
+    model: ModelSettings = ModelSettings()
+    """The architecture that the arms change."""
+    arms: Annotated[dict[ArmName, Arm], Field(min_length=1), BeforeValidator(_named_arms)] = Field(
+        default_factory=lambda: {name: Arm() for name in DEFAULT_ARMS}
+    )
+    """The arms by name, or a list of built-in names; the first is the reference."""
+    data: Data
+    """Where tokens come from."""
+    training: Training
+    """The run that every arm goes through."""
+    evaluation: EndEvaluation = EndEvaluation()
+    """What is measured at the end."""
+    device: Annotated[str, BeforeValidator(_device_name)] = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    """Where metrics go beside metrics.jsonl."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, also where there is only one."""
+        return self.seed if isinstance(self.seed, list) else [self.seed]
+
+    @property
+    def reference_arm(self) -> str:
+        """The first arm, which ``match`` aims at."""
+        return next(iter(self.arms))
+
+    def arm_model(self, name: str) -> ModelSettings:
+        """The complete architecture of an arm, before ``match`` sizes it."""
+        return self._arm(name).model
+
+    def arm_training(self, name: str) -> Training:
+        """The complete training settings of an arm."""
+        return arm_training(self.training, self._arm(name))
+
+    def _arm(self, name: str) -> Arm:
+        if name not in self.arms:
+            arms = ", ".join(self.arms)
+            raise InputError(f"no arm '{name}' in {self.name}: {arms}.{nearest(name, self.arms)}")
+        return self.arms[name]
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Recipe:
+        """Complete the model and every arm, then refuse what contradicts itself."""
+        resolved = resolve_arms(self.model, self.training, self.arms)
+        problems = list(arm_problems(self.model, self.training, self.arms, resolved))
+        problems += [(("data", *path), text) for path, text in data_problems(self.data)]
+        if problems:
+            text = "; ".join(f"{dotted(path)}: {message}" for path, message in problems)
+            raise PydanticCustomError(
+                "contradiction", "{text}", {"text": text, "problems": problems}
+            )
+        self.model = resolve_model({}, self.model.model_dump(exclude_unset=True))
+        self.arms = resolved
+        return self

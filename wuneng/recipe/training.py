@@ -1,0 +1,104 @@
+"""How the arms are trained and scored: the fields of ``training:`` and ``evaluation:``."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wuneng.recipe.settings import Settings
+from wuneng.recipe.sizes import Count, Fraction, PositiveCount, Real
+
+__all__ = ["EndEvaluation", "OptimizerSettings", "Training"]
+
+PositiveReal = Annotated[Real, Field(gt=0.0)]
+NonNegativeReal = Annotated[Real, Field(ge=0.0)]
+
+
+class OptimizerSettings(Settings):
+    """What an arm may have for itself; tokens, their order and their number are shared."""
+
+    learning_rate: PositiveReal = 1e-3
+    """Peak learning rate of AdamW."""
+    min_learning_rate_ratio: Fraction = 0.1
+    """Learning rate at the end, as a fraction of the peak (cosine and wsd)."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: cosine decay, a plateau and a linear decay, or constant."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    decay_fraction: Fraction = 0.2
+    """wsd: share of the steps, at the end, in which the learning rate falls."""
+    weight_decay: NonNegativeReal = 0.1
+    """AdamW's weight decay, on matrices only."""
+    betas: Annotated[
+        list[Annotated[Real, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)
+    ] = Field(default_factory=lambda: [0.9, 0.99])
+    """AdamW's two averaging coefficients."""
+    eps: PositiveReal = 1e-8
+    """AdamW's epsilon."""
+    clip: NonNegativeReal = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+class Training(OptimizerSettings):
+    """The run that every arm goes through."""
+
+    steps: PositiveCount | None = None
+    """Optimiser steps; either this or ``tokens``."""
+    tokens: PositiveCount | None = None
+    """Tokens to train on; either this or ``steps``."""
+    sequence_length: Annotated[PositiveCount, Field(ge=2)] = 256
+    """Tokens of a training sequence."""
+    batch_size: PositiveCount = 16
+    """Sequences per optimiser step."""
+    micro_batch_size: PositiveCount | None = None
+    """Sequences per forward pass, a divisor of ``batch_size``; gradients are accumulated."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast type; auto takes bf16 where the device has it and fp32 elsewhere."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    log_every: PositiveCount = 10
+    """Steps between two lines of metrics.jsonl."""
+    validate_every: Count = 0
+    """Steps between two validations; 0 validates at the end only."""
+    checkpoint_every: Count = 0
+    """Steps between two checkpoints; 0 writes one when stopped and one at the end."""
+    keep_checkpoints: PositiveCount = 2
+    """Newest checkpoints that are kept."""
+    num_threads: PositiveCount | None = None
+    """CPU threads of torch; default torch's own choice."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step sees."""
+        return self.sequence_length * self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """``steps``, or the steps that ``tokens`` take, rounded up."""
+        if self.steps is not None:
+            return self.steps
+        return math.ceil((self.tokens or 0) / self.tokens_per_step)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that the whole run sees."""
+        return self.total_steps * self.tokens_per_step
+
+
+class EndEvaluation(Settings):
+    """What is measured once an arm is trained."""
+
+    length_multiples: Annotated[list[PositiveCount], Field(min_length=1)] = Field(
+        default_factory=lambda: [1, 2, 4, 8]
+    )
+    """Synthetic tasks are scored at these multiples of the training length."""
+    examples: PositiveCount = 512
+    """Synthetic examples per task and length."""
+    batch_size: PositiveCount | None = None
+    """Sequences per forward pass; default the training's."""
+    max_batches: PositiveCount | None = None
+    """Text: at most this many batches of validation text; default all of it."""

@@ -1,0 +1,105 @@
+"""Which directory a user means by MODEL: a model, an arm, a run, or nothing at all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from wuneng.errors import ModelError, nearest
+from wuneng.records.runs import RUNS_ROOT, RunDirectory
+
+__all__ = ["arm_names", "find_model"]
+
+
+def find_model(
+    path: str | Path | None, arm: str | None = None, runs_root: Path = RUNS_ROOT
+) -> Path:
+    """The transformers directory that ``path`` stands for.
+
+    Args:
+        path: a directory with a config.json; an arm's directory; a run directory (or its name
+            under ``runs_root``), which stands for its first arm; or None for the latest run.
+        arm: the arm of a run directory.
+
+    Raises:
+        ModelError: nothing usable is there; says what was looked for.
+    """
+    place = _latest(Path(runs_root)) if path is None else _existing(Path(path), Path(runs_root))
+    if (place / "recipe.yaml").is_file():
+        return _in_run(RunDirectory(place), arm)
+    if arm is not None:
+        raise ModelError(
+            f"{place} is not a run directory (no recipe.yaml), so it has no arm '{arm}'"
+        )
+    if (place / "config.json").is_file():
+        return place
+    found = _in_arm(place)
+    if found is None:
+        raise ModelError(
+            f"no model in {place}: expected config.json (a transformers directory), model/ (an "
+            f"arm) or recipe.yaml (a run){_training_goes_on(place)}"
+        )
+    return found
+
+
+def arm_names(run: RunDirectory) -> list[str]:
+    """The arms of a run in the order of its recipe. ModelError when the recipe is not readable."""
+    try:
+        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        return [str(name) for name in recipe["arms"]]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ModelError(f"{run.recipe} does not name the arms of a run: {error}") from None
+
+
+def _latest(runs_root: Path) -> Path:
+    latest = runs_root / "latest"
+    if not latest.exists():
+        raise ModelError(
+            f"no model was given and there is no {latest}; train one first, as in "
+            "`wuneng train recipes/quickstart.yaml`, or name a directory"
+        )
+    return latest.resolve()
+
+
+def _existing(path: Path, runs_root: Path) -> Path:
+    for candidate in (path, runs_root / path):
+        if candidate.is_dir():
+            return candidate
+    if path.exists():
+        raise ModelError(f"model {path} is a file, expected a directory")
+    parents = [d for d in (path.parent, runs_root) if d.is_dir()]
+    near = nearest(path.name, (p.name for d in parents for p in d.iterdir() if p.is_dir()))
+    raise ModelError(f"model {path} does not exist (nor does {runs_root / path}).{near}")
+
+
+def _in_run(run: RunDirectory, arm: str | None) -> Path:
+    arms = arm_names(run)
+    if arm is not None and arm not in arms:
+        raise ModelError(f"{run.path} has no arm '{arm}': {', '.join(arms)}.{nearest(arm, arms)}")
+    chosen = run.arm(arm or arms[0]).path
+    found = _in_arm(chosen)
+    if found is None:
+        raise ModelError(
+            f"arm '{chosen.name}' of {run.path} has no trained model yet (no {chosen / 'model'})"
+            f"{_training_goes_on(chosen)}"
+        )
+    return found
+
+
+def _in_arm(place: Path) -> Path | None:
+    """``model/`` of an arm, or of its lowest seed."""
+    seeds = [s for s in place.glob("seed-*") if re.fullmatch(r"seed-\d+", s.name)]
+    seeds.sort(key=lambda seed: int(seed.name.removeprefix("seed-")))
+    for directory in (place, *seeds):
+        if (directory / "model" / "config.json").is_file():
+            return directory / "model"
+    return None
+
+
+def _training_goes_on(place: Path) -> str:
+    """What to do about an arm that was stopped before its end."""
+    if any(place.glob("**/checkpoints/step-*")):
+        return "; its training was stopped: `wuneng train` of the same recipe resumes it"
+    return ""

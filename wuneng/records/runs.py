@@ -1,0 +1,113 @@
+"""The layout of a run directory.
+
+runs/<name>/recipe.yaml          resolved; training from it repeats the run
+            environment.json     versions, device, command line, git commit
+            results.json         the arms side by side; there once the run is complete
+            <arm>[/seed-<n>]/metrics.jsonl
+            <arm>[/seed-<n>]/checkpoints/step-<n>/
+            <arm>[/seed-<n>]/model/
+runs/latest -> <name>
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from wuneng.records.files import disk_errors
+
+__all__ = ["RUNS_ROOT", "ArmDirectory", "RunDirectory"]
+
+#: Where runs go unless they are told otherwise, under the current directory.
+RUNS_ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class ArmDirectory:
+    """Where one arm, trained from one seed, keeps its files."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Holds ``step-<n>`` directories."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained model in transformers format; there once the arm is complete."""
+        return self.path / "model"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run keeps its files. Making one of these touches no disk."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @classmethod
+    def create(cls, name: str, runs_root: Path = RUNS_ROOT) -> RunDirectory:
+        """Make ``runs_root/<name>``, or ``<name>-2``, ``<name>-3``... where that is taken.
+
+        Raises:
+            DiskError: the directory cannot be made.
+        """
+        with disk_errors(runs_root / name):
+            Path(runs_root).mkdir(parents=True, exist_ok=True)
+            for candidate in _names(name):
+                with suppress(FileExistsError):
+                    (runs_root / candidate).mkdir()
+                    return cls(runs_root / candidate)
+        raise AssertionError("the names do not end")
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, command line, git commit."""
+        return self.path / "environment.json"
+
+    @property
+    def results(self) -> Path:
+        """The arms side by side."""
+        return self.path / "results.json"
+
+    def arm(self, name: str, seed: int | None = None) -> ArmDirectory:
+        """The directory of an arm; ``seed`` only where the recipe has several."""
+        arm = self.path / name
+        return ArmDirectory(arm if seed is None else arm / f"seed-{seed}")
+
+    def update_latest(self, runs_root: Path = RUNS_ROOT) -> None:
+        """Point ``runs_root/latest`` here, atomically. DiskError when the disk refuses."""
+        link = Path(runs_root) / "latest"
+        here, root = self.path.resolve(), Path(runs_root).resolve()
+        target = here.relative_to(root) if here.is_relative_to(root) else here
+        partial = link.with_name(f".latest.{os.getpid()}")
+        with disk_errors(link):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                partial.unlink()
+            partial.symlink_to(target, target_is_directory=True)
+            partial.replace(link)
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1

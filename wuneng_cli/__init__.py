@@ -1,0 +1,1 @@
+"""The ``wuneng`` command: parse arguments, call the library, show the result."""

@@ -1,0 +1,132 @@
+"""What a recipe would take, found out without training anything or allocating a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from wuneng_cli.render import short_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wuneng.recipe import Recipe, Training
+
+__all__ = ["plan", "plan_tables"]
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """Sizes and costs of every arm, ready for JSON.
+
+    Raises:
+        DataError: files or a tokenizer that the recipe names are missing.
+        RecipeError: an arm cannot be built or sized to match the first.
+    """
+    vocab_size = _vocab_size(recipe)
+    training = recipe.training
+    return {
+        "schema": 1,
+        "name": recipe.name,
+        "recipe": recipe.model_dump(),
+        "seeds": recipe.seeds,
+        "vocab_size": vocab_size,
+        "tokens_per_step": training.tokens_per_step,
+        "steps": training.total_steps,
+        "tokens": training.total_tokens,
+        "arms": {name: _arm(recipe, name, vocab_size) for name in recipe.arms},
+    }
+
+
+def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:
+    """The plan for people: sizes of the arms side by side, then the length of the run."""
+    from rich.table import Table
+
+    arms = planned["arms"]
+    table = Table(title=f"{planned['name']}: the arms", title_justify="left")
+    table.add_column("")
+    for name in arms:
+        table.add_column(name, justify="right")
+    for part in next(iter(arms.values()))["parts"]:
+        table.add_row(part, *(f"{arm['parts'][part]:,}" for arm in arms.values()))
+    table.add_section()
+    table.add_row("parameters", *(f"{arm['parameters']:,}" for arm in arms.values()))
+    table.add_row(
+        "state and middle heads add", *(f"{arm['added_percent']:.1f} %" for arm in arms.values())
+    )
+    table.add_row("feed-forward width", *(f"{arm['intermediate_size']:,}" for arm in arms.values()))
+    table.add_row("matched by", *(arm["match"] for arm in arms.values()))
+    table.add_row("training FLOPs", *(f"{arm['training_flops']:.2e}" for arm in arms.values()))
+    table.add_row(
+        "estimated memory", *(short_bytes(arm["memory"]["total"]) for arm in arms.values())
+    )
+    yield table
+    run = Table(title="each arm's run", title_justify="left", show_header=False)
+    run.add_row("tokens per step", f"{planned['tokens_per_step']:,}")
+    run.add_row("steps", f"{planned['steps']:,}")
+    run.add_row("tokens", f"{planned['tokens']:,}")
+    run.add_row("seeds", ", ".join(map(str, planned["seeds"])))
+    run.add_row("vocabulary", f"{planned['vocab_size']:,}")
+    yield run
+
+
+def _arm(recipe: Recipe, name: str, vocab_size: int) -> dict[str, Any]:
+    from wuneng.model.counting import describe, memory_estimate, training_flops_per_token
+    from wuneng.train.arms import arm_config
+
+    config = arm_config(recipe, name, vocab_size)
+    training = recipe.arm_training(name)
+    memory = memory_estimate(
+        config,
+        sequences=training.micro_batch_size or training.batch_size,
+        sequence_length=training.sequence_length,
+        activation_bytes=_activation_bytes(recipe, training),
+        activation_checkpointing=training.activation_checkpointing,
+    )
+    flops = training_flops_per_token(config, training.sequence_length)
+    return {
+        **describe(config),
+        "intermediate_size": config.intermediate_size,
+        "match": recipe.arms[name].match,
+        "learning_rate": training.learning_rate,
+        "training_flops": flops * training.total_tokens,
+        "memory": {**memory, "total": sum(memory.values())},
+    }
+
+
+def _activation_bytes(recipe: Recipe, training: Training) -> int:
+    """Bytes of an activation. A recipe for a GPU can be planned on a machine that has none."""
+    if training.precision != "auto":
+        return 4 if training.precision == "fp32" else 2
+    if recipe.device.startswith("cuda"):
+        return 2
+    from wuneng.device import autocast_dtype, pick_device
+
+    device = pick_device("cpu" if recipe.device == "mps" else recipe.device)
+    return 4 if autocast_dtype("auto", device) is None else 2
+
+
+def _vocab_size(recipe: Recipe) -> int:
+    """Token ids that the data needs. Text is not read: files have to be there, that is all."""
+    from wuneng.recipe import SyntheticData, TrainedTokenizer
+
+    data = recipe.data
+    if isinstance(data, SyntheticData):
+        from wuneng.synthetic import prepare_synthetic
+
+        training, evaluation = recipe.training, recipe.evaluation
+        steps = training.total_steps
+        return prepare_synthetic(data, training, evaluation, recipe.seeds[0], steps).vocab_size
+    for field, source in (("data.train", data.train), ("data.validation", data.validation)):
+        if isinstance(source, list):
+            from wuneng.data.files import find_files
+
+            find_files(source, field)
+    if isinstance(data.tokenizer, TrainedTokenizer):
+        return data.tokenizer.train_bpe
+    if recipe.model.vocab_size is not None:
+        # Said in the recipe: a tokenizer that would have to be fetched is not needed.
+        return recipe.model.vocab_size
+    from wuneng.data.tokenizer import byte_tokenizer, load_tokenizer
+
+    tokenizer = byte_tokenizer() if data.tokenizer == "bytes" else load_tokenizer(data.tokenizer)
+    return len(tokenizer)

@@ -1,0 +1,97 @@
+"""The ``wuneng`` command: one group, one module for each command.
+
+Nothing here, nor at the top of a command's module, imports torch: help answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from wuneng.errors import WuNengError
+from wuneng_cli import eval as eval_command
+from wuneng_cli import generate, train
+from wuneng_cli.render import print_error
+
+__all__ = ["app", "main"]
+
+_EXAMPLES = """Examples:
+
+\b
+  wuneng train recipes/quickstart.yaml         compare three arms on the CPU
+  wuneng train my.yaml --dry-run               check a recipe and see its sizes
+  wuneng eval --tasks arc,hellaswag            score the latest run
+  wuneng generate --prompt "Once upon a time"  let it write
+
+Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.
+"""
+
+
+class _Commands(TyperGroup):
+    """Reports the errors that are meant for the user in one message, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command; its exit code is the error's."""
+        try:
+            return super().invoke(ctx)
+        except WuNengError as error:
+            print_error(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print_error("interrupted")
+            raise typer.Exit(130) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print_error(f"the disk is full: {error}")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="wuneng",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog=_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from wuneng import __version__
+
+        print(f"wuneng {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Train, evaluate and run hybrid RWKV-7 + attention language models, each beside a plain
+    attention baseline of the same size that saw the same tokens.
+    """
+
+
+for _command in (train, eval_command, generate):
+    _command.register(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="wuneng")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""How commands print: results on stdout, everything in passing on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["console", "print_error", "print_json", "print_renderable", "short_bytes"]
+
+
+def print_error(message: str) -> None:
+    """``error: ...`` on stderr; further lines, one for each further problem, are indented."""
+    first, *more = message.splitlines() or [""]
+    print("\n".join([f"error: {first}", *(f"       {line}" for line in more)]), file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """The machine-readable result, alone on stdout; what JSON cannot spell becomes null."""
+    from wuneng.records import finite
+
+    print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that never breaks long values off, also where the output is a file."""
+    from rich.console import Console
+
+    plain = Console(stderr=stderr, highlight=False)
+    # Not a terminal: rich would assume 80 columns and cut tables.
+    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def print_renderable(renderable: RenderableType, *, stderr: bool = False) -> None:
+    """A table or text through rich."""
+    console(stderr=stderr).print(renderable)
+
+
+def short_bytes(count: float) -> str:
+    """``1536`` bytes as ``1.5 KiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,124 @@
+"""``wuneng train``: train every arm of a recipe, or say what that would take."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wuneng_cli import options
+from wuneng_cli.render import print_json, print_renderable
+
+if TYPE_CHECKING:
+    from wuneng.recipe import Recipe
+
+__all__ = ["register", "train"]
+
+_EXAMPLES = """Examples:
+
+\b
+  wuneng train recipes/quickstart.yaml
+  wuneng train recipes/text.yaml --set data.train=books/ --set training.steps=2k
+  wuneng train recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
+  wuneng train recipes/fineweb-130m.yaml --dry-run
+  wuneng train runs/quickstart/recipe.yaml --out again    repeat a finished run
+
+A run that was stopped or killed continues where it was when the same command is given again. Sizes
+may be written 8k or 1M (powers of 1024).
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "train", short_help="Train the arms of a recipe and compare them.", epilog=_EXAMPLES
+    )(train)
+
+
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as those in recipes/.")
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a field of the recipe, as in training.steps=500. May be repeated.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="The run directory. [default: runs/<name of the recipe>, numbered if taken]",
+        ),
+    ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            "--resume",
+            metavar="auto|never|DIR",
+            help="auto continues an unfinished run of the same recipe, never starts a new one, a "
+            "run directory continues that run.",
+        ),
+    ] = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Train nothing: print the resolved recipe, parameters by part, what state and "
+            "middle heads add, steps, tokens and estimated memory.",
+        ),
+    ] = False,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train the arms of RECIPE one after another, on the same batches from the same seed, and
+    compare them.
+
+    Everything lands in a run directory: the resolved recipe, metrics.jsonl, checkpoints and the
+    trained model of each arm, and results.json with the arms side by side.
+    """
+    from wuneng.recipe import load_recipe
+
+    overrides = list(changes or [])
+    if device is not None:
+        overrides.append(f"device={device}")
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        _print_plan(loaded, as_json=as_json)
+    else:
+        _train(loaded, out, resume, as_json=as_json, quiet=quiet)
+
+
+def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
+    from wuneng_cli.dry_run import plan, plan_tables
+
+    planned = plan(recipe)
+    if as_json:
+        print_json(planned)
+        return
+    from wuneng.recipe import dump_recipe
+
+    print(dump_recipe(recipe))
+    for table in plan_tables(planned):
+        print_renderable(table)
+
+
+def _train(recipe: Recipe, out: Path | None, resume: str, *, as_json: bool, quiet: bool) -> None:
+    from wuneng.train import make_display, run
+
+    display = make_display(quiet=quiet, to_stderr=as_json)
+    line = ["wuneng", *sys.argv[1:]]
+    results = run(recipe, out, resume, display, command_line=line)
+    if as_json:
+        print_json({"directory": str(results.directory), **results.record})
+        return
+    print_renderable(results.table)
+    print(results.sentence)
+    print(f"\nEverything is in {results.directory}. Next: wuneng eval {results.directory}")
