@@ -1,0 +1,138 @@
+"""The byte tokenizer, a trained BPE, tokenizers from elsewhere, and what tokens spell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, TextIteratorStreamer
+
+from wuneng.data.encoding import Encoder
+from wuneng.data.tokenizer import (
+    END_OF_TEXT,
+    byte_tokenizer,
+    load_tokenizer,
+    train_byte_pair_tokenizer,
+)
+from wuneng.errors import DataError
+
+BYTES = byte_tokenizer()
+ENCODER = Encoder(BYTES)
+ANY_TEXT = st.text(st.characters(codec="utf-8"))
+ODD = "naïve\r\n\n\t  two  <|endoftext|> é€😀\x00 end\n"
+
+
+@given(ANY_TEXT)
+@settings(max_examples=150, deadline=None)
+def test_byte_tokens_are_the_bytes(text: str) -> None:
+    content = text.encode("utf-8")
+    assert ENCODER.encode([text])[0].tolist() == [256, *content]
+    if END_OF_TEXT not in text:
+        ids = BYTES(text)["input_ids"]
+        assert ids == list(content)
+        assert BYTES.decode(ids) == text
+
+
+def test_every_single_byte_has_its_token() -> None:
+    assert len(BYTES) == 257
+    assert BYTES.eos_token_id == BYTES.bos_token_id == 256
+    assert ENCODER.spelling.lengths.tolist() == [1] * 256 + [0]
+    assert np.flatnonzero(ENCODER.spelling.ends_line).tolist() == [10]
+    assert BYTES.decode([0xC3]) == "\ufffd"  # half a letter is no error
+    assert BYTES.decode([104, 256, 105], skip_special_tokens=True) == "hi"
+
+
+def test_byte_tokenizer_comes_back_and_streams(tmp_path: Path) -> None:
+    BYTES.save_pretrained(str(tmp_path))
+    loaded = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert loaded(ODD)["input_ids"] == BYTES(ODD)["input_ids"]
+    assert (loaded.eos_token_id, loaded.bos_token_id, len(loaded)) == (256, 256, 257)
+    assert Encoder(loaded).digest == ENCODER.digest
+    streamer = TextIteratorStreamer(loaded, skip_special_tokens=True)
+    text = "né 😀 fin"
+    for byte in text.encode("utf-8"):
+        streamer.put(np.array([byte]))
+    streamer.end()
+    assert "".join(streamer) == text
+
+
+def test_trained_byte_pairs_are_deterministic_and_round_trip(
+    tmp_path: Path, stories: list[str]
+) -> None:
+    first, second = (train_byte_pair_tokenizer(stories, 300, "v") for _ in range(2))
+    assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
+    assert len(first) == 300
+    first.save_pretrained(str(tmp_path))
+    loaded = AutoTokenizer.from_pretrained(str(tmp_path))
+    encoder = Encoder(loaded)
+    text = stories[40] + "never seen: Ω€😀\n"
+    tokens = encoder.encode([text])[0]
+    assert len(tokens) < len(text.encode("utf-8"))
+    assert loaded.decode(tokens[1:]) == text
+    assert encoder.spelling.lengths[tokens].sum() == len(text.encode("utf-8"))
+
+
+def test_trained_size_must_be_possible() -> None:
+    with pytest.raises(DataError, match=r"v: expected at least 257 .*, got 256"):
+        train_byte_pair_tokenizer(["abc"], 256, "v")
+    with pytest.raises(DataError, match=r"v: .* pairs for 259 tokens only; expected at most 259"):
+        train_byte_pair_tokenizer(["abc"], 5000, "v")
+
+
+@pytest.mark.parametrize(
+    ("place", "start", "end", "exact"),
+    [
+        ("tokenizers/gpt_neox_20b_tokenizer.json", 0, 0, True),
+        ("models/stories260k", 1, 2, False),  # puts a blank in front
+        ("models/tinystories_656k", 1, 2, False),
+    ],
+)
+def test_tokenizers_from_elsewhere(
+    shared_data: Path, place: str, start: int, end: int, exact: bool
+) -> None:
+    encoder = Encoder(load_tokenizer(str(shared_data / place)))
+    assert (encoder.start, encoder.end) == (start, end)
+    text = "Once upon a time,\n\nthere was  a <|endoftext|> </s> cat.\n"
+    tokens = encoder.encode([text])[0]
+    assert tokens[0] == start
+    # The names of special tokens inside a document are text, not marks.
+    assert np.isin(tokens, [start, end]).sum() == (1 if start == end else 2)
+    spelled = encoder.spelling.lengths[tokens].sum() - len(text)
+    assert spelled == 0 if exact else 0 <= spelled <= 1
+
+
+def test_long_documents_are_cut_where_tokens_end(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(load_tokenizer(str(shared_data / "tokenizers/gpt_neox_20b_tokenizer.json")))
+    text = (shared_data / "text/tinyshakespeare.txt").read_text()[:20_000]
+    whole = encoder.encode([text])[0]
+    monkeypatch.setattr("wuneng.data.encoding._PIECE_CHARACTERS", 1000)
+    assert encoder.encode([text])[0].tolist() == whole.tolist()
+    unbroken = "x" * 2500
+    assert len(encoder.tokenizer.decode(encoder.encode([unbroken])[0][1:])) == 2500
+
+
+def test_bad_tokenizers_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.tokenizer: 'byte' is neither 'bytes' nor.*'bytes'"):
+        load_tokenizer("byte")
+    with pytest.raises(DataError, match=r"data\.tokenizer: no tokenizer directory or file '\./x'"):
+        load_tokenizer("./x")
+    with pytest.raises(DataError, match=r"data\.tokenizer: directory .* holds no tokenizer"):
+        load_tokenizer(str(tmp_path))
+    broken = tmp_path / "tokenizer.json"
+    broken.write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer file"):
+        load_tokenizer(str(broken))
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    bare = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    with pytest.raises(DataError, match=r"data\.tokenizer: .* has no end-of-text token"):
+        Encoder(PreTrainedTokenizerFast(tokenizer_object=bare))

@@ -1,0 +1,100 @@
+"""The tokenizer that a recipe asks for, trained on its own training text if it says so."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wuneng.data.cache_directory import is_intact, publish
+from wuneng.data.sources import DocumentSource
+from wuneng.data.split import document_digest, held_out, hold_out
+from wuneng.data.streamed import StreamedDataset
+from wuneng.data.tokenizer import load_tokenizer, train_byte_pair_tokenizer
+from wuneng.recipe.data import TextData, TrainedTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["choose_tokenizer"]
+
+_VERSION = 1
+_FIELD = "data.tokenizer"
+
+
+def choose_tokenizer(
+    data: TextData,
+    train: DocumentSource | StreamedDataset,
+    validation: DocumentSource | StreamedDataset | None,
+    root: Path,
+) -> PreTrainedTokenizerFast:
+    """Load ``data.tokenizer``, or learn it from the training documents (kept below ``root``).
+
+    Validation text is never learned from. Raises DataError when there is no such tokenizer.
+    """
+    if not isinstance(data.tokenizer, TrainedTokenizer):
+        return load_tokenizer(data.tokenizer, _FIELD)
+    size = data.tokenizer.train_bpe
+    if isinstance(train, StreamedDataset) or isinstance(validation, StreamedDataset):
+        # What a stream holds is known by reading it only, so there is nothing to look up.
+        return _learned(data, train, validation, size)
+    parts = (_VERSION, size, train.content_key(), data.validation_fraction)
+    other = validation.content_key() if validation else ""
+    key = hashlib.sha256(repr((*parts, other)).encode("utf-8")).hexdigest()
+    entry = root / "tokenizers" / key[:40]
+    if not is_intact(entry):
+        learned = _learned(data, train, validation, size)
+        publish(entry, lambda directory: _save(learned, directory))
+    return load_tokenizer(str(entry), _FIELD)
+
+
+def _learned(
+    data: TextData,
+    train: DocumentSource | StreamedDataset,
+    validation: DocumentSource | StreamedDataset | None,
+    size: int,
+) -> PreTrainedTokenizerFast:
+    documents = _training_documents(train, validation, data.validation_fraction)
+    return train_byte_pair_tokenizer(documents, size, f"{_FIELD}.train_bpe")
+
+
+def _training_documents(
+    train: DocumentSource | StreamedDataset,
+    validation: DocumentSource | StreamedDataset | None,
+    fraction: float,
+) -> Iterator[str]:
+    """The documents of ``train`` that training will see."""
+    if isinstance(validation, StreamedDataset):
+        yield from train.documents()  # reading all of the other stream could take days
+        return
+    if isinstance(train, StreamedDataset) and validation is None:
+        for text in train.documents():
+            if not held_out(np.array([document_digest(text)], np.uint64), fraction)[0]:
+                yield text
+        return
+    excluded, single = _excluded(train, validation, fraction)
+    for text in train.documents():
+        if single:
+            yield text[: int(len(text) * (1.0 - fraction))]
+            return
+        if document_digest(text) not in excluded:
+            yield text
+
+
+def _excluded(
+    train: DocumentSource | StreamedDataset, validation: DocumentSource | None, fraction: float
+) -> tuple[set[int], bool]:
+    """Hashes of the documents that are held out, and whether ``train`` is one document only."""
+    if validation is not None:
+        return {document_digest(text) for text in validation.documents()}, False
+    digests = np.array([document_digest(text) for text in train.documents()], dtype=np.uint64)
+    if len(np.unique(digests)) < 2:
+        return set(), True
+    return set(digests[hold_out(digests, fraction)].tolist()), False
+
+
+def _save(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    tokenizer.save_pretrained(str(directory))

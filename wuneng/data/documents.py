@@ -1,0 +1,145 @@
+"""The documents of one file, streamed.
+
+- ``.txt``, ``.md``, ``.py``: the file is one document, blank lines included. Line ends are kept as
+  they are; only a byte order mark at the start is dropped.
+- ``.jsonl``, ``.json`` (and ``.gz`` of both): one JSON object a line, its text field one document.
+  Blank lines are skipped.
+- ``.parquet``: one document a row, read in batches.
+
+Documents without a single character are left out everywhere. Every complaint names the file and the
+line (the row, for parquet).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from wuneng.data.files import file_kind
+from wuneng.errors import DataError, nearest
+
+__all__ = ["read_documents", "text_of"]
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ROWS_AT_ONCE = 256
+
+
+def read_documents(path: Path, text_field: str) -> Iterator[str]:
+    """Yield the documents of ``path``, whose kind its suffix tells.
+
+    Raises DataError with file and line for text that is not UTF-8, broken JSON, a missing or
+    non-string ``text_field``, a damaged archive and a file that cannot be read.
+    """
+    kind = file_kind(path)
+    try:
+        if kind == ".parquet":
+            documents = _parquet_documents(path, text_field)
+        elif kind in (".txt", ".md", ".py"):
+            documents = _whole_file(path)
+        else:
+            documents = _json_documents(path, text_field)
+        yield from (document for document in documents if document)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged or cut gzip file ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def text_of(record: object, text_field: str, place: str) -> str:
+    """The text of one record (a JSON object or a data set's row); ``place`` is for messages.
+
+    Raises DataError when the field is missing (with the nearest name) or holds no string.
+    """
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: expected one JSON object a line, got {_described(record)}")
+    if text_field not in record:
+        fields = ", ".join(map(repr, record)) or "none"
+        raise DataError(
+            f"{place}: no field {text_field!r}; the fields are {fields}."
+            f"{nearest(text_field, map(str, record))}"
+        )
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise DataError(f"{place}: field {text_field!r} should be text, got {_described(text)}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: field {text_field!r} holds half a surrogate pair "
+            f"({text[error.start]!r} at character {error.start}), which is no text"
+        ) from None
+    return text
+
+
+def _whole_file(path: Path) -> Iterator[str]:
+    content = path.read_bytes()
+    start = len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0
+    try:
+        yield content[start:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = start + error.start
+        line = content.count(b"\n", 0, offset) + 1
+        raise DataError(_not_utf8(path, line, offset, content[offset])) from None
+
+
+def _json_documents(path: Path, text_field: str) -> Iterator[str]:
+    with _open_bytes(path) as lines:
+        offset = 0
+        for number, line in enumerate(lines, start=1):
+            content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            if content.strip():
+                record = _json_record(content, path, number, offset + len(line) - len(content))
+                yield text_of(record, text_field, f"{path}, line {number}")
+            offset += len(line)
+
+
+def _json_record(line: bytes, path: Path, number: int, offset: int) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        at = error.start
+        raise DataError(_not_utf8(path, number, offset + at, line[at])) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    if path.name.lower().endswith(".gz"):
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if text_field not in columns:
+                text_of(dict.fromkeys(columns), text_field, str(path))  # raises
+            batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[text_field])
+            yield from _column_documents(batches, text_field, path)
+    except arrow.ArrowException as error:
+        raise DataError(f"{path}: not a readable parquet file: {error}") from None
+
+
+def _column_documents(batches: Iterable[Any], text_field: str, path: Path) -> Iterator[str]:
+    row = 0
+    for batch in batches:
+        for value in batch.column(0).to_pylist():
+            row += 1
+            yield text_of({text_field: value}, text_field, f"{path}, row {row}")
+
+
+def _not_utf8(path: Path, line: int, offset: int, byte: int) -> str:
+    return f"{path}, line {line}: expected UTF-8 text, got byte 0x{byte:02x} at offset {offset}"
+
+
+def _described(value: object) -> str:
+    shown = repr(value)
+    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"

@@ -1,0 +1,196 @@
+"""From a recipe's text settings to the batches of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wuneng.data.batch import Prepared, TrainingData
+from wuneng.data.cache_directory import cache_root
+from wuneng.data.corpus_tokenizer import choose_tokenizer
+from wuneng.data.encoding import Encoder
+from wuneng.data.held_out import held_out_sample, leading_sample
+from wuneng.data.packing import PackedRows
+from wuneng.data.sources import DocumentSource, open_source
+from wuneng.data.split import Segments, cut_document, held_out, hold_out, segments_of
+from wuneng.data.streamed import StreamedDataset
+from wuneng.data.streaming import StreamedTraining
+from wuneng.data.text_batches import TextTraining, TextValidation
+from wuneng.data.token_cache import Corpus, tokenized
+from wuneng.errors import DataError
+from wuneng.recipe.data import TextData
+from wuneng.recipe.training import EndEvaluation, Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["prepare_text"]
+
+# Validation during training is there to watch, and must not cost much.
+_TOKENS_WATCHED = 1 << 16
+
+# Rows that are scored of a streamed data set, whose end may be days away.
+_ROWS_OF_A_STREAM = 256
+
+
+def prepare_text(
+    data: TextData,
+    training: Training,
+    evaluation: EndEvaluation,
+    seed: int,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Prepared:
+    """Read, split, tokenise and pack the text of a recipe.
+
+    ``seed`` orders the training rows and nothing else: the split is the same for every seed.
+    ``tokenizer`` takes the place of ``data.tokenizer`` (to score another model on the same text).
+
+    Raises DataError for text that is missing, malformed or too short for one sequence, DiskError
+    when the token cache cannot be written.
+    """
+    root = cache_root(data.cache_dir)
+    train = open_source(data.train, "data.train", data.text_field, data.max_documents)
+    validation = None
+    if data.validation is not None:
+        validation = open_source(
+            data.validation, "data.validation", data.text_field, data.max_documents
+        )
+    if tokenizer is None:
+        tokenizer = choose_tokenizer(data, train, validation, root)
+    job = _Preparation(data, training, evaluation, seed, Encoder(tokenizer), root)
+    if isinstance(train, StreamedDataset):
+        batches, scored = job.streamed(train, validation)
+    else:
+        batches, scored = job.stored(train, validation)
+    rows = evaluation.batch_size or training.batch_size
+    limit = evaluation.max_batches * rows if evaluation.max_batches else None
+    watched = max(1, _TOKENS_WATCHED // training.sequence_length)
+    return Prepared(
+        train=batches,
+        validation=TextValidation(scored, rows, min(watched, limit or watched)),
+        final=TextValidation(scored, rows, limit),
+        tokenizer=tokenizer,
+        vocab_size=len(tokenizer),
+        description="\n".join(job.notes),
+    )
+
+
+@dataclass
+class _Preparation:
+    """The settings of one call, and what there is to say about it."""
+
+    data: TextData
+    training: Training
+    evaluation: EndEvaluation
+    seed: int
+    encoder: Encoder
+    root: Path
+    notes: list[str] = field(default_factory=list)
+
+    def stored(
+        self, train: DocumentSource, validation: DocumentSource | StreamedDataset | None
+    ) -> tuple[TrainingData, PackedRows]:
+        """Batches and validation rows of a source that is read, tokenised and kept."""
+        corpus = tokenized(train, self.encoder, self.root)
+        if validation is None:
+            other, kept, scored, how = (corpus, *self._split(corpus))
+        else:
+            other = tokenized(self._finite(validation), self.encoder, self.root)
+            kept = self._without_shared(corpus, other)
+            scored, how = segments_of(other, self.encoder), validation.name
+        self._note("training", train.name, corpus, kept)
+        self._note("validation", how, other, scored)
+        if kept.tokens < self.training.sequence_length:
+            raise DataError(
+                f"data.train: {train.name} has {kept.tokens} training tokens, fewer than one "
+                f"sequence of training.sequence_length = {self.training.sequence_length}"
+            )
+        rows = self._packed(corpus, kept)
+        wanted = self.training.total_steps * self.training.batch_size
+        self.notes.append(f"the run sees {wanted / len(rows):.3g} times the training text")
+        batches = TextTraining(rows, self.training.batch_size, self.seed, self.encoder.vocab_size)
+        return batches, self._packed(other, scored)
+
+    def streamed(
+        self, train: StreamedDataset, validation: DocumentSource | StreamedDataset | None
+    ) -> tuple[TrainingData, PackedRows]:
+        """Batches of a source that is read while training; validation text is read first."""
+        fraction = self.data.validation_fraction
+        if validation is None:
+            sample: DocumentSource = held_out_sample(train, fraction, self._characters_scored())
+        else:
+            sample = self._finite(validation)
+        other = tokenized(sample, self.encoder, self.root)
+        scored = segments_of(other, self.encoder)
+        self.notes.append(f"training: {train.name}, in its own order")
+        self._note("validation", sample.name, other, scored)
+        known = set(other.digests.tolist())
+
+        def wanted(digest: int) -> bool:
+            by_hash = validation is None and held_out(np.array([digest], np.uint64), fraction)[0]
+            return not by_hash and digest not in known
+
+        batches = StreamedTraining(
+            train,
+            self.encoder,
+            self.training.sequence_length,
+            self.training.batch_size,
+            wanted,
+            boundaries=self.data.pack_documents,
+        )
+        return batches, self._packed(other, scored)
+
+    def _split(self, corpus: Corpus) -> tuple[Segments, Segments, str]:
+        fraction = self.data.validation_fraction
+        digests = np.asarray(corpus.digests)
+        if len(np.unique(digests)) < 2:
+            kept, scored = cut_document(corpus, self.encoder, fraction)
+            return kept, scored, "the end of the only document, from a line's start on"
+        out = hold_out(digests, fraction)
+        kept, scored = (segments_of(corpus, self.encoder, chosen) for chosen in (~out, out))
+        return kept, scored, "the documents held out by their hash"
+
+    def _without_shared(self, corpus: Corpus, other: Corpus) -> Segments:
+        shared = np.isin(corpus.digests, other.digests)
+        if shared.all():
+            raise DataError(
+                "data.validation: every training document is also a validation document; name "
+                "other files, or leave it out to hold out a fraction of data.train"
+            )
+        if shared.any():
+            self.notes.append(f"{shared.sum()} documents are also in validation: not trained on")
+        return segments_of(corpus, self.encoder, ~shared)
+
+    def _finite(self, source: DocumentSource | StreamedDataset) -> DocumentSource:
+        if isinstance(source, StreamedDataset):
+            return leading_sample(source, self._characters_scored())
+        return source
+
+    def _characters_scored(self) -> int:
+        """About as much text as the end evaluation of a stream scores; a token spells about 4."""
+        per_batch = self.evaluation.batch_size or self.training.batch_size
+        batches = self.evaluation.max_batches
+        rows = batches * per_batch if batches else _ROWS_OF_A_STREAM
+        return 4 * rows * self.training.sequence_length
+
+    def _packed(self, corpus: Corpus, segments: Segments) -> PackedRows:
+        return PackedRows(
+            corpus,
+            segments,
+            self.encoder,
+            self.training.sequence_length,
+            boundaries=self.data.pack_documents,
+        )
+
+    def _note(self, role: str, how: str, corpus: Corpus, segments: Segments) -> None:
+        documents = "1 part" if len(segments.starts) == 1 else f"{len(segments.starts):,} documents"
+        self.notes.append(f"{role}: {how}: {documents}, {segments.tokens:,} tokens")
+        off = np.abs(corpus.corrections).sum() / max(1, corpus.byte_counts.sum())
+        if off > 0.01:
+            self.notes.append(
+                f"{role}: the tokenizer does not spell {off:.1%} of the text as it is written; "
+                "bits per byte still divide by the bytes of the text"
+            )

@@ -1,0 +1,162 @@
+"""Sources of documents: files, a data set on disk, or a data set streamed from afar.
+
+A source yields its documents in an order that never changes, and can say what its content is
+(``content_key``), so that tokens made from it are reused only while that content is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from wuneng.data.documents import read_documents, text_of
+from wuneng.data.files import STDLIB, file_kind, find_files
+from wuneng.data.streamed import StreamedDataset
+from wuneng.errors import DataError, nearest
+from wuneng.recipe.data import HubDataset
+
+__all__ = ["DocumentSource", "FileSource", "StoredDataset", "open_source"]
+
+
+class DocumentSource(Protocol):
+    """Documents that can be read as often as wanted."""
+
+    field: str
+    """The recipe's field, for messages."""
+    name: str
+    """What was read, for people."""
+
+    def documents(self) -> Iterator[str]:
+        """The documents, streamed, in an order that never changes."""
+        ...
+
+    def content_key(self) -> str:
+        """Equal for equal documents; different once a byte of them has changed."""
+        ...
+
+
+def open_source(
+    setting: list[str] | HubDataset, field: str, text_field: str, max_documents: int | None
+) -> DocumentSource | StreamedDataset:
+    """The source that the recipe's ``field`` (``data.train``, ``data.validation``) describes.
+
+    Raises DataError for missing files and data sets that cannot be had.
+    """
+    if isinstance(setting, HubDataset):
+        loaded = _load_dataset(setting, field)
+        if setting.streaming:
+            return StreamedDataset(
+                loaded, setting.dataset, setting.text_field, field, max_documents
+            )
+        return StoredDataset(loaded, setting, field, max_documents)
+    return FileSource(setting, field, text_field, max_documents)
+
+
+class FileSource:
+    """Documents of files, in the order of ``find_files``."""
+
+    def __init__(
+        self, sources: list[str], field: str, text_field: str, max_documents: int | None
+    ) -> None:
+        self.field = field
+        self.files = find_files(sources, field)
+        self.text_field = text_field
+        self.max_documents = max_documents
+        self.name = _named(sources, len(self.files))
+
+    def documents(self) -> Iterator[str]:
+        """Every file's documents, one file after the other."""
+        everything = (text for path in self.files for text in read_documents(path, self.text_field))
+        return islice(everything, self.max_documents)
+
+    def content_key(self) -> str:
+        """From the bytes of every file, read anew each time.
+
+        Sizes and times of change are not trusted: both survive an edit by a careful tool, and a
+        stale cache is found only after days. Reading costs about a second a gigabyte.
+        """
+        key = hashlib.sha256(repr((self.text_field, self.max_documents)).encode("utf-8"))
+        for path in self.files:
+            key.update(f"{file_kind(path)}:{_sha256(path)}".encode("ascii"))
+        return key.hexdigest()
+
+
+class StoredDataset:
+    """Rows of a data set that ``datasets`` keeps on disk."""
+
+    def __init__(
+        self, dataset: Any, setting: HubDataset, field: str, max_documents: int | None
+    ) -> None:
+        self.field = field
+        self.name = f"data set {setting.dataset}, split {setting.split}"
+        self._dataset = dataset
+        self._text_field = setting.text_field
+        self._max_documents = max_documents
+        if setting.text_field not in dataset.column_names:
+            text_of(dict.fromkeys(dataset.column_names), setting.text_field, self.name)  # raises
+
+    def documents(self) -> Iterator[str]:
+        """The text of every row that has any."""
+        rows = self._dataset.select_columns([self._text_field])
+        texts = (
+            text_of(record, self._text_field, f"{self.name}, row {row}")
+            for row, record in enumerate(rows, start=1)
+        )
+        return islice((text for text in texts if text), self._max_documents)
+
+    def content_key(self) -> str:
+        """From the documents themselves: a data set's own fingerprint follows times of change."""
+        key = hashlib.sha256()
+        for document in self.documents():
+            content = document.encode("utf-8")
+            key.update(f"{len(content)}:".encode("ascii"))
+            key.update(content)
+        return key.hexdigest()
+
+
+def _load_dataset(setting: HubDataset, field: str) -> Any:
+    from datasets import load_dataset
+
+    where = f"data set {setting.dataset!r}"
+    try:
+        return load_dataset(
+            setting.dataset, setting.config, split=setting.split, streaming=setting.streaming
+        )
+    except ConnectionError as error:
+        raise DataError(
+            f"{field}: {where} is not in the local cache and cannot be fetched "
+            f"({_first_line(error)}); connect to the network, or name local files instead"
+        ) from None
+    except Exception as error:  # a builder may raise anything about the files it reads
+        near = nearest(setting.split, _quoted(str(error))) if "split" in str(error) else ""
+        raise DataError(
+            f"{field}: {where} (config {setting.config!r}, split {setting.split!r}) cannot be "
+            f"loaded: {_first_line(error)}{near}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _quoted(message: str) -> list[str]:
+    """The names that a message puts in quotation marks (a data set's splits)."""
+    return message.replace('"', "'").split("'")[1::2]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _named(sources: list[str], files: int) -> str:
+    shown = ", ".join("Python standard library" if s == STDLIB else s for s in sources[:3])
+    more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+    return f"{shown}{more}" + ("" if files == 1 else f" ({files} files)")
