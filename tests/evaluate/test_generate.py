@@ -1,0 +1,129 @@
+"""`wuneng generate`: streamed, seeded, and clear about what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from wuneng.errors import InputError, ModelError
+from wuneng.evaluate.generation import Sampling, generate_text
+
+Load = Callable[..., Any]
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def wuneng(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: object, stdin: str | None = None) -> Result:
+        from wuneng_cli.main import app
+
+        return CliRunner().invoke(app, ["generate", *map(str, arguments)], input=stdin)
+
+    return invoke
+
+
+@pytest.mark.parametrize("kind", ["llama", "wuneng"])
+def test_pieces_add_up_and_a_seed_repeats(load: Load, tiny: Callable[..., Path], kind: str) -> None:
+    loaded = load(tiny(kind))
+    pieces: list[str] = []
+    sampling = Sampling(max_tokens=20, temperature=1.0, seed=3)
+    first = generate_text(loaded, "Once upon", sampling, pieces.append)
+    assert "".join(pieces) == first.text
+    assert first.prompt_tokens == len("Once upon")
+    assert generate_text(loaded, "Once upon", sampling).text == first.text
+    other = Sampling(max_tokens=20, temperature=1.0, seed=4)
+    assert generate_text(loaded, "Once upon", other).text != first.text
+
+
+def test_temperature_zero_is_greedy(load: Load, llama_directory: Path) -> None:
+    loaded = load(llama_directory)
+    texts = {
+        generate_text(loaded, "cats", Sampling(max_tokens=12, temperature=0, seed=seed)).text
+        for seed in range(3)
+    }
+    assert len(texts) == 1
+    tiny_p = Sampling(max_tokens=12, temperature=1.0, top_p=1e-6, seed=9)
+    assert generate_text(loaded, "cats", tiny_p).text in texts
+
+
+def test_a_trained_model_tells_a_story(load: Load, shared_data: Path) -> None:
+    loaded = load(shared_data / "models" / "tinystories_656k")
+    found = generate_text(loaded, "Once upon a time", Sampling(max_tokens=30, temperature=0))
+    assert found.text.startswith(", a little girl named Lily")
+    assert (found.tokens, found.ended) == (30, "token limit")
+
+
+def test_the_end_of_the_text_ends_it(load: Load, llama_directory: Path) -> None:
+    loaded = load(llama_directory)
+    prompt = torch.tensor([loaded.tokenizer.encode("cats")])
+    likeliest = int(loaded.model(prompt).logits[0, -1].argmax())
+    loaded.model.generation_config.eos_token_id = likeliest
+    found = generate_text(loaded, "cats", Sampling(max_tokens=9, temperature=0))
+    assert (found.tokens, found.ended) == (1, "end of text")
+
+
+def test_an_empty_prompt_is_the_beginning_of_a_text(load: Load, llama_directory: Path) -> None:
+    found = generate_text(load(llama_directory), "", Sampling(max_tokens=2))
+    assert found.prompt_tokens == 1
+
+
+def test_a_prompt_that_fills_the_context_is_refused(load: Load, tiny: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=r"60 tokens leave no room in .* context of 48"):
+        generate_text(load(tiny("llama", context=48)), "x" * 60, Sampling())
+
+
+def test_without_a_tokenizer_nothing_can_be_written(load: Load, tiny: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        generate_text(load(tiny("wuneng", tokenizer=False)), "a", Sampling())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"max_tokens": 0}, "--max-tokens"), ({"temperature": -1}, "--temperature"),
+     ({"top_p": 0}, "--top-p"), ({"top_p": 1.5}, "--top-p")],
+)  # fmt: skip
+def test_bad_sampling_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sampling(**settings)
+
+
+def test_the_command_streams_to_stdout(wuneng: Invoke, text_run: Path) -> None:
+    arguments = ("--prompt", "cats", "--max-tokens", 8, "--seed", 1)
+    result = wuneng(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "letters/wuneng" in result.stderr
+    assert "seed 1" in result.stderr
+    assert wuneng(*arguments, "--quiet").stdout == result.stdout
+    assert wuneng(*arguments, "--arm", "mha", "--quiet").stdout != result.stdout
+
+
+def test_the_prompt_may_come_from_stdin_and_the_result_be_json(
+    wuneng: Invoke, llama_directory: Path
+) -> None:
+    arguments = (llama_directory, "--prompt", "-", "--max-tokens", 5, "--seed", 2, "--json")
+    record = json.loads(wuneng(*arguments, stdin="cats and").stdout)
+    assert record["prompt"] == "cats and"
+    assert record["tokens"] == 5
+    assert record["seed"] == 2
+    assert record["model"]["model_type"] == "llama"
+
+
+def test_bad_input_is_one_clear_message(
+    wuneng: Invoke, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    for arguments, message in [
+        (("nowhere",), "nowhere does not exist"),
+        ((tiny("wuneng", tokenizer=False),), "has no tokenizer"),
+    ]:
+        result = wuneng(*arguments, "--prompt", "a")
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "Traceback" not in result.output

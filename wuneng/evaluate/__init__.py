@@ -1,0 +1,6 @@
+"""Evaluation: harness tasks and held-out text, two models on the same items, paired statistics.
+
+Read in this order: `tasks` (names), `local_formats` and `local_data` (``--data-dir``),
+`task_loading`, `loading` (models), `harness_model`, `harness`, `perplexity`, `state_controls`,
+then `outcomes`, `statistics`, `comparison`, `results`; `session` joins them.
+"""

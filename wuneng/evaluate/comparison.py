@@ -1,0 +1,165 @@
+"""Two models' outcomes side by side: paired differences, intervals, corrected p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
+from wuneng.evaluate.statistics import (
+    Estimate,
+    PairedDifference,
+    holm,
+    paired_accuracy_difference,
+    paired_bootstrap,
+)
+
+__all__ = ["MetricComparison", "TaskComparison", "compare"]
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """One metric of one task.
+
+    Attributes:
+        model, baseline: value and standard error; baseline None when there is none.
+        difference: model minus baseline on the same items; None without a baseline, and for
+            metrics that only the task's own aggregation gives.
+        p_holm: p corrected for all comparisons of the report.
+    """
+
+    metric: str
+    scale: str
+    higher_is_better: bool
+    model: Estimate
+    baseline: Estimate | None = None
+    difference: PairedDifference | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """One task: what was asked, and each metric.
+
+    Attributes:
+        n: items that both models answered.
+        part_of: the pooled group that this task belongs to; its p-values are then not part of the
+            correction, because the group's are.
+        items: per item what was asked and what each model answered; empty unless logged.
+    """
+
+    outcomes: TaskOutcomes
+    n: int
+    metrics: list[MetricComparison]
+    part_of: str | None
+    items: list[dict[str, Any]]
+
+
+def compare(
+    model: Sequence[TaskOutcomes], baseline: Sequence[TaskOutcomes] | None
+) -> list[TaskComparison]:
+    """Pair the outcomes item by item and correct over all comparisons.
+
+    Args:
+        model: outcomes by task, pooled groups included.
+        baseline: outcomes of the same tasks, or None.
+
+    Raises:
+        ValueError: a task that the baseline lacks, or no item in common.
+    """
+    others = {outcomes.task: outcomes for outcomes in baseline or ()}
+    groups = {part: outcomes.task for outcomes in model for part in outcomes.parts}
+    compared = []
+    for outcomes in model:
+        if baseline is not None and outcomes.task not in others:
+            raise ValueError(f"the baseline has no outcomes for {outcomes.task}")
+        compared.append(_task(outcomes, others.get(outcomes.task), groups.get(outcomes.task)))
+    return _corrected(compared)
+
+
+def _task(
+    model: TaskOutcomes, baseline: TaskOutcomes | None, part_of: str | None
+) -> TaskComparison:
+    if baseline is None:
+        metrics = [
+            MetricComparison(name, one.scale, one.higher_is_better, one.estimate())
+            for name, one in model.metrics.items()
+        ]
+        items = [_item(item, None) for item in model.items]
+        return TaskComparison(model, model.n, metrics, part_of, items)
+    ours, theirs = _paired_places(model.item_ids, baseline.item_ids)
+    if len(ours) == 0:
+        raise ValueError(f"{model.task}: the two models have no item in common")
+    metrics = [
+        _metric(name, one.at(ours), baseline.metrics[name].at(theirs))
+        for name, one in model.metrics.items()
+        if name in baseline.metrics
+    ]
+    items = []
+    if model.items and baseline.items:
+        pairs = zip(ours, theirs, strict=True)
+        items = [_item(model.items[i], baseline.items[j]) for i, j in pairs]
+    return TaskComparison(model, len(ours), metrics, part_of, items)
+
+
+def _paired_places(ours: list[str], theirs: list[str]) -> tuple[Any, Any]:
+    place = {item: index for index, item in enumerate(theirs)}
+    both = [(index, place[item]) for index, item in enumerate(ours) if item in place]
+    pairs = np.array(both, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _metric(name: str, model: MetricOutcomes, baseline: MetricOutcomes) -> MetricComparison:
+    compared = MetricComparison(
+        name, model.scale, model.higher_is_better, model.estimate(), baseline.estimate()
+    )
+    scored = (~np.isnan(model.values) & ~np.isnan(baseline.values)).nonzero()[0]
+    if model.kind == "aggregate" or len(scored) == 0:
+        return compared
+    ours, theirs = model.at(scored), baseline.at(scored)
+    if _is_binary(ours) and _is_binary(theirs):
+        difference = paired_accuracy_difference(ours.values, theirs.values)
+    else:
+        difference = paired_bootstrap(
+            ours.values,
+            theirs.values,
+            model_weights=ours.weights,
+            baseline_weights=theirs.weights,
+            scale=ours.scale,
+        )
+    return replace(compared, difference=difference)
+
+
+def _is_binary(outcomes: MetricOutcomes) -> bool:
+    return (
+        outcomes.scale == "mean"
+        and outcomes.weights is None
+        and bool(np.isin(outcomes.values, (0.0, 1.0)).all())
+    )
+
+
+def _corrected(tasks: list[TaskComparison]) -> list[TaskComparison]:
+    """Holm's correction over every comparison that is not part of a pooled one."""
+    places = [
+        (t, m)
+        for t, task in enumerate(tasks)
+        for m, metric in enumerate(task.metrics)
+        if task.part_of is None and metric.difference is not None
+    ]
+    raw = [tasks[t].metrics[m].difference for t, m in places]
+    adjusted = holm([difference.p for difference in raw if difference is not None])
+    for (t, m), p in zip(places, adjusted, strict=True):
+        tasks[t].metrics[m] = replace(tasks[t].metrics[m], p_holm=p)
+    return tasks
+
+
+def _item(model: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, Any]:
+    asked = {key: value for key, value in model.items() if key != "outcome"}
+    return {
+        **asked,
+        "model": model["outcome"],
+        "baseline": None if baseline is None else baseline["outcome"],
+    }

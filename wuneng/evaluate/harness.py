@@ -1,0 +1,176 @@
+"""Run harness tasks on a model and hand back what it did on every item."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from wuneng.evaluate.harness_model import HarnessModel
+from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
+from wuneng.evaluate.task_loading import LoadedTasks, quiet_harness
+
+__all__ = ["run_tasks"]
+
+# The harness' own defaults, so that few-shot examples and sampling are the ones it would use.
+_FEWSHOT_SEED = 1234
+_TORCH_SEED = 1234
+# Aggregations that are a ratio of sums over items.
+_SCALES = {
+    "mean": "mean",
+    "perplexity": "perplexity",
+    "weighted_perplexity": "perplexity",
+    "bits_per_byte": "bits",
+}
+
+
+def run_tasks(
+    model: HarnessModel, loaded: LoadedTasks, *, limit: int | None = None, log_items: bool = False
+) -> dict[str, TaskOutcomes]:
+    """Evaluate a model on every loaded task.
+
+    Args:
+        model: the model, wrapped.
+        loaded: the tasks and their data; may be used again for another model.
+        limit: the first so many items of each task; None for all.
+        log_items: keep each item's prompt, target and the model's answer.
+
+    Returns:
+        Outcomes by task name, single tasks only (groups are pooled by the caller).
+
+    Raises:
+        TaskError: an answer longer than the model's context.
+    """
+    from lm_eval.evaluator import evaluate
+
+    for task in loaded.tasks.values():
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        _fit_generation(task, model.max_length)
+    torch.manual_seed(_TORCH_SEED)
+    # The harness prints remarks about batch sizes to stdout, which belongs to results.
+    aside = sys.stderr if model.progress else io.StringIO()
+    with quiet_harness(), contextlib.redirect_stdout(aside):
+        results = evaluate(
+            model,
+            {"tasks": dict(loaded.tasks), "groups": {}, "group_map": {}},
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    assert results is not None, "evaluation runs in one process"
+    return {
+        name: _outcomes(name, task, results["samples"][name], loaded, log_items)
+        for name, task in loaded.tasks.items()
+    }
+
+
+def _fit_generation(task: Any, max_length: int) -> None:
+    """Lower a task's own number of generated tokens to what a short context leaves room for."""
+    if task.get_config("output_type") != "generate_until":
+        return
+    asked = (task.get_config("generation_kwargs") or {}).get("max_gen_toks")
+    if asked is not None and int(asked) >= max_length:
+        task.set_config("generation_kwargs", {"max_gen_toks": max_length // 2}, update=True)
+
+
+def _outcomes(
+    name: str, task: Any, samples: list[dict[str, Any]], loaded: LoadedTasks, log_items: bool
+) -> TaskOutcomes:
+    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+    by_filter = {key: [s for s in samples if s["filter"] == key] for key in filters}
+    first = by_filter[filters[0]]
+    metrics: dict[str, MetricOutcomes] = {}
+    for key, rows in by_filter.items():
+        for metric in dict.fromkeys(metric for row in rows for metric in row["metrics"]):
+            label = metric if key == "none" else f"{metric},{key}"
+            metrics[label] = _metric(metric, rows, task)
+    local = loaded.local.get(name)
+    return TaskOutcomes(
+        task=name,
+        item_ids=[str(sample["doc_id"]) for sample in first],
+        metrics=metrics,
+        chance=_chance(task, first),
+        majority=_majority(task, first),
+        split=local.split if local else str(_evaluated_split(task)),
+        num_fewshot=int(task.get_config("num_fewshot") or 0),
+        items=[_logged(sample, by_filter, i) for i, sample in enumerate(first)]
+        if log_items
+        else [],
+    )
+
+
+def _metric(metric: str, rows: list[dict[str, Any]], task: Any) -> MetricOutcomes:
+    aggregation = task.aggregation().get(metric)
+    scale = _SCALES.get(getattr(aggregation, "__name__", "mean"))
+    higher = bool(task.higher_is_better().get(metric, True))
+    given = [row.get(metric) for row in rows]
+    if scale is None:
+        value = float(aggregation([one for one in given if one is not None]))
+        return MetricOutcomes(
+            "aggregate", np.zeros(len(rows)), higher_is_better=higher, aggregate=value
+        )
+    pairs = [one if isinstance(one, tuple | list) else (one, 1.0) for one in given]
+    values = np.array([np.nan if v is None else float(v) for v, _ in pairs])
+    weights = np.array([float(w) for _, w in pairs])
+    return MetricOutcomes(
+        "ratio",
+        values,
+        weights=None if (weights == 1.0).all() else weights,
+        scale=scale,  # type: ignore[arg-type]
+        higher_is_better=higher,
+    )
+
+
+def _choices(task: Any, sample: Mapping[str, Any]) -> int:
+    count = len(sample["arguments"])
+    # Mutual-information scoring asks for each choice a second time, without its question.
+    return count // 2 if "acc_mutual_info" in task.aggregation() else count
+
+
+def _chance(task: Any, samples: list[dict[str, Any]]) -> float | None:
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    return float(np.mean([1.0 / _choices(task, sample) for sample in samples]))
+
+
+def _majority(task: Any, samples: list[dict[str, Any]]) -> float | None:
+    """How often the most frequent answer is right, where all items offer the same answers."""
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        return None
+    offered = {tuple(answer for _, answer in sample["arguments"]) for sample in samples}
+    targets = [sample["target"] for sample in samples]
+    if len(offered) != 1 or not all(isinstance(target, int) for target in targets):
+        return None
+    return Counter(targets).most_common(1)[0][1] / len(targets)
+
+
+def _evaluated_split(task: Any) -> str | None:
+    return task.config.test_split if task.has_test_docs() else task.config.validation_split
+
+
+def _logged(
+    sample: Mapping[str, Any], by_filter: Mapping[str, list[dict[str, Any]]], index: int
+) -> dict[str, Any]:
+    """One item for `--log-samples`: what was asked, and what this model answered."""
+    outcome: dict[str, Any] = {}
+    for key, rows in by_filter.items():
+        row = rows[index]
+        for metric in row["metrics"]:
+            outcome[metric if key == "none" else f"{metric},{key}"] = row[metric]
+    responses = [response[0] for response in sample["resps"]]
+    if responses and isinstance(responses[0], tuple):
+        outcome["loglikelihoods"] = [float(score) for score, _ in responses]
+    else:
+        outcome["responses"] = responses
+    return {
+        "id": str(sample["doc_id"]),
+        "prompt": str(sample["arguments"][0][0]),
+        "target": sample["target"],
+        "outcome": outcome,
+    }

@@ -1,0 +1,228 @@
+"""Models and tokenizers from transformers directories, with errors a person can act on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wuneng.errors import InputError, ModelError, nearest
+from wuneng.records import RunDirectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["DTYPES", "LoadedModel", "load_model", "load_tokenizer", "model_label", "run_of"]
+
+DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_LONG_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode on its device, and its tokenizer.
+
+    Attributes:
+        model: a transformers causal language model.
+        tokenizer: None for a model of token ids that spell nothing (synthetic tasks).
+        path: the transformers directory.
+        label: how results call it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    path: Path
+    label: str
+
+    def require_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer. ModelError when there is none."""
+        if self.tokenizer is None:
+            raise ModelError(
+                f"{self.path} has no tokenizer: a model trained on synthetic tasks reads token "
+                "ids, not text. Choose a model trained on text."
+            )
+        return self.tokenizer
+
+    def describe(self) -> dict[str, Any]:
+        """What result files say about a model."""
+        return {
+            "path": str(self.path),
+            "label": self.label,
+            "model_type": self.model.config.model_type,
+            "parameters": self.model.num_parameters(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+
+def load_model(path: Path, *, device: torch.device, dtype: str = "auto") -> LoadedModel:
+    """Load a transformers directory; code in the directory is never run.
+
+    Args:
+        path: holds config.json, weights and, unless the model is synthetic, a tokenizer.
+        device: where to put the model.
+        dtype: "auto" (as stored), "fp32", "bf16" or "fp16".
+
+    Raises:
+        ModelError: not such a directory, a model type that is not known, or files that are
+            broken, incomplete or do not fit together.
+        InputError: an unknown dtype.
+    """
+    torch_dtype = _dtype(dtype)
+    config = _read_config(path)
+    _register(config)
+    from transformers import AutoModelForCausalLM
+
+    with _one_line(f"{path}: cannot load the model"), _quiet_transformers():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch_dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    _check_complete(path, report)
+    model = model.to(device).eval()
+    tokenizer = load_tokenizer(path)
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise ModelError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{model.config.vocab_size}; they do not belong together."
+        )
+    if tokenizer is not None:
+        _adopt_marks(tokenizer, model.config)
+    return LoadedModel(model, tokenizer, path, model_label(path))
+
+
+def model_label(path: Path) -> str:
+    """``run/arm[/seed-n]`` for a model of a run, else the directory's name."""
+    path = path.resolve()
+    run = run_of(path)
+    if run is None:
+        return path.name
+    return str(path.parent.relative_to(run.path.parent))
+
+
+def run_of(path: Path) -> RunDirectory | None:
+    """The run that a model directory ``<run>/<arm>[/seed-<n>]/model`` belongs to, if any."""
+    path = path.resolve()
+    for parent in path.parents[1:3]:
+        if path.name == "model" and (parent / "recipe.yaml").is_file():
+            return RunDirectory(parent)
+    return None
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    short = _LONG_NAMES.get(name, name)
+    if short not in DTYPES:
+        raise InputError(
+            f"--dtype: expected one of {', '.join(DTYPES)}, got {name!r}.{nearest(name, DTYPES)}"
+        )
+    return DTYPES[short]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{path}: no config.json; expected a model directory in transformers form")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{file}: no 'model_type'; expected the configuration of a model")
+    return config
+
+
+def _register(config: dict[str, Any]) -> None:
+    """Make our Auto classes known, and refuse a model type that nobody knows."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    import wuneng.model  # noqa: F401  (registers WuNeng with the Auto classes)
+
+    known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
+    name = config["model_type"]
+    if name not in known:
+        what = "is not a causal language model" if name in CONFIG_MAPPING_NAMES else "is not known"
+        raise ModelError(f"config.json: model_type {name!r} {what}.{nearest(name, known)}")
+
+
+def _check_complete(path: Path, report: Any) -> None:
+    """transformers fills missing tensors with random numbers and only warns."""
+    missing = sorted(_reported(report, "missing_keys"))
+    mismatched = sorted(str(key) for key in _reported(report, "mismatched_keys"))
+    if missing or mismatched:
+        named = ", ".join([*missing, *mismatched][:3])
+        raise ModelError(
+            f"{path}: the weights lack or misshape {len(missing) + len(mismatched)} tensors that "
+            f"config.json calls for: {named}, ..."
+        )
+
+
+def _reported(report: Any, name: str) -> list[Any]:
+    found = report[name] if isinstance(report, dict) else getattr(report, name)
+    return list(found)
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model directory; None where there is none. ModelError when broken."""
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    with _one_line(f"{path}: cannot load the tokenizer"), _quiet_transformers():
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    return found
+
+
+def _adopt_marks(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """A bare tokenizer.json does not say which tokens begin and end a text; config.json may."""
+    for name in ("bos_token", "eos_token"):
+        index = getattr(config, f"{name}_id", None)
+        index = index[0] if isinstance(index, list) and index else index
+        if getattr(tokenizer, f"{name}_id") is None and isinstance(index, int):
+            token = tokenizer.convert_ids_to_tokens(index)
+            if isinstance(token, str):
+                setattr(tokenizer, name, token)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Any failure of a loader as one ModelError: a broken file can raise nearly anything."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise ModelError(f"{what}: {reason[:300]}") from error

@@ -1,0 +1,204 @@
+"""What an evaluation leaves behind: eval.json, and a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wuneng.evaluate.comparison import MetricComparison, TaskComparison
+from wuneng.evaluate.statistics import Estimate
+from wuneng.records import write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wuneng.evaluate.session import EvaluationReport
+
+__all__ = ["remarks", "report_record", "report_table", "result_file", "write_report"]
+
+SCHEMA = 1
+
+
+def result_file(directory: Path, state: str) -> Path:
+    """``eval.json``; a state control has a file of its own and overwrites no other result."""
+    return directory / ("eval.json" if state == "keep" else f"eval-state-{state}.json")
+
+
+def report_record(report: EvaluationReport, *, items: bool) -> dict[str, Any]:
+    """The report as plain values, schema 1.
+
+    Args:
+        items: include what was logged item by item.
+    """
+    request = report.request
+    return {
+        "schema": SCHEMA,
+        "models": report.models,
+        "settings": {
+            "tasks": list(request.tasks),
+            "data_dir": None if request.data_dir is None else str(request.data_dir),
+            "limit": request.limit,
+            "num_fewshot": request.num_fewshot,
+            "batch_size": request.batch_size,
+            "dtype": request.dtype,
+            "state": request.state,
+        },
+        "tasks": {task.outcomes.task: _task_record(task, report, items) for task in report.tasks},
+        "notes": report.notes,
+    }
+
+
+def write_report(report: EvaluationReport, file: Path, environment: dict[str, Any]) -> None:
+    """Write eval.json atomically, with logged items. DiskError when the disk refuses."""
+    write_json(file, {**report_record(report, items=True), "environment": environment})
+
+
+def _task_record(task: TaskComparison, report: EvaluationReport, items: bool) -> dict[str, Any]:
+    outcomes = task.outcomes
+    record: dict[str, Any] = {
+        "n": task.n,
+        "chance": outcomes.chance,
+        "majority": outcomes.majority,
+        "split": outcomes.split,
+        "num_fewshot": outcomes.num_fewshot,
+        "source": report.sources.get(outcomes.task),
+        "group": task.part_of,
+        "metrics": {metric.metric: _metric_record(metric) for metric in task.metrics},
+    }
+    if outcomes.parts:
+        record["parts"] = list(outcomes.parts)
+    if items and task.items:
+        record["items"] = _plain(task.items)
+    return record
+
+
+def _metric_record(metric: MetricComparison) -> dict[str, Any]:
+    baseline, difference = metric.baseline, metric.difference
+    return {
+        "model": metric.model.value,
+        "model_stderr": metric.model.stderr,
+        "baseline": baseline.value if baseline else None,
+        "baseline_stderr": baseline.stderr if baseline else None,
+        "difference": difference.difference if difference else None,
+        "ci95": [difference.low, difference.high] if difference else None,
+        "p": difference.p if difference else None,
+        "p_holm": metric.p_holm,
+        "test": difference.test if difference else None,
+        "higher_is_better": metric.higher_is_better,
+    }
+
+
+def report_table(report: EvaluationReport) -> Table:
+    """Task, n, metric, both models with standard errors, paired difference, p, chance."""
+    from rich.table import Table
+
+    model, baseline = report.models["model"], report.models["baseline"]
+    assert model is not None
+    table = Table(title=_title(model, baseline), title_justify="left")
+    table.add_column("task")
+    table.add_column("n", justify="right")
+    table.add_column("metric")
+    table.add_column(f"{_shown(model)} ± se", justify="right")
+    if baseline is not None:
+        table.add_column(f"{_shown(baseline)} ± se", justify="right")
+        table.add_column("difference [95 % CI]", justify="right")
+        table.add_column("p", justify="right")
+        table.add_column("p (Holm)", justify="right")
+    table.add_column("chance", justify="right")
+    for task in report.tasks:
+        if task.part_of is not None:
+            continue
+        for row, metric in enumerate(task.metrics):
+            heading = [task.outcomes.task, str(task.n)] if row == 0 else ["", ""]
+            cells = [*heading, _direction(metric), _estimate(metric, metric.model)]
+            if baseline is not None:
+                cells += _compared_cells(metric)
+            table.add_row(*cells, _chance(task, metric))
+    return table
+
+
+def remarks(report: EvaluationReport) -> Iterator[str]:
+    """Lines that belong under the table: how to read it, and what to mind."""
+    if report.models["baseline"] is not None:
+        count = sum(metric.p_holm is not None for task in report.tasks for metric in task.metrics)
+        yield (
+            "difference: model minus baseline on the same items; p: exact McNemar for right/wrong "
+            "outcomes, else paired bootstrap; p (Holm): corrected for the "
+            f"{count} comparison{'s' if count != 1 else ''} of this table."
+        )
+        if any(task.outcomes.task == "validation" for task in report.tasks):
+            yield (
+                "validation: rows of one document are not independent, so its interval is too "
+                "narrow where documents are few."
+            )
+    for task in report.tasks:
+        majority = task.outcomes.majority
+        if task.part_of is None and majority is not None:
+            yield f"{task.outcomes.task}: always giving the most frequent answer: {majority:.3f}."
+    if report.request.limit is not None:
+        yield f"limited to {report.request.limit} items of each task: a rough look only."
+    yield from report.notes
+
+
+def _title(model: dict[str, Any], baseline: dict[str, Any] | None) -> str:
+    against = "" if baseline is None else f" against {_named(baseline)}"
+    return f"{_named(model)}{against}"
+
+
+def _named(model: dict[str, Any]) -> str:
+    return f"{_shown(model)} ({model['parameters']:,} parameters)"
+
+
+def _shown(model: dict[str, Any]) -> str:
+    state = model["state"]
+    return str(model["label"]) + ("" if state == "keep" else f", state {state}")
+
+
+def _direction(metric: MetricComparison) -> str:
+    return f"{metric.metric} {'↑' if metric.higher_is_better else '↓'}"
+
+
+def _compared_cells(metric: MetricComparison) -> list[str]:
+    assert metric.baseline is not None
+    baseline = _estimate(metric, metric.baseline)
+    difference = metric.difference
+    if difference is None:
+        return [baseline, "", "", ""]
+    low, high = (_number(metric, v, signed=True) for v in (difference.low, difference.high))
+    shown = f"{_number(metric, difference.difference, signed=True)} [{low}, {high}]"
+    holm = "" if metric.p_holm is None else _p_value(metric.p_holm)
+    return [baseline, shown, _p_value(difference.p), holm]
+
+
+def _estimate(metric: MetricComparison, estimate: Estimate) -> str:
+    value = _number(metric, estimate.value)
+    if estimate.stderr is None:
+        return value
+    return f"{value} ± {_number(metric, estimate.stderr)}"
+
+
+def _number(metric: MetricComparison, value: float, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if metric.scale == "perplexity":
+        return f"{value:{sign}.4g}"
+    return f"{value:{sign}.4f}" if metric.scale == "bits" else f"{value:{sign}.3f}"
+
+
+def _p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _chance(task: TaskComparison, metric: MetricComparison) -> str:
+    chance = task.outcomes.chance
+    guessed = metric.metric.startswith("acc")
+    return f"{chance:.3f}" if chance is not None and guessed else ""
+
+
+def _plain(value: Any) -> Any:
+    """Numpy scalars as Python's own numbers, which JSON can spell."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value

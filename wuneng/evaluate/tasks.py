@@ -1,0 +1,171 @@
+"""From the names a user gives to the lm-evaluation-harness tasks that are run.
+
+The harness' full index parses every task file it ships, which takes from five to fifteen seconds;
+the directories of the common suite take a tenth of one. So the common ones are indexed first, and
+all of them only when a name is not among them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wuneng.errors import TaskError
+
+__all__ = [
+    "ALIASES",
+    "REASONING",
+    "VALIDATION",
+    "TaskSelection",
+    "common_directories",
+    "expand_aliases",
+    "select_tasks",
+]
+
+REASONING = (
+    "arc_easy",
+    "arc_challenge",
+    "hellaswag",
+    "piqa",
+    "winogrande",
+    "openbookqa",
+    "boolq",
+    "sciq",
+    "lambada_openai",
+)
+ALIASES: dict[str, tuple[str, ...]] = {
+    "arc": ("arc_easy", "arc_challenge"),
+    "obqa": ("openbookqa",),
+    "lambada": ("lambada_openai",),
+    "reasoning": REASONING,
+}
+# Not a harness task: the validation split of the text recipe that a run was trained from.
+VALIDATION = "validation"
+
+_COMMON_DIRECTORIES = (
+    "arc",
+    "hellaswag",
+    "piqa",
+    "winogrande",
+    "openbookqa",
+    "super_glue/boolq",
+    "super_glue/copa",
+    "sciq",
+    "lambada",
+    "gsm8k",
+    "mmlu/default",
+)
+
+
+@dataclass(frozen=True)
+class TaskSelection:
+    """One name as asked for, and the harness tasks it stands for.
+
+    Attributes:
+        name: a task, a group or a tag, after aliases were expanded.
+        leaves: the tasks that are run.
+        pool: whether the leaves' items are reported together under `name` as well (groups whose
+            score weighs every item alike, such as MMLU).
+    """
+
+    name: str
+    leaves: tuple[str, ...]
+    pool: bool = False
+
+
+def expand_aliases(names: Sequence[str]) -> list[str]:
+    """Names with aliases replaced and repetitions dropped, in the order given."""
+    expanded: dict[str, None] = {}
+    for name in names:
+        for task in ALIASES.get(name, (name,)):
+            expanded[task] = None
+    return list(expanded)
+
+
+def common_directories() -> list[Path]:
+    """The harness' own directories of the common suite."""
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    return [root / directory for directory in _COMMON_DIRECTORIES]
+
+
+def select_tasks(
+    names: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    on_full_index: Callable[[], None] = lambda: None,
+) -> tuple[list[TaskSelection], Any]:
+    """Look every name up.
+
+    Args:
+        names: tasks, groups, tags and aliases, without the validation pseudo-task.
+        include_path: a directory of task files that override the harness' own.
+        on_full_index: called before the slow index of all tasks is built.
+
+    Returns:
+        What was selected, and the `TaskManager` that knows it.
+
+    Raises:
+        TaskError: no names, or a name that the full index does not know, with near names.
+    """
+    wanted = expand_aliases([name for name in names if name])
+    if not wanted:
+        raise TaskError("--tasks: no task given. Try --tasks reasoning.")
+    extra = [include_path] if include_path is not None else []
+    manager = _manager(include_defaults=False, include_path=common_directories() + extra)
+    if any(name not in manager.task_index for name in wanted):
+        on_full_index()
+        manager = _manager(include_defaults=True, include_path=extra)
+    for name in wanted:
+        if name not in manager.task_index:
+            raise TaskError(_unknown(name, manager.all_tasks))
+    return [_select(name, manager.task_index) for name in wanted], manager
+
+
+def _manager(**arguments: Any) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(**arguments)
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    candidates = {task.lower(): task for task in (*known, *ALIASES, VALIDATION)}
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), candidates, n=3, cutoff=0.6)
+    hint = f" Did you mean {', '.join(repr(candidates[n]) for n in near)}?" if near else ""
+    return f"--tasks: {name!r} is not a known evaluation task.{hint}"
+
+
+def _select(name: str, index: dict[str, Any]) -> TaskSelection:
+    leaves = tuple(dict.fromkeys(_leaves(name, index)))
+    if not leaves:
+        raise TaskError(f"--tasks: {name!r} contains no task.")
+    config = index[name].cfg or {}
+    metrics = config.get("aggregate_metric_list") if "group" in config else None
+    listed = metrics if isinstance(metrics, list) else [metrics] if metrics else []
+    by_size = all(metric.get("weight_by_size", True) for metric in listed)
+    return TaskSelection(name, leaves, pool=bool(listed) and by_size and len(leaves) > 1)
+
+
+def _leaves(name: str, index: dict[str, Any]) -> Iterator[str]:
+    """The tasks under a name; a group's inline task definitions are not supported."""
+    entry = index.get(name)
+    if entry is None:
+        return
+    members: list[Any] = []
+    if entry.kind.name == "GROUP":
+        members = (entry.cfg or {}).get("task") or []
+    elif entry.kind.name == "TAG":
+        members = sorted(entry.tags)
+    else:
+        yield name
+    for member in [members] if isinstance(members, str) else members:
+        if isinstance(member, dict):
+            member = member.get("task") or member.get("group")
+        if isinstance(member, str):
+            yield from _leaves(member, index)
+        else:
+            raise TaskError(f"--tasks: {name!r} defines tasks of its own, which is not supported.")

@@ -1,0 +1,111 @@
+"""``wuneng generate``: let a trained model continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from wuneng_cli import options
+from wuneng_cli.render import print_json
+
+__all__ = ["generate", "register"]
+
+_EXAMPLES = """Examples:
+
+\b
+  wuneng generate --prompt "Once upon a time"
+  wuneng generate runs/text --arm mha --prompt "def main(" --temperature 0
+  cat chapter.txt | wuneng generate runs/text --prompt - --max-tokens 500 --seed 7
+
+The text appears as it is written and ends at the model's end-of-text token or at --max-tokens.
+Only what follows the prompt is printed.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("generate", short_help="Continue a prompt.", epilog=_EXAMPLES)(generate)
+
+
+def generate(
+    prompt: Annotated[
+        str,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; - reads stdin."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="A directory in transformers format, a run, or an arm of a run. Left out: the "
+            "latest run's first arm.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-tokens", metavar="N", parser=options.size, help="Tokens to write at most."
+        ),
+    ] = 200,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token."),
+    ] = 0.8,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            "--top-p",
+            min=0.0,
+            max=1.0,
+            help="Choose among the likeliest tokens that have this probability together.",
+        ),
+    ] = 0.95,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, help="The same seed writes the same text."),
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
+    ] = None,
+    device: options.Device = None,
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", metavar="NAME", help="auto (as stored), fp32, bf16 or fp16."),
+    ] = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Continue a text with a trained model, token by token."""
+    from wuneng.device import pick_device
+    from wuneng.evaluate.generation import Sampling, generate_text
+    from wuneng.evaluate.loading import load_model
+    from wuneng.records import find_model
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    loaded = load_model(
+        find_model(model, arm=arm), device=pick_device(device or "auto"), dtype=dtype
+    )
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    if not quiet:
+        print(f"{loaded.label}, {loaded.model.device}", file=sys.stderr)
+    # With --json only the result belongs on stdout.
+    stream = sys.stderr if as_json else sys.stdout
+
+    def write(piece: str) -> None:
+        if not (as_json and quiet):
+            stream.write(piece)
+            stream.flush()
+
+    written = generate_text(loaded, text, sampling, write)
+    write("\n")
+    if not quiet:
+        rate = written.tokens / max(written.seconds, 1e-9)
+        print(
+            f"{written.tokens} tokens in {written.seconds:.1f} s ({rate:.1f} a second), "
+            f"{written.ended}, seed {written.seed}",
+            file=sys.stderr,
+        )
+    if as_json:
+        print_json({"schema": 1, "model": loaded.describe(), "prompt": text, **written.record()})
