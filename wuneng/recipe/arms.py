@@ -31,7 +31,7 @@ class Arm(Settings):
 
 
 def _pure_state(base: ModelSettings) -> dict[str, Any]:
-    """State heads alone, as many as fill the width."""
+    """RWKV-7's own time mix: state heads alone, as many as fill the width."""
     size = base.state_head_size
     return {
         "num_attention_heads": 0,
@@ -42,6 +42,9 @@ def _pure_state(base: ModelSettings) -> dict[str, Any]:
         "state_layers": None,
         "state_key_source": "own",
         "state_value_source": "own",
+        "token_shift": "pre",
+        "state_output_gate": True,
+        "state_value_residual": True,
         "cross_head": "none",
     }
 

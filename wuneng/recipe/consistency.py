@@ -37,6 +37,7 @@ def model_problems(model: ModelSettings) -> Iterator[Problem]:
     """What contradicts itself in one arm's architecture; paths start at the model's fields."""
     yield from _head_problems(model)
     yield from _state_problems(model)
+    yield from _layer_list_problems(model)
     yield from _middle_head_problems(model)
     yield from _rope_problems(model)
 
@@ -78,10 +79,16 @@ def _state_problems(model: ModelSettings) -> Iterator[Problem]:
         yield ("snapshot_every",), f"expected a multiple of 16, got {model.snapshot_every}"
     if len(set(model.token_shift_on)) < len(model.token_shift_on):
         yield ("token_shift_on",), f"expected each letter once, got {model.token_shift_on!r}"
+
+
+def _layer_list_problems(model: ModelSettings) -> Iterator[Problem]:
     last = model.num_hidden_layers - 1
-    outside = [layer for layer in model.state_layers or [] if layer > last]
-    if outside:
-        yield ("state_layers",), f"expected layers from 0 to {last}, got {outside[0]}"
+    for name in ("state_layers", "sliding_window_layers"):
+        outside = [layer for layer in getattr(model, name) or [] if layer > last]
+        if outside:
+            yield (name,), f"expected layers from 0 to {last}, got {outside[0]}"
+    if model.sliding_window_layers is not None and model.sliding_window is None:
+        yield ("sliding_window_layers",), "expected sliding_window to be set as well"
 
 
 def _middle_head_problems(model: ModelSettings) -> Iterator[Problem]:

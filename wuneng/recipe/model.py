@@ -53,6 +53,8 @@ class ModelSettings(Settings):
     """Normalisation before attention and before the feed-forward layer."""
     rms_norm_eps: PositiveReal = 1e-5
     """Epsilon of that normalisation."""
+    embedding_norm: bool = False
+    """The same normalisation once more after the embedding (RWKV-7's ``ln0``)."""
     ffn: Literal["swiglu", "mlp", "rwkv7"] = "swiglu"
     """Feed-forward layer: gated, two matrices, or RWKV-7's squared ReLU."""
     hidden_act: Literal[
@@ -84,6 +86,8 @@ class ModelSettings(Settings):
     """RMS-normalise queries and keys per head."""
     sliding_window: PositiveCount | None = None
     """Tokens that attention looks back; default all."""
+    sliding_window_layers: list[Count] | None = None
+    """Layers (from 0) that have the window; default all."""
     attention_token_shift: bool = False
     """Token shift on attention's own keys and values (the ``mha-shift`` control)."""
     attention_dropout: Fraction = 0.0

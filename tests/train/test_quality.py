@@ -1,0 +1,97 @@
+"""Quality figures against sums done by hand."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wuneng.data.batch import Batch
+from wuneng.train.quality import measure
+from wuneng.train.step import Numerics
+
+CPU = Numerics(torch.device("cpu"))
+VOCAB = 5
+
+
+class Sure(nn.Module):
+    """Predicts its input token with probability 0.6 and each other token with 0.1."""
+
+    def forward(self, input_ids: Tensor, document_ids: Any = None, use_cache: bool = True) -> Any:
+        assert not self.training
+        assert not use_cache
+        assert not torch.is_grad_enabled()
+        probabilities = torch.full((*input_ids.shape, VOCAB), 0.1)
+        return SimpleNamespace(logits=probabilities.scatter(-1, input_ids[..., None], 0.6).log())
+
+
+def batch(inputs: list[list[int]], labels: list[list[int]], **changes: Any) -> Batch:
+    values = {"document_ids": None, "task": "recall", "length": len(inputs[0])} | changes
+    return Batch(torch.tensor(inputs), torch.tensor(labels), **values)
+
+
+def test_accuracy_by_length_and_loss_at_the_shortest() -> None:
+    quality = measure(
+        Sure(),
+        [
+            batch([[1, 2, 3, 4]], [[1, 2, 0, 0]]),
+            batch([[1, 2], [3, 4]], [[1, -100], [0, 4]]),
+        ],
+        CPU,
+    )
+    assert quality.values == pytest.approx(
+        {
+            "recall/accuracy@2": 2 / 3,
+            "recall/accuracy@4": 1 / 2,
+            "recall/loss": -(2 * math.log(0.6) + math.log(0.1)) / 3,
+        }
+    )
+    assert quality.examples == {"recall/accuracy@2": 2, "recall/accuracy@4": 1, "recall/loss": 2}
+
+
+def test_bits_per_byte_and_perplexity_of_text() -> None:
+    text = {"task": "text", "target_bytes": 6}
+    quality = measure(
+        Sure(), [batch([[1, 2]], [[1, 0]], **text), batch([[1, 2]], [[1, 2]], **text)], CPU
+    )
+    nats = -(3 * math.log(0.6) + math.log(0.1))
+    assert quality.values == pytest.approx(
+        {
+            "text/loss": nats / 4,
+            "text/perplexity": math.exp(nats / 4),
+            "text/bits_per_byte": nats / math.log(2) / 12,
+        }
+    )
+
+
+def test_rows_are_the_unit_of_the_standard_error() -> None:
+    """A row that is right or wrong as a whole is one trial however many positions it scores."""
+    rows = torch.arange(40) % 2
+    wide = batch([[1] * 8] * 40, [[1 if row else 0] * 8 for row in rows.tolist()])
+    narrow = batch([[1]] * 40, [[1 if row else 0] for row in rows.tolist()])
+    for given, name in ((wide, "recall/accuracy@8"), (narrow, "recall/accuracy@1")):
+        quality = measure(Sure(), [given], CPU)
+        assert quality.standard_errors[name] == pytest.approx(math.sqrt(0.25 / 39))
+        assert quality.examples[name] == 40
+
+
+def test_micro_batches_change_nothing() -> None:
+    given = batch([[1, 2], [3, 4], [0, 1]], [[1, 0], [3, -100], [-100, -100]])
+    whole = measure(Sure(), [given], CPU)
+    assert measure(Sure(), [given], CPU, micro_batch_size=2) == whole
+    assert whole.examples["recall/accuracy@2"] == 2, "a row without scored positions counts"
+
+
+def test_the_model_comes_back_in_its_mode_even_when_stopped() -> None:
+    model = Sure().train()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, [batch([[1]], [[1]])], CPU, before_batch=stop)
+    assert model.training

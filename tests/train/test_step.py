@@ -1,0 +1,140 @@
+"""One optimiser step: accumulation, clipping, non-finite values."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.tiny import TinyModel, counting_batch, tiny_training
+from wuneng.data.batch import Batch
+from wuneng.errors import DataError, NonFiniteError
+from wuneng.train.optimizer import build_optimizer
+from wuneng.train.step import Numerics, StepOutcome, micro_batches, prepare_model, take_step
+
+CPU = Numerics(torch.device("cpu"))
+
+
+def one_step(batch: Batch, **changes: Any) -> tuple[StepOutcome, TinyModel]:
+    torch.manual_seed(0)
+    model = TinyModel()
+    model.dropout.p = 0.0
+    training = tiny_training(**changes)
+    optimizer = build_optimizer(model, training)
+    return take_step(model, optimizer, batch, training, CPU, step=7, arm="tiny"), model
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_micro_batches_give_the_mean_over_the_whole_batch(rows: int) -> None:
+    batch = counting_batch(0, 6)
+    scored = [(labels != -100).sum().item() for _, labels, _ in micro_batches(batch, rows)]
+    assert len(set(scored)) > 1, "a mean of means would be right as well: the test shows nothing"
+    whole, model = one_step(batch, clip=0.0)
+    pieces, other = one_step(batch, clip=0.0, micro_batch_size=rows)
+    assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert pieces.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    for (name, one), (_, two) in zip(
+        model.named_parameters(), other.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_loss_is_the_mean_over_scored_tokens() -> None:
+    batch = counting_batch(0, 4)
+    outcome, _ = one_step(batch)
+    torch.manual_seed(0)
+    model = TinyModel().eval()
+    logits = model(batch.input_ids).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+    assert outcome.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert outcome.tokens == batch.input_ids.numel()
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    outcome, model = one_step(counting_batch(0, 4), clip=1e-3)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert outcome.grad_norm > 1e-2
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_document_ids_are_cut_with_their_rows() -> None:
+    ids = torch.arange(8).view(4, 2)
+    batch = Batch(ids, ids, ids.int(), "text", 2)
+    parts = list(micro_batches(batch, 3))
+    assert [part[0].shape[0] for part in parts] == [3, 1]
+    assert all(torch.equal(inputs.int(), documents) for inputs, _, documents in parts)
+
+
+def failing_step(poison: Any, **changes: Any) -> tuple[str, bool]:
+    """The message of the error, and whether the weights stayed as they were."""
+    torch.manual_seed(0)
+    model = TinyModel()
+    poison(model)
+    training = tiny_training(**changes)
+    optimizer = build_optimizer(model, training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(NonFiniteError) as caught:
+        take_step(model, optimizer, counting_batch(0, 4), training, CPU, step=7, arm="mha")
+    after = model.state_dict()
+    same = all(torch.equal(before[n], after[n]) or before[n].isnan().any() for n in before)
+    return str(caught.value), same
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    def poison(model: TinyModel) -> None:
+        model.scale.fill_(float("nan"))
+
+    message, untouched = failing_step(poison)
+    assert untouched
+    assert message.startswith("step 7, arm 'mha': the loss is nan")
+    assert "learning_rate" in message
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_a_gradient_that_is_not_finite_is_named(micro: int | None) -> None:
+    def poison(model: TinyModel) -> None:
+        model.mix.bias.register_hook(lambda gradient: gradient * float("inf"))
+
+    message, untouched = failing_step(poison, micro_batch_size=micro)
+    assert untouched
+    assert "the gradient of mix.bias is not finite;" in message
+    assert "Try:" in message
+
+
+def test_a_batch_without_scored_tokens_is_refused() -> None:
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(DataError, match="no token of the batch"):
+        one_step(Batch(ids, torch.full_like(ids, -100), None, "void", 3))
+
+
+def test_bf16_autocast_keeps_the_loss_in_float32() -> None:
+    torch.manual_seed(0)
+    model = TinyModel()
+    training = tiny_training()
+    numerics = Numerics(torch.device("cpu"), torch.bfloat16)
+    optimizer = build_optimizer(model, training)
+    outcome = take_step(model, optimizer, counting_batch(0, 4), training, numerics, step=1, arm="t")
+    assert torch.tensor(outcome.loss).bfloat16().item() != outcome.loss
+    assert model.mix.weight.dtype is torch.float32
+
+
+def test_activation_checkpointing_changes_memory_and_not_the_step() -> None:
+    from wuneng.model import WuNengConfig, WuNengForCausalLM
+
+    config = WuNengConfig(
+        vocab_size=11,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_state_heads=2,
+    )
+    outcomes = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        training = tiny_training(activation_checkpointing=recompute)
+        model = prepare_model(WuNengForCausalLM(config), training)
+        assert model.model.gradient_checkpointing is recompute
+        optimizer = build_optimizer(model, training)
+        batch = counting_batch(0, 4)
+        outcomes.append(take_step(model, optimizer, batch, training, CPU, step=1, arm="t"))
+    assert outcomes[1].loss == pytest.approx(outcomes[0].loss, rel=1e-6)
+    assert outcomes[1].grad_norm == pytest.approx(outcomes[0].grad_norm, rel=1e-5)

@@ -1,0 +1,16 @@
+"""Training: ``run`` takes a recipe through all its arms and compares them.
+
+run          arms and seeds in turn, run directory, results.json
+arm_run      one arm: build, train, score, save
+loop         its training, from the first step or the last checkpoint to the last step
+step         one optimiser step
+checkpoint   what is saved, verified and rotated
+quality      figures of a model over fixed batches
+summary      the closing table and sentence, by the rules in verdicts
+"""
+
+from wuneng.train.display import Display, Progress, make_display
+from wuneng.train.run import Results, run
+from wuneng.train.signals import Interrupted
+
+__all__ = ["Display", "Interrupted", "Progress", "Results", "make_display", "run"]

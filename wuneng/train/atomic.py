@@ -1,0 +1,141 @@
+"""Directories that appear complete or not at all, and disks that are full.
+
+A directory is filled under a temporary name beside its final one, every file and the directory
+itself are flushed to the disk, and one rename puts it in place. A killed process leaves at most a
+directory whose name starts with ``.partial-``, which ``remove_leftovers`` deletes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wuneng.errors import DiskError
+
+__all__ = [
+    "check_free_space",
+    "directory_written_atomically",
+    "disk_error",
+    "flush",
+    "remove_directory",
+    "remove_leftovers",
+]
+
+_LEFTOVER = ".partial-"
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+@contextmanager
+def directory_written_atomically(final: Path, bytes_needed: int) -> Iterator[Path]:
+    """A temporary directory to fill; it becomes ``final`` when the block ends without an error.
+
+    An existing ``final`` is replaced only after the new one is complete. When anything fails the
+    temporary directory is removed and ``final`` is as it was.
+
+    Raises:
+        DiskError: the disk is full, over quota or read-only; names path, bytes needed and free.
+    """
+    temporary = final.with_name(f"{_LEFTOVER}{final.name}")
+    replaced = final.with_name(f"{_LEFTOVER}replaced-{final.name}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in (temporary, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        check_free_space(final, bytes_needed)
+        temporary.mkdir()
+        yield temporary
+        _flush_tree(temporary)
+        if final.exists():
+            final.rename(replaced)
+        temporary.rename(final)
+        flush(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not final.exists() and replaced.exists():
+            replaced.rename(final)
+        full = disk_error(error, final, bytes_needed)
+        if full is not None:
+            raise full from error
+        raise
+
+
+def check_free_space(path: Path, bytes_needed: int) -> None:
+    """Raise DiskError before the first byte is written if ``bytes_needed`` cannot fit."""
+    usage = shutil.disk_usage(path.parent)
+    if usage.total and usage.free < bytes_needed:
+        raise DiskError(_full_disk_message(path, bytes_needed))
+
+
+def disk_error(error: BaseException, path: Path, bytes_needed: int) -> DiskError | None:
+    """The DiskError that ``error`` amounts to, or None if it is something else.
+
+    safetensors reports the operating system's error only in its text, hence the search in it.
+    """
+    if isinstance(error, DiskError):
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    found = re.search(r"os error (\d+)", str(error))
+    if number is None and found is not None and isinstance(error, Exception):
+        number = int(found.group(1))
+    if number not in _DISK_ERRNOS:
+        return None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError(_full_disk_message(path, bytes_needed))
+    return DiskError(f"cannot write {path}: {os.strerror(number or 0)}")
+
+
+def remove_directory(path: Path) -> None:
+    """Delete ``path`` so that a kill in between leaves a leftover, not half a directory."""
+    doomed = path.with_name(f"{_LEFTOVER}deleted-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> list[str]:
+    """Delete what killed writes left under ``parent``; returns the names, for a message.
+
+    A directory that was moved aside while its successor was put in place goes back if the
+    successor never arrived.
+    """
+    if not parent.is_dir():
+        return []
+    removed = []
+    for leftover in sorted(parent.glob(f"{_LEFTOVER}*")):
+        original = parent / leftover.name.removeprefix(f"{_LEFTOVER}replaced-")
+        if leftover.name.startswith(f"{_LEFTOVER}replaced-") and not original.exists():
+            leftover.rename(original)
+            continue
+        shutil.rmtree(leftover, ignore_errors=True)
+        removed.append(leftover.name)
+    return removed
+
+
+def _full_disk_message(path: Path, bytes_needed: int) -> str:
+    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+    return (
+        f"cannot write {path}: the disk is full ({bytes_needed:,} bytes needed, {free:,} free). "
+        "What was saved before is untouched; free some space and resume."
+    )
+
+
+def _flush_tree(directory: Path) -> None:
+    for root, _, files in os.walk(directory):
+        for name in files:
+            flush(Path(root) / name)
+        flush(Path(root))
+
+
+def flush(path: Path) -> None:
+    """fsync a file or directory: a rename is durable only after its contents are."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,182 @@
+"""Checkpoints: written atomically, verified by checksum on load, rotated.
+
+    checkpoints/step-<n>/model.safetensors       parameters and buffers by name
+                         optimizer.safetensors   AdamW's moments as <quantity>/<parameter name>
+                         trainer.json            TrainerState
+                         manifest.json           sha256 and size of the three
+
+No file is a pickle, so loading a checkpoint runs no code from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wuneng.errors import CheckpointError
+from wuneng.train.atomic import directory_written_atomically, remove_directory, remove_leftovers
+from wuneng.train.optimizer import load_named_state, named_state
+from wuneng.train.trainer_state import TrainerState
+
+__all__ = ["Checkpoint", "latest_usable", "restore", "save", "verify"]
+
+MODEL, OPTIMIZER, TRAINER, MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "trainer.json",
+    "manifest.json",
+)
+_CONTENT = (MODEL, OPTIMIZER, TRAINER)
+_MARGIN = 1 << 16  # room for JSON files and safetensors headers when free space is checked
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose checksums were found right."""
+
+    path: Path
+    state: TrainerState
+
+
+def save(
+    parent: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainerState,
+    *,
+    keep: int,
+) -> Path:
+    """Write ``parent/step-<state.step>``, and only then delete all but the newest ``keep``.
+
+    Checkpoints of later steps (found altered when the run was resumed before them) go as well.
+
+    Raises:
+        DiskError: no room; every earlier checkpoint is still there.
+    """
+    weights, moments = model_tensors(model), named_state(model, optimizer)
+    needed = _MARGIN + sum(t.nbytes for part in (weights, moments) for t in part.values())
+    final = parent / f"step-{state.step}"
+    with directory_written_atomically(final, needed) as temporary:
+        save_file({name: t.contiguous() for name, t in weights.items()}, temporary / MODEL)
+        save_file(moments, temporary / OPTIMIZER)
+        (temporary / TRAINER).write_text(json.dumps(state.to_json()), encoding="utf-8")
+        manifest = {"schema": 1, "files": {name: _digest(temporary / name) for name in _CONTENT}}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _rotate(parent, state.step, keep)
+    return final
+
+
+def verify(path: Path) -> Checkpoint:
+    """Check every file of the checkpoint at ``path`` against its manifest.
+
+    Raises:
+        CheckpointError: in one line, which file is missing, cut short, altered or unreadable.
+    """
+    manifest = _read_json(path / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or set(files) != set(_CONTENT):
+        raise CheckpointError(f"{path / MANIFEST}: does not list {', '.join(_CONTENT)}")
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing")
+        size = file.stat().st_size
+        if not isinstance(expected, dict) or size != expected.get("bytes"):
+            wanted = expected.get("bytes") if isinstance(expected, dict) else "?"
+            raise CheckpointError(f"{file}: {size:,} bytes, {wanted:,} were written")
+        if _digest(file) != expected:
+            raise CheckpointError(f"{file}: altered since it was written (sha256 differs)")
+    try:
+        return Checkpoint(path, TrainerState.from_json(_read_json(path / TRAINER)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path / TRAINER}: {error}") from None
+
+
+def latest_usable(parent: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None; each unusable one is reported in one line.
+
+    Leftovers of killed writes are deleted first.
+    """
+    for name in remove_leftovers(parent):
+        report(f"removed {parent / name}, left by a write that never finished")
+    for step in sorted(_steps(parent), reverse=True):
+        try:
+            return verify(parent / f"step-{step}")
+        except CheckpointError as error:
+            report(f"checkpoint not usable: {error}; trying the one before")
+    return None
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Copy the checkpoint's tensors into ``model`` and ``optimizer``, in place.
+
+    Raises:
+        CheckpointError: names or shapes differ from the model's.
+    """
+    stored, own = load_file(checkpoint.path / MODEL), model_tensors(model)
+    if missing := sorted(set(own) ^ set(stored)):
+        raise CheckpointError(
+            f"{checkpoint.path / MODEL} belongs to another model: {missing[0]} is in one only"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != stored[name].shape or tensor.dtype != stored[name].dtype:
+                raise CheckpointError(
+                    f"{checkpoint.path / MODEL}: {name} is {_kind(stored[name])}, "
+                    f"the model's is {_kind(tensor)}"
+                )
+            tensor.copy_(stored[name])
+    load_named_state(model, optimizer, load_file(checkpoint.path / OPTIMIZER))
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, a tied parameter once."""
+    persistent = model.state_dict()
+    tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
+    tensors |= {name: b for name, b in model.named_buffers() if name in persistent}
+    return tensors
+
+
+def _rotate(parent: Path, newest: int, keep: int) -> None:
+    steps = sorted(_steps(parent), reverse=True)
+    kept = [step for step in steps if step <= newest][: max(1, keep)]
+    for step in set(steps) - set(kept):
+        remove_directory(parent / f"step-{step}")
+
+
+def _steps(parent: Path) -> list[int]:
+    if not parent.is_dir():
+        return []
+    names = (re.fullmatch(r"step-(\d+)", path.name) for path in parent.iterdir())
+    return [int(match.group(1)) for match in names if match]
+
+
+def _digest(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256")
+    except OSError as error:
+        raise CheckpointError(f"{file}: unreadable ({error})") from None
+    return {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: unreadable ({error})") from None
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

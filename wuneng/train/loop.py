@@ -1,0 +1,273 @@
+"""Training one arm, from its first step or its last checkpoint to the end.
+
+``ArmTraining.run`` is the story; what it tells is done elsewhere: one step in ``step``, figures in
+``quality``, saving in ``checkpoint``, watching in ``display``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from wuneng.data.batch import TrainingData, ValidationData
+from wuneng.errors import CheckpointError
+from wuneng.recipe import OptimizerSettings, Training
+from wuneng.records import ArmDirectory, append_jsonl, truncate_jsonl_after
+from wuneng.train import checkpoint
+from wuneng.train.atomic import flush
+from wuneng.train.display import Display, Progress
+from wuneng.train.loggers import Logger
+from wuneng.train.optimizer import build_optimizer, set_learning_rate
+from wuneng.train.quality import measure
+from wuneng.train.schedule import learning_rate_at
+from wuneng.train.signals import Interrupted, StopSignals
+from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
+from wuneng.train.trainer_state import TrainerState, capture_rng, restore_rng
+
+__all__ = ["ArmJob", "ArmTraining"]
+
+
+@dataclass(frozen=True)
+class ArmJob:
+    """Everything that training one arm from one seed needs."""
+
+    arm: str
+    seed: int
+    model: nn.Module
+    """Called as ``model(input_ids=, document_ids=, use_cache=False).logits``."""
+    training: Training
+    """The arm's own settings."""
+    train: TrainingData
+    """At its first batch."""
+    validation: ValidationData
+    data_description: str
+    directory: ArmDirectory
+    numerics: Numerics
+    loggers: Sequence[Logger] = ()
+
+
+@dataclass
+class _Pace:
+    """Tokens and seconds since the last logged step; steps and seconds of this session."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    session_steps: int = 0
+    session_seconds: float = 0.0
+
+    def add(self, tokens: int, seconds: float, *, typical: bool) -> None:
+        self.tokens += tokens
+        self.seconds += seconds
+        if typical:
+            self.session_steps += 1
+            self.session_seconds += seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def seconds_for(self, steps: int) -> float:
+        return steps * self.session_seconds / max(1, self.session_steps)
+
+
+@dataclass
+class ArmTraining:
+    """One arm's training."""
+
+    job: ArmJob
+    display: Display
+    stop: StopSignals
+    state: TrainerState = field(init=False)
+
+    def __post_init__(self) -> None:
+        job = self.job
+        self.optimizer = build_optimizer(job.model, job.training)
+        self.called = prepare_model(job.model, job.training)
+        self.total_steps = job.training.total_steps
+        self._pace = _Pace()
+        self._saved_step = -1
+        self._first_of_session = True
+
+    def run(self) -> TrainerState:
+        """Train to the last step; the state that comes back is saved in the last checkpoint.
+
+        Raises:
+            Interrupted: a signal came; the step was finished and a checkpoint written.
+            NonFiniteError, DiskError, CheckpointError: see ``step`` and ``checkpoint``.
+        """
+        self._start_or_resume()
+        while self.state.step < self.total_steps:
+            self.leave_if_asked()
+            learning_rate, outcome = self._step()
+            figures = self._validate_if_due()
+            self._record(learning_rate, outcome, figures)
+            if self._checkpoint_due():
+                self._save()
+        self._save()
+        self.leave_if_asked()
+        return self.state
+
+    def _start_or_resume(self) -> None:
+        job = self.job
+        found = checkpoint.latest_usable(job.directory.checkpoints, self.display.warn)
+        if found is None:
+            self.state = TrainerState(job.arm, job.seed, total_steps=self.total_steps)
+            self.state.schedule = job.training.model_dump(
+                include=set(OptimizerSettings.model_fields)
+            )
+            self.state.data_description = job.data_description
+        else:
+            self._resume(found)
+        # Lines after the checkpoint are of steps that are taken again: they would be doubled.
+        truncate_jsonl_after(job.directory.metrics, self.state.step)
+        self._clock = time.perf_counter() - self.state.seconds
+
+    def _resume(self, found: checkpoint.Checkpoint) -> None:
+        job, state = self.job, found.state
+        if (state.arm, state.seed) != (job.arm, job.seed):
+            raise CheckpointError(
+                f"{found.path} is of arm {state.arm!r}, seed {state.seed}; "
+                f"expected arm {job.arm!r}, seed {job.seed}"
+            )
+        if state.data_description != job.data_description:
+            raise CheckpointError(
+                f"{found.path}: the training data has changed since. It was: "
+                f"{state.data_description!r}; it is: {job.data_description!r}. "
+                "Restore the data, or start anew with --resume never"
+            )
+        checkpoint.restore(found, job.model, self.optimizer)
+        job.train.load_state_dict(state.data)
+        if job.numerics.scaler is not None and state.scaler:
+            job.numerics.scaler.load_state_dict(state.scaler)
+        restore_rng(state.rng)
+        self.state, self._saved_step = state, state.step
+        self.display.note(f"{job.arm}: continuing after step {state.step} ({found.path})")
+
+    def _step(self) -> tuple[float, StepOutcome]:
+        job, state = self.job, self.state
+        began = time.perf_counter()
+        learning_rate = learning_rate_at(state.step, self.total_steps, job.training)
+        set_learning_rate(self.optimizer, learning_rate)
+        try:
+            outcome = take_step(
+                self.called,
+                self.optimizer,
+                job.train.next_batch(),
+                job.training,
+                job.numerics,
+                step=state.step + 1,
+                arm=job.arm,
+            )
+        except Exception as error:
+            failure = compilation_error(error)
+            if failure is None:
+                raise
+            raise failure from error
+        elapsed = time.perf_counter() - began
+        # Compiling belongs to wall time, but says nothing of how fast the arm is.
+        typical = not (job.training.compile and self._first_of_session)
+        self._first_of_session = False
+        state.step += 1
+        state.tokens += outcome.tokens
+        if typical:
+            state.timed_tokens += outcome.tokens
+            state.timed_seconds += elapsed
+        self._pace.add(outcome.tokens, elapsed, typical=typical)
+        return learning_rate, outcome
+
+    def _validate_if_due(self) -> dict[str, float]:
+        every = self.job.training.validate_every
+        if not every or self.state.step % every:
+            return {}
+        quality = measure(
+            self.called,
+            self.job.validation.batches(),
+            self.job.numerics,
+            micro_batch_size=self.job.training.micro_batch_size,
+        )
+        self.state.note_validation(quality.values)
+        return quality.values
+
+    def _record(
+        self, learning_rate: float, outcome: StepOutcome, figures: dict[str, float]
+    ) -> None:
+        """One line of metrics.jsonl where one is due; the display hears of every step."""
+        job, state, pace = self.job, self.state, self._pace
+        state.seconds = time.perf_counter() - self._clock
+        edge = state.step in (1, self.total_steps)
+        logged = edge or bool(figures) or state.step % job.training.log_every == 0
+        self.display.stepped(
+            Progress(
+                arm=job.arm,
+                seed=job.seed,
+                step=state.step,
+                total_steps=self.total_steps,
+                loss=outcome.loss,
+                learning_rate=learning_rate,
+                grad_norm=outcome.grad_norm,
+                tokens_per_second=pace.tokens_per_second,
+                seconds_left=pace.seconds_for(self.total_steps - state.step),
+                logged=logged,
+                validation=figures,
+            )
+        )
+        if not logged:
+            return
+        row: dict[str, Any] = {
+            "arm": job.arm,
+            "seed": job.seed,
+            "step": state.step,
+            "tokens": state.tokens,
+            "loss": outcome.loss,
+            "lr": learning_rate,
+            "grad_norm": outcome.grad_norm,
+            "tokens_per_second": round(pace.tokens_per_second, 1),
+            "seconds": round(state.seconds, 3),
+        }
+        if outcome.skipped:
+            row["skipped"] = True
+        if figures:
+            row["validation"] = figures
+        append_jsonl(job.directory.metrics, row)
+        for logger in job.loggers:
+            logger.log(row)
+        pace.tokens, pace.seconds = 0, 0.0
+
+    def _checkpoint_due(self) -> bool:
+        every = self.job.training.checkpoint_every
+        return bool(every) and self.state.step % every == 0
+
+    def leave_if_asked(self) -> None:
+        """Save and raise Interrupted if a signal has come."""
+        if self.stop.requested is None:
+            return
+        self._save()
+        raise Interrupted(
+            f"stopped by a signal; arm {self.job.arm!r} is saved at step {self.state.step} of "
+            f"{self.total_steps}",
+            self.stop.requested,
+        )
+
+    def _save(self) -> None:
+        """Write a checkpoint of this step unless there is one already."""
+        if self._saved_step == self.state.step:
+            return
+        state, scaler = self.state, self.job.numerics.scaler
+        state.seconds = time.perf_counter() - self._clock
+        state.data = self.job.train.state_dict()
+        state.scaler = scaler.state_dict() if scaler is not None else {}
+        state.rng = capture_rng()
+        if self.job.directory.metrics.exists():
+            flush(self.job.directory.metrics)  # its lines are not written again after a resume
+        checkpoint.save(
+            self.job.directory.checkpoints,
+            self.job.model,
+            self.optimizer,
+            state,
+            keep=self.job.training.keep_checkpoints,
+        )
+        self._saved_step = state.step

@@ -1,0 +1,124 @@
+"""AdamW with RWKV-7's parameter groups.
+
+As RWKV-LM trains RWKV-7: weight decay on matrices only; the decay's base ``w0`` learns at twice
+the learning rate, without weight decay; Adam's betas are (0.9, 0.99). Which parameter belongs
+where is known by the model's room (``wuneng.model.parameter_groups``); attention-only arms have
+no ``w0`` and so get the usual two groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wuneng.errors import CheckpointError
+from wuneng.model.parameter_groups import group_of
+from wuneng.recipe import Training
+
+__all__ = [
+    "GROUPS",
+    "Group",
+    "build_optimizer",
+    "load_named_state",
+    "named_state",
+    "set_learning_rate",
+]
+
+
+@dataclass(frozen=True)
+class Group:
+    """How one kind of parameter is updated, relative to the recipe's numbers."""
+
+    learning_rate_scale: float
+    decays: bool
+
+
+GROUPS: dict[str, Group] = {
+    "decay": Group(learning_rate_scale=1.0, decays=True),
+    "no_decay": Group(learning_rate_scale=1.0, decays=False),
+    "double_lr": Group(learning_rate_scale=2.0, decays=False),
+}
+
+
+def build_optimizer(
+    model: nn.Module,
+    training: Training,
+    group_of: Callable[[str, Tensor], str] = group_of,
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of ``model``, one group per kind in ``GROUPS``.
+
+    ``group_of(name, parameter)`` names the kind; the default is the model room's rule. Groups
+    carry ``kind`` and ``learning_rate_scale`` beside AdamW's own keys.
+    """
+    members: dict[str, list[nn.Parameter]] = {kind: [] for kind in GROUPS}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[group_of(name, parameter)].append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": members[kind],
+            "weight_decay": training.weight_decay if group.decays else 0.0,
+            "kind": kind,
+            "learning_rate_scale": group.learning_rate_scale,
+        }
+        for kind, group in GROUPS.items()
+        if members[kind]
+    ]
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    # The fused kernel is element-wise (bit-deterministic at a fixed number of threads) and, for
+    # models as small as the shipped recipes', several times faster than one op after another.
+    return torch.optim.AdamW(
+        groups,
+        lr=training.learning_rate,
+        betas=(training.betas[0], training.betas[1]),
+        eps=training.eps,
+        fused=devices <= {"cpu", "cuda"},
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group ``learning_rate`` times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["learning_rate_scale"]
+
+
+def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors as ``<quantity>/<parameter name>``, ready for safetensors.
+
+    Names instead of AdamW's own running indices: a file that was written for another model is then
+    recognised instead of being poured into the wrong parameters.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for quantity, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{quantity}/{name}"] = value.detach().contiguous()
+    return tensors
+
+
+def load_named_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Put back what ``named_state`` returned.
+
+    Raises:
+        CheckpointError: a tensor belongs to no parameter of ``model``, or has another shape.
+    """
+    parameters = dict(model.named_parameters())
+    by_parameter: dict[nn.Parameter, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        quantity, _, name = key.partition("/")
+        parameter = parameters.get(name)
+        if parameter is None or (value.dim() and value.shape != parameter.shape):
+            raise CheckpointError(f"the optimiser state {key!r} does not fit this model")
+        by_parameter.setdefault(parameter, {})[quantity] = value
+    state = optimizer.state_dict()
+    loaded: dict[int, dict[str, Any]] = {}
+    for group, indexed in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, index in zip(group["params"], indexed["params"], strict=True):
+            if parameter in by_parameter:
+                loaded[index] = by_parameter[parameter]
+    optimizer.load_state_dict({"state": loaded, "param_groups": state["param_groups"]})

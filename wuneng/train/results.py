@@ -1,0 +1,148 @@
+"""results.json: the arms side by side, put together from what each finished arm left behind.
+
+Every finished arm (and seed) has a ``result.json`` of its own, written last; its presence is what
+makes a resumed run skip the arm. With several seeds the figures of results.json are means over
+them: ``quality_std`` is the spread (n - 1), ``seeds`` lists them, ``per_seed`` has each one's.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wuneng.errors import DataError
+from wuneng.recipe import Recipe
+from wuneng.records import ArmDirectory, RunDirectory, read_json, write_json
+from wuneng.train.quality import Quality
+from wuneng.train.summary import closing_sentence
+from wuneng.train.trainer_state import TrainerState
+
+__all__ = [
+    "ArmFacts",
+    "arm_directory",
+    "arm_record",
+    "finished_record",
+    "save_record",
+    "write_results",
+]
+
+_RESULT = "result.json"
+_AVERAGED = ("tokens", "training_flops", "seconds", "tokens_per_second", "final_loss")
+
+
+@dataclass(frozen=True)
+class ArmFacts:
+    """What an arm is, known before it is trained."""
+
+    kind: str
+    token_shift: bool
+    parameters: int
+    added_percent: float
+    flops_per_token: float
+    """Training FLOPs: forward and backward."""
+    learning_rate: float
+
+
+def arm_directory(run: RunDirectory, recipe: Recipe, arm: str, seed: int) -> ArmDirectory:
+    """``<arm>``, or ``<arm>/seed-<n>`` where the recipe has several seeds."""
+    return run.arm(arm, seed if len(recipe.seeds) > 1 else None)
+
+
+def arm_record(
+    arm: str, facts: ArmFacts, state: TrainerState, quality: Quality, final_loss: float | None
+) -> dict[str, Any]:
+    """The record of one finished arm and seed."""
+    rate = state.timed_tokens / state.timed_seconds if state.timed_seconds else 0.0
+    return {
+        "schema": 1,
+        "arm": arm,
+        "seed": state.seed,
+        "kind": facts.kind,
+        "token_shift": facts.token_shift,
+        "parameters": facts.parameters,
+        "added_percent": round(facts.added_percent, 3),
+        "training_flops": facts.flops_per_token * state.tokens,
+        "steps": state.step,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(rate, 1),
+        "learning_rate": facts.learning_rate,
+        "final_loss": final_loss,
+        "best_validation": state.best,
+        "quality": quality.values,
+        "standard_error": quality.standard_errors,
+        "examples": quality.examples,
+    }
+
+
+def save_record(directory: ArmDirectory, record: Mapping[str, Any]) -> None:
+    """Write the arm's ``result.json``: from now on the arm is finished."""
+    write_json(directory.path / _RESULT, dict(record))
+
+
+def finished_record(directory: ArmDirectory) -> dict[str, Any] | None:
+    """The arm's record, or None while the arm is unfinished."""
+    path: Path = directory.path / _RESULT
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("schema") != 1:
+        raise DataError(f"{path} is not the result of an arm; remove it to train the arm again")
+    return record
+
+
+def write_results(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
+    """Write ``results.json`` once every arm is finished from every seed; returns its content."""
+    arms: dict[str, Any] = {}
+    for arm in recipe.arms:
+        directories = [arm_directory(run, recipe, arm, seed) for seed in recipe.seeds]
+        records = [finished_record(directory) for directory in directories]
+        assert all(records), f"arm {arm} is not finished"
+        arms[arm] = combine([record for record in records if record])
+    results: dict[str, Any] = {
+        "schema": 1,
+        "name": recipe.name,
+        "reference": recipe.reference_arm,
+        "arms": arms,
+    }
+    results["summary"] = closing_sentence(results)
+    write_json(run.results, results)
+    return results
+
+
+def combine(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One arm's entry in results.json from its records, one per seed."""
+    first = records[0]
+    entry = {key: value for key, value in first.items() if key not in ("schema", "arm", "seed")}
+    entry["seeds"] = [record["seed"] for record in records]
+    if len(records) == 1:
+        return entry
+    for key in _AVERAGED:
+        entry[key] = statistics.fmean(record[key] for record in records)
+    names = list(first["quality"])
+    values = {name: [record["quality"][name] for record in records] for name in names}
+    entry["quality"] = {name: _mean(values[name]) for name in names}
+    entry["quality_std"] = {name: _spread(values[name]) for name in names}
+    entry["standard_error"] = {
+        name: entry["quality_std"][name] / math.sqrt(len(records)) for name in names
+    }
+    entry["per_seed"] = [
+        {key: record[key] for key in ("seed", "quality", "seconds", "final_loss")}
+        for record in records
+    ]
+    del entry["best_validation"]
+    return entry
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return statistics.stdev(known) if len(known) > 1 else 0.0

@@ -1,0 +1,172 @@
+"""A whole recipe: every arm from every seed, in turn, and the comparison at the end.
+
+An arm is finished when its ``result.json`` exists; a run is when ``results.json`` does. Whatever
+kills the process in between, the same command takes up where the last checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wuneng.data.batch import Prepared
+from wuneng.device import environment, pick_device
+from wuneng.recipe import Recipe, TextData, dump_recipe
+from wuneng.records import RUNS_ROOT, RunDirectory, read_json, write_json, write_text_atomic
+from wuneng.train.arm_run import run_arm
+from wuneng.train.display import Display, make_display
+from wuneng.train.lock import locked
+from wuneng.train.loggers import check_installed
+from wuneng.train.results import arm_directory, finished_record, write_results
+from wuneng.train.resume import choose_run
+from wuneng.train.signals import Interrupted, how_to_resume
+from wuneng.train.summary import results_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Results", "run"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished run leaves."""
+
+    directory: Path
+    record: dict[str, Any]
+    """The content of results.json."""
+
+    @property
+    def table(self) -> Table:
+        """The arms side by side, for a terminal."""
+        return results_table(self.record)
+
+    @property
+    def sentence(self) -> str:
+        """What the figures do and do not show."""
+        return str(self.record["summary"])
+
+
+def run(
+    recipe: Recipe,
+    out: RunDirectory | Path | None = None,
+    resume: str = "auto",
+    display: Display | None = None,
+    *,
+    runs_root: Path = RUNS_ROOT,
+    command_line: Sequence[str] | None = None,
+) -> Results:
+    """Train every arm of ``recipe`` from every seed and compare them.
+
+    Args:
+        out: where the run goes; default ``runs_root/<recipe name>``, numbered if that is taken.
+        resume: ``auto`` (the newest unfinished run of the same recipe, if there is one), ``never``,
+            or a run directory. On the CPU the run then continues bit for bit as if never stopped.
+        display: who watches; default a panel on a terminal and plain lines elsewhere.
+        runs_root: gets the ``latest`` link.
+        command_line: goes into environment.json; default this process's.
+
+    Raises:
+        InputError: the recipe does not fit the data, the machine or the run to be resumed.
+        NonFiniteError: a loss or gradient is not finite.
+        DiskError: the disk is full; the last good checkpoint stands.
+        Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
+    """
+    display = make_display() if display is None else display
+    check_installed(recipe.loggers)
+    place = out.path if isinstance(out, RunDirectory) else out
+    directory, stored = choose_run(recipe, place, str(resume), runs_root)
+    recipe = _settled(recipe) if stored is None else stored
+    device = pick_device(recipe.device)
+    try:
+        with locked(directory.path), _reproducible(recipe, device):
+            _open_records(directory, recipe, resumed=stored is not None, line=command_line)
+            directory.update_latest(runs_root)
+            for seed in recipe.seeds:
+                _run_seed(recipe, seed, directory, device, display)
+            return Results(directory.path, write_results(directory, recipe))
+    except Interrupted as stopped:
+        where = how_to_resume(directory.path)
+        raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
+    finally:
+        display.close()
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """The recipe with what the machine decides written down, so that the run can be repeated."""
+    threads = recipe.training.num_threads or torch.get_num_threads()
+    training = recipe.training.model_copy(update={"num_threads": threads})
+    device = str(pick_device(recipe.device))
+    return recipe.model_copy(update={"device": device, "training": training})
+
+
+@contextmanager
+def _reproducible(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """The thread count and, on the CPU, the algorithms that make a run repeatable to the bit."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.set_num_threads(recipe.training.num_threads or threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling every fresh buffer with NaN would find bugs, at a price in every operation.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
+
+
+def _open_records(
+    directory: RunDirectory, recipe: Recipe, *, resumed: bool, line: Sequence[str] | None
+) -> None:
+    """recipe.yaml and environment.json; a resumed run adds its session to the latter."""
+    if not resumed:
+        write_text_atomic(directory.recipe, dump_recipe(recipe))
+    session = environment(sys.argv if line is None else line)
+    if directory.environment.exists():
+        first = read_json(directory.environment)
+        first.setdefault("resumed", []).append(session)
+        session = first
+    write_json(directory.environment, session)
+
+
+def _run_seed(
+    recipe: Recipe, seed: int, directory: RunDirectory, device: torch.device, display: Display
+) -> None:
+    """Every arm that is not finished yet, all from the same first batch."""
+    pending = []
+    for arm in recipe.arms:
+        if finished_record(arm_directory(directory, recipe, arm, seed)) is None:
+            pending.append(arm)
+        else:
+            display.note(f"{arm} (seed {seed}): finished before, skipped")
+    if not pending:
+        return
+    data = _prepare(recipe, seed)
+    display.note(data.description)
+    beginning = copy.deepcopy(data.train.state_dict())
+    for arm in pending:
+        data.train.load_state_dict(copy.deepcopy(beginning))
+        place = arm_directory(directory, recipe, arm, seed)
+        run_arm(recipe, arm, seed, data, place, device, display)
+
+
+def _prepare(recipe: Recipe, seed: int) -> Prepared:
+    training, evaluation = recipe.training, recipe.evaluation
+    if isinstance(recipe.data, TextData):
+        from wuneng.data import prepare_text
+
+        return prepare_text(recipe.data, training, evaluation, seed)
+    from wuneng.synthetic import prepare_synthetic
+
+    return prepare_synthetic(recipe.data, training, evaluation, seed, training.total_steps)

@@ -1,0 +1,225 @@
+"""One optimiser step: micro-batches, loss, backward, the finiteness check, clipping, the update.
+
+The loss is the mean over every scored token of the *whole* batch: each micro-batch contributes its
+sum divided by the batch's count, so cutting a batch in pieces changes rounding and nothing else,
+even when the pieces score different numbers of tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wuneng.data.batch import IGNORED, Batch
+from wuneng.errors import DataError, NonFiniteError, RunError
+from wuneng.recipe import Training
+
+__all__ = [
+    "Numerics",
+    "StepOutcome",
+    "compilation_error",
+    "micro_batches",
+    "prepare_model",
+    "take_step",
+]
+
+# fp16 skips an update now and then while its loss scale settles; a scale below this means that the
+# gradients overflow whatever the scale is.
+_SMALLEST_LOSS_SCALE = 2.0**-10
+
+
+@dataclass
+class Numerics:
+    """Where and in what precision an arm is trained."""
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None = None
+    """None: everything in float32."""
+    scaler: torch.amp.GradScaler | None = None
+    """Only for float16, whose gradients underflow unscaled."""
+
+    @classmethod
+    def pick(cls, device: torch.device, autocast_dtype: torch.dtype | None) -> Numerics:
+        """Numerics for a device; float16 gets a gradient scaler."""
+        scaler = torch.amp.GradScaler(device.type) if autocast_dtype is torch.float16 else None
+        return cls(device, autocast_dtype, scaler)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the model is called."""
+        if self.autocast_dtype in (None, torch.float32):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step reports."""
+
+    loss: float
+    """Nats per scored token."""
+    grad_norm: float
+    """Global 2-norm before clipping."""
+    tokens: int
+    """Tokens read, scored or not."""
+    skipped: bool = False
+    """float16 only: the scaled gradients overflowed, so the scale was lowered and nothing moved."""
+
+
+def prepare_model(model: nn.Module, training: Training) -> nn.Module:
+    """Switch on activation checkpointing and compilation as the recipe asks.
+
+    Returns the module to call; its parameters are those of ``model``, which stays the one to save.
+    """
+    model.train()
+    if training.activation_checkpointing:
+        kind = {"use_reentrant": False}
+        transformer: Any = model
+        if hasattr(transformer, "activation_checkpointing_enable"):
+            transformer.activation_checkpointing_enable(activation_checkpointing_kwargs=kind)
+        else:  # transformers before the method was renamed
+            transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
+    return torch.compile(model) if training.compile else model  # type: ignore[return-value]
+
+
+def compilation_error(error: Exception) -> RunError | None:
+    """What to tell the user if ``error`` comes from torch.compile; None if it does not."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    reason = str(error).partition("\n")[0]
+    return RunError(
+        f"training.compile: torch.compile failed ({reason}). Set training.compile to false, or "
+        "install what it misses: a C++ compiler on the CPU, triton on CUDA"
+    )
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    training: Training,
+    numerics: Numerics,
+    *,
+    step: int,
+    arm: str,
+) -> StepOutcome:
+    """Train on ``batch`` once. ``step`` (1-based) and ``arm`` are for messages.
+
+    ``model(input_ids=[B, T], document_ids=[B, T] | None, use_cache=False).logits``: ``[B, T, V]``.
+
+    Raises:
+        NonFiniteError: the loss or a gradient is NaN or infinite; the weights are untouched.
+        DataError: nothing in the batch is scored.
+    """
+    scored = int((batch.labels != IGNORED).sum())
+    if scored == 0:
+        raise DataError(f"step {step}: no token of the batch (task {batch.task!r}) is scored")
+    optimizer.zero_grad(set_to_none=True)
+    loss = _backward(model, batch, training, numerics, scored)
+    if numerics.scaler is not None:
+        numerics.scaler.unscale_(optimizer)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    foreach = numerics.device.type in ("cpu", "cuda")
+    norm = nn.utils.get_total_norm(gradients, foreach=foreach)
+    loss_value, norm_value = torch.stack([loss, norm.to(loss)]).tolist()
+    _check_finite(loss_value, norm_value, model, numerics, step=step, arm=arm)
+    if training.clip:
+        nn.utils.clip_grads_with_norm_(model.parameters(), training.clip, norm, foreach=foreach)
+    skipped = _update(optimizer, numerics)
+    return StepOutcome(loss_value, norm_value, batch.input_ids.numel(), skipped)
+
+
+def micro_batches(batch: Batch, rows: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """``(input_ids, labels, document_ids)`` in pieces of at most ``rows`` rows; None: one piece."""
+    total = batch.input_ids.shape[0]
+    rows = rows or total
+    for start in range(0, total, rows):
+        part = slice(start, start + rows)
+        documents = None if batch.document_ids is None else batch.document_ids[part]
+        yield batch.input_ids[part], batch.labels[part], documents
+
+
+def _backward(
+    model: nn.Module, batch: Batch, training: Training, numerics: Numerics, scored: int
+) -> Tensor:
+    """Accumulate gradients over the micro-batches; returns the batch's loss, a float32 scalar."""
+    device = numerics.device
+    total = torch.zeros((), device=device)
+    for piece in micro_batches(batch, training.micro_batch_size):
+        input_ids, labels, documents = (None if x is None else x.to(device) for x in piece)
+        with numerics.autocast():
+            logits = model(input_ids=input_ids, document_ids=documents, use_cache=False).logits
+        # The sum runs in float32 whatever the autocast type: bf16 keeps three digits.
+        loss = (
+            F.cross_entropy(
+                logits.float().flatten(0, 1),
+                labels.flatten(),  # type: ignore[union-attr]
+                ignore_index=IGNORED,
+                reduction="sum",
+            )
+            / scored
+        )
+        (loss if numerics.scaler is None else numerics.scaler.scale(loss)).backward()
+        total += loss.detach()
+    return total
+
+
+def _update(optimizer: torch.optim.Optimizer, numerics: Numerics) -> bool:
+    """Move the weights; True when float16's scaler refused to."""
+    scaler = numerics.scaler
+    if scaler is None:
+        optimizer.step()
+        return False
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() < before
+
+
+def _check_finite(
+    loss: float, norm: float, model: nn.Module, numerics: Numerics, *, step: int, arm: str
+) -> None:
+    where = f"step {step}, arm {arm!r}"
+    if not _finite(loss):
+        raise NonFiniteError(
+            f"{where}: the loss is {loss}; the weights were not updated. " + _what_to_try(numerics)
+        )
+    if _finite(norm):
+        return
+    scaler = numerics.scaler
+    if scaler is not None and scaler.get_scale() >= _SMALLEST_LOSS_SCALE:
+        return  # an overflow of the scaled gradients: the scaler skips this update by itself
+    culprits = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    what = (
+        f"the gradient of {culprits[0]} is not finite"
+        + (f" (and those of {len(culprits) - 1} more parameters)" if len(culprits) > 1 else "")
+        if culprits
+        else f"the gradients' norm is {norm}, though each gradient is finite"
+    )
+    raise NonFiniteError(f"{where}: {what}; the weights were not updated. {_what_to_try(numerics)}")
+
+
+def _what_to_try(numerics: Numerics) -> str:
+    tries = [
+        "lower training.learning_rate",
+        "raise training.warmup_steps",
+        "lower training.clip",
+    ]
+    if numerics.autocast_dtype is torch.float16:
+        tries.insert(0, "set training.precision to bf16 or fp32")
+    elif numerics.autocast_dtype is torch.bfloat16:
+        tries.append("set training.precision to fp32")
+    return f"Try: {'; '.join(tries)}. The last checkpoint is kept."
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

@@ -1,0 +1,180 @@
+"""The end of a run: the table of the arms, and what the figures do and do not show.
+
+Both read results.json (as a dictionary) and nothing else, so a finished run can be shown again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+
+from wuneng.train.verdicts import (
+    Arms,
+    Figure,
+    Kind,
+    Verdict,
+    figure,
+    judge,
+    judged_names,
+    length_of,
+    pick_arms,
+)
+
+__all__ = ["closing_sentence", "results_table"]
+
+_SAME_SIZE = 0.01  # parameter counts within this share of each other count as equal
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """One column per arm: cost first, then every quality figure with its standard error."""
+    arms = results["arms"]
+    table = Table(title=results.get("name"), title_justify="left")
+    table.add_column("")
+    for name in arms:
+        table.add_column(name, justify="right")
+    rows: list[tuple[str, str, str]] = [
+        ("parameters", "parameters", "{:,.0f}"),
+        ("state and middle heads add", "added_percent", "{:.1f} %"),
+        ("training FLOPs", "training_flops", "{:.2e}"),
+        ("training tokens", "tokens", "{:,.0f}"),
+        ("time (s)", "seconds", "{:,.1f}"),
+        ("tokens/s", "tokens_per_second", "{:,.0f}"),
+    ]
+    for title, key, pattern in rows:
+        table.add_row(title, *(pattern.format(arm[key]) for arm in arms.values()))
+    table.add_section()
+    for name in dict.fromkeys(name for arm in arms.values() for name in arm["quality"]):
+        table.add_row(name, *(_cell(arm, name) for arm in arms.values()))
+    return table
+
+
+def closing_sentence(results: Mapping[str, Any]) -> str:
+    """What the figures show, credited by the rules of ``verdicts``, and what they do not."""
+    arms = results["arms"]
+    picked = pick_arms(arms)
+    if picked.state is None or picked.baseline is None:
+        missing = "state heads" if picked.state is None else "plain attention"
+        return f"No arm with {missing} was trained, so nothing is compared here."
+    clauses = []
+    for task, names in judged_names(arms[picked.state]["quality"]).items():
+        control = arms.get(picked.control) if picked.control else None
+        verdicts = _verdicts(arms[picked.state], arms[picked.baseline], control, names)
+        if verdicts:
+            clauses.append(f"{task}: {_task_clause(picked, verdicts)}")
+    shown = "; ".join(clauses)
+    return f"{shown}. {_limits(results, picked)}" if shown else _limits(results, picked)
+
+
+def _verdicts(
+    state: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    control: Mapping[str, Any] | None,
+    names: Sequence[str],
+) -> list[Verdict]:
+    """The verdicts on the figures ``names``, given the three arms' entries in results.json."""
+    controlled = control["quality"] if control else {}
+    return [
+        judge(
+            name,
+            figure(state, name),
+            figure(baseline, name),
+            figure(control, name) if control and name in controlled else None,
+            state_is_shifted=bool(state.get("token_shift", True)),
+        )
+        for name in names
+        if name in baseline["quality"]
+    ]
+
+
+def _task_clause(picked: Arms, verdicts: Sequence[Verdict]) -> str:
+    """The verdicts of one task, neighbouring lengths with the same verdict told together."""
+    runs = [list(group) for _, group in groupby(verdicts, key=lambda v: (v.kind, v.control_leads))]
+    return ", and ".join(_clause(picked, run, whole=len(runs) == 1) for run in runs)
+
+
+def _clause(picked: Arms, run: Sequence[Verdict], *, whole: bool) -> str:
+    state = f"{picked.state} {_values([v.state for v in run])}"
+    baseline = f"{picked.baseline} {_values([v.baseline for v in run])}"
+    controls = [v.control for v in run if v.control is not None]
+    control = f"{picked.control} {_values(controls)}" if controls else ""
+    where = _where(run) if not whole or len(run) > 1 else ""
+    text = {
+        Kind.NONE: f"no difference beyond noise ({state}, {baseline})",
+        Kind.BASELINE: f"plain attention is better ({baseline}, {state})",
+        Kind.SHIFT: f"{state} against {baseline}, but {control} as well, so the gain is the token "
+        "shift's and not the state's",
+        Kind.STATE: f"{state} against {baseline}"
+        + (f" and {control}" if control else "")
+        + ", so the gain is credited to the state heads as configured",
+        Kind.BOTH: f"{state} against {baseline}, with {control} in between: part of the gain is "
+        "the token shift's, the rest is credited to the state heads as configured",
+        Kind.UNATTRIBUTED: f"{state} against {baseline}; without a control arm the gain cannot be "
+        "divided between token shift and state",
+    }[run[0].kind]
+    if run[0].control_leads and run[0].kind is not Kind.SHIFT:
+        text += f"; the control does better than the state arm ({control})"
+    elif run[0].control_leads:
+        text += f", and {picked.control} is the better of the two"
+    return f"{where}{text}"
+
+
+def _where(run: Sequence[Verdict]) -> str:
+    lengths = [length_of(v.name) for v in run]
+    if not any(lengths):
+        return ""
+    if len(lengths) == 1:
+        return f"at {lengths[0]} tokens "
+    return f"from {lengths[0]} to {lengths[-1]} tokens "
+
+
+def _values(figures: Sequence[Figure]) -> str:
+    first, last = (_number(figures[0]), _number(figures[-1]))
+    return first if len(figures) == 1 or first == last else f"{first} to {last}"
+
+
+def _number(value: Figure) -> str:
+    return f"{value.value:.2f}" if value.higher_is_better else f"{value.value:.3f}"
+
+
+def _limits(results: Mapping[str, Any], picked: Arms) -> str:
+    """The second sentence: what keeps the figures from saying more."""
+    arms = results["arms"]
+    state, baseline = arms[picked.state], arms[picked.baseline]
+    seeds = len(state.get("seeds", ())) or 1
+    scale = f"{_count(state['parameters'])} parameters and {_count(state['tokens'])} tokens"
+    text = (
+        f"This is one seed at {scale}, so it shows what these arms learned in this budget and not "
+        "how much another seed or a larger scale would change"
+        if seeds == 1
+        else f"These are means over {seeds} seeds at {scale}; they say nothing about larger scales"
+    )
+    if picked.control is None and state.get("token_shift", True):
+        text += (
+            "; no control arm (plain attention with the token shift, mha-shift) was trained, so "
+            "nothing is credited to the state"
+        )
+    apart = baseline["parameters"] / state["parameters"] - 1
+    if abs(apart) > _SAME_SIZE:
+        text += (
+            f"; {picked.baseline} has {abs(apart):.1%} {'more' if apart > 0 else 'fewer'} "
+            f"parameters than {picked.state}"
+        )
+    return text + "."
+
+
+def _cell(arm: Mapping[str, Any], name: str) -> str:
+    value = arm["quality"].get(name)
+    if value is None:
+        return "–"
+    error = arm.get("standard_error", {}).get(name, 0.0)
+    return f"{value:.3f} ± {error:.3f}"
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"

@@ -1,0 +1,117 @@
+"""What an arm's training remembers besides tensors, and the random generators' states."""
+
+from __future__ import annotations
+
+import base64
+import random
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from wuneng.errors import CheckpointError
+
+__all__ = ["TrainerState", "capture_rng", "restore_rng", "seed_everything"]
+
+
+@dataclass
+class TrainerState:
+    """Progress of one arm; JSON-able, stored in every checkpoint as ``trainer.json``."""
+
+    arm: str
+    seed: int
+    step: int = 0
+    """Optimiser steps done."""
+    tokens: int = 0
+    """Tokens read, scored or not."""
+    seconds: float = 0.0
+    """Wall time of the arm over all its sessions, validation and saving included."""
+    timed_tokens: int = 0
+    """The part of ``tokens`` that tokens per second is about: all but those of compiling steps."""
+    timed_seconds: float = 0.0
+    """What their batches and steps took; validation and saving are left out."""
+    total_steps: int = 0
+    schedule: dict[str, Any] = field(default_factory=dict)
+    """The learning-rate settings in force, for readers: the schedule itself is stateless."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """``TrainingData.state_dict()`` before the next batch."""
+    data_description: str = ""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """float16's loss scale; empty otherwise."""
+    rng: dict[str, Any] = field(default_factory=dict)
+    """``capture_rng()``."""
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    """``{"step": n, <quality name>: value, ...}`` in the order measured."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """``{"step", "name", "value"}`` of the lowest validation loss so far."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> TrainerState:
+        """The state written by ``to_json``.
+
+        Raises:
+            CheckpointError: keys are missing or unknown.
+        """
+        names = {item.name for item in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise CheckpointError("has other keys than this version writes")
+        return cls(**values)
+
+    def note_validation(self, figures: dict[str, float]) -> None:
+        """Remember one validation pass, and whether it is the best so far."""
+        self.validation.append({"step": self.step, **figures})
+        losses = {name: value for name, value in figures.items() if name.endswith("/loss")}
+        if not losses:
+            return
+        name, value = "loss", sum(losses.values()) / len(losses)
+        if len(losses) == 1:
+            name = next(iter(losses))
+        if not self.best or value < self.best["value"]:
+            self.best = {"step": self.step, "name": name, "value": value}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (CPU and every CUDA device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def capture_rng() -> dict[str, Any]:
+    """The states of all generators as JSON-able values."""
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": _encode(torch.get_rng_state()),
+        "cuda": [_encode(state) for state in cuda],
+    }
+
+
+def restore_rng(states: dict[str, Any]) -> None:
+    """Put every generator back to what ``capture_rng`` saw.
+
+    CUDA generators are restored only when as many devices are visible as then.
+    """
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_decode(states["torch"]))
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
+
+
+def _encode(state: torch.Tensor) -> str:
+    return base64.b64encode(state.cpu().numpy().tobytes()).decode("ascii")
+
+
+def _decode(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,0 +1,174 @@
+"""Rules that turn the arms' figures into a verdict: who gained, and to what the gain is credited.
+
+Three arms take part: the *state* arm (attention plus state heads), the *baseline* (plain attention)
+and the *control* (plain attention with the state arm's token shift on its keys and values). Some
+gains come with the shift alone, so a gain counts for the state heads only where the control does
+not have it:
+
+    NONE           state and baseline differ by no more than noise
+    BASELINE       the baseline is better
+    SHIFT          the state arm is better, and the control has (nine tenths of) the gain as well
+    STATE          the state arm is better, and the control is hardly better than the baseline
+    BOTH           the control lies between the two
+    UNATTRIBUTED   the state arm is better, and no control was trained
+
+Noise is two standard errors of the difference. Those of one seed know nothing of how much another
+seed would have moved, so an allowance for that is added: with it one seed has to differ by about
+1 % of a loss or 0.02 of an accuracy. Several seeds bring their own spread.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Arms", "Figure", "Kind", "Verdict", "better_by", "judge", "judged_names", "pick_arms"]
+
+HYBRID, ATTENTION, SHIFTED_ATTENTION, STATE_ONLY = (
+    "hybrid",
+    "attention",
+    "shifted attention",
+    "state only",
+)
+"""What an arm is, in ``arms.<arm>.kind`` of results.json."""
+
+# Standard errors that one seed is given for want of others: of small runs, a rule of thumb.
+_UNSEEN_SEEDS_ACCURACY = 0.007
+_UNSEEN_SEEDS_RELATIVE_LOSS = 0.0035
+_NEARLY_ALL = 0.9  # a control with this share of the gain explains it
+
+
+class Kind(enum.Enum):
+    """To what a gain is credited."""
+
+    NONE = "none"
+    BASELINE = "baseline"
+    SHIFT = "shift"
+    STATE = "state"
+    BOTH = "both"
+    UNATTRIBUTED = "unattributed"
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The names of the arms that take part; None where the recipe has no such arm."""
+
+    state: str | None
+    baseline: str | None
+    control: str | None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A quality figure of one arm."""
+
+    value: float
+    standard_error: float
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one quality figure; ``control_leads``: the control beats the state arm."""
+
+    name: str
+    kind: Kind
+    state: Figure
+    baseline: Figure
+    control: Figure | None
+    control_leads: bool = False
+
+
+def pick_arms(arms: Mapping[str, Mapping[str, Any]]) -> Arms:
+    """The first arm of each kind, by the ``kind`` that results.json records."""
+
+    def first(kind: str) -> str | None:
+        return next((name for name, arm in arms.items() if arm["kind"] == kind), None)
+
+    return Arms(first(HYBRID), first(ATTENTION), first(SHIFTED_ATTENTION))
+
+
+def judged_names(quality: Mapping[str, float]) -> dict[str, list[str]]:
+    """Task -> the figures that are judged: accuracies by length, or the best text figure."""
+    tasks: dict[str, list[str]] = {}
+    for name in quality:
+        task, _, figure = name.partition("/")
+        if figure.startswith("accuracy@"):
+            tasks.setdefault(task, []).append(name)
+    for name in quality:
+        task, _, figure = name.partition("/")
+        if task not in tasks and figure in ("bits_per_byte", "loss"):
+            wanted = f"{task}/bits_per_byte"
+            tasks[task] = [wanted if wanted in quality else name]
+    for names in tasks.values():
+        names.sort(key=length_of)
+    return tasks
+
+
+def length_of(name: str) -> int:
+    """The length in ``task/accuracy@256``; 0 where a name carries none."""
+    found = re.search(r"@(\d+)$", name)
+    return int(found.group(1)) if found else 0
+
+
+def figure(arm: Mapping[str, Any], name: str) -> Figure:
+    """One figure of an arm of results.json, its standard error made honest.
+
+    A task answered without one mistake has a naive standard error of 0; add-one smoothing over
+    its ``examples`` bounds it from below. Over several seeds the spread between seeds counts.
+    """
+    stored = arm["quality"][name]
+    value = math.nan if stored is None else float(stored)
+    error = float(arm.get("standard_error", {}).get(name, 0.0))
+    accuracy = "/accuracy@" in name
+    examples = arm.get("examples", {}).get(name, 0)
+    if accuracy and examples:
+        smoothed = (value * examples + 1) / (examples + 2)
+        error = max(error, math.sqrt(smoothed * (1 - smoothed) / examples))
+    seeds = len(arm.get("seeds", ())) or 1
+    if seeds > 1:
+        error = max(error, float(arm["quality_std"][name]) / math.sqrt(seeds))
+    else:
+        unseen = _UNSEEN_SEEDS_ACCURACY if accuracy else _UNSEEN_SEEDS_RELATIVE_LOSS * abs(value)
+        error = math.hypot(error, unseen)
+    return Figure(value, error, higher_is_better=accuracy)
+
+
+def better_by(one: Figure, other: Figure) -> float:
+    """How much better ``one`` is than ``other``; 0.0 when the difference is within noise.
+
+    Negative when ``other`` is better. NaN never counts as better.
+    """
+    gain = one.value - other.value if one.higher_is_better else other.value - one.value
+    noise = 2 * math.hypot(one.standard_error, other.standard_error)
+    return gain if abs(gain) > noise else 0.0
+
+
+def judge(
+    name: str, state: Figure, baseline: Figure, control: Figure | None, *, state_is_shifted: bool
+) -> Verdict:
+    """The verdict on one figure. A state arm without token shift owes nothing to the shift."""
+    leads = control is not None and better_by(control, state) > 0
+    return Verdict(
+        name, _kind(state, baseline, control, state_is_shifted), state, baseline, control, leads
+    )
+
+
+def _kind(state: Figure, baseline: Figure, control: Figure | None, state_is_shifted: bool) -> Kind:
+    gain = better_by(state, baseline)
+    if gain == 0:
+        return Kind.NONE
+    if gain < 0:
+        return Kind.BASELINE
+    if not state_is_shifted:
+        return Kind.STATE
+    if control is None:
+        return Kind.UNATTRIBUTED
+    by_shift = better_by(control, baseline)
+    if better_by(state, control) <= 0 or by_shift >= _NEARLY_ALL * gain:
+        return Kind.SHIFT
+    return Kind.BOTH if by_shift > (1 - _NEARLY_ALL) * gain else Kind.STATE
