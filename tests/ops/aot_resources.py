@@ -1,0 +1,188 @@
+"""Compile WKV-7's kernels for GPUs that are not here; print what they use, a JSON line each.
+
+    python -m tests.ops.aot_resources [--quick | --candidates]
+
+Needs Triton, which brings ptxas along, and no GPU. TRITON_INTERPRET must not be set: this is the
+real compiler, which rejects code that the interpreter accepts. Kernels are compiled as
+``triton_launch`` launches them on a card with 132 multiprocessors and 256 heads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from wuneng.ops.wkv7.triton_backward import wkv7_backward_kernel
+from wuneng.ops.wkv7.triton_forward import wkv7_forward_kernel
+from wuneng.ops.wkv7.triton_launch import (
+    CANDIDATES,
+    Launch,
+    backward_launch,
+    chunk_length,
+    forward_launch,
+    precision,
+)
+from wuneng.ops.wkv7.triton_step import STEP_WARPS, step_values, wkv7_step_kernel
+
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+HEADS, PROCESSORS = 256, 132
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel as it would be launched on one architecture (90 is sm_90)."""
+
+    kernel: str
+    arch: int = 90
+    size: int = 64
+    dtype: torch.dtype = torch.bfloat16
+    keeps_states: bool = True
+    packed: bool = False
+    launch: Launch | None = None
+
+    def launch_parameters(self) -> Launch:
+        if self.launch is not None:
+            return self.launch
+        chunk = chunk_length(self.dtype, self.size, self.keeps_states)
+        choose = forward_launch if self.kernel == "forward" else backward_launch
+        return choose(self.dtype, self.size, chunk, HEADS, PROCESSORS)
+
+
+BUILDS = (
+    *(
+        Build(kernel, arch, keeps_states=keeps)
+        for arch in (80, 90, 100)
+        for kernel, keeps in (("forward", False), ("forward", True), ("backward", True))
+    ),
+    *(Build(kernel, size=size) for kernel in ("forward", "backward") for size in (32, 128)),
+    *(Build(kernel, dtype=torch.float32) for kernel in ("forward", "backward")),
+    Build("backward", dtype=torch.float16),
+    Build("backward", packed=True),
+    Build("step"),
+)
+
+QUICK_BUILDS = (Build("forward"), Build("backward"), Build("step"))
+
+
+def scan_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
+    """Kernel, types of its run-time arguments (None: absent), constants, launch parameters."""
+    launch = build.launch_parameters()
+    tensor = POINTERS[build.dtype]
+    part = tensor if launch.values == build.size else "*fp32"
+    types: dict[str, str | None] = dict.fromkeys(("r", "w", "k", "v", "a", "b", "y", "dy"), tensor)
+    types |= {"d" + name: part for name in "rwkab"} | {"dv": tensor}
+    types |= dict.fromkeys(("initial_state", "final_state"), "*fp32")
+    types |= dict.fromkeys(("d_initial_state", "d_final_state"), "*fp32")
+    types |= {"boundary_states": tensor if build.keeps_states else None, "d_boundary_states": None}
+    types |= dict.fromkeys(("tokens", "rows", "heads"), "i32") | {"block_stride": "i64"}
+    types["table"] = "*i64" if build.packed else None
+    constants = {
+        "SIZE": build.size,
+        "VALUES": launch.values,
+        "CHUNK": launch.chunk,
+        "HAS_INITIAL": True,
+        "HAS_FINAL": True,
+        "HAS_TABLE": build.packed,
+        "HAS_BOUNDARIES": False,
+        "STORE_BOUNDARIES": build.keeps_states,
+        **precision(build.dtype),
+    }
+    kernel = wkv7_forward_kernel if build.kernel == "forward" else wkv7_backward_kernel
+    return kernel, types, constants, launch
+
+
+def step_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
+    """As scan_arguments, for the one-token kernel."""
+    types: dict[str, str | None] = dict.fromkeys("rwkvaby", POINTERS[build.dtype])
+    types |= {"state": "*fp32", "new_state": "*fp32"}
+    values = step_values(build.size)
+    constants = {"SIZE": build.size, "VALUES": values, "HAS_STATE": True}
+    return wkv7_step_kernel, types, constants, Launch(1, values, STEP_WARPS, 1)
+
+
+def compile_ahead(build: Build) -> dict[str, Any]:
+    """Registers, spilled bytes a thread, and shared memory of one build."""
+    arguments = step_arguments if build.kernel == "step" else scan_arguments
+    kernel, types, constants, launch = arguments(build)
+    signature, fixed, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        kind = None if name in constants else types[name]
+        signature[name] = kind or "constexpr"
+        if kind is None:
+            fixed[(index,)] = constants.get(name)
+        elif kind.startswith("*"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, fixed, attributes)
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", build.arch, 32),
+        options={"num_warps": launch.warps, "num_stages": launch.stages},
+    )
+    registers, stores, loads = resources(compiled.asm["ptx"], build.arch)
+    return {
+        "kernel": build.kernel,
+        "arch": build.arch,
+        "size": build.size,
+        "dtype": str(build.dtype).removeprefix("torch."),
+        "keeps_states": build.keeps_states,
+        "packed": build.packed,
+        **asdict(launch),
+        "registers": registers,
+        "spill_stores": stores,
+        "spill_loads": loads,
+        "shared_bytes": compiled.metadata.shared,
+    }
+
+
+def resources(ptx: str, arch: int) -> tuple[int, int, int]:
+    """What ptxas reports of a kernel: registers, spilled bytes stored and loaded, per thread."""
+    binaries = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    assembler = binaries / ("ptxas-blackwell" if arch >= 100 else "ptxas")
+    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert target is not None
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [str(assembler), "-v", f"--gpu-name={target[1]}", str(source)]
+        done = subprocess.run(
+            [*command, "-o", str(source) + ".cubin"], capture_output=True, text=True, check=True
+        )
+    numbers = [
+        re.search(pattern, done.stderr)
+        for pattern in (
+            r"Used (\d+) registers",
+            r"(\d+) bytes spill stores",
+            r"(\d+) bytes spill loads",
+        )
+    ]
+    registers, stores, loads = (int(found[1]) if found else 0 for found in numbers)
+    return registers, stores, loads
+
+
+def main() -> None:
+    builds = BUILDS
+    if "--quick" in sys.argv[1:]:
+        builds = QUICK_BUILDS
+    if "--candidates" in sys.argv[1:]:
+        builds = tuple(
+            Build(kernel, launch=launch)
+            for kernel, launches in CANDIDATES.items()
+            for launch in launches
+        )
+    for build in builds:
+        print(json.dumps(compile_ahead(build)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The same checks on a real GPU, and what only a GPU can show: `pytest -m gpu`.
+
+Needs CUDA and Triton, and TRITON_INTERPRET unset: `-m gpu` keeps the suite from setting it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("run as `pytest -m gpu`: the interpreter is on", allow_module_level=True)
+
+from tests.ops.triton_checks import INPUTS, Case, assert_close, compare, relative_error
+from wuneng.ops.wkv7.triton_autograd import wkv7_triton
+from wuneng.ops.wkv7.triton_launch import CANDIDATES
+from wuneng.ops.wkv7.triton_step import wkv7_triton_step
+
+pytestmark = pytest.mark.gpu
+
+LIMITS = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+DTYPES = list(LIMITS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 200])
+def test_lengths_and_head_sizes(dtype: torch.dtype, size: int, tokens: int) -> None:
+    case = Case(batch=2, tokens=tokens, heads=3, size=size, dtype=dtype, device="cuda")
+    assert_close(case, LIMITS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("values", [16, 32, 64])
+def test_value_splits(dtype: torch.dtype, values: int) -> None:
+    case = Case(tokens=100, heads=2, size=64, dtype=dtype, device="cuda", values=values)
+    assert_close(case, LIMITS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("repeats", [1, 7, 16, 40, 200])
+def test_runs_of_identical_tokens(dtype: torch.dtype, repeats: int) -> None:
+    """b's gradient is a small difference of large terms here, hence the wider limit."""
+    case = Case(tokens=repeats + 21, heads=2, size=64, repeats=repeats, dtype=dtype, device="cuda")
+    assert_close(case, 4 * LIMITS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(tokens=120, heads=2, size=64, lengths=(1, 0, 16, 66, 37)),
+        Case(tokens=120, heads=2, size=64, decay="both", rate=2.0),
+        Case(tokens=120, heads=2, size=64, count=2, every=32),
+        Case(tokens=120, heads=2, size=64, count=2, lengths=(1, 50, 69), seen=(15, 64, 3)),
+        Case(tokens=40, size=64, scale=30.0),
+        Case(tokens=40, size=64, scale=0.0),
+    ],
+    ids=["packed", "decays", "snapshots", "continued", "large", "zero"],
+)
+def test_situations(case: Case, dtype: torch.dtype) -> None:
+    if dtype == torch.float16 and case.scale > 1:
+        pytest.skip("y and gradients leave float16's range")
+    case.dtype, case.device = dtype, "cuda"
+    case.generator.manual_seed(1)
+    assert_close(case, LIMITS[dtype])
+
+
+def test_one_tf32_pass() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert_close(Case(tokens=100, size=64, repeats=40, device="cuda"), 5e-3)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("kernel", list(CANDIDATES))
+def test_every_candidate_of_the_launch_table(kernel: str) -> None:
+    for launch in CANDIDATES[kernel]:
+        case = Case(tokens=100, size=64, dtype=torch.bfloat16, device="cuda")
+        case.chunk, case.values = launch.chunk, launch.values
+        assert_close(case, LIMITS[torch.bfloat16])
+
+
+def test_the_same_inputs_give_the_same_bits() -> None:
+    case = Case(batch=4, tokens=500, heads=4, size=64, dtype=torch.bfloat16, device="cuda")
+    leaves = case.tested_leaves(case.leaves())
+    runs = []
+    for _ in range(3):
+        y, state, _ = wkv7_triton(*(leaves[name] for name in INPUTS))
+        total = y.float().square().sum() + state.square().sum()
+        gradients = torch.autograd.grad(total, [leaves[name] for name in INPUTS])
+        runs.append([y, state, *gradients])
+    for other in runs[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(runs[0], other, strict=True))
+
+
+def test_torch_compile_matches_eager() -> None:
+    case = Case(tokens=100, heads=2, size=64, dtype=torch.bfloat16, device="cuda")
+    leaves = case.tested_leaves(case.leaves())
+
+    def loss(*inputs: torch.Tensor) -> torch.Tensor:
+        y, state, _ = wkv7_triton(*inputs)
+        return y.float().square().sum() + state.square().sum()
+
+    inputs = [leaves[name] for name in INPUTS]
+    eager = torch.autograd.grad(loss(*inputs), inputs)
+    traced = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*inputs), inputs)
+    for x, y in zip(traced, eager, strict=True):
+        assert relative_error(x, y.cpu().double()) < 1e-2
+
+
+def test_step_is_captured_in_a_cuda_graph() -> None:
+    case = Case(batch=2, tokens=8, heads=2, size=64, device="cuda")
+    leaves = {name: x.detach() for name, x in case.tested_leaves(case.leaves()).items()}
+    expected, final, _ = wkv7_triton(
+        *(leaves[name] for name in INPUTS), initial_state=leaves["initial_state"]
+    )
+    token = [leaves[name][:, 0].clone() for name in INPUTS]
+    state = leaves["initial_state"].clone()
+    wkv7_triton_step(*token, state.clone(), in_place=True)  # compile before the capture
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, _ = wkv7_triton_step(*token, state, in_place=True)
+    state.copy_(leaves["initial_state"])
+    for t in range(8):
+        for slot, name in zip(token, INPUTS, strict=True):
+            slot.copy_(leaves[name][:, t])
+        graph.replay()
+        assert relative_error(y, expected[:, t].cpu().double()) < 2e-5
+    assert relative_error(state, final.cpu().double()) < 2e-5
+
+
+def test_half_precision_error_is_of_rounding_size() -> None:
+    errors = compare(Case(tokens=1000, size=64, dtype=torch.bfloat16, device="cuda"))
+    assert errors["y"] < 8e-3
+    assert errors["final_state"] < 8e-3
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool: str, repository: Path) -> None:
+    program = (
+        "import torch; from tests.ops.triton_checks import Case, compare; "
+        "case = Case(tokens=37, size=64, lengths=(1, 19, 17), dtype=torch.bfloat16); "
+        "case.device = 'cuda'; compare(case)"
+    )
+    done = subprocess.run(
+        [
+            "compute-sanitizer",
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            sys.executable,
+            "-c",
+            program,
+        ],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

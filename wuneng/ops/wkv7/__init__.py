@@ -1,0 +1,12 @@
+"""WKV-7: RWKV-7's state recurrence, its gradients, its backends and its one-token step.
+
+Reading order: ``reference`` (the recurrence, token by token: the oracle), ``snapshots`` (which
+earlier states a token may read), ``step`` (decoding), ``packing`` (sequences onto chunks),
+``chunk_algebra`` and ``chunk_backward`` (one stretch of chunks in matrix form), ``chunked`` (the
+whole operator and its registration with torch), ``interface`` (checks and dispatch).
+"""
+
+from wuneng.ops.wkv7.interface import wkv7, wkv7_step
+from wuneng.ops.wkv7.snapshots import Snapshots
+
+__all__ = ["Snapshots", "wkv7", "wkv7_step"]

@@ -1,0 +1,290 @@
+"""The WKV-7 operator as callers see it: checks, choice of backend, one-token shortcut.
+
+Backends: ``reference`` (token loop), ``chunked`` (matrix form in torch, any device) and ``triton``
+(fused kernels, CUDA). The argument ``backend`` wins over the environment variable
+``WUNENG_BACKEND``, which wins over the device's default.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from wuneng.errors import nearest
+from wuneng.ops.wkv7.chunked import wkv7_chunked
+from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
+from wuneng.ops.wkv7.snapshots import Snapshots
+from wuneng.ops.wkv7.step import step, step_with_snapshots
+
+BACKENDS = ("reference", "chunked", "triton")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+_NAMES = ("r", "w", "k", "v", "a", "b")
+
+
+@overload
+def wkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    snapshots: None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def wkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    snapshots: Snapshots,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def wkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    snapshots: Snapshots | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """RWKV-7's recurrence over whole sequences, from the state before to the state after.
+
+        S_t = S_{t-1} diag(exp w_t) + (S_{t-1} a_t^T) b_t + v_t^T k_t        y_t = r_t S_t^T
+
+    with a = -kappa and b = kappa * rate in RWKV-7 (RWKV-LM's ``rwkv_v7_numpy.py``). Differentiable
+    once in every tensor argument but ``cu_seqlens`` and ``snapshots.position``; deterministic.
+
+    Args:
+        r: read vectors ``[B, T, S, N]``. All six inputs share this shape; they are floating and may
+            differ in dtype. Arithmetic and state are float32, or float64 if any input is float64.
+        w: **log** decay, at most 0 (not checked). RWKV-7's is in [-0.6065, 0]. ``chunked`` is exact
+            to rounding down to -2.5 a token; it overflows where 32 tokens in a row add up to less
+            than -88. ``reference`` never does.
+        k: keys that are written.
+        v: values that are written.
+        a: the direction that is removed, minus the normalised removal key.
+        b: the direction it is put back on, removal key times in-context rate.
+        initial_state: ``[B, S, N_value, N_key]`` float32 (float64 with float64 inputs), or
+            ``[sequences, S, N, N]`` with ``cu_seqlens``. None is zero.
+        cu_seqlens: int32 or int64 ``[sequences + 1]``, non-decreasing from 0 to T, for documents
+            packed end to end in one row (B = 1). State never crosses a boundary.
+        snapshots: also read earlier states, see :class:`Snapshots`.
+        backend: ``reference``, ``chunked`` or ``triton``; None lets the environment or the device
+            choose.
+
+    Returns:
+        y ``[B, T, S, N]`` in v's dtype and the final state, shaped as ``initial_state``; with
+        ``snapshots`` also the ring ``[B or sequences, n, S, N, N]`` to hand to the next call.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit, or the backend is unknown;
+            the message names the argument.
+        ModuleNotFoundError: backend ``triton`` without Triton installed.
+    """
+    _check_inputs(r, w, k, v, a, b)
+    chosen = _choose_backend(backend) or _default_backend(r, w, k, v, a, b)
+    sequences = _check_cu_seqlens(cu_seqlens, v)
+    _check_state("initial_state", initial_state, (r, w, k, v, a, b), sequences)
+    if snapshots is not None:
+        _check_snapshots(snapshots, (r, w, k, v, a, b), sequences)
+    tensors = [r, w, k, v, a, b, initial_state]
+    if snapshots is not None:
+        tensors += [snapshots.weights, snapshots.ring]
+    if chosen == "chunked" and _is_one_token(v, sequences) and not _needs_grad(tensors):
+        y, state, ring = _one_token(r, w, k, v, a, b, initial_state, snapshots)
+    else:
+        run = _load_backend(chosen)
+        y, state, ring = run(
+            *(r, w, k, v, a, b),
+            initial_state=initial_state,
+            cu_seqlens=cu_seqlens,
+            snapshots=snapshots,
+        )
+    if ring is None:
+        return y, state
+    return y, state, ring
+
+
+def wkv7_step(
+    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One token: the state advances and is read. Differentiable through plain autograd.
+
+    Args:
+        r, w, k, v, a, b: ``[B, S, N]`` of that token, as in :func:`wkv7` (w is the log decay).
+        state: ``[B, S, N_value, N_key]`` float32 (float64 with float64 inputs); None is zero.
+
+    Returns:
+        y ``[B, S, N]`` in v's dtype and the new state; the old one is not overwritten.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit; the message names it.
+    """
+    _check_inputs(r, w, k, v, a, b, axes="[B, S, N]")
+    _check_state("state", state, (r, w, k, v, a, b), v.shape[0])
+    return step(r, w, k, v, a, b, state)
+
+
+def _is_one_token(v: Tensor, sequences: int) -> bool:
+    return v.shape[1] == 1 and sequences == v.shape[0]
+
+
+def _needs_grad(tensors: list[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _one_token(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None,
+    snapshots: Snapshots | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    r, w, k, v, a, b = (x[:, 0] for x in (r, w, k, v, a, b))
+    if snapshots is None:
+        y, new = step(r, w, k, v, a, b, state)
+        return y.unsqueeze(1), new, None
+    y, new, ring = step_with_snapshots(r, w, k, v, a, b, state, snapshots)
+    return y.unsqueeze(1), new, ring
+
+
+def _choose_backend(backend: str | None) -> str | None:
+    """What the caller or the environment asks for, if anything."""
+    source = "backend"
+    if backend is None:
+        backend, source = os.environ.get("WUNENG_BACKEND") or None, "WUNENG_BACKEND"
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(
+            f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}."
+            + nearest(backend, BACKENDS)
+        )
+    return backend
+
+
+def _default_backend(*inputs: Tensor) -> str:
+    """``triton`` where its kernels take these inputs, ``chunked`` elsewhere."""
+    if inputs[0].device.type != "cuda" or not HAS_TRITON:
+        return "chunked"
+    from wuneng.ops.wkv7 import triton_launch
+
+    fits = inputs[0].shape[-1] in triton_launch.HEAD_SIZES
+    return "triton" if fits and all(x.dtype in triton_launch.DTYPES for x in inputs) else "chunked"
+
+
+def _load_backend(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    if backend == "reference":
+        return wkv7_reference
+    if backend == "chunked":
+        return wkv7_chunked
+    try:
+        # Triton is optional and its import is slow: only a caller who runs it pays for it.
+        from wuneng.ops.wkv7.triton_autograd import wkv7_triton
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "triton":
+            raise ModuleNotFoundError(
+                "backend 'triton' needs the package triton, which is not installed; "
+                "install it or use backend 'chunked'",
+                name="triton",
+            ) from error
+        raise
+    return wkv7_triton
+
+
+def _check_inputs(*inputs: Tensor, axes: str = "[B, T, S, N]") -> None:
+    v = inputs[3]
+    rank = axes.count(",") + 1
+    if v.dim() != rank:
+        raise ValueError(f"v must be {axes}, got shape {list(v.shape)}")
+    for name, x in zip(_NAMES, inputs, strict=True):
+        if x.shape != v.shape:
+            raise ValueError(f"{name} must have v's shape {list(v.shape)}, got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {x.dtype}")
+        if x.device != v.device:
+            raise ValueError(f"{name} must be on v's device {v.device}, got {x.device}")
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor | None, v: Tensor) -> int:
+    """The number of sequences. The boundaries' values are checked where they are read."""
+    if cu_seqlens is None:
+        return v.shape[0]
+    if v.shape[0] != 1:
+        raise ValueError(f"cu_seqlens needs B = 1 (documents end to end), got B = {v.shape[0]}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
+        raise ValueError(f"cu_seqlens must be [sequences + 1], got {list(cu_seqlens.shape)}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+    return cu_seqlens.numel() - 1
+
+
+def _check_state(
+    name: str, state: Tensor | None, inputs: tuple[Tensor, ...], sequences: int
+) -> None:
+    if state is None:
+        return
+    size = inputs[0].shape[-1]
+    _check_tensor(name, state, [sequences, inputs[0].shape[-2], size, size], inputs)
+    dtype = compute_dtype(*inputs)
+    if state.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype}, got {state.dtype}: the state is never rounded")
+
+
+def _check_snapshots(snapshots: Snapshots, inputs: tuple[Tensor, ...], sequences: int) -> None:
+    batch, tokens, heads, size = inputs[0].shape
+    if snapshots.every < 16 or snapshots.every % 16:
+        raise ValueError(f"snapshots.every must be a multiple of 16, got {snapshots.every}")
+    weights, ring, position = snapshots.weights, snapshots.ring, snapshots.position
+    if weights.dim() != 4 or weights.shape[-1] < 1:
+        raise ValueError(f"snapshots.weights must be [B, T, S, 1 + n], got {list(weights.shape)}")
+    count = snapshots.count
+    _check_tensor("snapshots.weights", weights, [batch, tokens, heads, 1 + count], inputs)
+    if not weights.is_floating_point():
+        raise ValueError(f"snapshots.weights must be floating point, got {weights.dtype}")
+    if (ring is None) != (position is None):
+        missing = "ring" if ring is None else "position"
+        raise ValueError(f"snapshots.{missing} is missing: give ring and position together")
+    if ring is None or position is None:
+        return
+    _check_tensor("snapshots.ring", ring, [sequences, count, heads, size, size], inputs)
+    dtype = compute_dtype(*inputs)
+    if ring.dtype != dtype:
+        raise ValueError(f"snapshots.ring must be {dtype}, got {ring.dtype}")
+    if list(position.shape) != [sequences] or position.dtype != torch.int64:
+        raise ValueError(
+            f"snapshots.position must be int64 [{sequences}], "
+            f"got {position.dtype} {list(position.shape)}"
+        )
+
+
+def _check_tensor(name: str, x: Tensor, shape: list[int], inputs: tuple[Tensor, ...]) -> None:
+    if list(x.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {list(x.shape)}")
+    if x.device != inputs[0].device:
+        raise ValueError(f"{name} must be on the inputs' device {inputs[0].device}, got {x.device}")

@@ -1,0 +1,184 @@
+"""Fused WKV-7 backward: one reverse scan over a head's chunks, the state's gradient in registers.
+
+    r, w, k, v, a, b, dy  --+                        +--> dr, dw, dk, dv, da, db
+    state at chunk start  --+--> [ A, T, U again ] --+
+                                 [ dS in registers ] ----> gradient of the initial state
+
+A_*, T and U are computed again for each chunk instead of being stored: six CHUNK x SIZE inputs are
+read anyway, and what they give would be ten times the traffic. With dS the gradient of the state
+after the chunk, in the chunk's centred frame (see triton_chunk.py; dS' = dS diag(W_C / W_mid)):
+
+    dU = A_qb^T dY + b^ dS'^T     dZ = T^T dU     dV = A_qk^T dY + k^ dS'^T + A_ak^T dZ
+    dS_0 = (dS' + dY^T r^ + dZ^T a^) diag(W_mid)
+    dA_ab = tril_(dZ U^T)   dA_ak = tril_(dZ V^T)   dA_qb = tril(dY U^T)   dA_qk = tril(dY V^T)
+    da^ = dA_ab b^ + dA_ak k^ + dZ S'         db^ = dA_ab^T a^ + dA_qb^T r^ + U dS'
+    dr^ = dA_qb b^ + dA_qk k^ + dY S'         dk^ = dA_ak^T a^ + dA_qk^T r^ + V dS'
+
+(tril_ is strict.) Every decay appears only through the frames, so the log decay's gradient needs no
+further product: with g_i = (a da + r dr - b db - k dk)_i,
+
+    dw_i = sum_{l >= i} g_l - (a da)_i + sum_j (b^ (U dS') + k^ (V dS'))_j + sum_value S' dS'.
+"""
+# mypy: disable-error-code="no-untyped-def"
+# Triton traces these functions; its tensors have no useful static type.
+
+import triton
+import triton.language as tl
+
+from wuneng.ops.wkv7.triton_chunk import (
+    decay_factors,
+    load_CK,
+    lower_products,
+    multiply,
+    sequence_extent,
+    unit_lower_inverse,
+)
+
+
+@triton.jit
+def wkv7_backward_kernel(
+    r, w, k, v, a, b,  # [tokens, heads, SIZE], any float type
+    boundary_states,  # [rows, heads, SIZE, SIZE] (value, key), as the forward stored them
+    table,  # int64 [sequences, 4]: begin, end, lead, first row of boundary_states; or None
+    dy,  # [tokens, heads, SIZE]
+    d_final_state,  # [sequences, heads, SIZE, SIZE] or None
+    d_boundary_states,  # like boundary_states, or None: gradients of the stored states themselves
+    dr, dw, dk, dv, da, db,  # as the inputs; but dr, dw, dk, da, db [blocks, ...] if BLOCKS > 1
+    d_initial_state,  # float32 [sequences, heads, SIZE, SIZE]
+    tokens,  # tokens per sequence and ...
+    rows,  # ... rows of boundary_states per sequence, read where there is no table
+    heads,
+    block_stride,  # elements between two value blocks' parts of dr, dw, dk, da, db
+    SIZE: tl.constexpr,
+    VALUES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INVERSE_PRECISION: tl.constexpr,
+    HAS_FINAL: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    HAS_BOUNDARIES: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of wkv7_forward_kernel's inputs; shapes are the forward's."""
+    BLOCKS: tl.constexpr = SIZE // VALUES
+    program = tl.program_id(0)
+    value_block = program % BLOCKS
+    sequence = program // BLOCKS // heads
+    head = program // BLOCKS % heads
+    begin, end, lead, first_row = sequence_extent(table, sequence, tokens, rows, HAS_TABLE)
+
+    token = tl.arange(0, CHUNK)
+    key = tl.arange(0, SIZE)
+    value = value_block * VALUES + tl.arange(0, VALUES)
+    row = heads * SIZE
+    part = value_block.to(tl.int64) * block_stride
+    state_VK_offsets = value[:, None] * SIZE + key[None, :]
+    state_base = (sequence.to(tl.int64) * heads + head) * SIZE * SIZE
+
+    if HAS_FINAL:
+        ds_VK = tl.load(d_final_state + state_base + state_VK_offsets).to(tl.float32)
+    else:
+        ds_VK = tl.zeros([VALUES, SIZE], dtype=tl.float32)
+
+    count = tl.cdiv(end - begin + lead, CHUNK)
+    if HAS_BOUNDARIES:
+        boundary = ((first_row + count) * heads + head) * SIZE * SIZE
+        ds_VK += tl.load(d_boundary_states + boundary + state_VK_offsets).to(tl.float32)
+    for step in range(count):
+        index = count - 1 - step
+        base = begin - lead + index * CHUNK
+        start = base * row + head * SIZE
+        mask_C = (base + token >= begin) & (base + token < end)
+        mask_CK = mask_C[:, None]
+        tile_CK = token[:, None] * row + key[None, :]
+        tile_VC = token[None, :] * row + value[:, None]
+        boundary = ((first_row + index) * heads + head) * SIZE * SIZE
+
+        log_decay_CK = load_CK(w + start, tile_CK, mask_CK)
+        before_CK, after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
+        a_CK = (load_CK(a + start, tile_CK, mask_CK) * before_CK).to(OPERAND)
+        b_CK = (load_CK(b + start, tile_CK, mask_CK) * back_CK).to(OPERAND)
+        k_CK = (load_CK(k + start, tile_CK, mask_CK) * back_CK).to(OPERAND)
+        r_CK = (load_CK(r + start, tile_CK, mask_CK) * after_CK).to(OPERAND)
+        v_VC = tl.load(v + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
+        dy_VC = tl.load(dy + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
+        state_VK = tl.load(boundary_states + boundary + state_VK_offsets).to(tl.float32)
+        state_VK = state_VK * enter_K[None, :]
+
+        # The forward's intermediates again.
+        ab_CC = lower_products(a_CK, b_CK, True, OPERAND, PRECISION)
+        inverse_CC = unit_lower_inverse(ab_CC, CHUNK, INVERSE_PRECISION).to(OPERAND)
+        ak_CC = lower_products(a_CK, k_CK, True, OPERAND, PRECISION).to(OPERAND)
+        z_VC = multiply(state_VK, tl.trans(a_CK), OPERAND, PRECISION)
+        z_VC += multiply(v_VC, tl.trans(ak_CC), OPERAND, PRECISION)
+        u_VC = multiply(z_VC, tl.trans(inverse_CC), OPERAND, PRECISION).to(OPERAND)
+
+        # The serial chain: dS -> dU -> dZ -> dS.
+        ds_VK = ds_VK * leave_K[None, :]
+        decay_K = tl.sum(state_VK * ds_VK, 0)
+        ds_rounded_VK = ds_VK.to(OPERAND)
+        qb_CC = lower_products(r_CK, b_CK, False, OPERAND, PRECISION)
+        du_VC = multiply(ds_rounded_VK, tl.trans(b_CK), OPERAND, PRECISION)
+        du_VC += multiply(dy_VC, qb_CC, OPERAND, PRECISION)
+        dz_VC = multiply(du_VC, inverse_CC, OPERAND, PRECISION).to(OPERAND)
+
+        qk_CC = lower_products(r_CK, k_CK, False, OPERAND, PRECISION)
+        dv_VC = multiply(ds_rounded_VK, tl.trans(k_CK), OPERAND, PRECISION)
+        dv_VC += multiply(dy_VC, qk_CC, OPERAND, PRECISION)
+        dv_VC += multiply(dz_VC, ak_CC, OPERAND, PRECISION)
+        tl.store(dv + start + tile_VC, dv_VC.to(dv.dtype.element_ty), mask=mask_C[None, :])
+
+        ds_VK += multiply(dy_VC, r_CK, OPERAND, PRECISION)
+        ds_VK += multiply(dz_VC, a_CK, OPERAND, PRECISION)
+        ds_VK = ds_VK * enter_K[None, :]
+        if HAS_BOUNDARIES:
+            ds_VK += tl.load(d_boundary_states + boundary + state_VK_offsets).to(tl.float32)
+
+        # Registers are short from here on: decays are read and raised again instead of kept (half
+        # the spills at CHUNK = 32), and each gradient is stored before the next one begins.
+        out_CK = part + start + tile_CK
+        log_decay_CK = load_CK(w + start, tile_CK, mask_CK)
+        before_CK, after_CK, back_CK, _, _ = decay_factors(log_decay_CK, CHUNK)
+        state_VK = state_VK.to(OPERAND)
+        dab_CC = lower_products(tl.trans(dz_VC), tl.trans(u_VC), True, OPERAND, PRECISION).to(
+            OPERAND
+        )
+        dak_CC = lower_products(tl.trans(dz_VC), tl.trans(v_VC), True, OPERAND, PRECISION).to(
+            OPERAND
+        )
+        da_CK = multiply(tl.trans(dz_VC), state_VK, OPERAND, PRECISION)
+        da_CK += multiply(dab_CC, b_CK, OPERAND, PRECISION)
+        da_CK += multiply(dak_CC, k_CK, OPERAND, PRECISION)
+        tl.store(da + out_CK, (da_CK * before_CK).to(da.dtype.element_ty), mask=mask_CK)
+        at_own_CK = a_CK.to(tl.float32) * da_CK
+
+        dqb_CC = lower_products(tl.trans(dy_VC), tl.trans(u_VC), False, OPERAND, PRECISION).to(
+            OPERAND
+        )
+        dqk_CC = lower_products(tl.trans(dy_VC), tl.trans(v_VC), False, OPERAND, PRECISION).to(
+            OPERAND
+        )
+        dr_CK = multiply(tl.trans(dy_VC), state_VK, OPERAND, PRECISION)
+        dr_CK += multiply(dqb_CC, b_CK, OPERAND, PRECISION)
+        dr_CK += multiply(dqk_CC, k_CK, OPERAND, PRECISION)
+        tl.store(dr + out_CK, (dr_CK * after_CK).to(dr.dtype.element_ty), mask=mask_CK)
+        flow_CK = at_own_CK + r_CK.to(tl.float32) * dr_CK
+
+        db_CK = multiply(tl.trans(u_VC), ds_rounded_VK, OPERAND, PRECISION)
+        decay_K += tl.sum(b_CK.to(tl.float32) * db_CK, 0)
+        db_CK += multiply(tl.trans(dab_CC), a_CK, OPERAND, PRECISION)
+        db_CK += multiply(tl.trans(dqb_CC), r_CK, OPERAND, PRECISION)
+        tl.store(db + out_CK, (db_CK * back_CK).to(db.dtype.element_ty), mask=mask_CK)
+        flow_CK -= b_CK.to(tl.float32) * db_CK
+
+        dk_CK = multiply(tl.trans(v_VC), ds_rounded_VK, OPERAND, PRECISION)
+        decay_K += tl.sum(k_CK.to(tl.float32) * dk_CK, 0)
+        dk_CK += multiply(tl.trans(dak_CC), a_CK, OPERAND, PRECISION)
+        dk_CK += multiply(tl.trans(dqk_CC), r_CK, OPERAND, PRECISION)
+        tl.store(dk + out_CK, (dk_CK * back_CK).to(dk.dtype.element_ty), mask=mask_CK)
+        flow_CK -= k_CK.to(tl.float32) * dk_CK
+
+        dw_CK = tl.cumsum(flow_CK, 0, reverse=True) - at_own_CK + decay_K[None, :]
+        tl.store(dw + out_CK, dw_CK.to(dw.dtype.element_ty), mask=mask_CK)
+
+    tl.store(d_initial_state + state_base + state_VK_offsets, ds_VK)

@@ -1,0 +1,128 @@
+"""The algebra inside one chunk, as Triton device functions that forward and backward share.
+
+Letters in names give shapes: C tokens of the chunk, K key channels, V value channels.
+
+Decays are taken relative to the middle of the chunk, so that no factor leaves float32 while
+|log decay| * C / 2 < 88; with W_i the decay accumulated from the chunk's start to token i,
+
+    a^_i = a_i W_{i-1} / W_mid     r^_i = r_i W_i / W_mid          (rows of the products below)
+    b^_j = b_j W_mid / W_j         k^_j = k_j W_mid / W_j          (columns)
+
+    A_ab[i, j] = a^_i . b^_j   (j < i)       A_ak[i, j] = a^_i . k^_j   (j < i)
+    A_qb[i, j] = r^_i . b^_j   (j <= i)      A_qk[i, j] = r^_i . k^_j   (j <= i)
+
+The state is moved into the same frame (S' = S_0 diag(W_mid)) instead of the operands into the
+state's, so each operand is rounded once and serves every product it appears in.
+"""
+# mypy: disable-error-code="no-untyped-def"
+# Triton traces these functions; its tensors have no useful static type.
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def multiply(x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return `x @ y` in float32, operands rounded to OPERAND; PRECISION is for float32 operands."""
+    return tl.dot(x.to(OPERAND), y.to(OPERAND), input_precision=PRECISION)
+
+
+@triton.jit
+def load_CK(pointers, offsets_CK, mask_CK):
+    """Load a tile as float32; what the mask leaves out is 0, which leaves the state unchanged."""
+    return tl.load(pointers + offsets_CK, mask=mask_CK, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def decay_factors(log_decay_CK, CHUNK: tl.constexpr):
+    """Return the factors that move between a token's frame and the chunk's middle.
+
+    `(before_CK, after_CK, back_CK, enter_K, leave_K)`: W_{i-1} / W_mid, W_i / W_mid, W_mid / W_j,
+    W_mid, and W_C / W_mid.
+    """
+    token = tl.arange(0, CHUNK)
+    step_CK = log_decay_CK * LOG2E
+    total_CK = tl.cumsum(step_CK, 0)
+    middle_K = tl.sum(tl.where((token == CHUNK // 2 - 1)[:, None], total_CK, 0.0), 0)
+    last_K = tl.sum(tl.where((token == CHUNK - 1)[:, None], total_CK, 0.0), 0)
+    centred_CK = total_CK - middle_K[None, :]
+    return (
+        tl.exp2(centred_CK - step_CK),
+        tl.exp2(centred_CK),
+        tl.exp2(-centred_CK),
+        tl.exp2(middle_K),
+        tl.exp2(last_K - middle_K),
+    )
+
+
+@triton.jit
+def double_blocks(inverse_CC, strict_CC, row, column, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """Grow inverses of SIZE-blocks on the diagonal to 2*SIZE: T <- T + T (A o M) T.
+
+    M picks the lower left quarter of every 2*SIZE block, so only finished inverses and entries of
+    A itself are multiplied. No power of A is ever formed: on repeated tokens those reach 1e17.
+    """
+    quarter_CC = (
+        (row // (2 * SIZE) == column // (2 * SIZE))
+        & ((row // SIZE) % 2 == 1)
+        & ((column // SIZE) % 2 == 0)
+    )
+    chosen_CC = tl.where(quarter_CC, strict_CC, 0.0)
+    right_CC = multiply(chosen_CC, inverse_CC, tl.float32, PRECISION)
+    return inverse_CC + multiply(inverse_CC, right_CC, tl.float32, PRECISION)
+
+
+@triton.jit
+def unit_lower_inverse(strict_CC, CHUNK: tl.constexpr, PRECISION: tl.constexpr):
+    """Return (I - A)^{-1} for strictly lower triangular A, by masked block doubling."""
+    row = tl.arange(0, CHUNK)[:, None]
+    column = tl.arange(0, CHUNK)[None, :]
+    # A pair's inverse is the identity plus its one entry below the diagonal.
+    pair_CC = (row // 2 == column // 2) & (row > column)
+    inverse_CC = tl.where(row == column, 1.0, tl.where(pair_CC, strict_CC, 0.0))
+    inverse_CC = double_blocks(inverse_CC, strict_CC, row, column, 2, PRECISION)
+    inverse_CC = double_blocks(inverse_CC, strict_CC, row, column, 4, PRECISION)
+    inverse_CC = double_blocks(inverse_CC, strict_CC, row, column, 8, PRECISION)
+    if CHUNK > 16:
+        inverse_CC = double_blocks(inverse_CC, strict_CC, row, column, 16, PRECISION)
+    if CHUNK > 32:
+        inverse_CC = double_blocks(inverse_CC, strict_CC, row, column, 32, PRECISION)
+    return inverse_CC
+
+
+@triton.jit
+def lower_products(
+    left_CK, right_CK, STRICT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Return `left @ right^T` below the diagonal (on it too unless STRICT), else 0, in float32."""
+    CHUNK: tl.constexpr = left_CK.shape[0]
+    row = tl.arange(0, CHUNK)[:, None]
+    column = tl.arange(0, CHUNK)[None, :]
+    product_CC = multiply(left_CK, tl.trans(right_CK), OPERAND, PRECISION)
+    if STRICT:
+        return tl.where(row > column, product_CC, 0.0)
+    else:
+        return tl.where(row >= column, product_CC, 0.0)
+
+
+@triton.jit
+def sequence_extent(table, sequence, tokens, rows, HAS_TABLE: tl.constexpr):
+    """Return `(begin, end, lead, first_row)` of one sequence, in tokens and rows of states.
+
+    `lead` slots of the sequence's first chunk stay empty, so that chunk boundaries fall on
+    multiples of the chunk length in the absolute position. Without a table, sequences have equal
+    lengths.
+    """
+    if HAS_TABLE:
+        begin = tl.load(table + sequence * 4)
+        end = tl.load(table + sequence * 4 + 1)
+        lead = tl.load(table + sequence * 4 + 2)
+        first_row = tl.load(table + sequence * 4 + 3)
+    else:
+        begin = sequence.to(tl.int64) * tokens
+        end = begin + tokens
+        lead = begin * 0
+        first_row = sequence.to(tl.int64) * rows
+    return begin, end, lead, first_row

@@ -1,0 +1,154 @@
+"""How the WKV-7 kernels are launched: chunk length, value split, warps, and operand precision.
+
+The choice is a table, not a measurement at run time: the same inputs then give the same bits on
+every run. It holds what compiles for sm_80, sm_90 and sm_100 with the least spilling
+(``tests/ops/test_aot_compile.py`` keeps it so); ``CANDIDATES`` is what a benchmark should compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+HEAD_SIZES = (16, 32, 64, 128)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+INTERPRETING: bool = triton.knobs.runtime.interpret
+"""Whether TRITON_INTERPRET was set when the kernels were defined: they then run on the CPU."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel's launch parameters.
+
+    Attributes:
+        chunk: tokens that are turned into matrix form at once; 16, 32 or 64.
+        values: value channels of one program; a power of two that divides the head size.
+        warps: warps of one program.
+        stages: depth of the software pipeline for loads.
+    """
+
+    chunk: int
+    values: int
+    warps: int
+    stages: int
+
+
+CANDIDATES = {
+    "forward": (
+        Launch(16, 64, 4, 2),
+        Launch(32, 64, 4, 2),
+        Launch(16, 32, 4, 2),
+        Launch(32, 32, 4, 2),
+    ),
+    "backward": (
+        Launch(16, 64, 4, 1),
+        Launch(16, 64, 4, 2),
+        Launch(16, 64, 8, 1),
+        Launch(32, 64, 8, 1),
+    ),
+}
+"""At most four of each for head size 64 in bfloat16, every one with a reason to win."""
+
+
+def chunk_length(dtype: torch.dtype, size: int, keeps_states: bool) -> int:
+    """Tokens per chunk.
+
+    The backward pass at 32 tokens spills half a kilobyte a thread, so whatever a backward pass may
+    follow runs at 16; float16 could not hold 32 tokens of decay either (e^{9.7}), and float32
+    operands take twice the registers.
+    """
+    if keeps_states or dtype != torch.bfloat16 or size > 64:
+        return 16
+    return 32
+
+
+def forward_launch(
+    dtype: torch.dtype, size: int, chunk: int, heads: int, processors: int
+) -> Launch:
+    """Launch of the forward kernel for ``heads`` (sequences x heads) on ``processors`` SMs."""
+    wide = dtype == torch.float32 or size > 64
+    values = _split_values(32 if wide else min(size, 64), size, heads, processors)
+    return Launch(chunk, values, 8 if dtype == torch.float32 else 4, 1 if wide else 2)
+
+
+def backward_launch(
+    dtype: torch.dtype, size: int, chunk: int, heads: int, processors: int
+) -> Launch:
+    """Launch of the backward kernel, as :func:`forward_launch`.
+
+    Every further value block costs a float32 part of five gradients, so blocks are kept large
+    where registers allow it; with fewer value rows, eight warps spill less than four.
+    """
+    wide = dtype == torch.float32 or size > 64
+    values = _split_values(32 if wide else min(size, 64), size, heads, processors)
+    return Launch(chunk, values, 4 if values == size else 8, 1)
+
+
+def _split_values(values: int, size: int, heads: int, processors: int) -> int:
+    """Halve the value block until there is a program for every processor, down to 16 channels."""
+    values = min(values, size)
+    while values > 16 and heads * (size // values) < processors:
+        values //= 2
+    return values
+
+
+def precision(dtype: torch.dtype) -> dict[str, object]:
+    """Operand type and float32 product modes, as the kernels' constant arguments.
+
+    bfloat16 and float16 tensors multiply as they are, but the triangular inverse is done in tf32:
+    its error would otherwise pass through every later product. float32 tensors multiply in three
+    tf32 passes (error near 1e-6), or in one where the user allows torch to
+    (``torch.set_float32_matmul_precision``).
+    """
+    if dtype == torch.float32:
+        exact = torch.get_float32_matmul_precision() == "highest"
+        mode = "tf32x3" if exact else "tf32"
+        return {"OPERAND": tl.float32, "PRECISION": mode, "INVERSE_PRECISION": mode}
+    operand = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
+    return {"OPERAND": operand, "PRECISION": "tf32", "INVERSE_PRECISION": "tf32"}
+
+
+def check_inputs(inputs: tuple[Tensor, ...]) -> None:
+    """Raise ValueError naming the argument (r, w, k, v, a, b in turn) that the kernels cannot take.
+
+    CPU tensors work only through Triton's interpreter, which is for tests.
+    """
+    for name, x in zip("rwkvab", inputs, strict=True):
+        if x.dtype not in DTYPES:
+            raise ValueError(
+                f"{name} must be float32, bfloat16 or float16 for backend 'triton', got {x.dtype}; "
+                "backends 'chunked' and 'reference' also take float64"
+            )
+    size, device = inputs[3].shape[-1], inputs[3].device
+    if size not in HEAD_SIZES:
+        raise ValueError(
+            f"backend 'triton' takes head sizes {', '.join(map(str, HEAD_SIZES))}, got {size}; "
+            "backend 'chunked' takes any"
+        )
+    if device.type == "cpu" and not INTERPRETING:
+        raise ValueError(
+            "backend 'triton' needs CUDA tensors, v is on cpu; use backend 'chunked' "
+            "(or, to test the kernels, set TRITON_INTERPRET=1 before Python starts)"
+        )
+
+
+@lru_cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a CUDA device; 1 for the interpreter's CPU."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def on_device(x: Tensor) -> AbstractContextManager[Any]:
+    """Make x's GPU the current one, which is where Triton launches."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
