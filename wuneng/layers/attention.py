@@ -111,9 +111,8 @@ class Attention(nn.Module):
         slot = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         last = None if slot is None else slot.get("attention_shift")
         packed = layout.pack(torch.cat([key, value], dim=-1))
-        previous = layout.previous(packed, last)
         if slot is not None:
             slot.put("attention_shift", layout.last(packed, last))
-        mu = torch.cat([self.shift_k, self.shift_v]).to(packed.dtype)
-        key, value = layout.unpack(torch.lerp(packed, previous, mu)).chunk(2, dim=-1)
+        mu = torch.cat([self.shift_k, self.shift_v])
+        key, value = layout.unpack(layout.shift(packed, mu, last)).chunk(2, dim=-1)
         return key, value

@@ -53,10 +53,9 @@ class ChannelMix(nn.Module):
     def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:
         packed = layout.pack(x)
         last = None if carry is None else carry.get("ffn_shift")
-        previous = layout.previous(packed, last)
         if carry is not None:
             carry.put("ffn_shift", layout.last(packed, last))
-        key = self.key(torch.lerp(packed, previous, self.x_k.to(packed.dtype)))
+        key = self.key(layout.shift(packed, self.x_k, last))
         return layout.unpack(self.value(torch.relu(key).square()))
 
 

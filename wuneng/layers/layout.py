@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wuneng.ops import token_shift
+
 
 @dataclass(frozen=True)
 class SequenceLayout:
@@ -97,6 +99,13 @@ class SequenceLayout:
             first = carry[nonempty].to(x.dtype)
         shifted = torch.cat([torch.zeros_like(x[0, :1]), x[0, :-1]], dim=0)
         return shifted.index_copy(0, starts, first).unsqueeze(0)
+
+    def shift(self, x: Tensor, mu: Tensor, carry: Tensor | None) -> Tensor:
+        """Token shift x_t + mu (x_{t-1} - x_t) of packed values; arguments as :meth:`previous`."""
+        mu = mu.to(x.dtype)
+        if self.cu_seqlens is None and carry is None:
+            return token_shift(x, mu)
+        return torch.lerp(x, self.previous(x, carry), mu)
 
     def last(self, x: Tensor, carry: Tensor | None) -> Tensor:
         """Each sequence's last token ``[sequences, C]``; an empty sequence keeps its carry."""

@@ -14,13 +14,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import HeadGroupNorm
-from wuneng.ops import Snapshots, wkv7
+from wuneng.ops import Snapshots, state_inputs, wkv7
 
 LOG_DECAY_SCALE = -math.exp(-0.5)  # log w = -e^{-1/2} sigma(.), so one step keeps at least 0.545
 
@@ -123,13 +122,13 @@ class StateHeads(nn.Module):
                 v = torch.lerp(v, first_value, torch.sigmoid(self._low_rank("v", inputs["v"])))
         decay = torch.tanh(inputs["w"] @ self.weight_of("w1")) @ self.weight_of("w2")
         log_w = LOG_DECAY_SCALE * torch.sigmoid(self.weight_of("w0").float() + decay.float())
-        rate = torch.sigmoid(self._low_rank("a", inputs["a"]))
-        kappa = self.kappa_proj(x) if self.config.state_removal_key == "own" else k
-        kappa = F.normalize(self._heads(kappa * self.k_k).float(), dim=-1, eps=1e-12).to(v.dtype)
-        k = self._heads(k * (1 + (rate - 1) * self.k_a))
-        r, v = self._heads(r), self._heads(v)
-        removed = kappa * self._heads(self.config.state_a_max * rate).to(v.dtype)
-        y = self._recurrence((r, self._heads(log_w), k, v, -kappa, removed), x, layout, slot)
+        source = self.kappa_proj(x) if self.config.state_removal_key == "own" else k
+        r, k, v, log_w, rate_logit, source = (
+            self._heads(u) for u in (r, k, v, log_w, self._low_rank("a", inputs["a"]), source)
+        )
+        weights = self._heads(self.k_k), self._heads(self.k_a)
+        k, a, b = state_inputs(k, source, rate_logit, *weights, self.config.state_a_max)
+        y = self._recurrence((r, log_w, k, v, a, b), x, layout, slot)
         y = self._epilogue(self.readout(y), r, k, v, inputs)
         return layout.unpack(y.to(hidden.dtype)), first_value
 
@@ -218,8 +217,7 @@ class StateHeads(nn.Module):
             slot.put("shift", torch.cat(ends, dim=-1))
         for letter in letters:
             u = projected[letter]
-            mu = getattr(self, f"shift_{letter}").to(u.dtype)
-            projected[letter] = torch.lerp(u, layout.previous(u, carries[letter]), mu)
+            projected[letter] = layout.shift(u, self.weight_of(f"shift_{letter}"), carries[letter])
         return projected["r"], projected["k"], projected["v"]
 
     def _recurrence(

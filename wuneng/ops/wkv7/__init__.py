@@ -2,8 +2,10 @@
 
 Reading order: ``reference`` (the recurrence, token by token: the oracle), ``snapshots`` (which
 earlier states a token may read), ``step`` (decoding), ``packing`` (sequences onto chunks),
-``chunk_algebra`` and ``chunk_backward`` (one stretch of chunks in matrix form), ``chunked`` (the
-whole operator and its registration with torch), ``interface`` (checks and dispatch).
+``chunk_algebra`` and ``chunk_backward`` (a stretch of chunks in matrix form), ``chunk_scan`` (from
+chunk to chunk), ``snapshot_table``, ``chunk_passes`` (whole forward, whole backward), ``chunked``
+(registration with torch), ``interface`` (checks and dispatch). The ``triton_*`` files are the fused
+kernels.
 """
 
 from wuneng.ops.wkv7.interface import wkv7, wkv7_step

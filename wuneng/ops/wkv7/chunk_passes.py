@@ -20,7 +20,7 @@ from wuneng.ops.wkv7.reference import compute_dtype
 from wuneng.ops.wkv7.snapshot_table import SnapshotPlan, plan_snapshots
 
 # Rows (chunks x heads) that are worked on together. On a CPU they should stay in its caches.
-CPU_ROW_BUDGET = 128
+CPU_ROW_BUDGET = 64
 OTHER_ROW_BUDGET = 1 << 20
 
 

@@ -1,0 +1,45 @@
+"""Token shift after projection: u_t + mu (u_{t-1} - u_t), with u_{-1} = 0.
+
+One pass over ``[B, T, C]`` forward and four backward, against a concatenation, an interpolation
+and their separate gradients when autograd does it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def token_shift(u: Tensor, mu: Tensor) -> Tensor:
+    """Mix each token with the one before it.
+
+    Args:
+        u: ``[B, T, C]``, every row one sequence from its first token on.
+        mu: ``[C]``, 0 keeps the present token and 1 takes the one before; in u's dtype.
+
+    Returns:
+        ``[B, T, C]`` in u's dtype. Differentiable once in both.
+    """
+    return _TokenShift.apply(u, mu)
+
+
+class _TokenShift(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, mu: Tensor) -> Tensor:
+        out = torch.empty_like(u, memory_format=torch.contiguous_format)
+        out[:, :1] = u[:, :1] * (1 - mu)
+        torch.lerp(u[:, 1:], u[:, :-1], mu, out=out[:, 1:])
+        ctx.save_for_backward(u, mu)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        u, mu = ctx.saved_tensors
+        du = gradient * (1 - mu)
+        du[:, :-1].addcmul_(gradient[:, 1:], mu)
+        difference = torch.neg(u)
+        difference[:, 1:].add_(u[:, :-1])
+        return du, difference.mul_(gradient).sum((0, 1), dtype=mu.dtype)
