@@ -1,0 +1,58 @@
+"""Architectures that do not convert say why, from their configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wuneng.convert import Request, convert
+from wuneng.convert.unsupported import SUPPORTED
+from wuneng.errors import ModelError
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts: 8 (a mixture"),
+    ({"model_type": "qwen3_moe", "num_experts": 128}, "num_experts: 128 (a mixture of experts)"),
+    ({"model_type": "deepseek_v3", "kv_lora_rank": 512}, "kv_lora_rank: 512 (multi-head latent"),
+    ({"model_type": "mpt", "attn_config": {"alibi": True}}, "attn_config.alibi: True (ALiBi"),
+    ({"model_type": "bloom"}, "model_type: bloom (ALiBi positions)"),
+    ({"model_type": "gpt_oss", "num_local_experts": 32}, "attention sinks and a mixture"),
+    ({"model_type": "gemma2", "attn_logit_softcapping": 50.0}, "soft-capped attention logits"),
+    ({"model_type": "cohere", "logit_scale": 0.0625}, "logit_scale: 0.0625 (scaled output"),
+    ({"model_type": "gpt2", "n_positions": 1024}, "learned absolute positions"),
+    ({"model_type": "gpt_neox", "use_parallel_residual": True}, "in parallel"),
+    ({"model_type": "phi", "partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
+    ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantised weights"),
+    ({"model_type": "qwen2", "vision_config": {"depth": 2}}, "an image encoder"),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "layers without rotary positions"),
+    ({"model_type": "lama"}, "Did you mean 'llama'?"),
+]
+
+
+@pytest.mark.parametrize(("config", "reason"), CASES, ids=lambda value: str(value)[:40])
+def test_the_reason_is_named(config: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    source = tmp_path / "llama"  # a folder's name decides nothing
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        convert(Request(str(source), tmp_path / "out"))
+    message = str(caught.value)
+    assert reason in message
+    for kind in SUPPORTED:
+        assert kind in message.rpartition("supported:")[2]
+
+
+def test_neutral_values_rule_nothing_out() -> None:
+    from wuneng.convert.unsupported import ruled_out
+
+    neutral = {
+        "num_experts": 0,
+        "logit_scale": 1.0,
+        "attn_logit_softcapping": None,
+        "quantization_config": None,
+        "no_rope_layers": [1, 1],
+        "rope_scaling": {"partial_rotary_factor": 1.0},
+    }
+    assert ruled_out(neutral) == []

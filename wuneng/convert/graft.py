@@ -1,0 +1,133 @@
+"""The tensors that a conversion adds: state and middle heads, at values that change no logit.
+
+The branch's output projection starts at zero (and additive modulation's alpha too), everything
+before it at its ordinary initial value, so that gradients reach it from the first step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wuneng.errors import InputError
+from wuneng.layers.cross_head import CrossHead
+from wuneng.layers.state_heads import StateHeads
+from wuneng.model import WuNengConfig
+from wuneng.model.initialisation import initialise
+
+__all__ = ["GraftSettings", "NewTensors", "grafted_config", "is_grafted_name", "layer_of"]
+
+_GRAFTED = re.compile(r"model\.layers\.(\d+)\.(state_heads|cross_head)\.")
+
+
+@dataclass(frozen=True)
+class GraftSettings:
+    """What to add to a Transformer. None leaves a choice to :func:`grafted_config`.
+
+    Attributes:
+        state_heads: S, state heads in a layer; 0 adds nothing.
+        state_layers: which layers get them; None is all.
+        state_head_dim: N of the state heads; None is the attention heads' own.
+        cross_head: ``gated``, ``concat``, ``additive`` or ``none``.
+        snapshots: earlier states that a state head reads besides the present one.
+        key_source: ``attention`` or ``own``.
+        value_source: ``attention``, ``attention_output`` or ``own``.
+    """
+
+    state_heads: int | None = None
+    state_layers: tuple[int, ...] | None = None
+    state_head_dim: int | None = None
+    cross_head: str | None = None
+    snapshots: int = 0
+    key_source: str = "attention"
+    value_source: str = "attention"
+
+
+def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) -> WuNengConfig:
+    """The configuration of the model described by ``plain`` with the heads of ``graft``.
+
+    Raises:
+        InputError: the settings contradict the model or each other.
+    """
+    heads = graft.state_heads
+    if heads is None:
+        heads = 2 if plain["num_attention_heads"] % 2 == 0 else 1
+    layers = None if graft.state_layers is None else sorted(set(graft.state_layers))
+    fields: dict[str, Any] = {
+        "num_state_heads": heads,
+        "state_layers": layers if heads else None,
+        "state_head_dim": graft.state_head_dim,
+        "cross_head": _cross_head(plain, graft),
+        "snapshots": graft.snapshots,
+        "state_key_source": graft.key_source,
+        "state_value_source": graft.value_source,
+        "state_branch_init": "zero",
+    }
+    try:
+        return WuNengConfig(**(dict(plain) | fields | more))
+    except ValueError as error:
+        raise InputError(
+            f"these heads cannot be added (--state-heads, --state-layers, --state-head-dim, "
+            f"--cross-head, --snapshots, --key-source, --value-source): {error}"
+        ) from error
+
+
+def _cross_head(plain: Mapping[str, Any], graft: GraftSettings) -> str:
+    """The kind asked for; by default gated, where the head sizes let attention and state mix."""
+    if graft.cross_head is not None:
+        return graft.cross_head
+    sizes = {graft.state_head_dim or plain["head_dim"], plain["head_dim"]}
+    return "gated" if len(sizes) == 1 else "none"
+
+
+def is_grafted_name(name: str) -> bool:
+    """Whether a parameter of this name belongs to state or middle heads."""
+    return _GRAFTED.match(name) is not None
+
+
+def layer_of(name: str) -> int | None:
+    """The layer in a parameter's name, None for parameters outside the layers."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(found.group(1)) if found else None
+
+
+class NewTensors:
+    """Initial values of the grafted parameters, made a layer at a time.
+
+    A layer's values follow from the seed and the layer alone, not from how files are sharded.
+    """
+
+    def __init__(self, config: WuNengConfig, dtype: torch.dtype, seed: int) -> None:
+        self.config, self.dtype, self.seed = config, dtype, seed
+        self._layer: tuple[int, dict[str, Tensor]] | None = None
+
+    def make(self, name: str) -> Tensor:
+        """The parameter called ``name``, in the model's dtype."""
+        layer = layer_of(name)
+        assert layer is not None
+        if self._layer is None or self._layer[0] != layer:
+            self._layer = (layer, self.layer(layer))
+        return self._layer[1][name].to(self.dtype)
+
+    def layer(self, layer: int) -> dict[str, Tensor]:
+        """Every grafted parameter of one layer by its full name, float32."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1_000_003 + layer)
+            parts: dict[str, nn.Module] = {
+                "state_heads": StateHeads(self.config, layer),
+                "cross_head": CrossHead(self.config),
+            }
+            with torch.no_grad():
+                for part in parts.values():
+                    for module in reversed(list(part.modules())):  # a part has the last word
+                        initialise(module, self.config)
+        return {
+            f"model.layers.{layer}.{prefix}.{name}": parameter.detach()
+            for prefix, part in parts.items()
+            for name, parameter in part.named_parameters()
+        }

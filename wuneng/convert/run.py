@@ -1,0 +1,130 @@
+"""``convert``: find out what the source is, build the conversion that was asked for, do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from wuneng.convert.conversion import Conversion, Outcome, carry_out, check_destination
+from wuneng.convert.distributed import from_dcp, write_dcp
+from wuneng.convert.export import to_transformers
+from wuneng.convert.graft import GraftSettings
+from wuneng.convert.pure_state import from_rwkv7
+from wuneng.convert.resave import to_wuneng
+from wuneng.convert.source import Located, locate
+from wuneng.convert.transformer import from_transformer
+from wuneng.errors import InputError, nearest
+
+__all__ = ["Request", "convert"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LONG_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+TARGETS = ("wuneng", "transformers", "dcp")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; None is "not said".
+
+    Attributes:
+        source: a directory, a hub name, a run, or an RWKV-7 file.
+        destination: a directory that does not exist yet.
+        to: ``wuneng``, ``transformers`` or ``dcp``.
+        graft: the heads to add to a Transformer; None says nothing about them.
+        dtype: ``fp32``, ``bf16`` or ``fp16``; None keeps the source's.
+        seed: of new parameters.
+        state_from: an RWKV-7 to start state heads from.
+        tokenizer: for an RWKV-7 without one: a World vocabulary file or a directory.
+        stock: for ``transformers``: True insists on a stock architecture, False on remote code;
+            None takes stock where nothing is lost.
+        verify: compare logits before the destination appears.
+    """
+
+    source: str
+    destination: Path
+    to: str = "wuneng"
+    graft: GraftSettings | None = None
+    dtype: str | None = None
+    seed: int = 0
+    state_from: str | None = None
+    tokenizer: Path | None = None
+    stock: bool | None = None
+    verify: bool = True
+
+
+def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> Outcome:
+    """Carry out ``request``; ``note`` hears what is going on.
+
+    Raises:
+        ModelError: the source is missing, broken or of an architecture that does not convert.
+        InputError: options that contradict the source or each other; an existing destination.
+        VerificationError: the logits differ; nothing was written.
+        DiskError: the disk is full; nothing is left behind.
+    """
+    if request.to not in TARGETS:
+        raise InputError(
+            f"--to: expected one of {', '.join(TARGETS)}, got {request.to!r}."
+            f"{nearest(request.to, TARGETS)}"
+        )
+    dtype = _dtype(request.dtype)
+    check_destination(request.destination)
+    located = locate(request.source)
+    _check_options(request, located)
+    if request.to == "dcp":
+        return write_dcp(located, request.destination, verify=request.verify, note=note)
+    conversion = _build(request, located, dtype)
+    return carry_out(conversion, request.destination, verify=request.verify, note=note)
+
+
+def _build(request: Request, located: Located, dtype: torch.dtype | None) -> Conversion:
+    if request.to == "transformers":
+        return to_transformers(located, dtype=dtype, stock=request.stock)
+    if located.kind == "dcp":
+        return from_dcp(located, dtype=dtype)
+    if located.kind == "rwkv7":
+        return from_rwkv7(located, dtype=dtype, tokenizer=request.tokenizer)
+    if located.kind == "wuneng" and request.graft is None and request.state_from is None:
+        return to_wuneng(located, dtype=dtype)
+    return from_transformer(
+        located,
+        request.graft or GraftSettings(),
+        dtype=dtype,
+        seed=request.seed,
+        state_from=request.state_from,
+    )
+
+
+def _check_options(request: Request, located: Located) -> None:
+    """Refuse options that would do nothing for this source and target."""
+    grafts = request.to == "wuneng" and located.kind not in ("rwkv7", "dcp")
+    if not grafts and (request.graft is not None or request.state_from is not None):
+        raise InputError(
+            f"{located.label} ({located.kind}) to {request.to} adds no heads: --state-heads, "
+            "--state-layers, --state-head-dim, --cross-head, --snapshots, --key-source, "
+            "--value-source and --state-from do not apply"
+        )
+    if request.tokenizer is not None and (located.kind != "rwkv7" or request.to != "wuneng"):
+        raise InputError("--tokenizer is for RWKV-7 sources; others bring their own")
+    if request.stock is not None and request.to != "transformers":
+        raise InputError("--stock and --remote-code go with --to transformers")
+    if request.to != "wuneng" and located.kind != "wuneng":
+        raise InputError(
+            f"{located.label} is a {located.kind}; --to {request.to} takes a WuNeng model. "
+            "Convert it with --to wuneng first."
+        )
+    if request.to == "dcp" and request.dtype is not None:
+        raise InputError("--to dcp writes the tensors as they are; --dtype does not apply")
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    short = _LONG_NAMES.get(name, name)
+    if short not in DTYPES:
+        raise InputError(
+            f"--dtype: expected one of {', '.join(DTYPES)}, got {name!r}.{nearest(name, DTYPES)}"
+        )
+    return DTYPES[short]

@@ -1,0 +1,104 @@
+"""What SOURCE is: a transformers directory, a hub name, a run, an RWKV-7 file, a DCP checkpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wuneng.convert.tensor_files import PthFile, SafetensorsFiles, TensorSource, read_json_object
+from wuneng.convert.unsupported import check_supported
+from wuneng.errors import ModelError
+from wuneng.records import find_model
+
+__all__ = ["DCP_METADATA", "Located", "locate", "open_tensors"]
+
+DCP_METADATA = ".metadata"
+_HUB_FILES = [
+    "*.json",
+    "*.jinja",
+    "model*.safetensors",
+    "tokenizer.model",
+    "*.txt",
+    "LICENSE*",
+    "NOTICE*",
+]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A source that was found and whose kind is known.
+
+    Attributes:
+        label: how the user called it.
+        path: a directory, or an RWKV-7 file.
+        kind: a supported model_type (``rwkv7`` for both RWKV-7 layouts), or ``dcp``.
+        config: config.json's content; empty for files without one.
+    """
+
+    label: str
+    path: Path
+    kind: str
+    config: dict[str, Any]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a lone weights file under RWKV-LM's names."""
+        return self.path.is_file()
+
+
+def locate(source: str) -> Located:
+    """Find out what ``source`` is.
+
+    Raises:
+        ModelError: nothing is there, or it is an architecture that does not convert.
+    """
+    path = Path(source)
+    if path.is_file():
+        if path.suffix not in (".pth", ".safetensors"):
+            raise ModelError(
+                f"{path}: a file; expected a model directory, or an RWKV-7 .pth or .safetensors"
+            )
+        return Located(source, path, "rwkv7", {})
+    # In a directory that exists, a name that does not is a slip, not a name on the hub.
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not (path.exists() or path.parent.is_dir()):
+        path = _from_hub(source)
+    if (path / DCP_METADATA).is_file():
+        file = path / "config.json"
+        return Located(source, path, "dcp", read_json_object(file) if file.is_file() else {})
+    if path.is_dir() and _only_pth(path):
+        return locate(str(_only_pth(path)))
+    path = find_model(path)
+    config = read_json_object(path / "config.json")
+    return Located(source, path, check_supported(config, str(path / "config.json")), config)
+
+
+def open_tensors(located: Located) -> TensorSource:
+    """The source's tensors. ModelError when its files are broken, incomplete or pickles."""
+    if not located.is_file:
+        return SafetensorsFiles.of_directory(located.path)
+    if located.path.suffix == ".pth":
+        return PthFile(located.path)
+    return SafetensorsFiles([located.path])
+
+
+def _only_pth(directory: Path) -> Path | None:
+    """The one ``.pth`` of a directory without a config.json."""
+    if (directory / "config.json").exists() or (directory / "recipe.yaml").exists():
+        return None
+    found = sorted(directory.glob("*.pth"))
+    return found[0] if len(found) == 1 else None
+
+
+def _from_hub(name: str) -> Path:
+    """A snapshot of the model ``owner/name``: configuration, tokenizer and safetensors only."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # offline, unknown, gated, interrupted: many classes of errors
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(
+            f"{name} is no directory here, and it cannot be fetched from the hub: {reason}"
+        ) from error

@@ -1,0 +1,124 @@
+"""Why an architecture cannot be converted, read off its configuration.
+
+Architectures are told apart by ``model_type`` and by fields, never guessed: whatever computes
+something that a WuNeng layer does not is refused, with the field that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wuneng.errors import ModelError, nearest
+
+__all__ = ["SUPPORTED", "check_supported", "ruled_out"]
+
+#: The model types that convert, and what they are.
+SUPPORTED = {
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mistral": "Mistral",
+    "rwkv7": "RWKV-7 in the fla layout",
+    "wuneng": "WuNeng",
+}
+
+#: field -> what a model with that field does; the field counts when it is set to something.
+_FIELDS: dict[str, str] = {
+    "num_local_experts": "a mixture of experts",
+    "num_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+    "moe_num_experts": "a mixture of experts",
+    "ffn_config.moe_num_experts": "a mixture of experts",
+    "kv_lora_rank": "multi-head latent attention (MLA)",
+    "alibi": "ALiBi positions",
+    "use_alibi": "ALiBi positions",
+    "attn_config.alibi": "ALiBi positions",
+    "attention_sinks": "attention sinks",
+    "use_attention_sinks": "attention sinks",
+    "attn_logit_softcapping": "soft-capped attention logits",
+    "final_logit_softcapping": "soft-capped output logits",
+    "query_pre_attn_scalar": "its own scale of attention logits",
+    "attention_multiplier": "its own scale of attention logits",
+    "embedding_multiplier": "scaled embeddings",
+    "residual_multiplier": "scaled residuals",
+    "logits_scaling": "scaled output logits",
+    "logit_scale": "scaled output logits",
+    "parallel_attn": "attention and feed-forward in parallel",
+    "use_parallel_residual": "attention and feed-forward in parallel",
+    "quantization_config": "quantised weights",
+    "vision_config": "an image encoder",
+    "audio_config": "an audio encoder",
+    "text_config": "a text model inside a multimodal one",
+    "ssm_cfg": "state-space layers",
+    "mamba_d_state": "state-space layers",
+    "linear_num_key_heads": "linear attention layers of another kind",
+    "is_encoder_decoder": "an encoder and a decoder",
+    "n_positions": "learned absolute positions",
+    "no_rope_layers": "layers without rotary positions",
+    "cross_attention_layers": "cross-attention",
+}
+#: model types whose configuration does not say it in a field.
+_TYPES = {
+    "gpt_oss": "attention sinks and a mixture of experts",
+    "bloom": "ALiBi positions",
+    "mpt": "ALiBi positions",
+    "rwkv": "RWKV-4's recurrence",
+    "rwkv6": "RWKV-6's recurrence",
+}
+
+
+def ruled_out(config: Mapping[str, Any]) -> list[str]:
+    """What in the configuration a WuNeng layer does not compute, as ``field: meaning``."""
+    found = []
+    for field, meaning in _FIELDS.items():
+        value: Any = config
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if _is_set(field, value):
+            shown = value if isinstance(value, bool | int | float | str) else "..."
+            found.append(f"{field}: {shown} ({meaning})")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for where in (config, rope if isinstance(rope, Mapping) else {}):
+        factor = where.get("partial_rotary_factor")
+        if isinstance(factor, int | float) and factor != 1:
+            found.append(f"partial_rotary_factor: {factor} (positions on a part of each head)")
+    kind = str(config.get("model_type"))
+    if kind in _TYPES:
+        found.append(f"model_type: {kind} ({_TYPES[kind]})")
+    return found
+
+
+def check_supported(config: Mapping[str, Any], where: str) -> str:
+    """The model type, ``rwkv7_fla`` spelled ``rwkv7``.
+
+    Raises:
+        ModelError: it is not one of :data:`SUPPORTED`, or a field asks for what is not.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ModelError(f"{where}: no 'model_type'; expected the configuration of a model")
+    kind = "rwkv7" if kind == "rwkv7_fla" else kind
+    reasons = [] if kind in ("wuneng", "rwkv7") else ruled_out(config)
+    if kind in SUPPORTED and not reasons:
+        return kind
+    supported = ", ".join(f"{name} ({key})" for key, name in SUPPORTED.items())
+    message = f"{where}: model_type {kind!r} cannot be converted.{nearest(kind, SUPPORTED)}"
+    if kind in SUPPORTED:
+        message = f"{where}: this {SUPPORTED[kind]} model cannot be converted."
+    if reasons:
+        message += "\nruled out by " + "; ".join(reasons)
+    raise ModelError(f"{message}\nsupported: {supported}, and RWKV-7 .pth files (x070)")
+
+
+def _is_set(field: str, value: Any) -> bool:
+    if value is None or value is False or value == {} or value == []:
+        return False
+    if field in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"):
+        return bool(value)
+    if field == "no_rope_layers" and isinstance(value, list):
+        return not all(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        neutral = 1.0 if field.endswith(("multiplier", "scaling", "scale")) else 0
+        return value != neutral
+    return True

@@ -1,0 +1,287 @@
+"""``wuneng convert``: bring a checkpoint to WuNeng, or take one out, and prove the logits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wuneng_cli import options
+from wuneng_cli.render import print_json, print_renderable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wuneng.convert import Check, GraftSettings
+
+__all__ = ["convert", "register"]
+
+_EXAMPLES = """Examples:
+
+\b
+  wuneng convert Qwen/Qwen2.5-0.5B upgraded                   add state and middle heads
+  wuneng convert my-llama upgraded --state-heads 4 --cross-head concat --dtype bf16
+  wuneng convert my-llama upgraded --state-from rwkv7.pth --state-head-dim 64 --cross-head none
+  wuneng convert rwkv7-world.pth rwkv7                        the same function, as a WuNeng
+  wuneng convert runs/text shared --to transformers           for people without this package
+  wuneng convert upgraded sharded --to dcp                    a distributed checkpoint
+  wuneng convert sharded again                                and back
+
+The new heads start silent: the converted model gives its source's logits, which is checked before
+the destination appears. Train them afterwards.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("convert", short_help="Turn a checkpoint into WuNeng, or back.", epilog=_EXAMPLES)(
+        convert
+    )
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A transformers directory or hub name (Llama, Qwen2, Qwen3, Mistral, RWKV-7, "
+            "WuNeng), a run, an RWKV-7 .pth, or a distributed checkpoint.",
+        ),
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DESTINATION", help="A directory that does not exist yet.")
+    ],
+    state_heads: Annotated[
+        int | None,
+        typer.Option(
+            "--state-heads", metavar="S", min=0, help="State heads in a layer. [default: 2]"
+        ),
+    ] = None,
+    state_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--state-layers",
+            metavar="LIST",
+            help="Which layers get them, from 0, as in 0,2,8-11. [default: all]",
+        ),
+    ] = None,
+    state_head_dim: Annotated[
+        int | None,
+        typer.Option(
+            "--state-head-dim", metavar="N", min=1, help="Their size. [default: attention's]"
+        ),
+    ] = None,
+    cross_head: Annotated[
+        str | None,
+        typer.Option(
+            "--cross-head",
+            metavar="KIND",
+            help="Middle heads: gated, concat, additive or none. [default: gated; none if "
+            "--state-head-dim differs from attention's]",
+        ),
+    ] = None,
+    snapshots: Annotated[
+        int | None,
+        typer.Option(
+            "--snapshots", metavar="N", min=0, help="Earlier states read as well. [default: 0]"
+        ),
+    ] = None,
+    key_source: Annotated[
+        str | None,
+        typer.Option(
+            "--key-source", metavar="SOURCE", help="attention or own. [default: attention]"
+        ),
+    ] = None,
+    value_source: Annotated[
+        str | None,
+        typer.Option(
+            "--value-source",
+            metavar="SOURCE",
+            help="attention, attention_output or own. [default: attention]",
+        ),
+    ] = None,
+    state_from: Annotated[
+        str | None,
+        typer.Option(
+            "--state-from",
+            metavar="RWKV7",
+            help="Start the state heads from slices of this RWKV-7: a warm start, not an "
+            "equivalence.",
+        ),
+    ] = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORM", help="wuneng, transformers or dcp.")
+    ] = "wuneng",
+    stock: Annotated[
+        bool | None,
+        typer.Option(
+            "--stock/--remote-code",
+            help="With --to transformers: a stock architecture, or modelling code that travels "
+            "along. [default: stock where nothing is lost]",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="NAME", help="fp32, bf16 or fp16. [default: the source's]"),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="PATH",
+            help="For an RWKV-7 .pth: its World vocabulary file, or a directory with a tokenizer. "
+            "[default: rwkv_vocab*.txt beside it]",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Of the new parameters.")
+    ] = 0,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Compare logits before anything is kept."),
+    ] = True,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Convert a checkpoint and prove that it still computes the same.
+
+    A Transformer keeps every tensor and gains silent state and middle heads; an RWKV-7 becomes a
+    WuNeng without attention; a WuNeng becomes a directory that transformers loads by itself. On any
+    failure nothing is left at DESTINATION.
+    """
+    from wuneng.convert import Request, VerificationError
+    from wuneng.convert import convert as carry_out
+
+    request = Request(
+        source=source,
+        destination=destination,
+        to=to,
+        graft=_graft(
+            state_heads,
+            state_layers,
+            state_head_dim,
+            cross_head,
+            snapshots,
+            key_source,
+            value_source,
+        ),
+        dtype=dtype,
+        seed=seed,
+        state_from=state_from,
+        tokenizer=tokenizer,
+        stock=stock,
+        verify=verify,
+    )
+
+    def note(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    try:
+        outcome = carry_out(request, note)
+    except VerificationError as error:
+        if error.checks and not as_json:
+            print_renderable(_checks_table(error.checks), stderr=True)
+        raise
+    if as_json:
+        print_json({"directory": str(outcome.directory), **outcome.record})
+        return
+    if outcome.checks:
+        print_renderable(_checks_table(outcome.checks))
+    for line in _summary(outcome.record):
+        print(line)
+    print(f"\nEverything is in {outcome.directory}.")
+
+
+def _graft(
+    state_heads: int | None,
+    state_layers: str | None,
+    state_head_dim: int | None,
+    cross_head: str | None,
+    snapshots: int | None,
+    key_source: str | None,
+    value_source: str | None,
+) -> GraftSettings | None:
+    """The heads that the options describe; None when none of them was given."""
+    from wuneng.convert import GraftSettings
+
+    given: dict[str, Any] = {
+        "state_heads": state_heads,
+        "state_layers": None if state_layers is None else _layers(state_layers),
+        "state_head_dim": state_head_dim,
+        "cross_head": cross_head,
+        "snapshots": snapshots,
+        "key_source": key_source,
+        "value_source": value_source,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return GraftSettings(**given) if given else None
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """``0,2,8-11`` as layer numbers. Usage error for anything else."""
+    layers: list[int] = []
+    for piece in text.split(","):
+        first, _, last = piece.strip().partition("-")
+        if not first.isdecimal() or not (last.isdecimal() or last == ""):
+            raise typer.BadParameter(
+                f"expected layer numbers such as 0,2,8-11, got {text!r}",
+                param_hint="--state-layers",
+            )
+        end = int(last or first)
+        if end > 100_000:
+            raise typer.BadParameter(f"no layer {end}", param_hint="--state-layers")
+        layers += range(int(first), end + 1)
+    return tuple(layers)
+
+
+def _checks_table(checks: list[Check]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="converted against source", title_justify="left")
+    for name in ("", "dtype"):
+        table.add_column(name)
+    for name in ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict"):
+        table.add_column(name, justify="right")
+    for check in checks:
+        table.add_row(
+            check.name,
+            check.dtype,
+            str(check.positions),
+            f"{check.max_abs_logit_difference:.3g}",
+            "" if check.tolerance is None else f"{check.tolerance:.2g}",
+            f"{100 * check.argmax_agreement:.1f} %",
+            f"{check.kl:.3g}",
+            "for information" if check.tolerance is None else "same" if check.passed else "DIFFERS",
+        )
+    return table
+
+
+def _summary(record: dict[str, Any]) -> list[str]:
+    """What changed, in a few lines."""
+    tensors = record["tensors"]
+    dropped = tensors["dropped"]
+    lines = [
+        f"{record['what']}: {record['source']}",
+        f"  parameters  {record['parameters']:,}",
+        f"  tensors     {tensors['kept']:,} kept, {tensors['new']:,} new, {len(dropped):,} dropped",
+        f"  files       {', '.join(record['copied_files']) or 'none copied'}",
+    ]
+    if record["added_parameters"]:
+        lines[1] += (
+            f", of them {record['added_parameters']:,} in state and middle heads "
+            f"(+{record['added_percent']:.2f} %)"
+        )
+    reasons = sorted(set(dropped.values()))
+    lines += [f"  dropped     {sum(r == why for r in dropped.values())}: {why}" for why in reasons]
+    if record.get("state_from"):
+        start = record["state_from"]
+        lines.append(
+            f"  warm start  {len(start['tensors'])} tensors of {start['from']}, not an equivalence"
+        )
+    if not record["verified"]:
+        lines.append("  not verified: logits were not compared (--no-verify)")
+    return lines
