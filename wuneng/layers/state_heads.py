@@ -119,7 +119,8 @@ class StateHeads(nn.Module):
             if first_value is None:
                 first_value = v
             else:
-                v = torch.lerp(v, first_value, torch.sigmoid(self._low_rank("v", inputs["v"])))
+                mix = torch.sigmoid(self._low_rank("v", inputs["v"]))
+                v = torch.lerp(v, first_value, mix.to(v.dtype))
         decay = torch.tanh(inputs["w"] @ self.weight_of("w1")) @ self.weight_of("w2")
         log_w = LOG_DECAY_SCALE * torch.sigmoid(self.weight_of("w0").float() + decay.float())
         source = self.kappa_proj(x) if self.config.state_removal_key == "own" else k

@@ -47,6 +47,11 @@ def state_inputs(
         k~, a = -kappa and b, each ``[B, T, S, N]`` in k's dtype; arithmetic is float32 (float64 for
         float64 inputs). Differentiable once in every tensor argument.
     """
+    if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
+        wide = _wide(k)
+        tensors = (wide(x) for x in (k, source, logit, k_k, k_a))
+        replaced, a, b = state_inputs_reference(*tensors, a_max)
+        return replaced.to(k.dtype), a.to(k.dtype), b.to(k.dtype)
     return _StateInputs.apply(k, source, logit, k_k, k_a, a_max)
 
 
