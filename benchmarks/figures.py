@@ -1,0 +1,139 @@
+"""The tables of docs/performance.md, written from the records beside this file.
+
+    python -m benchmarks.figures           rewrite the tables
+    python -m benchmarks.figures --check   exit 1 if a table is not what its record says
+
+A table stands between ``<!-- table: NAME KIND -->`` and ``<!-- end -->``; NAME is a directory here
+with a bench.json and KIND is ops, prefill, decode, train, exponents, parts, machine or changes
+(against the record that it repeats), or NAME is startup.json and KIND commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wuneng.bench.compare import compare_records
+from wuneng.bench.record import Row, read_record, rows_of
+from wuneng.bench.tables import machine_line, short_bytes, short_length
+from wuneng.records import read_json
+
+HERE = Path(__file__).resolve().parent
+DOCUMENT = HERE.parent / "docs" / "performance.md"
+_BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+REPEATED = "cpu-inference"
+AWAITED = "Not measured yet.\n"
+
+
+def main() -> int:
+    """Rewrite or check; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    old = DOCUMENT.read_text(encoding="utf-8")
+    new = _BLOCK.sub(lambda m: m[1] + table(m[2], m[3]) + m[4], old)
+    if options.check:
+        return int(old != new)
+    DOCUMENT.write_text(new, encoding="utf-8")
+    return 0
+
+
+def table(name: str, kind: str) -> str:
+    """One block's Markdown."""
+    place = HERE / name
+    if kind == "commands":
+        return "\n".join(_commands(place)) + "\n" if place.is_file() else AWAITED
+    if not (place / "bench.json").is_file():
+        return AWAITED
+    record = read_record(place)
+    if kind == "machine":
+        return machine_line(record) + "\n"
+    if kind == "changes":
+        return _changes(record)
+    lines = {"exponents": _exponents, "parts": _parts}.get(kind, lambda r: _cases(r, kind))(record)
+    return "\n".join(lines) + "\n"
+
+
+def _cases(record: dict[str, Any], what: str) -> Iterator[str]:
+    rows = [row for row in rows_of(record) if row.what == what]
+    against = next((r.speed_ratio_against for r in rows if r.speed_ratio_against), "-")
+    yield (
+        f"| operation | tokens | batch | arm | ms | ± | tokens/s | of {against}'s speed "
+        "| peak memory | of the roof |"
+    )
+    yield "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|"
+    for row in rows:
+        shape = f"| {row.operation} | {short_length(row.seq_len)} | {row.batch} | {row.arm} "
+        yield shape + _figures(row)
+
+
+def _figures(row: Row) -> str:
+    if row.median_ms is None or row.tokens_per_second is None or row.roofline_share is None:
+        return f"| {row.status}: {row.note} | | | | | |"
+    ratio = "" if row.speed_ratio is None else f"{row.speed_ratio:.2f}"
+    if row.speed_ratio_spread:
+        ratio += f" ± {row.speed_ratio_spread / 2:.2f}"
+    spread = (row.spread_ms or 0.0) / row.median_ms / 2
+    return (
+        f"| {row.median_ms:,.4g} | {spread:.0%} | {row.tokens_per_second:,.0f} | {ratio} "
+        f"| {short_bytes(row.peak_bytes)} | {row.roofline_share:.0%} ({row.bound}) |"
+    )
+
+
+def _exponents(record: dict[str, Any]) -> Iterator[str]:
+    yield "| what | arm | quantity | exponent | last two lengths |"
+    yield "|---|---|---|---:|---:|"
+    for entry in record["exponents"]:
+        what = entry["what"]
+        name = f"{what}: {entry['operation']}" if what == "ops" else what
+        yield (
+            f"| {name} | {entry['arm']} | {entry['quantity']} | {entry['exponent']:.2f} "
+            f"| {entry['last_exponent']:.2f} |"
+        )
+
+
+def _parts(record: dict[str, Any]) -> Iterator[str]:
+    yield "| what | tokens | arm | part | forward ms | backward ms | share | operations |"
+    yield "|---|---:|---|---|---:|---:|---:|---:|"
+    shown = [part for part in record["parts"] if part["share"] >= 0.005]
+    shown.sort(key=lambda p: (p["what"], p["seq_len"], p["arm"], -p["share"]))
+    for part in shown:
+        yield (
+            f"| {part['what']} | {short_length(part['seq_len'])} | {part['arm']} | {part['part']} "
+            f"| {part['forward_ms']:,.1f} | {part['backward_ms']:,.1f} | {part['share']:.0%} "
+            f"| {part['operations']:,} |"
+        )
+
+
+def _changes(record: dict[str, Any]) -> str:
+    """What a repetition found against the record that it repeats."""
+    comparison = compare_records(read_record(HERE / REPEATED), record)
+    times = [change for change in comparison.changes if change.quantity == "time"]
+    largest = max(times, key=lambda change: abs(change.relative))
+    return (
+        f"{len(comparison.changes)} figures, {len(comparison.worse())} worse beyond noise. The "
+        f"machine's own rates moved by {comparison.machine_drift:.0%}; the largest change of a "
+        f"time was {largest.relative:+.0%}, where {largest.allowed:.0%} counts as none.\n"
+    )
+
+
+def _commands(path: Path) -> Iterator[str]:
+    record = read_json(path)
+    load = record["load_average"]["start"]
+    yield f"Load average at the start: {load[0] if load else 'unknown'}."
+    yield ""
+    yield "| command | median s | best s | samples |"
+    yield "|---|---:|---:|---:|"
+    for name, figures in record["commands"].items():
+        yield (
+            f"| `{name}` | {figures['median_seconds']:.2f} | {figures['best_seconds']:.2f} "
+            f"| {figures['samples']} |"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""``wuneng bench`` and ``python -m wuneng.bench``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import wuneng.bench.models
+import wuneng.bench.pictures
+import wuneng.bench.session
+from tests.bench.records import PlantedClock
+from wuneng.bench.__main__ import main
+from wuneng.bench.record import write_record
+from wuneng_cli.main import app
+
+SHORT = ["bench", "--seq-len", "16,32", "--what", "decode", "--against", "mha", "--device", "cpu"]
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PlantedClock:
+    clock = PlantedClock(0)
+    monkeypatch.setattr(wuneng.bench.session, "clock_for", lambda device: clock)
+    monkeypatch.chdir(tmp_path)
+    return clock
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take seconds, and other tests look at them."""
+    monkeypatch.setattr(wuneng.bench.pictures, "draw", lambda record, directory: [])
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_tables_and_files(planted: PlantedClock, tmp_path: Path) -> None:
+    result = run(*SHORT)
+    assert result.exit_code == 0, result.output
+    for expected in ("decode: one more token", "of mha's speed", "growth with length", "GFLOP/s"):
+        assert expected in result.stdout
+    assert "decode, 16 tokens, batch 1" in result.stderr
+    made = tmp_path / "runs" / "bench" / "small"
+    assert {"bench.json", "bench.csv", "decode.png", "roofline.svg"} <= {
+        path.name for path in made.iterdir()
+    }
+
+
+def test_json_on_stdout_alone(planted: PlantedClock, undrawn: None, tmp_path: Path) -> None:
+    result = run(*SHORT, "--json", "--quiet", "--out", str(tmp_path / "out"))
+    assert json.loads(result.stdout)["directory"] == str(tmp_path / "out")
+    assert result.stderr == ""
+
+
+def test_compare_fails_over_a_planted_slowdown(
+    planted: PlantedClock, undrawn: None, decode_record: Any, tmp_path: Path
+) -> None:
+    write_record(tmp_path / "old", decode_record)
+    same = ["bench", "--compare", str(tmp_path / "old"), "--fail-over", "10%", "-q"]
+    result = run(*same)
+    assert result.exit_code == 0, result.output
+    assert "No regression beyond noise" in result.stdout
+    planted.factors["mha"] = 1.5
+    result = run(*same)
+    assert result.exit_code == 1
+    assert "by more than 10%" in result.stdout
+
+
+def test_compare_without_a_limit_only_tells(
+    planted: PlantedClock, undrawn: None, decode_record: Any, tmp_path: Path
+) -> None:
+    write_record(tmp_path / "old", decode_record)
+    planted.factors["mha"] = 1.5
+    result = run("bench", "--compare", str(tmp_path / "old"), "-q", "--json")
+    assert result.exit_code == 0, result.output
+    comparison = json.loads(result.stdout)["comparison"]
+    assert comparison["passed"] is True
+    assert {c["arm"] for c in comparison["changes"] if c["verdict"] == "worse"} == {"mha"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seq-len", "8q"], "--seq-len: expected"),
+        (["--what", "trian"], "Did you mean 'train'?"),
+        (["--fail-over", "10%"], "--fail-over needs --compare"),
+        (["--compare", "none.json"], "cannot read none.json"),
+        (["--model", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_bad_input_exits_2_with_one_message(
+    planted: PlantedClock, arguments: list[str], message: str
+) -> None:
+    result = run("bench", *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+
+
+def test_a_case_that_fails_is_told_and_exits_1(
+    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(row: Any, model: Any) -> Any:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(wuneng.bench.models, "decode_gate", broken)
+    result = run(*SHORT, "-q")
+    assert result.exit_code == 1
+    assert "error: decode next token, mha, 16 tokens, batch 1: failed: ZeroDiv" in result.stderr
+
+
+def test_the_module_needs_few_packages(tmp_path: Path, repository: Path) -> None:
+    """Operators and decoding where recipes, data sets and the harness are not installed."""
+    script = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("pydantic", "datasets", "lm_eval", "typer"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from wuneng.bench import architectures
+architectures.DEFAULT_MODEL |= {"hidden_size": 64, "num_hidden_layers": 1}
+from wuneng.bench.__main__ import main
+sys.exit(main(["ops,decode,train", "--seq-len", "16,32", "--seconds", "0.1", "--device", "cpu"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ops: forward" in done.stdout
+    assert "missing" in done.stdout.split("train: one optimiser step")[1]
+
+
+def test_the_module_alone(
+    planted: PlantedClock, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["ops", "--seq-len", "16,32", "--heads", "1", "--seconds", "1", "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "ops: forward" in capsys.readouterr().out
+    assert (tmp_path / "out" / "bench.json").is_file()
+    assert main(["ops", "--seq-len", "x"]) == 2
+    assert capsys.readouterr().err.startswith("error: --seq-len")
+
+
+def test_the_module_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "bench.json"

@@ -1,0 +1,203 @@
+"""Whole benchmarks at tiny shapes, with planted times."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from tests.bench.records import record_of, tiny_request
+from wuneng.bench.architectures import PRESETS, choose, derive
+from wuneng.bench.pictures import draw
+from wuneng.bench.record import csv_text, read_record, rows_of, write_record
+from wuneng.bench.request import make_request
+from wuneng.bench.schema import SCHEMA, problems
+from wuneng.errors import DataError, InputError, ModelError
+from wuneng.model import WuNengConfig
+from wuneng.model.counting import describe
+
+
+def test_every_kind_of_case_is_measured(full_record: Any) -> None:
+    rows = rows_of(full_record)
+    assert {row.status for row in rows} == {"ok"}
+    models = ["wuneng", "mha", "rwkv7"]
+    for what in ("prefill", "decode", "train"):
+        assert [r.arm for r in rows if r.what == what] == models * 2
+    operators = {(row.operation, row.arm) for row in rows if row.what == "ops"}
+    assert operators == {
+        *(
+            (o, a)
+            for o in ("forward", "forward+backward", "step")
+            for a in ("chunked", "reference", "sdpa")
+        ),
+        ("fusion", "gated"),
+    }
+    assert {row.roofline_share is not None and row.peak_bytes for row in rows} != {None}
+
+
+def test_counted_cache_is_the_measured_one(full_record: Any) -> None:
+    caches = [row for row in rows_of(full_record) if row.what in ("prefill", "decode")]
+    assert caches
+    for row in caches:
+        assert row.cache_bytes == row.cache_bytes_counted
+    by_arm = {row.arm: row for row in caches}
+    assert by_arm["mha"].state_bytes == 0
+    assert by_arm["rwkv7"].kv_bytes == 0
+
+
+def test_every_arm_passed_its_gate(full_record: Any) -> None:
+    gates = full_record["gates"]
+    assert all(gate["passed"] and gate["error"] <= gate["tolerance"] for gate in gates)
+    timed = {(row.what, row.arm) for row in rows_of(full_record)}
+    assert {(gate["what"], gate["arm"]) for gate in gates} == timed
+
+
+def test_exponents_of_every_series(full_record: Any) -> None:
+    time = [e for e in full_record["exponents"] if e["quantity"] == "time"]
+    assert len(time) == 10 + 9
+    for entry in time:  # the planted clock says 10 ms whatever the length
+        assert entry["exponent"] == pytest.approx(0.0, abs=0.05)
+
+
+def test_parts_of_a_step_add_up(full_record: Any) -> None:
+    every = full_record["parts"]
+    parts = [p for p in every if (p["what"], p["arm"], p["seq_len"]) == ("train", "wuneng", 32)]
+    assert sum(part["share"] for part in parts) == pytest.approx(1.0)
+    by_name = {part["part"]: part for part in parts}
+    for name in ("attention", "state heads", "middle heads", "feed-forward"):
+        assert by_name[name]["forward_ms"] > 0
+        assert by_name[name]["backward_ms"] > 0
+    assert by_name["optimiser"]["forward_ms"] > 0
+    mha = {p["part"] for p in every if p["arm"] == "mha"}
+    assert "state heads" not in mha
+    decoded = {p["part"]: p for p in every if (p["what"], p["arm"]) == ("decode", "wuneng")}
+    assert decoded["state heads"]["operations"] > 10
+    assert decoded["state heads"]["backward_ms"] == 0
+
+
+def test_the_record_fits_its_published_schema(full_record: Any, repository: Path) -> None:
+    published = json.loads((repository / "docs" / "bench-schema.json").read_text())
+    assert published == SCHEMA, "regenerate: python -m wuneng.bench schema"
+    jsonschema.Draft202012Validator.check_schema(published)
+    jsonschema.validate(json.loads(json.dumps(full_record)), published)
+    assert problems(full_record) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"schema": 2}, "bench.json.schema: expected 1, got 2"),
+        ({"rows": [{"what": "ops"}]}, "bench.json.rows[0]: arm is missing"),
+        ({"rows": {}}, "bench.json.rows: expected array, got dict"),
+        ({"exponents": [{"exponent": True}]}, "exponents[0].exponent: expected number, got bool"),
+    ],
+)
+def test_the_check_names_the_place(
+    decode_record: Any, change: dict[str, Any], expected: str
+) -> None:
+    wrong = {**decode_record, **change}
+    assert any(expected in problem for problem in problems(wrong))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, SCHEMA)
+
+
+def test_files_and_pictures(full_record: Any, tmp_path: Path) -> None:
+    write_record(tmp_path, full_record)
+    assert read_record(tmp_path)["rows"] == json.loads(json.dumps(full_record["rows"]))
+    lines = list(csv.DictReader((tmp_path / "bench.csv").open()))
+    assert len(lines) == len(full_record["rows"])
+    assert lines[0]["arm"] == full_record["rows"][0]["arm"]
+    assert csv_text(rows_of(full_record)) == (tmp_path / "bench.csv").read_text()
+    names = {path.name for path in draw(full_record, tmp_path)}
+    assert names == {"time.png", "memory.png", "decode.png", "roofline.png"}
+    for name in names:
+        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert "<svg" in (tmp_path / name).with_suffix(".svg").read_text()
+
+
+def test_files_that_are_no_record_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"schema": 1}')
+    with pytest.raises(DataError, match=r"old\.json is not a bench\.json of version 1: .*missing"):
+        read_record(tmp_path / "old.json")
+
+
+def test_other_arms_and_bf16() -> None:
+    record = record_of(
+        what="prefill,train", seq_len="16,32", against="llama,replace,mha-shift", dtype="bf16"
+    )
+    rows = rows_of(record)
+    assert {row.status for row in rows} == {"ok"}, [row.note for row in rows]
+    assert {row.arm for row in rows} == {"wuneng", "llama", "replace", "mha-shift"}
+    assert {row.dtype for row in rows} == {"bf16"}
+    sizes = {arm: model["parameters"] for arm, model in record["models"].items()}
+    assert sizes["llama"] == pytest.approx(sizes["wuneng"], rel=0.01)
+
+
+def test_a_recipes_own_arms(repository: Path) -> None:
+    request = tiny_request(model=str(repository / "recipes" / "quickstart.yaml"), against="mha")
+    comparison = choose(request)
+    assert [a.arm for a in comparison.architectures] == ["wuneng", "mha"]
+    assert comparison.name == "quickstart"
+    assert comparison.architectures[0].config.state_a_max == 2.0
+    assert {"learning_rate", "clip", "activation_checkpointing"} <= set(comparison.training)
+
+
+@pytest.mark.parametrize("arm", ["mha", "mha-shift", "rwkv7", "replace"])
+def test_derived_arms_are_the_recipes(arm: str, repository: Path, tmp_path: Path) -> None:
+    """The same configuration whether a recipe names the arm or the benchmark derives it."""
+    text = (
+        (repository / "recipes" / "quickstart.yaml")
+        .read_text()
+        .replace("num_attention_heads: 2", "num_attention_heads: 4")
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("\ndata:", f"\n  {arm}:\ndata:") if arm not in text else text)
+    comparison = choose(tiny_request(model=str(path), against=arm))
+    first, stated = (a.config.to_dict() for a in comparison.architectures)
+    derived = derive(WuNengConfig(**first), arm).to_dict()
+    assert derived == stated
+
+
+def test_presets_are_as_large_as_they_say() -> None:
+    for name, millions in (("130m", 130), ("400m", 370), ("1.5b", 1370), ("7b", 7000)):
+        model = choose(make_request(preset=name, against="none")).architectures[0]
+        assert model.parameters / 1e6 == pytest.approx(millions, rel=0.02)
+        assert describe(model.config)["added_percent"] < 5
+    assert set(PRESETS) == {"130m", "400m", "1.5b", "7b"}
+
+
+def test_a_model_directory(tmp_path: Path) -> None:
+    from wuneng.model import WuNengForCausalLM
+
+    config = WuNengConfig(vocab_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=1)
+    WuNengForCausalLM(config).save_pretrained(tmp_path / "model")
+    comparison = choose(tiny_request(model=str(tmp_path / "model"), against="none"))
+    model = comparison.architectures[0].build()
+    assert model.config.hidden_size == 32
+    assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"preset": "7B"}, InputError, "--preset: expected .* Did you mean '7b'"),
+        ({"model": "no/such/model"}, ModelError, "does not exist"),
+        ({"device": "cuda:9"}, InputError, "device"),
+        ({"dtype": "fp16"}, InputError, "fp16 needs a GPU"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    from wuneng.bench.session import run_benchmark
+
+    if options.get("device") and torch.cuda.is_available():
+        pytest.skip("there may be such a device")
+    request = make_request(**{"seq_len": "16,32", "what": "decode", "device": "cpu", **options})
+    with pytest.raises(error, match=message):
+        run_benchmark(request)

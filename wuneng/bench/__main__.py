@@ -1,0 +1,81 @@
+"""``python -m wuneng.bench``: the benchmark where the ``wuneng`` command's packages are missing.
+
+    python -m wuneng.bench ops --batch 8 --seq-len 4k --heads 32 --out benchmarks/h100
+    python -m wuneng.bench schema > docs/bench-schema.json
+
+The same measurements and files as ``wuneng bench``, which has more options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from wuneng.bench.request import WHATS, make_request
+from wuneng.bench.schema import SCHEMA
+from wuneng.errors import WuNengError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.what == "schema":
+        print(json.dumps(SCHEMA, indent=2))
+        return 0
+    try:
+        return _measure(options)
+    except WuNengError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m wuneng.bench", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "what", nargs="?", default="ops", help=f"{', '.join(WHATS)}, several with commas, or schema"
+    )
+    for name in ("--seq-len", "--preset", "--against", "--batch", "--device", "--dtype"):
+        parser.add_argument(name)
+    for name in ("--threads", "--heads"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--out", type=Path, help="write bench.json, bench.csv and pictures here")
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from wuneng.bench.pictures import draw
+    from wuneng.bench.record import failures, write_record
+    from wuneng.bench.session import run_benchmark
+    from wuneng.bench.tables import machine_line, record_tables
+
+    given = vars(options).copy()
+    out = given.pop("out")
+    request = make_request(**given)
+
+    def notify(message: str) -> None:
+        print(message, file=sys.stderr)
+
+    command = ["python", "-m", "wuneng.bench", *sys.argv[1:]]
+    record = run_benchmark(request, command_line=command, notify=notify)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for table in record_tables(record):
+        console.print(table)
+    print(machine_line(record))
+    if out is not None:
+        write_record(out, record)
+        draw(record, out)
+        print(f"Written to {out}")
+    failed = failures(record)
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

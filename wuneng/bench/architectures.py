@@ -1,0 +1,287 @@
+"""The models that are compared: WuNeng and its baselines, from a recipe, a directory or a preset.
+
+The baselines are WuNeng's own class with one kind of heads taken away, sized to as many
+parameters; ``llama`` is transformers' own Llama with the plain baseline's shapes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wuneng.bench.request import BenchRequest
+from wuneng.errors import InputError, ModelError, nearest
+from wuneng.model import WuNengConfig, WuNengForCausalLM
+from wuneng.model.counting import describe, match, meta_model
+
+if TYPE_CHECKING:
+    from wuneng.recipe import Recipe
+
+__all__ = ["DEFAULT_MODEL", "PRESETS", "Architecture", "Comparison", "choose", "derive"]
+
+#: State and middle heads add 3.7 to 4.2 % to each of these.
+PRESETS: dict[str, dict[str, Any]] = {
+    "130m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "400m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "1.5b": {
+        "hidden_size": 2048,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_state_heads": 4,
+    },
+    "7b": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_state_heads": 4,
+        "intermediate_size": 11008,
+        "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    },
+}
+_PRESET_VOCABULARY = 50304
+#: Small enough for two cores to train it at 8k tokens in seconds.
+DEFAULT_MODEL: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_state_heads": 2,
+    "vocab_size": 256,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model of the comparison, not built yet."""
+
+    arm: str
+    config: WuNengConfig
+    """Also for ``llama``: the WuNeng configuration of the same shapes, which counts its work."""
+    build: Callable[[], Any]
+    """A float32 model on the CPU with random or trained weights."""
+    parameters: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for bench.json."""
+        config = self.config
+        return {
+            **describe(config),
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.num_hidden_layers,
+            "num_attention_heads": config.num_attention_heads,
+            "num_state_heads": config.num_state_heads,
+            "intermediate_size": config.intermediate_size,
+            "vocab_size": config.vocab_size,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The architectures side by side, and how a training step is set up."""
+
+    name: str
+    architectures: list[Architecture]
+    training: dict[str, Any]
+    """Fields of a recipe's ``training:`` that a benchmark's step takes over."""
+
+
+def choose(request: BenchRequest) -> Comparison:
+    """What the request compares; nothing is allocated.
+
+    Raises:
+        InputError: an unknown preset, or a path that is neither a recipe nor a model.
+        ModelError: the directory holds no WuNeng model.
+    """
+    arms = [arm for arm in request.against if arm != "fla"]
+    if request.model is None:
+        name, fields = _preset(request.preset)
+        return _comparison(name, WuNengConfig(**fields), arms)
+    path = Path(request.model)
+    if path.suffix in (".yaml", ".yml"):
+        return _from_recipe(path, arms)
+    return _from_directory(request.model, arms)
+
+
+def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
+    """The baseline of that name, as recipes' built-in arms are: same width and depth.
+
+    Raises:
+        InputError: the arm cannot be made of this configuration.
+    """
+    derived = copy.deepcopy(config)
+    if arm in ("mha", "mha-shift", "llama"):
+        if not config.num_attention_heads:
+            raise InputError(f"--against {arm}: the model has no attention heads to compare with")
+        derived.num_state_heads, derived.snapshots = 0, 0
+        derived.cross_head = "none"
+        derived.attention_token_shift = arm == "mha-shift"
+    elif arm == "rwkv7":
+        size = config.state_head_dim or config.head_dim or 64
+        derived.num_attention_heads = derived.num_key_value_heads = 0
+        derived.num_state_heads, derived.state_head_dim = max(1, config.hidden_size // size), size
+        derived.state_layers, derived.cross_head = None, "none"
+        derived.state_key_source = derived.state_value_source = "own"
+        derived.token_shift = "pre"
+        derived.state_output_gate = derived.state_value_residual = True
+    else:
+        return _replacing(derived)
+    derived.check()
+    return match(derived, config, "parameters")
+
+
+def _replacing(config: WuNengConfig) -> WuNengConfig:
+    """State heads in the place of as many attention heads; the width of the rest unchanged."""
+    heads = config.num_attention_heads - config.num_state_heads
+    if heads < 1:
+        raise InputError(
+            f"--against replace: {config.num_state_heads} state heads cannot take the place of "
+            f"{config.num_attention_heads} attention heads"
+        )
+    groups = min(config.num_key_value_heads or heads, heads)
+    config.num_attention_heads = heads
+    config.num_key_value_heads = max(g for g in range(1, groups + 1) if heads % g == 0)
+    config.check()
+    return config
+
+
+def _comparison(
+    name: str,
+    config: WuNengConfig,
+    arms: list[str],
+    *,
+    first: str = "wuneng",
+    build: Callable[[], Any] | None = None,
+    configs: dict[str, WuNengConfig] | None = None,
+    training: dict[str, Any] | None = None,
+) -> Comparison:
+    """``configs``: arms that a recipe states itself; the others are derived."""
+    stated = configs or {}
+    found = [_architecture(first, config, build)]
+    for arm in arms:
+        try:
+            found.append(_architecture(arm, stated.get(arm) or derive(config, arm)))
+        except ValueError as error:
+            raise InputError(f"--against {arm}: {error}") from error
+    return Comparison(name, found, training or {})
+
+
+def _architecture(
+    arm: str, config: WuNengConfig, build: Callable[[], Any] | None = None
+) -> Architecture:
+    if build is None:
+        build = (lambda: _llama(config)) if arm == "llama" else (lambda: _random_weights(config))
+    count = sum(p.numel() for p in meta_model(config).parameters())
+    return Architecture(arm, config, build, count)
+
+
+def _random_weights(config: WuNengConfig) -> WuNengForCausalLM:
+    torch.manual_seed(0)
+    return WuNengForCausalLM(copy.deepcopy(config))
+
+
+def _llama(config: WuNengConfig) -> Any:
+    """transformers' Llama with the shapes of a plain-attention WuNeng."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_parameters",
+        "attention_bias",
+        "mlp_bias",
+        "tie_word_embeddings",
+    )
+
+    class BatchLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
+        """Takes the argument for packed documents, which a benchmark's batches do not use."""
+
+        def forward(self, *args: Any, document_ids: None = None, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    torch.manual_seed(0)
+    return BatchLlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}))
+
+
+def _preset(preset: str | None) -> tuple[str, dict[str, Any]]:
+    if preset is None:
+        return "small", DEFAULT_MODEL
+    if preset not in PRESETS:
+        raise InputError(
+            f"--preset: expected {', '.join(PRESETS)}; got {preset!r}.{nearest(preset, PRESETS)}"
+        )
+    return preset, {"vocab_size": _PRESET_VOCABULARY, **PRESETS[preset]}
+
+
+def _from_recipe(path: Path, arms: list[str]) -> Comparison:
+    from wuneng.recipe import load_recipe
+    from wuneng.train.arms import arm_config
+
+    recipe = load_recipe(path)
+    vocabulary = _vocabulary(recipe)
+    stated = {arm: arm_config(recipe, arm, vocabulary) for arm in recipe.arms}
+    first = recipe.reference_arm
+    kept = ("activation_checkpointing", "compile", "learning_rate", "weight_decay", "betas", "clip")
+    return _comparison(
+        recipe.name,
+        stated[first],
+        [arm for arm in arms if arm != first],
+        first=first,
+        configs=stated,
+        training={name: getattr(recipe.training, name) for name in kept},
+    )
+
+
+def _vocabulary(recipe: Recipe) -> int:
+    """Token ids that the recipe's data needs."""
+    from wuneng.recipe import SyntheticData, TrainedTokenizer
+
+    data = recipe.data
+    if recipe.model.vocab_size is not None:
+        return recipe.model.vocab_size
+    if isinstance(data, SyntheticData):
+        from wuneng.synthetic import prepare_synthetic
+
+        steps = recipe.training.total_steps
+        seed = recipe.seeds[0]
+        prepared = prepare_synthetic(data, recipe.training, recipe.evaluation, seed, steps)
+        return prepared.vocab_size
+    if isinstance(data.tokenizer, TrainedTokenizer):
+        return data.tokenizer.train_bpe
+    from wuneng.data.tokenizer import byte_tokenizer, load_tokenizer
+
+    return len(byte_tokenizer() if data.tokenizer == "bytes" else load_tokenizer(data.tokenizer))
+
+
+def _from_directory(model: str, arms: list[str]) -> Comparison:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from wuneng.records import find_model
+
+    path = find_model(model)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: config.json cannot be read: {error}") from error
+    if not isinstance(config, WuNengConfig):
+        raise ModelError(
+            f"{path} is a {config.model_type} model; `wuneng bench` compares WuNeng models. "
+            "Convert it first, or use --preset"
+        )
+
+    def build() -> Any:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+    return _comparison(path.name, config, arms, build=build)

@@ -1,0 +1,247 @@
+"""Correctness before speed: what is timed is first compared with the reference.
+
+operators   WKV-7 against the token loop in float64, at the timed shape: outputs element by
+            element, gradients element by element up to ``ELEMENTWISE`` tokens and beyond that
+            along a random direction (two float64 loops, a central difference)
+attention   the first and last rows of the causal softmax, in float64
+models      logits, decoded logits or gradients against the same weights through the token loop
+            and eager attention, over ``MODEL_TOKENS`` tokens
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wuneng.ops.wkv7.reference import wkv7_reference
+
+__all__ = [
+    "GateResult",
+    "attention_gate",
+    "decode_gate",
+    "gradient_gate",
+    "judge",
+    "prefill_gate",
+    "relative_error",
+    "wkv7_gate",
+]
+
+ELEMENTWISE = 512
+LOOP_TOKENS = 32 * 1024
+MODEL_TOKENS = 128
+ROWS = 128
+_STEP = 1e-5
+
+#: Largest error relative to the largest entry: of outputs, and of gradients.
+_TOLERANCE = {
+    torch.float64: (1e-9, 1e-8),
+    torch.float32: (1e-4, 1e-3),
+    torch.float16: (1e-2, 2e-2),
+    torch.bfloat16: (4e-2, 8e-2),
+}
+
+Operator = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What a comparison with the reference found."""
+
+    what: str
+    operation: str
+    arm: str
+    seq_len: int
+    error: float
+    tolerance: float
+    passed: bool
+    detail: str = ""
+
+    def sentence(self) -> str:
+        """For the row of a case that failed."""
+        return (
+            f"differs from the reference by {self.error:.1e} ({self.detail}), "
+            f"allowed {self.tolerance:.0e}: not timed"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for bench.json."""
+        return asdict(self)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest expected entry; NaN counts as infinite."""
+    difference = (found.double() - expected.double()).abs().max().item()
+    scale = expected.double().abs().max().item()
+    error = difference / max(scale, 1e-30)
+    return error if error == error else float("inf")
+
+
+def judge(
+    row: Any, errors: dict[str, float], dtype: torch.dtype, *, gradients: bool = False
+) -> GateResult:
+    """The verdict of named errors, the worst of them against the dtype's tolerance."""
+    worst = max(errors, key=lambda name: errors[name])
+    tolerance = _TOLERANCE[dtype][1 if gradients else 0]
+    error = errors[worst]
+    return GateResult(
+        row.what, row.operation, row.arm, row.seq_len, error, tolerance, error <= tolerance, worst
+    )
+
+
+def wkv7_gate(row: Any, operator: Operator, inputs: Sequence[Tensor], backward: bool) -> GateResult:
+    """An implementation of WKV-7, ``operator(*inputs) -> (y, ...)``, at the timed shape."""
+    tokens = inputs[0].shape[1]
+    if not backward:
+        with torch.no_grad():
+            y = operator(*inputs)[0][:, :LOOP_TOKENS]
+            expected = wkv7_reference(*(x[:, :LOOP_TOKENS].double() for x in inputs))[0]
+        return judge(row, {"y": relative_error(y, expected)}, inputs[3].dtype)
+    found, dy = _gradients(operator, inputs)
+    if tokens <= ELEMENTWISE:
+        expected_ones, _ = _gradients(wkv7_reference, [x.double() for x in inputs], dy.double())
+        errors = {
+            f"gradient of {name}": relative_error(x, e)
+            for name, x, e in zip("rwkvab", found, expected_ones, strict=True)
+        }
+    else:
+        errors = {"gradient along a direction": _directional_error(found, inputs, dy)}
+    return judge(row, errors, inputs[3].dtype, gradients=True)
+
+
+def _gradients(
+    operator: Operator, inputs: Sequence[Tensor], dy: Tensor | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    y = operator(*leaves)[0]
+    if dy is None:
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return torch.autograd.grad(y, leaves, dy), dy
+
+
+def _directional_error(found: Sequence[Tensor], inputs: Sequence[Tensor], dy: Tensor) -> float:
+    """<gradient, direction> against a central difference of the float64 loop, relative to the
+    root of the sum of the squared products (their sum alone may cancel)."""
+    generator = torch.Generator().manual_seed(2)
+    exact = [x.double() for x in inputs]
+    along = [torch.randn(x.shape, generator=generator).to(x) for x in exact]
+    products = [g.double() * d for g, d in zip(found, along, strict=True)]
+    slope = sum(p.sum() for p in products)
+    scale = sum((p**2).sum() for p in products)
+
+    def value(step: float) -> Tensor:
+        moved = [x + step * d for x, d in zip(exact, along, strict=True)]
+        return (wkv7_reference(*moved)[0] * dy.double()).sum()
+
+    with torch.no_grad():
+        expected = (value(_STEP) - value(-_STEP)) / (2 * _STEP)
+        error = float((slope - expected).abs() / torch.as_tensor(scale).sqrt().clamp_min(1e-30))
+    return error if error == error else float("inf")
+
+
+def attention_gate(
+    row: Any, attend: Operator, q: Tensor, k: Tensor, v: Tensor, *, backward: bool = False
+) -> GateResult:
+    """Causal attention on ``[B, H, T, N]``: first and last rows; gradients over ``ELEMENTWISE``."""
+    with torch.no_grad():
+        found = attend(q, k, v)
+        errors = {}
+        for name, start in (("first rows", 0), ("last rows", max(0, q.shape[2] - ROWS))):
+            rows = torch.arange(start, min(start + ROWS, q.shape[2]), device=q.device)
+            expected = _softmax_rows(q.double(), k.double(), v.double(), rows)
+            errors[name] = relative_error(found[:, :, rows], expected)
+    if not backward:
+        return judge(row, errors, q.dtype)
+    inputs = [x[:, :, :ELEMENTWISE].contiguous() for x in (q, k, v)]
+    rows = torch.arange(inputs[0].shape[2], device=q.device)
+    gradients, dy = _gradients(lambda *x: (attend(*x),), inputs)
+
+    def attend_exactly(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
+        return (_softmax_rows(q, k, v, rows),)
+
+    expected_ones, _ = _gradients(attend_exactly, [x.double() for x in inputs], dy.double())
+    for name, x, e in zip("qkv", gradients, expected_ones, strict=True):
+        errors[f"gradient of {name}"] = relative_error(x, e)
+    return judge(row, errors, q.dtype, gradients=True)
+
+
+def _softmax_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+    """Rows of causal attention; a single query stands after all keys."""
+    keys = k.shape[2]
+    visible = torch.arange(keys, device=q.device) <= rows[:, None] + keys - q.shape[2]
+    scores = q[:, :, rows] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v
+
+
+@contextmanager
+def _through_reference(model: Any) -> Iterator[None]:
+    """The same weights through the token loop and eager attention."""
+    before, attention = os.environ.get("WUNENG_BACKEND"), model.config._attn_implementation
+    os.environ["WUNENG_BACKEND"] = "reference"
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+        if before is None:
+            del os.environ["WUNENG_BACKEND"]
+        else:
+            os.environ["WUNENG_BACKEND"] = before
+
+
+def _tokens(model: Any, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+    return ids.to(next(model.parameters()).device)
+
+
+@torch.no_grad()
+def prefill_gate(row: Any, model: Any) -> GateResult:
+    """Logits of every position."""
+    ids = _tokens(model, min(row.seq_len, MODEL_TOKENS))
+    found = model(input_ids=ids).logits
+    with _through_reference(model):
+        expected = model(input_ids=ids).logits
+    return judge(row, {"logits": relative_error(found, expected)}, found.dtype)
+
+
+@torch.no_grad()
+def decode_gate(row: Any, model: Any, steps: int = 4) -> GateResult:
+    """Logits of the last tokens, decoded one by one, against a full forward."""
+    ids = _tokens(model, max(steps + 1, min(row.seq_len, MODEL_TOKENS)))
+    out = model(input_ids=ids[:, :-steps], use_cache=True)
+    found = []
+    for position in range(ids.shape[1] - steps, ids.shape[1]):
+        token = ids[:, position : position + 1]
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        found.append(out.logits)
+    with _through_reference(model):
+        expected = model(input_ids=ids).logits[:, -steps:]
+    return judge(row, {"logits": relative_error(torch.cat(found, 1), expected)}, expected.dtype)
+
+
+def gradient_gate(row: Any, model: nn.Module, dtype: torch.dtype) -> GateResult:
+    """Gradients of every parameter, over half as many tokens: the loop's backward is slow."""
+    ids = _tokens(model, min(row.seq_len, MODEL_TOKENS // 2))
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    found = gradients()
+    with _through_reference(model):
+        expected = gradients()
+    model.zero_grad(set_to_none=True)
+    norm = torch.cat([g.double().flatten() for g in expected.values()]).abs().max().item()
+    errors = {
+        f"gradient of {name}": (found[name].double() - g.double()).abs().max().item() / norm
+        for name, g in expected.items()
+    }
+    return judge(row, errors, dtype, gradients=True)

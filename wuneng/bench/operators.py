@@ -1,0 +1,328 @@
+"""Cases of ``ops``: WKV-7's backends, attention, cross-head fusion and other projects' kernels.
+
+All of a group's cases share shapes: B sequences of T tokens, H heads of size N, in one dtype.
+Inputs are drawn as a trained layer's would be: unit removal keys, rates in (0, 1), log decays in
+RWKV-7's range. Each case has several sets of inputs, together larger than most caches.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wuneng.bench import roofline
+from wuneng.bench.engine import Case, Missing, Prepared, Skipped
+from wuneng.bench.gate import attention_gate, judge, relative_error, wkv7_gate
+from wuneng.bench.memory import tensor_bytes
+from wuneng.bench.peers import fla_operators, flash_attention
+from wuneng.bench.record import Row
+from wuneng.ops import wkv7
+
+__all__ = ["OperatorShapes", "operator_groups", "wkv7_inputs"]
+
+#: The token loop is the yardstick of correctness; beyond this many tokens it is not timed.
+REFERENCE_TOKENS = 1024
+_ROTATING_BYTES = {"cpu": 2**26, "cuda": 2**28, "mps": 2**26}
+_MOST_SETS = 8
+OPERATIONS = ("forward", "forward+backward", "step", "fusion")
+
+
+@dataclass(frozen=True)
+class OperatorShapes:
+    """What the operators of one group share."""
+
+    batch: int
+    tokens: int
+    heads: int
+    size: int
+    dtype: torch.dtype
+    dtype_name: str
+    device: torch.device
+
+    @property
+    def element(self) -> int:
+        """Bytes of a number."""
+        return torch.empty((), dtype=self.dtype).element_size()
+
+    def row(self, operation: str, arm: str) -> Row:
+        """An empty row of this group."""
+        return Row("ops", operation, arm, self.tokens, self.batch, self.dtype_name)
+
+    def sets(self, tensors: int, tokens: int | None = None) -> int:
+        """Sets of inputs that together outgrow a cache, between 2 and 8."""
+        one = tensors * self.batch * (tokens or self.tokens) * self.heads * self.size * self.element
+        return max(2, min(_MOST_SETS, -(-_ROTATING_BYTES[self.device.type] // max(one, 1))))
+
+
+def wkv7_inputs(shapes: OperatorShapes, seed: int, tokens: int | None = None) -> list[Tensor]:
+    """r, w (log decay), k, v, a, b ``[B, T, H, N]``."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (shapes.batch, tokens or shapes.tokens, shapes.heads, shapes.size)
+    r, decay, k, v, kappa, rate = (torch.randn(shape, generator=generator) for _ in range(6))
+    kappa = F.normalize(kappa, dim=-1)
+    w = -0.6065306597 * torch.sigmoid(decay)
+    inputs = (r, w, k, v, -kappa, kappa * torch.sigmoid(rate))
+    return [x.to(shapes.device, shapes.dtype) for x in inputs]
+
+
+def operator_groups(
+    shapes: OperatorShapes, config: Any, *, with_fla: bool
+) -> Iterator[tuple[str, list[Case]]]:
+    """(operation, cases) for one length and batch. ``config`` says what is fused."""
+    operators = dict(_wkv7_operators(shapes, with_fla))
+    for operation in OPERATIONS[:2]:
+        backward = operation == "forward+backward"
+        cases = [
+            _wkv7_case(shapes, operation, arm, operator, backward=backward)
+            for arm, operator in operators.items()
+            if not (backward and arm == "fla-recurrent")  # inference only
+        ]
+        cases += [
+            _attention_case(shapes, operation, arm, get, backward=backward)
+            for arm, get in _attention_kernels(shapes).items()
+        ]
+        yield operation, cases
+    yield "step", [*_step_cases(shapes), _attention_step_case(shapes)]
+    if config.num_state_heads and config.num_attention_heads:
+        yield "fusion", [_fusion_case(shapes, config)]
+
+
+def _wkv7_operators(shapes: OperatorShapes, with_fla: bool) -> Iterator[tuple[str, Any]]:
+    for backend in _backends(shapes.device):
+        yield backend, partial(wkv7, backend=backend)
+    if not with_fla:
+        return
+    try:
+        yield from fla_operators().items()
+    except Missing as missing:
+        yield "fla-chunk", missing
+
+
+def _backends(device: torch.device) -> list[str]:
+    fused = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return [*(["triton"] if fused else []), "chunked", "reference"]
+
+
+def _attention_kernels(shapes: OperatorShapes) -> dict[str, Callable[[], Callable[..., Tensor]]]:
+    kernels: dict[str, Callable[[], Callable[..., Tensor]]] = {
+        "sdpa": lambda: partial(F.scaled_dot_product_attention, is_causal=True)
+    }
+    if shapes.device.type == "cuda":
+        kernels["flash-attn"] = flash_attention
+        kernels["flex"] = _flex_attention
+    return kernels
+
+
+def _flex_attention() -> Callable[..., Tensor]:
+    """FlexAttention, compiled, with the causal block mask made at the first call."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    compiled = torch.compile(flex_attention)
+    masks: dict[int, Any] = {}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length = q.shape[2]
+        if length not in masks:
+            masks[length] = create_block_mask(
+                lambda b, h, i, j: i >= j, None, None, length, length, device=q.device
+            )
+        out: Tensor = compiled(q, k, v, block_mask=masks[length])
+        return out
+
+    return attend
+
+
+def _wkv7_case(
+    shapes: OperatorShapes, operation: str, arm: str, operator: Any, *, backward: bool
+) -> Case:
+    row = shapes.row(operation, arm)
+
+    def prepare() -> Prepared:
+        sets = [wkv7_inputs(shapes, seed) for seed in range(shapes.sets(6))]
+        return _prepared(operator, sets, backward)
+
+    def check() -> None:
+        if isinstance(operator, Missing):
+            raise operator
+        if arm == "reference" and shapes.tokens > REFERENCE_TOKENS:
+            raise Skipped(f"the token loop is timed up to {REFERENCE_TOKENS} tokens")
+
+    def gate() -> Any:
+        check()
+        return wkv7_gate(row, operator, wkv7_inputs(shapes, 0), backward)
+
+    work = roofline.wkv7(
+        shapes.batch, shapes.tokens, shapes.heads, shapes.size, shapes.element, backward=backward
+    )
+    return Case(row, shapes.batch * shapes.tokens, work, prepare, gate, int(work.bytes))
+
+
+def _attention_case(
+    shapes: OperatorShapes,
+    operation: str,
+    arm: str,
+    get: Callable[[], Callable[..., Tensor]],
+    *,
+    backward: bool,
+) -> Case:
+    row = shapes.row(operation, arm)
+
+    def prepare() -> Prepared:
+        sets = [_query_key_value(shapes, seed) for seed in range(shapes.sets(3))]
+        attend = get()
+        return _prepared(lambda *x: (attend(*x),), sets, backward)
+
+    work = roofline.attention(
+        shapes.batch, shapes.tokens, shapes.heads, shapes.size, shapes.element, backward=backward
+    )
+    return Case(
+        row,
+        shapes.batch * shapes.tokens,
+        work,
+        prepare,
+        lambda: attention_gate(row, get(), *_query_key_value(shapes, 0), backward=backward),
+        int(work.bytes),
+    )
+
+
+def _query_key_value(shapes: OperatorShapes, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (shapes.batch, shapes.heads, shapes.tokens, shapes.size)
+    drawn = (torch.randn(shape, generator=generator) for _ in range(3))
+    return [x.to(shapes.device, shapes.dtype) for x in drawn]
+
+
+def _prepared(operator: Any, sets: list[list[Tensor]], backward: bool) -> Prepared:
+    held = tensor_bytes(*sets[0])  # the other sets are there for the timing's sake
+    if not backward:
+
+        def forward(index: int) -> Any:
+            with torch.no_grad():
+                return operator(*sets[index % len(sets)])
+
+        return Prepared(forward, held)
+    for inputs in sets:
+        for x in inputs:
+            x.requires_grad_()
+    like = sets[0][2]
+    dy = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(like)
+
+    def both(index: int) -> Any:
+        inputs = sets[index % len(sets)]
+        return torch.autograd.grad(operator(*inputs)[0], inputs, dy)
+
+    return Prepared(both, held + tensor_bytes(dy))
+
+
+def _step_cases(shapes: OperatorShapes) -> list[Case]:
+    """One token of decoding; the state is the caller's and is kept."""
+    cases = []
+    for backend in _backends(shapes.device):
+        row = shapes.row("step", backend)
+        shape = (shapes.batch, shapes.heads, shapes.size, shapes.size)
+
+        def state(seed: int, shape: Any = shape) -> Tensor:
+            drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            return drawn.to(shapes.device)
+
+        def prepare(backend: str = backend, state: Any = state) -> Prepared:
+            count = shapes.sets(shapes.size + 6, tokens=1)
+            sets = [(wkv7_inputs(shapes, s, tokens=1), state(s)) for s in range(count)]
+
+            def step(index: int) -> Any:
+                inputs, before = sets[index % count]
+                with torch.no_grad():
+                    return wkv7(*inputs, initial_state=before, backend=backend)
+
+            return Prepared(step, tensor_bytes(*sets[0][0], sets[0][1]))
+
+        def gate(backend: str = backend, row: Row = row, state: Any = state) -> Any:
+            inputs, before = wkv7_inputs(shapes, 0, tokens=1), state(0)
+            with torch.no_grad():
+                y, after = wkv7(*inputs, initial_state=before, backend=backend)
+                exact = [x.double() for x in inputs]
+                y_, after_ = wkv7(*exact, initial_state=before.double(), backend="reference")
+            errors = {"y": relative_error(y, y_), "state": relative_error(after, after_)}
+            return judge(row, errors, shapes.dtype)
+
+        work = roofline.wkv7_step(shapes.batch, shapes.heads, shapes.size, shapes.element)
+        cases.append(Case(row, shapes.batch, work, prepare, gate))
+    return cases
+
+
+def _attention_step_case(shapes: OperatorShapes) -> Case:
+    row = shapes.row("step", "sdpa")
+
+    def inputs(seed: int) -> list[Tensor]:
+        q, k, v = _query_key_value(shapes, seed)
+        return [q[:, :, -1:].contiguous(), k, v]
+
+    def prepare() -> Prepared:
+        sets = [inputs(seed) for seed in range(shapes.sets(2))]
+        return _prepared(lambda *x: (F.scaled_dot_product_attention(*x),), sets, False)
+
+    work = roofline.attention_step(
+        shapes.batch, shapes.tokens, shapes.heads, shapes.size, shapes.element
+    )
+    attend = F.scaled_dot_product_attention
+    gate = partial(_gate_of_inputs, row, attend, inputs)
+    return Case(row, shapes.batch, work, prepare, gate, int(work.bytes))
+
+
+def _gate_of_inputs(row: Row, attend: Any, inputs: Callable[[int], list[Tensor]]) -> Any:
+    return attention_gate(row, attend, *inputs(0))
+
+
+def _fusion_case(shapes: OperatorShapes, config: Any) -> Case:
+    """The model's cross-head interaction, forward and backward, at its own numbers of heads."""
+    from wuneng.layers.cross_head import CrossHead
+
+    row = shapes.row("fusion", config.cross_head)
+
+    def module(dtype: torch.dtype) -> Any:
+        built = CrossHead(config).to(shapes.device)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in built.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator) / config.hidden_size**0.5
+            parameter.data.copy_(drawn)
+        return built.to(dtype)
+
+    def inputs(seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        lead = (shapes.batch, shapes.tokens)
+        width = config.num_attention_heads * config.head_dim
+        A = torch.randn(*lead, width, generator=generator)
+        R = torch.randn(*lead, config.num_state_heads, config.state_head_dim, generator=generator)
+        return [x.to(shapes.device, shapes.dtype) for x in (A, R)]
+
+    def prepare() -> Prepared:
+        fuse = module(shapes.dtype)
+        sets = [inputs(seed) for seed in range(shapes.sets(2))]
+        for x in (x for own in sets for x in own):
+            x.requires_grad_()
+        leaves = list(fuse.parameters())
+
+        def both(index: int) -> Any:
+            own = sets[index % len(sets)]
+            outputs = fuse(*own)
+            grads = [torch.ones_like(x) for x in outputs]
+            return torch.autograd.grad(outputs, [*own, *leaves], grads, allow_unused=True)
+
+        return Prepared(both, tensor_bytes(*sets[0], *leaves))
+
+    def gate() -> Any:
+        A, R = inputs(0)
+        with torch.no_grad():
+            found = module(shapes.dtype)(A, R)[1]
+            expected = module(torch.float64)(A.double(), R.double())[1]
+        return judge(row, {"branch": relative_error(found, expected)}, shapes.dtype)
+
+    work = roofline.fusion(config, shapes.batch, shapes.tokens, shapes.element)
+    return Case(row, shapes.batch * shapes.tokens, work, prepare, gate, int(work.bytes))

@@ -1,0 +1,173 @@
+"""What a benchmark is asked to measure, checked before anything is built."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from wuneng.errors import InputError, nearest
+
+__all__ = [
+    "ARMS",
+    "DEFAULT_SECONDS",
+    "DTYPES",
+    "WHATS",
+    "BenchRequest",
+    "make_request",
+    "parse_lengths",
+    "parse_names",
+    "parse_percent",
+]
+
+WHATS = ("ops", "prefill", "decode", "train", "parts")
+DEFAULT_WHATS = ("ops", "prefill", "decode", "train")
+#: Arms that can stand beside the model. ``fla``: flash-linear-attention's operators.
+ARMS = ("mha", "rwkv7", "replace", "mha-shift", "llama", "fla")
+DEFAULT_AGAINST = ("mha", "rwkv7")
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+DEFAULT_LENGTH = "4k"
+#: Roughly how long all timing together may take; slow cases are still repeated three times.
+DEFAULT_SECONDS = 40.0
+
+_FACTORS = {"": 1, "k": 1024, "m": 1024**2}
+_LENGTH = re.compile(r"(\d+)\s*([kKmM]?)")
+_SHORTEST = 16
+_SHORTEST_SUBLENGTH = 128
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """One benchmark. Lengths, batches and thread counts are positive."""
+
+    seq_lens: tuple[int, ...]
+    what: tuple[str, ...] = DEFAULT_WHATS
+    model: str | None = None
+    """A recipe, a model or run directory; None: the preset, or a small model."""
+    preset: str | None = None
+    against: tuple[str, ...] = DEFAULT_AGAINST
+    batches: tuple[int, ...] = (1,)
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    heads: int | None = None
+    """Heads of the operators; None: the model's attention heads."""
+    seconds: float = DEFAULT_SECONDS
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for bench.json."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> BenchRequest:
+        """What :meth:`to_json` wrote; keys of later versions are passed over."""
+        known = {f.name for f in fields(cls)}
+        chosen: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known
+        }
+        return cls(**chosen)
+
+
+def make_request(
+    *,
+    seq_len: str | None = None,
+    what: str | None = None,
+    model: str | None = None,
+    preset: str | None = None,
+    against: str | None = None,
+    batch: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    heads: int | None = None,
+    seconds: float | None = None,
+    base: BenchRequest | None = None,
+) -> BenchRequest:
+    """A request from command-line text; what is left out is ``base``'s, or the default.
+
+    Raises:
+        InputError: a value is malformed or unknown; the message names the option.
+    """
+    if model is not None and preset is not None:
+        raise InputError("--model and --preset: give one of them, not both")
+    given: dict[str, Any] = {
+        "seq_lens": None if seq_len is None else _with_sublengths(seq_len),
+        "what": None if what is None else parse_names("--what", what, WHATS),
+        "against": None if against is None else _against(against),
+        "batches": None if batch is None else _batches(batch),
+        "device": device,
+        "dtype": None if dtype is None else parse_names("--dtype", dtype, DTYPES)[0],
+        "threads": _positive("--threads", threads),
+        "heads": _positive("--heads", heads),
+        "seconds": seconds,
+    }
+    if model is not None or preset is not None:
+        given |= {"model": model, "preset": preset}
+    else:
+        given |= {"model": base.model, "preset": base.preset} if base else {}
+    start = base or BenchRequest(seq_lens=_with_sublengths(DEFAULT_LENGTH))
+    chosen = {k: v for k, v in given.items() if v is not None or k in ("model", "preset")}
+    return BenchRequest(**{f.name: getattr(start, f.name) for f in fields(start)} | chosen)
+
+
+def parse_lengths(option: str, text: str, least: int = 1) -> tuple[int, ...]:
+    """``"1k,2048"`` as ``(1024, 2048)``, ascending, without repetition.
+
+    Raises:
+        InputError: an item is not a whole number of at least ``least``, possibly with the suffix
+            k or M.
+    """
+    lengths = set()
+    for item in text.split(","):
+        match = _LENGTH.fullmatch(item.strip())
+        length = int(match[1]) * _FACTORS[match[2].lower()] if match else 0
+        if length < least:
+            raise InputError(
+                f"{option}: expected numbers such as 16 or 8k (k = 1024), at least {least}, "
+                f"got {item.strip()!r}"
+            )
+        lengths.add(length)
+    return tuple(sorted(lengths))
+
+
+def parse_names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Comma-separated names, each one of ``known``. InputError names the nearest."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"{option}: expected {', '.join(known)}; got {name!r}.{nearest(name, known)}"
+            )
+    return names
+
+
+def parse_percent(option: str, text: str) -> float:
+    """``"10%"`` or ``"10"`` as 0.1. InputError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", text)
+    if match is None:
+        raise InputError(f"{option}: expected a percentage such as 10%, got {text!r}")
+    return float(match[1]) / 100
+
+
+def _with_sublengths(text: str) -> tuple[int, ...]:
+    """One length alone is measured at its eighth, quarter and half too: growth needs several."""
+    lengths = parse_lengths("--seq-len", text, _SHORTEST)
+    if len(lengths) > 1:
+        return lengths
+    longest = lengths[0]
+    shorter = {longest // d for d in (8, 4, 2) if longest // d >= _SHORTEST_SUBLENGTH}
+    return tuple(sorted(shorter | {longest}))
+
+
+def _against(text: str) -> tuple[str, ...]:
+    return () if text.strip() == "none" else parse_names("--against", text, ARMS)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    return parse_lengths("--batch", text)
+
+
+def _positive(option: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise InputError(f"{option}: expected 1 or more, got {value}")
+    return value

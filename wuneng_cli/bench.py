@@ -1,0 +1,215 @@
+"""``wuneng bench``: speed, memory and scale beside plain attention and pure RWKV-7."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wuneng_cli import options
+from wuneng_cli.render import print_error, print_json, print_renderable
+
+if TYPE_CHECKING:
+    from wuneng.bench import BenchRequest
+
+__all__ = ["bench", "register"]
+
+_EXAMPLES = """Examples:
+
+\b
+  wuneng bench --seq-len 8k                      a small model at 1k, 2k, 4k and 8k tokens
+  wuneng bench --model recipes/text.yaml --what train --seq-len 512,2k
+  wuneng bench --preset 400m --what decode --batch 1,16,64 --seq-len 1k,8k,32k --device cuda
+  wuneng bench --what parts --seq-len 512        where a training step spends its time
+  wuneng bench --compare runs/bench/small --fail-over 10%
+
+What: ops (WKV-7's backends, attention, fusion), prefill, decode, train, parts. Against: mha and
+rwkv7 (as many parameters), replace, mha-shift, llama (transformers' own), fla
+(flash-linear-attention's operators), none. Presets: 130m, 400m, 1.5b, 7b. One length alone is
+measured at its eighth, quarter and half too. With --compare, options left out are the earlier
+record's.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "bench", short_help="Measure speed, memory and how they grow with length.", epilog=_EXAMPLES
+    )(bench)
+
+
+def bench(
+    seq_len: Annotated[
+        str | None,
+        typer.Option(
+            "--seq-len", metavar="1k,8k", help="Lengths in tokens (k = 1024). [default: 4k]"
+        ),
+    ] = None,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            "--what",
+            metavar="A,B",
+            help="ops, prefill, decode, train, parts. [default: ops,prefill,decode,train]",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="DIR|RECIPE",
+            help="A recipe, a model or a run. [default: a small one]",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help="130m, 400m, 1.5b or 7b.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="A,B", help="What stands beside it. [default: mha,rwkv7]"
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", metavar="1,8", help="Sequences at once. [default: 1]"),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option("--heads", metavar="N", help="Heads of the operators. [default: the model's]"),
+    ] = None,
+    device: options.Device = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype", metavar="NAME", help="auto (bf16 on a GPU, else fp32), fp32, bf16 or fp16."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", help="CPU threads. [default: torch's]")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            min=0.1,
+            help="Time to spend on repetitions; each case gets at least three. [default: 40]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where bench.json, bench.csv and the pictures go. [default: runs/bench/<model>]",
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="OLD.json", help="Show changes since this record."),
+    ] = None,
+    fail_over: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-over",
+            metavar="10%",
+            help="With --compare: exit 1 when a figure is worse by more than this, beyond noise.",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure WuNeng beside the parameter-matched plain-attention baseline and pure RWKV-7 heads:
+    operators, prefill, decoding and training steps over several lengths. What is timed is first
+    checked against the reference; nothing that differs from it gets a speed.
+    """
+    from wuneng.bench.record import failures, read_record
+    from wuneng.bench.request import BenchRequest, make_request, parse_percent
+    from wuneng.errors import InputError
+
+    limit = None if fail_over is None else parse_percent("--fail-over", fail_over)
+    if limit is not None and compare is None:
+        raise InputError("--fail-over needs --compare OLD.json to compare with")
+    old = None if compare is None else read_record(compare)
+    request = make_request(
+        seq_len=seq_len,
+        what=what,
+        model=model,
+        preset=preset,
+        against=against,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        heads=heads,
+        seconds=seconds,
+        base=None if old is None else BenchRequest.from_json(old["request"]),
+    )
+    record, directory = _measure(request, out, quiet=quiet)
+    if old is None or not as_json:
+        _show(record, directory, as_json=as_json)
+    passed = old is None or _compare(old, record, limit, as_json=as_json)
+    failed = failures(record)
+    for line in failed:
+        print_error(line)
+    if failed or not passed:
+        raise typer.Exit(1)
+
+
+def _measure(
+    request: BenchRequest, out: Path | None, *, quiet: bool
+) -> tuple[dict[str, Any], Path]:
+    from wuneng.bench.pictures import draw
+    from wuneng.bench.record import write_record
+    from wuneng.bench.session import run_benchmark
+    from wuneng.records import RUNS_ROOT, RunDirectory, disk_errors
+
+    def notify(message: str) -> None:
+        if not quiet:
+            print(message, file=sys.stderr)
+
+    line = ["wuneng", *sys.argv[1:]]
+    if out is not None:  # found out now, not after minutes of measuring
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+    record = run_benchmark(request, command_line=line, notify=notify)
+    directory = out or RunDirectory.create(record["model"], RUNS_ROOT / "bench").path
+    write_record(directory, record)
+    draw(record, directory)
+    return record, directory
+
+
+def _show(record: dict[str, Any], directory: Path, *, as_json: bool) -> None:
+    from wuneng.bench.tables import machine_line, record_tables
+
+    if as_json:
+        print_json({"directory": str(directory), **record})
+        return
+    for table in record_tables(record):
+        print_renderable(table)
+    for name, version in record["peers"].items():
+        print(f"{name}: {version}")
+    print(machine_line(record))
+    print(f"\nEverything is in {directory}.")
+
+
+def _compare(
+    old: dict[str, Any], new: dict[str, Any], limit: float | None, *, as_json: bool
+) -> bool:
+    """Show the comparison; False when it fails the limit."""
+    from wuneng.bench.compare import compare_records, sentence
+    from wuneng.bench.tables import comparison_table
+
+    comparison = compare_records(old, new)
+    passed = limit is None or not comparison.worse(limit)
+    if as_json:
+        print_json({**new, "comparison": {**comparison.to_json(), "passed": passed}})
+        return passed
+    print_renderable(comparison_table(comparison))
+    for warning in comparison.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(sentence(comparison.changes, limit))
+    return passed
