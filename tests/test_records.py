@@ -255,3 +255,11 @@ def test_a_run_with_a_broken_recipe(tmp_path: Path, recipe: str) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     with pytest.raises(ModelError, match=r"recipe\.yaml does not name the arms"):
         find_model(tmp_path)
+
+
+def test_a_directory_above_stopped_runs_is_not_called_stopped(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "a" / "wuneng" / "checkpoints" / "step-3").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"or recipe\.yaml \(a run\)$"):
+        find_model(tmp_path)
+    with pytest.raises(ModelError, match="its training was stopped"):
+        find_model(tmp_path / "runs" / "a" / "wuneng")

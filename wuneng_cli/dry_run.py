@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from wuneng.recipe import Recipe, Training
+    from wuneng.train.arms import ArmConfigs
+    from wuneng.train.starting_point import Sources
 
-__all__ = ["plan", "plan_tables"]
+__all__ = ["plan", "plan_tables", "sources_of"]
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
@@ -22,8 +24,12 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         DataError: files or a tokenizer that the recipe names are missing.
         RecipeError: an arm cannot be built or sized to match the first.
     """
-    vocab_size = _vocab_size(recipe)
+    from wuneng.train.arms import ArmConfigs
+
+    sources = sources_of(recipe)
+    vocab_size = _vocab_size(recipe, sources)
     training = recipe.training
+    configs = ArmConfigs(recipe, vocab_size, sources=sources)
     return {
         "schema": 1,
         "name": recipe.name,
@@ -33,8 +39,17 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "tokens_per_step": training.tokens_per_step,
         "steps": training.total_steps,
         "tokens": training.total_tokens,
-        "arms": {name: _arm(recipe, name, vocab_size) for name in recipe.arms},
+        "arms": {name: _arm(recipe, name, configs) for name in recipe.arms},
     }
+
+
+def sources_of(recipe: Recipe) -> Sources | None:
+    """What finds and converts the models that a recipe names; None where it names none."""
+    if recipe.source is None and not any(arm.distill for arm in recipe.arms.values()):
+        return None
+    from wuneng.convert import ConvertedSources
+
+    return ConvertedSources()
 
 
 def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:
@@ -46,15 +61,19 @@ def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:
     table.add_column("")
     for name in arms:
         table.add_column(name, justify="right")
-    for part in next(iter(arms.values()))["parts"]:
-        table.add_row(part, *(f"{arm['parts'][part]:,}" for arm in arms.values()))
+    for part in dict.fromkeys(part for arm in arms.values() for part in arm["parts"]):
+        table.add_row(part, *(f"{arm['parts'].get(part, 0):,}" for arm in arms.values()))
     table.add_section()
     table.add_row("parameters", *(f"{arm['parameters']:,}" for arm in arms.values()))
+    if any(arm["trainable_parameters"] != arm["parameters"] for arm in arms.values()):
+        trainable = (f"{arm['trainable_parameters']:,}" for arm in arms.values())
+        table.add_row("trainable parameters", *trainable)
     table.add_row(
         "state and middle heads add", *(f"{arm['added_percent']:.1f} %" for arm in arms.values())
     )
     table.add_row("feed-forward width", *(f"{arm['intermediate_size']:,}" for arm in arms.values()))
-    table.add_row("matched by", *(arm["match"] for arm in arms.values()))
+    _, *others = arms.values()
+    table.add_row("matched by", "reference", *(arm["match"] for arm in others))
     table.add_row("training FLOPs", *(f"{arm['training_flops']:.2e}" for arm in arms.values()))
     table.add_row(
         "estimated memory", *(short_bytes(arm["memory"]["total"]) for arm in arms.values())
@@ -69,11 +88,12 @@ def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:
     yield run
 
 
-def _arm(recipe: Recipe, name: str, vocab_size: int) -> dict[str, Any]:
-    from wuneng.model.counting import describe, memory_estimate, training_flops_per_token
-    from wuneng.train.arms import arm_config
+def _arm(recipe: Recipe, name: str, configs: ArmConfigs) -> dict[str, Any]:
+    from wuneng.model.counting import describe, memory_estimate, total_parameters
+    from wuneng.train.trainable import arm_sizes
 
-    config = arm_config(recipe, name, vocab_size)
+    config, teacher = configs(name), configs.teacher(name)
+    sizes = arm_sizes(recipe, name, configs, teacher)
     training = recipe.arm_training(name)
     memory = memory_estimate(
         config,
@@ -82,13 +102,20 @@ def _arm(recipe: Recipe, name: str, vocab_size: int) -> dict[str, Any]:
         activation_bytes=_activation_bytes(recipe, training),
         activation_checkpointing=training.activation_checkpointing,
     )
-    flops = training_flops_per_token(config, training.sequence_length)
+    memory["weights"] = 4 * (sizes.parameters + (total_parameters(teacher) if teacher else 0))
+    memory["gradients"], memory["optimizer"] = 4 * sizes.trainable, 8 * sizes.trainable
+    parts = describe(config)
+    if sizes.parameters > parts["parameters"]:
+        parts["parts"]["adapters"] = sizes.parameters - parts["parameters"]
+    tokens = 0 if recipe.arms[name].train == "none" else training.total_tokens
     return {
-        **describe(config),
+        **parts,
+        "parameters": sizes.parameters,
+        "trainable_parameters": sizes.trainable,
         "intermediate_size": config.intermediate_size,
         "match": recipe.arms[name].match,
         "learning_rate": training.learning_rate,
-        "training_flops": flops * training.total_tokens,
+        "training_flops": sizes.flops_per_token * tokens,
         "memory": {**memory, "total": sum(memory.values())},
     }
 
@@ -105,9 +132,9 @@ def _activation_bytes(recipe: Recipe, training: Training) -> int:
     return 4 if autocast_dtype("auto", device) is None else 2
 
 
-def _vocab_size(recipe: Recipe) -> int:
+def _vocab_size(recipe: Recipe, sources: Sources | None) -> int:
     """Token ids that the data needs. Text is not read: files have to be there, that is all."""
-    from wuneng.recipe import SyntheticData, TrainedTokenizer
+    from wuneng.recipe import SOURCE_TOKENIZER, SyntheticData, TrainedTokenizer
 
     data = recipe.data
     if isinstance(data, SyntheticData):
@@ -128,5 +155,9 @@ def _vocab_size(recipe: Recipe) -> int:
         return recipe.model.vocab_size
     from wuneng.data.tokenizer import byte_tokenizer, load_tokenizer
 
+    if data.tokenizer == SOURCE_TOKENIZER and recipe.source is not None:
+        from wuneng.train.starting_point import source_tokenizer
+
+        return len(source_tokenizer(recipe.source, sources))
     tokenizer = byte_tokenizer() if data.tokenizer == "bytes" else load_tokenizer(data.tokenizer)
     return len(tokenizer)

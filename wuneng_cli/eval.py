@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable
+from wuneng_cli.render import print_json, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.evaluate.session import EvaluationReport
@@ -48,15 +48,7 @@ def evaluate(
     tasks: Annotated[
         str, typer.Option("--tasks", "-t", metavar="A,B", help="Tasks, groups and aliases.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            show_default=False,
-            help="A directory in transformers format, a run, or an arm of a run. Left out: the "
-            "latest run's first arm.",
-        ),
-    ] = None,
+    model: options.Model = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -99,10 +91,7 @@ def evaluate(
         ),
     ] = "keep",
     device: options.Device = None,
-    dtype: Annotated[
-        str,
-        typer.Option("--dtype", metavar="NAME", help="auto (as stored), fp32, bf16 or fp16."),
-    ] = "auto",
+    dtype: options.Dtype = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -183,5 +172,5 @@ def _print(report: EvaluationReport, file: Path, *, as_json: bool, quiet: bool) 
         return
     print_renderable(report_table(report))
     for line in () if quiet else remarks(report):
-        print(line)
+        print_text(line)
     print(f"\nEverything is in {file}.")

@@ -34,15 +34,7 @@ def generate(
         str,
         typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; - reads stdin."),
     ],
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            show_default=False,
-            help="A directory in transformers format, a run, or an arm of a run. Left out: the "
-            "latest run's first arm.",
-        ),
-    ] = None,
+    model: options.Model = None,
     max_tokens: Annotated[
         int,
         typer.Option(
@@ -70,10 +62,7 @@ def generate(
         str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
     ] = None,
     device: options.Device = None,
-    dtype: Annotated[
-        str,
-        typer.Option("--dtype", metavar="NAME", help="auto (as stored), fp32, bf16 or fp16."),
-    ] = "auto",
+    dtype: options.Dtype = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -83,7 +72,7 @@ def generate(
     from wuneng.evaluate.loading import load_model
     from wuneng.records import find_model
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _stdin_text() if prompt == "-" else prompt
     loaded = load_model(
         find_model(model, arm=arm), device=pick_device(device or "auto"), dtype=dtype
     )
@@ -109,3 +98,17 @@ def generate(
         )
     if as_json:
         print_json({"schema": 1, "model": loaded.describe(), "prompt": text, **written.record()})
+
+
+def _stdin_text() -> str:
+    """All of stdin. InputError where it is not UTF-8, whatever the locale says."""
+    from wuneng.errors import InputError
+
+    content = sys.stdin.buffer.read()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--prompt -: expected UTF-8 text on stdin, got byte 0x{content[error.start]:02x} at "
+            f"offset {error.start}"
+        ) from None

@@ -6,14 +6,15 @@ Nothing here, nor at the top of a command's module, imports torch: help answers 
 from __future__ import annotations
 
 import errno
+import os
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from wuneng.errors import WuNengError
+from wuneng_cli import bench, convert, generate, train
 from wuneng_cli import eval as eval_command
-from wuneng_cli import generate, train
 from wuneng_cli.render import print_error
 
 __all__ = ["app", "main"]
@@ -25,6 +26,7 @@ _EXAMPLES = """Examples:
   wuneng train my.yaml --dry-run               check a recipe and see its sizes
   wuneng eval --tasks arc,hellaswag            score the latest run
   wuneng generate --prompt "Once upon a time"  let it write
+  wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
 
 Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.
 """
@@ -84,12 +86,14 @@ def _options(
     """
 
 
-for _command in (train, eval_command, generate):
+for _command in (train, eval_command, generate, convert, bench):
     _command.register(app)
 
 
 def main() -> None:
     """Entry point of the console script."""
+    # An unreachable hub is told in our own words; its client's warnings would come before them.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     app(prog_name="wuneng")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Json", "Out", "Quiet", "size"]
+__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "size"]
 
 
 def size(text: str) -> int:
@@ -29,13 +28,22 @@ Device = Annotated[
         help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one.",
     ),
 ]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", metavar="NAME", help="auto (as stored), fp32, bf16 or fp16."),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print the result as JSON on stdout, progress on stderr."),
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Write into this directory."),
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A directory in transformers format, a run, or an arm of a run. Left out: the "
+        "latest run's first arm.",
+    ),
 ]
 Quiet = Annotated[
     bool,

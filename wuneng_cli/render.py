@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["console", "print_error", "print_json", "print_renderable", "short_bytes"]
+__all__ = [
+    "console",
+    "print_error",
+    "print_json",
+    "print_renderable",
+    "print_text",
+    "short_bytes",
+]
 
 
 def print_error(message: str) -> None:
@@ -37,6 +44,12 @@ def console(*, stderr: bool = False) -> Console:
 def print_renderable(renderable: RenderableType, *, stderr: bool = False) -> None:
     """A table or text through rich."""
     console(stderr=stderr).print(renderable)
+
+
+def print_text(text: str) -> None:
+    """A paragraph on stdout: broken between words on a terminal, one line elsewhere."""
+    target = console()
+    target.print(text, markup=False, soft_wrap=not target.is_terminal)
 
 
 def short_bytes(count: float) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable
+from wuneng_cli.render import print_json, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
@@ -23,6 +23,7 @@ _EXAMPLES = """Examples:
   wuneng train recipes/text.yaml --set data.train=books/ --set training.steps=2k
   wuneng train recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
   wuneng train recipes/fineweb-130m.yaml --dry-run
+  wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama --set data.train=texts/
   wuneng train runs/quickstart/recipe.yaml --out again    repeat a finished run
 
 A run that was stopped or killed continues where it was when the same command is given again. Sizes
@@ -112,13 +113,18 @@ def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
 
 def _train(recipe: Recipe, out: Path | None, resume: str, *, as_json: bool, quiet: bool) -> None:
     from wuneng.train import make_display, run
+    from wuneng_cli.dry_run import sources_of
 
     display = make_display(quiet=quiet, to_stderr=as_json)
+    sources = sources_of(recipe)
     line = ["wuneng", *sys.argv[1:]]
-    results = run(recipe, out, resume, display, command_line=line)
+    results = run(recipe, out, resume, display, command_line=line, sources=sources)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})
         return
     print_renderable(results.table)
-    print(results.sentence)
-    print(f"\nEverything is in {results.directory}. Next: wuneng eval {results.directory}")
+    print_text(results.sentence)
+    print(f"\nEverything is in {results.directory}.")
+    if recipe.data.kind == "text":  # a model of synthetic tasks neither reads nor writes
+        print(f"Next: wuneng generate {results.directory} --prompt ...")
+        print(f"      wuneng eval {results.directory} --tasks hellaswag,piqa")

@@ -107,6 +107,8 @@ def test_the_device_option_is_a_field(tiny: str) -> None:
         ),
         (["tiny.yaml", "--set", "training.sequence_length=4"], "task 'recall' needs"),
         (["tiny.yaml", "--set", "model.vocab_size=3", "--dry-run"], "model.vocab_size is 3"),
+        (["tiny.yaml", "--set", "training.steps=8q"], "training.steps: expected a whole number"),
+        (["tiny.yaml", "--set", "training.batch_size=0"], "expected 1 or more, got 0"),
         (["tiny.yaml", "--resume", "nowhere"], "--resume nowhere"),
         (["tiny.yaml", "--out", "tiny.yaml"], "--out tiny.yaml"),
     ],
@@ -120,6 +122,56 @@ def test_bad_input_is_one_message_and_exit_code_2(arguments: list[str], message:
     assert message in err
     assert "Traceback" not in err
     assert out == ""
+
+
+BAD_FILES: dict[str, tuple[bytes | None, str]] = {
+    "absent.txt": (None, "no file or directory 'absent.txt'"),
+    "empty.txt": (b"", "data.train: empty.txt is empty"),
+    "short.txt": (b"ab", "fewer than one sequence of training.sequence_length"),
+    "latin.txt": (b"one\ncaf\xe9\n" * 99, "latin.txt, line 2: expected UTF-8 text, got byte 0xe9"),
+    "rows.jsonl": (b'{"text": "a"}\n{"body": "b"}\n', "rows.jsonl, line 2: no field 'text'"),
+    "cut.jsonl.gz": (b"\x1f\x8b", "cut.jsonl.gz: damaged or cut gzip file"),
+    "bad.parquet": (b"PAR1", "bad.parquet: not a readable parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_data_file_is_one_message_and_leaves_no_run(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("WUNENG_CACHE", "cache")
+    content, message = BAD_FILES[name]
+    if content is not None:
+        Path(name).write_bytes(content)
+    Path("runs/good").mkdir(parents=True)
+    Path("runs/latest").symlink_to("good")
+    code, out, err = run(tiny, "--set", f"data={{kind: text, train: {name}}}", "--quiet")
+    assert (code, out) == (2, ""), err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    # The corrected command takes the name, and what was the latest run before still is.
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["good", "latest"]
+    assert Path("runs/latest").resolve().name == "good"
+
+
+def test_a_full_disk_is_one_message_and_exit_code_1(tiny: str, small_disk: Path) -> None:
+    """The checkpoints before it stand, and with more space the same command continues."""
+    out = small_disk / "run"
+    with (small_disk / "ballast").open("wb") as ballast:
+        ballast.write(b"\0" * (7 << 19))  # 3.5 of the 4 MB
+    arguments = (tiny, "--out", str(out), "--set", "training.checkpoint_every=1", "--quiet")
+    code, _, err = run(*arguments)
+    assert code == 1, err
+    assert err.startswith("error: cannot write ")
+    assert err.count("\n") == 1
+    assert "the disk is full" in err
+    saved = sorted(path.name for path in out.glob("wuneng/checkpoints/step-*"))
+    assert saved
+    (small_disk / "ballast").unlink()
+    code, printed, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert f"Everything is in {out}" in printed
 
 
 def test_every_problem_has_a_line(tiny: str) -> None:
@@ -171,3 +223,4 @@ def test_a_run_from_end_to_end(tiny: str) -> None:
     assert "recall/accuracy@32" in out
     assert "step 2/2" not in out, "quiet shows no progress"
     assert "Everything is in again" in out
+    assert "Next:" not in out, "a model of synthetic tasks can be neither evaluated nor prompted"

@@ -22,7 +22,7 @@ Invoke = Callable[..., Result]
 def wuneng(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments: object, stdin: str | None = None) -> Result:
+    def invoke(*arguments: object, stdin: str | bytes | None = None) -> Result:
         from wuneng_cli.main import app
 
         return CliRunner().invoke(app, ["generate", *map(str, arguments)], input=stdin)
@@ -127,3 +127,22 @@ def test_bad_input_is_one_clear_message(
         assert result.exit_code == 2
         assert message in result.stderr
         assert "Traceback" not in result.output
+
+
+def test_stdin_that_is_not_text_is_refused(wuneng: Invoke, llama_directory: Path) -> None:
+    result = wuneng(llama_directory, "--prompt", "-", stdin=b"a\xff")
+    assert result.exit_code == 2
+    assert "expected UTF-8 text on stdin, got byte 0xff at offset 1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--max-tokens", "1q"), ("--max-tokens", 0), ("--top-p", 2), ("--temperature", -1)],
+)
+def test_bad_sizes_are_refused(
+    wuneng: Invoke, llama_directory: Path, arguments: tuple[object, ...]
+) -> None:
+    result = wuneng(llama_directory, "--prompt", "a", *arguments)
+    assert result.exit_code == 2
+    assert str(arguments[0]) in result.stderr
+    assert "Traceback" not in result.output

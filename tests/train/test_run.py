@@ -263,6 +263,15 @@ def test_an_arm_may_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:
     assert results.record["arms"]["mha"]["learning_rate"] == 0.5
 
 
+def test_a_later_arms_fault_is_found_before_the_first_trains(tmp_path: Path) -> None:
+    arms = (
+        "arms={wuneng: , wide: {model: {num_state_heads: 0, hidden_size: 256}, match: parameters}}"
+    )
+    with pytest.raises(RecipeError, match=r"arms\.wide: "):
+        train(tmp_path, arms)
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_an_arm_that_cannot_be_matched_is_the_recipes_fault(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"arms\.mha: .*feed-forward width"):
         train(tmp_path, "arms.mha.model.hidden_size=512")

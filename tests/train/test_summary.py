@@ -229,3 +229,9 @@ def test_the_table_shows_costs_and_every_figure_of_every_arm() -> None:
     assert "0.190 ± 0.000" in text
     [line] = [line for line in text.splitlines() if "text/loss" in line]
     assert line.count("–") == 2
+    assert "± standard error over examples, one seed" in text
+    for entry in results["arms"].values():
+        entry["seeds"] = [0, 1, 2]
+    with console.capture() as capture:
+        console.print(results_table(results))
+    assert "± standard error over 3 seeds" in capture.get()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class GraftSettings:
         snapshots: earlier states that a state head reads besides the present one.
         key_source: ``attention`` or ``own``.
         value_source: ``attention``, ``attention_output`` or ``own``.
+        others: further fields of WuNengConfig that concern state heads, by name.
     """
 
     state_heads: int | None = None
@@ -46,6 +47,7 @@ class GraftSettings:
     snapshots: int = 0
     key_source: str = "attention"
     value_source: str = "attention"
+    others: Mapping[str, Any] = field(default_factory=dict)
 
 
 def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) -> WuNengConfig:
@@ -66,6 +68,7 @@ def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) 
         "snapshots": graft.snapshots,
         "state_key_source": graft.key_source,
         "state_value_source": graft.value_source,
+        **graft.others,
         "state_branch_init": "zero",
     }
     try:

@@ -103,7 +103,10 @@ def _json_record(line: bytes, path: Path, number: int, offset: int) -> Any:
     except UnicodeDecodeError as error:
         at = error.start
         raise DataError(_not_utf8(path, number, offset + at, line[at])) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at column {error.colno}"
+        raise DataError(f"{path}, line {number}: not valid JSON: {reason}") from None
+    except RecursionError as error:
         raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
 
 

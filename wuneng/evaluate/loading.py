@@ -79,8 +79,7 @@ def load_model(path: Path, *, device: torch.device, dtype: str = "auto") -> Load
         InputError: an unknown dtype.
     """
     torch_dtype = _dtype(dtype)
-    config = _read_config(path)
-    _register(config)
+    _register(path, _read_config(path))
     from transformers import AutoModelForCausalLM
 
     with _one_line(f"{path}: cannot load the model"), _quiet_transformers():
@@ -90,6 +89,7 @@ def load_model(path: Path, *, device: torch.device, dtype: str = "auto") -> Load
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
     _check_complete(path, report)
     model = model.to(device).eval()
@@ -144,7 +144,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _register(config: dict[str, Any]) -> None:
+def _register(path: Path, config: dict[str, Any]) -> None:
     """Make our Auto classes known, and refuse a model type that nobody knows."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -155,19 +155,30 @@ def _register(config: dict[str, Any]) -> None:
     name = config["model_type"]
     if name not in known:
         what = "is not a causal language model" if name in CONFIG_MAPPING_NAMES else "is not known"
-        raise ModelError(f"config.json: model_type {name!r} {what}.{nearest(name, known)}")
+        raise ModelError(
+            f"{path / 'config.json'}: model_type {name!r} {what}.{nearest(name, known)}"
+        )
 
 
 def _check_complete(path: Path, report: Any) -> None:
     """transformers fills missing tensors with random numbers and only warns."""
     missing = sorted(_reported(report, "missing_keys"))
-    mismatched = sorted(str(key) for key in _reported(report, "mismatched_keys"))
+    mismatched = sorted(_misshapen(key) for key in _reported(report, "mismatched_keys"))
     if missing or mismatched:
-        named = ", ".join([*missing, *mismatched][:3])
+        faults = [*missing, *mismatched]
+        more = ", ..." if len(faults) > 3 else ""
         raise ModelError(
-            f"{path}: the weights lack or misshape {len(missing) + len(mismatched)} tensors that "
-            f"config.json calls for: {named}, ..."
+            f"{path}: the weights lack or misshape {len(faults)} tensors that config.json calls "
+            f"for: {', '.join(faults[:3])}{more}"
         )
+
+
+def _misshapen(key: Any) -> str:
+    """``name (shape, not shape)`` from transformers' triple of name, stored and wanted shape."""
+    if not isinstance(key, tuple | list) or len(key) != 3:
+        return str(key)
+    name, stored, wanted = key
+    return f"{name} ({list(stored)}, not {list(wanted)})"
 
 
 def _reported(report: Any, name: str) -> list[Any]:

@@ -49,8 +49,9 @@ def state_inputs(
     """
     if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
         wide = _wide(k)
-        tensors = (wide(x) for x in (k, source, logit, k_k, k_a))
-        replaced, a, b = state_inputs_reference(*tensors, a_max)
+        replaced, a, b = state_inputs_reference(
+            wide(k), wide(source), wide(logit), wide(k_k), wide(k_a), a_max
+        )
         return replaced.to(k.dtype), a.to(k.dtype), b.to(k.dtype)
     return _StateInputs.apply(k, source, logit, k_k, k_a, a_max)
 

@@ -12,16 +12,20 @@ from wuneng.recipe.data import (
 )
 from wuneng.recipe.load import dump_recipe, load_recipe
 from wuneng.recipe.model import ModelSettings
-from wuneng.recipe.schema import Recipe
+from wuneng.recipe.schema import SOURCE_TOKENIZER, Recipe
 from wuneng.recipe.sizes import parse_size
 from wuneng.recipe.training import EndEvaluation, OptimizerSettings, Training
+from wuneng.recipe.upgrade import Distillation, LoraSettings
 
 __all__ = [
     "BUILT_IN_ARMS",
+    "SOURCE_TOKENIZER",
     "Arm",
     "CurriculumStage",
+    "Distillation",
     "EndEvaluation",
     "HubDataset",
+    "LoraSettings",
     "ModelSettings",
     "OptimizerSettings",
     "RecallTask",

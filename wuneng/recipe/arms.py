@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from wuneng.recipe.model import PAPER_WIRING, ModelSettings
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.training import OptimizerSettings
+from wuneng.recipe.upgrade import Distillation, LoraSettings, Name, TrainChoice
 
 __all__ = ["BUILT_IN_ARMS", "DEFAULT_ARMS", "Arm", "BuiltInArm", "built_in", "resolve_model"]
 
@@ -28,6 +29,14 @@ class Arm(Settings):
     the first arm's; ``width`` leaves it alone."""
     training: OptimizerSettings = OptimizerSettings()
     """Optimiser fields of ``training:`` that this arm changes."""
+    init_from: Name | None = None
+    """The model that this arm starts from, in place of the recipe's."""
+    train: TrainChoice = "all"
+    """Which parameters of this arm train, in place of the recipe's choice."""
+    distill: Distillation | None = None
+    """From whom this arm learns, in place of the recipe's choice; null: from the text alone."""
+    lora: LoraSettings | None = None
+    """Low-rank adapters, for an arm that starts from a model; they are all that trains."""
 
 
 def _pure_state(base: ModelSettings) -> dict[str, Any]:

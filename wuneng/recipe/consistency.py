@@ -130,7 +130,7 @@ def _rope_problems(model: ModelSettings) -> Iterator[Problem]:
 def training_problems(training: Training) -> Iterator[Problem]:
     """What contradicts itself in ``training:``; paths start at its fields."""
     if (training.steps is None) == (training.tokens is None):
-        given = "neither" if training.steps is None else "both"
+        given = "neither" if training.steps is None else "both (null takes one of them away)"
         yield (), f"expected either steps or tokens, got {given}"
         return
     micro = training.micro_batch_size

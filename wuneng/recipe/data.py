@@ -81,7 +81,8 @@ class TextData(Settings):
     validation_fraction: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.05
     """Share of the documents that is held out when ``validation`` is left out."""
     tokenizer: TokenizerChoice = "bytes"
-    """``bytes``, a tokenizer's directory or name, or ``{train_bpe: V}``."""
+    """``bytes``, a tokenizer's directory or name, ``{train_bpe: V}``, or ``source``: that of
+    ``init_from``, and the default where there is one."""
     pack_documents: bool = True
     """Keep attention and state within a document; false lets them cross its end."""
     text_field: Name = "text"

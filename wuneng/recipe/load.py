@@ -14,6 +14,7 @@ from wuneng.errors import RecipeError, nearest
 from wuneng.recipe.arms import DEFAULT_ARMS, built_in
 from wuneng.recipe.messages import describe
 from wuneng.recipe.overrides import apply_override
+from wuneng.recipe.resolve import SHARED_STARTS
 from wuneng.recipe.schema import Recipe
 from wuneng.recipe.source import Source, read_yaml
 
@@ -57,6 +58,9 @@ def check_recipe(source: Source) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML that loads to an equal recipe."""
     data = recipe.model_dump()
+    if any(arm.init_from for arm in recipe.arms.values()):
+        # What the recipe leaves to the model it starts from must not turn into a demand.
+        data["model"] = recipe.model.model_dump(exclude_unset=True)
     data["arms"] = {name: _arm_changes(recipe, name) for name in recipe.arms}
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
@@ -65,14 +69,18 @@ def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
     """What sets an arm apart. Fields that a built-in arm changes are always written, else loading
     would change them again."""
     arm = recipe.arms[name]
-    base, own = recipe.model.model_dump(), arm.model.model_dump()
+    base = recipe.model.model_dump()
+    own = arm.model.model_dump(exclude_unset=arm.init_from is not None)
     pinned = built_in(name, recipe.model)
     shared = recipe.training.model_dump()
-    return {
+    changes = {
         "model": {k: v for k, v in own.items() if v != base[k] or k in pinned},
         "match": arm.match,
         "training": {k: v for k, v in arm.training.model_dump().items() if v != shared[k]},
     }
+    start = arm.model_dump(include={"lora", *SHARED_STARTS})
+    everyone = {"lora": None} | recipe.model_dump(include=set(SHARED_STARTS))
+    return changes | {k: v for k, v in start.items() if v != everyone[k]}
 
 
 def _check_file(path: Path) -> None:

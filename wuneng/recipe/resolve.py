@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from wuneng.errors import nearest
 from wuneng.recipe.arms import BUILT_IN_ARMS, Arm, built_in, resolve_model
@@ -11,26 +12,38 @@ from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.source import FieldPath
 from wuneng.recipe.training import OptimizerSettings, Training
 
-__all__ = ["arm_problems", "arm_training", "resolve_arms"]
+__all__ = ["SHARED_STARTS", "arm_problems", "arm_training", "resolve_arms"]
+
+#: Fields of a recipe that an arm may have otherwise.
+SHARED_STARTS = ("init_from", "train", "distill")
 
 
 def resolve_arms(
-    model: ModelSettings, training: Training, arms: Mapping[str, Arm]
+    model: ModelSettings, training: Training, arms: Mapping[str, Arm], starts: Mapping[str, Any]
 ) -> dict[str, Arm]:
-    """Every arm with its complete model and optimiser settings. ``model`` is as written."""
+    """Every arm with its complete model and optimiser settings. ``model`` is as written;
+    ``starts`` has the recipe's own values of ``SHARED_STARTS``."""
     base = model.model_dump(exclude_unset=True)
     shared = training.model_dump(include=set(OptimizerSettings.model_fields))
     resolved = {}
     for name, arm in arms.items():
         changes = {**built_in(name, model), **arm.model.model_dump(exclude_unset=True)}
+        own_starts = {
+            field: getattr(arm, field) for field in starts if field in arm.model_fields_set
+        }
+        starting = {**starts, **own_starts}
+        if starting["train"] == "none" and "distill" not in own_starts:
+            starting["distill"] = None  # the recipe's teacher is for arms that learn
         match = arm.match
         if "match" not in arm.model_fields_set and name in BUILT_IN_ARMS:
-            match = BUILT_IN_ARMS[name].match
+            match = "width" if starting["init_from"] else BUILT_IN_ARMS[name].match
         own = {**shared, **arm.training.model_dump(exclude_unset=True)}
         resolved[name] = Arm(
             model=resolve_model(base, changes),
             match=match,
             training=OptimizerSettings.model_validate(own),
+            lora=arm.lora,
+            **starting,
         )
     return resolved
 
@@ -53,7 +66,9 @@ def arm_problems(
     found: dict[Problem, list[str]] = {}
     for name, arm in resolved.items():
         own = written[name]
-        for path, text in _model_and_length_problems(arm.model, training):
+        # Where a model is loaded, its own sizes hold, and they are not known here.
+        sized = [] if arm.init_from else _model_and_length_problems(arm.model, training)
+        for path, text in sized:
             start = _written_in(name, "model", path, own.model)
             found.setdefault(((*start, *path), text), []).append(name)
         for path, text in sorted(set(training_problems(arm_training(training, arm))) - shared):
@@ -67,7 +82,8 @@ def arm_problems(
 def _choice_problems(model: ModelSettings, arms: Mapping[str, Arm]) -> Iterator[Problem]:
     """Arms that cannot be made of what the recipe says."""
     for name, arm in arms.items():
-        if name not in BUILT_IN_ARMS and not arm.model_fields_set & {"model", "training"}:
+        says = {"model", "training", "lora", *SHARED_STARTS}
+        if name not in BUILT_IN_ARMS and not arm.model_fields_set & says:
             yield (
                 ("arms", name),
                 f"not a built-in arm ({', '.join(BUILT_IN_ARMS)}), so it needs model or training "

@@ -10,16 +10,20 @@ from pydantic_core import PydanticCustomError
 
 from wuneng.errors import InputError, nearest
 from wuneng.recipe.arms import DEFAULT_ARMS, Arm, resolve_model
-from wuneng.recipe.consistency import data_problems
-from wuneng.recipe.data import Data
+from wuneng.recipe.consistency import Problem, data_problems
+from wuneng.recipe.data import Data, TextData
 from wuneng.recipe.model import ModelSettings
-from wuneng.recipe.resolve import arm_problems, arm_training, resolve_arms
+from wuneng.recipe.resolve import SHARED_STARTS, arm_problems, arm_training, resolve_arms
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import Count
 from wuneng.recipe.source import dotted
 from wuneng.recipe.training import EndEvaluation, Training
+from wuneng.recipe.upgrade import Distillation, Name, TrainChoice, upgrade_problems
 
-__all__ = ["Recipe"]
+__all__ = ["SOURCE_TOKENIZER", "Recipe"]
+
+#: ``data.tokenizer`` of a recipe that takes the tokenizer of the model it starts from.
+SOURCE_TOKENIZER = "source"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
@@ -76,6 +80,14 @@ class Recipe(Settings):
     """One sentence for people."""
     seed: Annotated[Count | list[Count], BeforeValidator(_seed_list)] = 0
     """Seed of everything random, or several to train every arm once from each."""
+    init_from: Name | None = None
+    """A model to start from: a directory, run or hub name of a WuNeng, Llama, Qwen or Mistral. Its
+    sizes hold; of ``model`` only what concerns state and middle heads is used."""
+    train: TrainChoice = "all"
+    """With ``init_from``: ``all``, ``new`` (state and middle heads, or LoRA's adapters), ``none``
+    (scored as it is), or regular expressions searched for in parameter names."""
+    distill: Distillation | None = None
+    """Learn from a teacher's logits instead of, or beside, the text."""
     model: ModelSettings = ModelSettings()
     """The architecture that the arms change."""
     arms: Annotated[dict[ArmName, Arm], Field(min_length=1), BeforeValidator(_named_arms)] = Field(
@@ -111,6 +123,11 @@ class Recipe(Settings):
         """The complete training settings of an arm."""
         return arm_training(self.training, self._arm(name))
 
+    @property
+    def source(self) -> str | None:
+        """The model that the first arm with one starts from; its tokenizer is the source's."""
+        return next((arm.init_from for arm in self.arms.values() if arm.init_from), None)
+
     def _arm(self, name: str) -> Arm:
         if name not in self.arms:
             arms = ", ".join(self.arms)
@@ -120,9 +137,12 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _resolved(self) -> Recipe:
         """Complete the model and every arm, then refuse what contradicts itself."""
-        resolved = resolve_arms(self.model, self.training, self.arms)
+        shared = {name: getattr(self, name) for name in SHARED_STARTS}
+        resolved = resolve_arms(self.model, self.training, self.arms, shared)
         problems = list(arm_problems(self.model, self.training, self.arms, resolved))
+        problems += upgrade_problems(self.arms, resolved)
         problems += [(("data", *path), text) for path, text in data_problems(self.data)]
+        problems += self._tokenizer_problems(any(arm.init_from for arm in resolved.values()))
         if problems:
             text = "; ".join(f"{dotted(path)}: {message}" for path, message in problems)
             raise PydanticCustomError(
@@ -131,3 +151,14 @@ class Recipe(Settings):
         self.model = resolve_model({}, self.model.model_dump(exclude_unset=True))
         self.arms = resolved
         return self
+
+    def _tokenizer_problems(self, has_source: bool) -> list[Problem]:
+        """Take the source's tokenizer where none is named; refuse it where there is no source."""
+        data = self.data
+        if not isinstance(data, TextData):
+            return []
+        if has_source and "tokenizer" not in data.model_fields_set:
+            self.data = data.model_copy(update={"tokenizer": SOURCE_TOKENIZER})
+        if data.tokenizer == SOURCE_TOKENIZER and not has_source:
+            return [(("data", "tokenizer"), "source is the tokenizer of init_from, not given here")]
+        return []

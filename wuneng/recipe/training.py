@@ -9,6 +9,7 @@ from pydantic import Field
 
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import Count, Fraction, PositiveCount, Real
+from wuneng.recipe.upgrade import Regex
 
 __all__ = ["EndEvaluation", "OptimizerSettings", "Training"]
 
@@ -21,6 +22,9 @@ class OptimizerSettings(Settings):
 
     learning_rate: PositiveReal = 1e-3
     """Peak learning rate of AdamW."""
+    learning_rates: dict[Regex, PositiveReal] = Field(default_factory=dict)
+    """Multipliers for groups of parameters: regular expressions searched for in their names, of
+    which the first that is found counts."""
     min_learning_rate_ratio: Fraction = 0.1
     """Learning rate at the end, as a fraction of the peak (cosine and wsd)."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"

@@ -100,6 +100,6 @@ def _in_arm(place: Path) -> Path | None:
 
 def _training_goes_on(place: Path) -> str:
     """What to do about an arm that was stopped before its end."""
-    if any(place.glob("**/checkpoints/step-*")):
+    if any(any(place.glob(f"{seed}checkpoints/step-*")) for seed in ("", "seed-*/")):
         return "; its training was stopped: `wuneng train` of the same recipe resumes it"
     return ""

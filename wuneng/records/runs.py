@@ -6,6 +6,9 @@ runs/<name>/recipe.yaml          resolved; training from it repeats the run
             <arm>[/seed-<n>]/metrics.jsonl
             <arm>[/seed-<n>]/checkpoints/step-<n>/
             <arm>[/seed-<n>]/model/
+            <arm>[/seed-<n>]/rows.json       text: nats of each validation row
+            <arm>[/seed-<n>]/start/          the converted source, where a recipe has init_from
+            <arm>[/seed-<n>]/teacher/        the converted teacher, where it has distill
 runs/latest -> <name>
 """
 
@@ -40,6 +43,21 @@ class ArmDirectory:
     def checkpoints(self) -> Path:
         """Holds ``step-<n>`` directories."""
         return self.path / "checkpoints"
+
+    @property
+    def start(self) -> Path:
+        """What the arm starts from, where that had to be converted."""
+        return self.path / "start"
+
+    @property
+    def teacher(self) -> Path:
+        """What the arm learns from, where that had to be converted."""
+        return self.path / "teacher"
+
+    @property
+    def rows(self) -> Path:
+        """What each row of validation text cost; there once the arm is complete."""
+        return self.path / "rows.json"
 
     @property
     def model(self) -> Path:

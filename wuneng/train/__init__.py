@@ -2,11 +2,14 @@
 
 run          arms and seeds in turn, run directory, results.json
 arm_run      one arm: build, train, score, save
+starting_point, trainable, lora, distillation
+             arms that start from a model: what is loaded, what of it trains, who teaches
 loop         its training, from the first step or the last checkpoint to the last step
 step         one optimiser step
 checkpoint   what is saved, verified and rotated
 quality      figures of a model over fixed batches
-summary      the closing table and sentence, by the rules in verdicts
+paired       differences between arms row by row
+summary      the closing table and sentence, by the rules in verdicts and upgrade_summary
 """
 
 from wuneng.train.display import Display, Progress, make_display

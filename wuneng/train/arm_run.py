@@ -15,19 +15,23 @@ from transformers.utils import logging as transformers_logging
 
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
-from wuneng.model import WuNengConfig, WuNengForCausalLM
-from wuneng.model.counting import describe, training_flops_per_token
+from wuneng.model import WuNengForCausalLM
+from wuneng.model.counting import describe
 from wuneng.recipe import Recipe
 from wuneng.records import ArmDirectory, read_jsonl
-from wuneng.train.arms import arm_config, has_token_shift, kind_of
+from wuneng.train.arms import ArmConfigs, has_token_shift, kind_of
 from wuneng.train.atomic import directory_written_atomically, remove_leftovers
 from wuneng.train.display import Display
+from wuneng.train.distillation import Teacher, teacher_name
 from wuneng.train.loggers import open_loggers
 from wuneng.train.loop import ArmJob, ArmTraining
+from wuneng.train.lora import add_adapters, merge_adapters
 from wuneng.train.quality import Quality, measure
-from wuneng.train.results import ArmFacts, arm_record, save_record
-from wuneng.train.signals import StopSignals
+from wuneng.train.results import ArmFacts, arm_record, save_record, save_rows
+from wuneng.train.signals import Interrupted, StopSignals
+from wuneng.train.starting_point import PLAIN, load_start
 from wuneng.train.step import Numerics
+from wuneng.train.trainable import arm_sizes, freeze, lora_ranks
 from wuneng.train.trainer_state import TrainerState, seed_everything
 
 if TYPE_CHECKING:
@@ -44,23 +48,20 @@ def run_arm(
     place: ArmDirectory,
     device: torch.device,
     display: Display,
+    configs: ArmConfigs,
 ) -> None:
     """Train ``arm`` in ``place`` on ``data``, which stands at its first batch.
 
     Raises:
         Interrupted: a signal came; the arm is saved.
-        RecipeError, NonFiniteError, DiskError, CheckpointError: as ``wuneng.train.run``.
+        InputError, NonFiniteError, DiskError, CheckpointError: as ``wuneng.train.run``.
     """
     remove_leftovers(place.path)
-    config = arm_config(recipe, arm, data.vocab_size, data.tokenizer)
-    facts = _facts(recipe, arm, config)
+    facts = _facts(recipe, arm, configs)
     training = recipe.arm_training(arm)
-    display.note(
-        f"{arm} (seed {seed}): {facts.parameters:,} parameters, state and middle heads add "
-        f"{facts.added_percent:.1f} %; {training.total_steps:,} steps on {device}"
-    )
-    seed_everything(seed)
-    model = WuNengForCausalLM(config).to(device)
+    display.note(f"{arm} (seed {seed}): {_in_words(facts, training.total_steps)} on {device}")
+    teacher = _teacher(recipe, arm, seed, place, device, configs, display)
+    model = _model(recipe, arm, seed, place, configs, display).to(device)
     title = f"{recipe.name}/{arm}/seed-{seed}"
     job = ArmJob(
         arm=arm,
@@ -73,12 +74,58 @@ def run_arm(
         directory=place,
         numerics=Numerics.pick(device, autocast_dtype(training.precision, device)),
         loggers=open_loggers(recipe.loggers, place.path, title),
+        teacher=teacher,
     )
     state, quality = _train_and_score(job, data, recipe, display)
+    if recipe.arms[arm].lora is not None:
+        merge_adapters(model)
     _save_model(place, model, data.tokenizer)
     rows = read_jsonl(place.metrics)
     final_loss = rows[-1]["loss"] if rows else None
+    save_rows(place, quality)
     save_record(place, arm_record(arm, facts, state, quality, final_loss))
+
+
+def _model(
+    recipe: Recipe,
+    arm: str,
+    seed: int,
+    place: ArmDirectory,
+    configs: ArmConfigs,
+    display: Display,
+) -> WuNengForCausalLM:
+    """The arm's model at its first step: drawn from the seed, or loaded, frozen and adapted."""
+    settings = recipe.arms[arm]
+    config = configs(arm)
+    if settings.init_from is None:
+        seed_everything(seed)
+        return WuNengForCausalLM(config)
+    start = configs.sources.directory(
+        settings.init_from, settings.model, place.start, seed, display.note
+    )
+    model = load_start(start)
+    seed_everything(seed)  # after a conversion, which a resumed run does not repeat
+    if settings.lora is not None:
+        add_adapters(model, settings.lora, lora_ranks(recipe, arm, configs))
+    freeze(model, settings, arm)
+    return model
+
+
+def _teacher(
+    recipe: Recipe,
+    arm: str,
+    seed: int,
+    place: ArmDirectory,
+    device: torch.device,
+    configs: ArmConfigs,
+    display: Display,
+) -> Teacher | None:
+    name, settings = teacher_name(recipe, arm), recipe.arms[arm].distill
+    if name is None or settings is None:
+        return None
+    directory = configs.sources.directory(name, PLAIN, place.teacher, seed, display.note)
+    model = load_start(directory).to(device).eval().requires_grad_(False)
+    return Teacher(model, settings)
 
 
 def _train_and_score(
@@ -87,14 +134,17 @@ def _train_and_score(
     """The parts that take long, and so can be stopped by a signal."""
     try:
         with StopSignals(_stop_warning(display)) as stop:
-            story = ArmTraining(job, display, stop)
-            state = story.run()
+            if recipe.arms[job.arm].train == "none":
+                state, leave_if_asked = TrainerState(job.arm, job.seed), _leaving(job.arm, stop)
+            else:
+                story = ArmTraining(job, display, stop)
+                state, leave_if_asked = story.run(), story.leave_if_asked
             quality = measure(
                 job.model,
                 data.final.batches(),
                 job.numerics,
                 micro_batch_size=recipe.evaluation.batch_size or job.training.micro_batch_size,
-                before_batch=story.leave_if_asked,
+                before_batch=leave_if_asked,
             )
             return state, quality
     finally:
@@ -102,17 +152,41 @@ def _train_and_score(
             logger.close()
 
 
-def _facts(recipe: Recipe, arm: str, config: WuNengConfig) -> ArmFacts:
-    counts = describe(config)
-    settings = recipe.arm_model(arm)
+def _leaving(arm: str, stop: StopSignals) -> Callable[[], None]:
+    """Raises Interrupted if a signal has come while an arm that does not train is scored."""
+
+    def leave_if_asked() -> None:
+        if stop.requested is not None:
+            raise Interrupted(f"stopped by a signal while {arm!r} was scored", stop.requested)
+
+    return leave_if_asked
+
+
+def _facts(recipe: Recipe, arm: str, configs: ArmConfigs) -> ArmFacts:
+    config, settings = configs(arm), recipe.arms[arm]
+    sizes = arm_sizes(recipe, arm, configs, configs.teacher(arm))
     return ArmFacts(
-        kind=kind_of(settings),
-        token_shift=has_token_shift(settings),
-        parameters=counts["parameters"],
-        added_percent=counts["added_percent"],
-        flops_per_token=training_flops_per_token(config, recipe.training.sequence_length),
+        kind=kind_of(config),
+        token_shift=has_token_shift(config),
+        parameters=sizes.parameters,
+        trainable=sizes.trainable,
+        added_percent=describe(config)["added_percent"],
+        flops_per_token=sizes.flops_per_token,
         learning_rate=recipe.arm_training(arm).learning_rate,
+        init_from=settings.init_from,
+        trains="lora" if settings.lora else settings.train,
     )
+
+
+def _in_words(facts: ArmFacts, steps: int) -> str:
+    text = (
+        f"{facts.parameters:,} parameters, state and middle heads add {facts.added_percent:.1f} %"
+    )
+    if facts.trains == "none":
+        return f"{text}; scored as it is"
+    if facts.trains != "all":
+        text += f", {facts.trainable:,} train"
+    return f"{text}; {steps:,} steps"
 
 
 def _save_model(

@@ -34,7 +34,7 @@ def check_installed(names: Sequence[str]) -> None:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise InputError(
                 f"loggers: {name!r} needs a package that is not installed. "
-                f"Install it with: pip install 'wuneng[{name}]', or remove it from the recipe."
+                f"Install it with: pip install {_PACKAGES[name]}, or remove it from the recipe."
             )
 
 

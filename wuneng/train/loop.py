@@ -20,6 +20,7 @@ from wuneng.records import ArmDirectory, append_jsonl, truncate_jsonl_after
 from wuneng.train import checkpoint
 from wuneng.train.atomic import flush
 from wuneng.train.display import Display, Progress
+from wuneng.train.distillation import Teacher
 from wuneng.train.loggers import Logger
 from wuneng.train.optimizer import build_optimizer, set_learning_rate
 from wuneng.train.quality import measure
@@ -48,6 +49,7 @@ class ArmJob:
     directory: ArmDirectory
     numerics: Numerics
     loggers: Sequence[Logger] = ()
+    teacher: Teacher | None = None
 
 
 @dataclass
@@ -161,6 +163,7 @@ class ArmTraining:
                 job.numerics,
                 step=state.step + 1,
                 arm=job.arm,
+                teacher=job.teacher,
             )
         except Exception as error:
             failure = compilation_error(error)
@@ -228,6 +231,7 @@ class ArmTraining:
             "tokens_per_second": round(pace.tokens_per_second, 1),
             "seconds": round(state.seconds, 3),
         }
+        row.update(outcome.parts)
         if outcome.skipped:
             row["skipped"] = True
         if figures:

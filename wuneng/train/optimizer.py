@@ -8,6 +8,7 @@ no ``w0`` and so get the usual two groups.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,24 +50,28 @@ def build_optimizer(
     training: Training,
     group_of: Callable[[str, Tensor], str] = group_of,
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of ``model``, one group per kind in ``GROUPS``.
+    """AdamW over the trainable parameters of ``model``, one group per kind in ``GROUPS``, and per
+    multiplier where ``training.learning_rates`` gives some.
 
     ``group_of(name, parameter)`` names the kind; the default is the model room's rule. Groups
     carry ``kind`` and ``learning_rate_scale`` beside AdamW's own keys.
     """
-    members: dict[str, list[nn.Parameter]] = {kind: [] for kind in GROUPS}
+    members: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members[group_of(name, parameter)].append(parameter)
+            key = group_of(name, parameter), _multiplier(name, training)
+            members.setdefault(key, []).append(parameter)
+    order = list(GROUPS)
     groups: list[dict[str, Any]] = [
         {
-            "params": members[kind],
-            "weight_decay": training.weight_decay if group.decays else 0.0,
+            "params": parameters,
+            "weight_decay": training.weight_decay if GROUPS[kind].decays else 0.0,
             "kind": kind,
-            "learning_rate_scale": group.learning_rate_scale,
+            "learning_rate_scale": GROUPS[kind].learning_rate_scale * multiplier,
         }
-        for kind, group in GROUPS.items()
-        if members[kind]
+        for (kind, multiplier), parameters in sorted(
+            members.items(), key=lambda item: (order.index(item[0][0]), item[0][1])
+        )
     ]
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     # The fused kernel is element-wise (bit-deterministic at a fixed number of threads) and, for
@@ -78,6 +83,12 @@ def build_optimizer(
         eps=training.eps,
         fused=devices <= {"cpu", "cuda"},
     )
+
+
+def _multiplier(name: str, training: Training) -> float:
+    """That of the first regular expression found in the parameter's name; 1 without one."""
+    scales = training.learning_rates.items()
+    return next((scale for pattern, scale in scales if re.search(pattern, name)), 1.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

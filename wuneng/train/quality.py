@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.train.step import Numerics, micro_batches
 
-__all__ = ["Quality", "measure"]
+__all__ = ["Quality", "measure", "ratio"]
 
 TEXT_TASK = "text"
 
@@ -35,6 +36,9 @@ class Quality:
     standard_errors: dict[str, float] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
     """Rows that a figure was averaged over."""
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Text tasks: ``nats`` and ``tokens`` of every row and the ``bytes`` of all, for comparing
+    arms row by row."""
 
     def add(self, name: str, value: float, standard_error: float, examples: int) -> None:
         """Record one figure."""
@@ -122,10 +126,10 @@ def _figures(tallies: dict[tuple[str, int], _Tally]) -> Quality:
         for length in lengths:
             tally = tallies[task, length]
             right = [float(value) for value in tally.right]
-            value, error = _ratio(right, tally.scored)
+            value, error = ratio(right, tally.scored)
             quality.add(f"{task}/accuracy@{length}", value, error, len(right))
         shortest = tallies[task, lengths[0]]
-        quality.add(f"{task}/loss", *_ratio(shortest.nats, shortest.scored), len(shortest.nats))
+        quality.add(f"{task}/loss", *ratio(shortest.nats, shortest.scored), len(shortest.nats))
     return quality
 
 
@@ -133,17 +137,18 @@ def _add_text_figures(quality: Quality, task: str, tallies: list[_Tally]) -> Non
     """Loss, perplexity and bits per byte over all lengths together."""
     nats = [value for tally in tallies for value in tally.nats]
     scored = [count for tally in tallies for count in tally.scored]
-    loss, error = _ratio(nats, scored)
+    loss, error = ratio(nats, scored)
     perplexity = math.exp(min(loss, 700.0))
     quality.add(f"{task}/loss", loss, error, len(nats))
     quality.add(f"{task}/perplexity", perplexity, perplexity * error, len(nats))
     target_bytes = sum(tally.target_bytes for tally in tallies)
+    quality.rows[task] = {"nats": nats, "tokens": scored, "bytes": target_bytes}
     if target_bytes:
         scale = sum(scored) / target_bytes / math.log(2)
         quality.add(f"{task}/bits_per_byte", loss * scale, error * scale, len(nats))
 
 
-def _ratio(sums: list[float], counts: list[int]) -> tuple[float, float]:
+def ratio(sums: list[float], counts: list[int]) -> tuple[float, float]:
     """``sum(sums) / sum(counts)`` and its standard error over rows (linearised ratio estimator)."""
     rows, total = len(sums), sum(counts)
     value = math.fsum(sums) / total

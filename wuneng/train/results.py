@@ -17,6 +17,7 @@ from typing import Any
 from wuneng.errors import DataError
 from wuneng.recipe import Recipe
 from wuneng.records import ArmDirectory, RunDirectory, read_json, write_json
+from wuneng.train.paired import paired_differences
 from wuneng.train.quality import Quality
 from wuneng.train.summary import closing_sentence
 from wuneng.train.trainer_state import TrainerState
@@ -27,6 +28,7 @@ __all__ = [
     "arm_record",
     "finished_record",
     "save_record",
+    "save_rows",
     "write_results",
 ]
 
@@ -41,10 +43,15 @@ class ArmFacts:
     kind: str
     token_shift: bool
     parameters: int
+    trainable: int
     added_percent: float
     flops_per_token: float
     """Training FLOPs: forward and backward."""
     learning_rate: float
+    init_from: str | None = None
+    """What the arm starts from; None: drawn from the seed."""
+    trains: str | list[str] = "all"
+    """``train`` of the arm, or ``lora``."""
 
 
 def arm_directory(run: RunDirectory, recipe: Recipe, arm: str, seed: int) -> ArmDirectory:
@@ -64,6 +71,9 @@ def arm_record(
         "kind": facts.kind,
         "token_shift": facts.token_shift,
         "parameters": facts.parameters,
+        "trainable_parameters": facts.trainable,
+        "init_from": facts.init_from,
+        "trains": facts.trains,
         "added_percent": round(facts.added_percent, 3),
         "training_flops": facts.flops_per_token * state.tokens,
         "steps": state.step,
@@ -77,6 +87,12 @@ def arm_record(
         "standard_error": quality.standard_errors,
         "examples": quality.examples,
     }
+
+
+def save_rows(directory: ArmDirectory, quality: Quality) -> None:
+    """Write what each validation row of text cost, where there is text."""
+    if quality.rows:
+        write_json(directory.rows, {"schema": 1, **quality.rows})
 
 
 def save_record(directory: ArmDirectory, record: Mapping[str, Any]) -> None:
@@ -109,6 +125,8 @@ def write_results(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
         "reference": recipe.reference_arm,
         "arms": arms,
     }
+    if paired := paired_differences(run, recipe):
+        results["paired"] = paired
     results["summary"] = closing_sentence(results)
     write_json(run.results, results)
     return results
@@ -122,7 +140,7 @@ def combine(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(records) == 1:
         return entry
     for key in _AVERAGED:
-        entry[key] = statistics.fmean(record[key] for record in records)
+        entry[key] = _mean([record[key] for record in records])
     names = list(first["quality"])
     values = {name: [record["quality"][name] for record in records] for name in names}
     entry["quality"] = {name: _mean(values[name]) for name in names}

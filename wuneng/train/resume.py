@@ -65,7 +65,8 @@ def differences(stored: Recipe, given: Recipe) -> list[str]:
         new["device"] = old["device"]
     if given.training.num_threads is None:
         new["training.num_threads"] = old["training.num_threads"]
-    keys = dict.fromkeys([*old, *new])
+    # An arm repeats what it takes from model and training: the recipe's own fields say it first.
+    keys = sorted(dict.fromkeys([*old, *new]), key=lambda key: key.startswith("arms."))
     return [
         f"{key} is {old.get(key, 'absent')} there, {new.get(key, 'absent')} here"
         for key in keys

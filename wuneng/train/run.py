@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.data.batch import Prepared
-from wuneng.device import environment, pick_device
-from wuneng.recipe import Recipe, TextData, dump_recipe
+from wuneng.device import autocast_dtype, environment, pick_device
+from wuneng.errors import InputError
+from wuneng.recipe import SOURCE_TOKENIZER, Recipe, TextData, dump_recipe
 from wuneng.records import RUNS_ROOT, RunDirectory, read_json, write_json, write_text_atomic
 from wuneng.train.arm_run import run_arm
+from wuneng.train.arms import ArmConfigs
 from wuneng.train.display import Display, make_display
 from wuneng.train.lock import locked
 from wuneng.train.loggers import check_installed
+from wuneng.train.lora import check_peft
 from wuneng.train.results import arm_directory, finished_record, write_results
 from wuneng.train.resume import choose_run
 from wuneng.train.signals import Interrupted, how_to_resume
+from wuneng.train.starting_point import Sources, source_tokenizer
 from wuneng.train.summary import results_table
+from wuneng.train.trainable import arm_sizes, check_patterns
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,6 +67,7 @@ def run(
     *,
     runs_root: Path = RUNS_ROOT,
     command_line: Sequence[str] | None = None,
+    sources: Sources | None = None,
 ) -> Results:
     """Train every arm of ``recipe`` from every seed and compare them.
 
@@ -72,25 +78,31 @@ def run(
         display: who watches; default a panel on a terminal and plain lines elsewhere.
         runs_root: gets the ``latest`` link.
         command_line: goes into environment.json; default this process's.
+        sources: finds, and converts where need be, what ``init_from`` names; by default only
+            models that are WuNeng already.
 
     Raises:
-        InputError: the recipe does not fit the data, the machine or the run to be resumed.
+        InputError: the recipe does not fit the data, the machine or the run to be resumed. A run
+            in which nothing was trained yet then leaves nothing behind.
         NonFiniteError: a loss or gradient is not finite.
         DiskError: the disk is full; the last good checkpoint stands.
         Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
     """
     display = make_display() if display is None else display
     check_installed(recipe.loggers)
+    if any(arm.lora for arm in recipe.arms.values()):
+        check_peft()
+    pick_device(recipe.device)  # complains before a directory is made
     place = out.path if isinstance(out, RunDirectory) else out
     directory, stored = choose_run(recipe, place, str(resume), runs_root)
     recipe = _settled(recipe) if stored is None else stored
     device = pick_device(recipe.device)
     try:
-        with locked(directory.path), _reproducible(recipe, device):
+        with locked(directory.path), _reproducible(recipe, device), _not_begun_in_vain(directory):
             _open_records(directory, recipe, resumed=stored is not None, line=command_line)
-            directory.update_latest(runs_root)
             for seed in recipe.seeds:
-                _run_seed(recipe, seed, directory, device, display)
+                _run_seed(recipe, seed, directory, device, display, runs_root, sources)
+            directory.update_latest(runs_root)
             return Results(directory.path, write_results(directory, recipe))
     except Interrupted as stopped:
         where = how_to_resume(directory.path)
@@ -140,8 +152,29 @@ def _open_records(
     write_json(directory.environment, session)
 
 
+@contextmanager
+def _not_begun_in_vain(directory: RunDirectory) -> Iterator[None]:
+    """Remove a run that bad input stopped before its first arm: its name is free again."""
+    try:
+        yield
+    except InputError:
+        own = {directory.recipe, directory.environment, directory.path / ".lock"}
+        with suppress(OSError):
+            if set(directory.path.iterdir()) <= own:
+                for file in own:
+                    file.unlink(missing_ok=True)
+                directory.path.rmdir()
+        raise
+
+
 def _run_seed(
-    recipe: Recipe, seed: int, directory: RunDirectory, device: torch.device, display: Display
+    recipe: Recipe,
+    seed: int,
+    directory: RunDirectory,
+    device: torch.device,
+    display: Display,
+    runs_root: Path,
+    sources: Sources | None,
 ) -> None:
     """Every arm that is not finished yet, all from the same first batch."""
     pending = []
@@ -152,21 +185,30 @@ def _run_seed(
             display.note(f"{arm} (seed {seed}): finished before, skipped")
     if not pending:
         return
-    data = _prepare(recipe, seed)
+    data = _prepare(recipe, seed, sources)
+    configs = ArmConfigs(recipe, data.vocab_size, data.tokenizer, sources)
+    check_patterns(recipe, configs)
+    for arm in pending:  # what would stop a later arm is found out before the first one trains
+        arm_sizes(recipe, arm, configs, configs.teacher(arm))
+        autocast_dtype(recipe.arm_training(arm).precision, device)
+    directory.update_latest(runs_root)
     display.note(data.description)
     beginning = copy.deepcopy(data.train.state_dict())
     for arm in pending:
         data.train.load_state_dict(copy.deepcopy(beginning))
         place = arm_directory(directory, recipe, arm, seed)
-        run_arm(recipe, arm, seed, data, place, device, display)
+        run_arm(recipe, arm, seed, data, place, device, display, configs)
 
 
-def _prepare(recipe: Recipe, seed: int) -> Prepared:
+def _prepare(recipe: Recipe, seed: int, sources: Sources | None) -> Prepared:
     training, evaluation = recipe.training, recipe.evaluation
     if isinstance(recipe.data, TextData):
         from wuneng.data import prepare_text
 
-        return prepare_text(recipe.data, training, evaluation, seed)
+        tokenizer = None
+        if recipe.data.tokenizer == SOURCE_TOKENIZER and recipe.source is not None:
+            tokenizer = source_tokenizer(recipe.source, sources)
+        return prepare_text(recipe.data, training, evaluation, seed, tokenizer)
     from wuneng.synthetic import prepare_synthetic
 
     return prepare_synthetic(recipe.data, training, evaluation, seed, training.total_steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.errors import DataError, NonFiniteError, RunError
 from wuneng.recipe import Training
+from wuneng.train.distillation import Teacher
 
 __all__ = [
     "Numerics",
@@ -69,6 +70,8 @@ class StepOutcome:
     """Tokens read, scored or not."""
     skipped: bool = False
     """float16 only: the scaled gradients overflowed, so the scale was lowered and nothing moved."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """With a teacher: ``kl`` and ``ce``, in nats per scored token, before they are weighted."""
 
 
 def prepare_model(model: nn.Module, training: Training) -> nn.Module:
@@ -107,8 +110,11 @@ def take_step(
     *,
     step: int,
     arm: str,
+    teacher: Teacher | None = None,
 ) -> StepOutcome:
     """Train on ``batch`` once. ``step`` (1-based) and ``arm`` are for messages.
+
+    The loss is the cross-entropy, or with a ``teacher`` what it makes of both.
 
     ``model(input_ids=[B, T], document_ids=[B, T] | None, use_cache=False).logits``: ``[B, T, V]``.
 
@@ -120,18 +126,19 @@ def take_step(
     if scored == 0:
         raise DataError(f"step {step}: no token of the batch (task {batch.task!r}) is scored")
     optimizer.zero_grad(set_to_none=True)
-    loss = _backward(model, batch, training, numerics, scored)
+    loss, *parts = _backward(model, batch, training, numerics, scored, teacher)
     if numerics.scaler is not None:
         numerics.scaler.unscale_(optimizer)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     foreach = numerics.device.type in ("cpu", "cuda")
     norm = nn.utils.get_total_norm(gradients, foreach=foreach)
-    loss_value, norm_value = torch.stack([loss, norm.to(loss)]).tolist()
+    loss_value, norm_value, *shares = torch.stack([loss, norm.to(loss), *parts]).tolist()
     _check_finite(loss_value, norm_value, model, numerics, step=step, arm=arm)
     if training.clip:
         nn.utils.clip_grads_with_norm_(model.parameters(), training.clip, norm, foreach=foreach)
     skipped = _update(optimizer, numerics)
-    return StepOutcome(loss_value, norm_value, batch.input_ids.numel(), skipped)
+    named = dict(zip(("kl", "ce"), shares, strict=False))
+    return StepOutcome(loss_value, norm_value, batch.input_ids.numel(), skipped, named)
 
 
 def micro_batches(batch: Batch, rows: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -145,27 +152,41 @@ def micro_batches(batch: Batch, rows: int | None) -> Iterator[tuple[Tensor, Tens
 
 
 def _backward(
-    model: nn.Module, batch: Batch, training: Training, numerics: Numerics, scored: int
+    model: nn.Module,
+    batch: Batch,
+    training: Training,
+    numerics: Numerics,
+    scored: int,
+    teacher: Teacher | None,
 ) -> Tensor:
-    """Accumulate gradients over the micro-batches; returns the batch's loss, a float32 scalar."""
+    """Accumulate gradients over the micro-batches; returns the batch's loss, float32 ``[1]``.
+
+    With a teacher ``[3]``: its divergence and the cross-entropy follow.
+    """
     device = numerics.device
-    total = torch.zeros((), device=device)
+    total = torch.zeros(1 if teacher is None else 3, device=device)
     for piece in micro_batches(batch, training.micro_batch_size):
         input_ids, labels, documents = (None if x is None else x.to(device) for x in piece)
+        assert input_ids is not None
+        assert labels is not None
         with numerics.autocast():
             logits = model(input_ids=input_ids, document_ids=documents, use_cache=False).logits
-        # The sum runs in float32 whatever the autocast type: bf16 keeps three digits.
-        loss = (
-            F.cross_entropy(
+            taught = None if teacher is None else teacher.logits(input_ids, documents)
+        parts: tuple[Tensor, ...] = ()
+        # The sums run in float32 whatever the autocast type: bf16 keeps three digits.
+        if teacher is None or taught is None:
+            loss = F.cross_entropy(
                 logits.float().flatten(0, 1),
-                labels.flatten(),  # type: ignore[union-attr]
+                labels.flatten(),
                 ignore_index=IGNORED,
                 reduction="sum",
             )
-            / scored
-        )
+        else:
+            loss, pair = teacher.loss(logits, taught, labels)
+            parts = tuple(pair / scored)
+        loss = loss / scored
         (loss if numerics.scaler is None else numerics.scaler.scale(loss)).backward()
-        total += loss.detach()
+        total += torch.stack([loss.detach(), *parts])
     return total
 
 

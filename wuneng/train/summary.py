@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from wuneng.train.upgrade_summary import interval_rows, is_upgrade, upgrade_sentence
 from wuneng.train.verdicts import (
     Arms,
     Figure,
@@ -31,7 +32,13 @@ _SAME_SIZE = 0.01  # parameter counts within this share of each other count as e
 def results_table(results: Mapping[str, Any]) -> Table:
     """One column per arm: cost first, then every quality figure with its standard error."""
     arms = results["arms"]
-    table = Table(title=results.get("name"), title_justify="left")
+    seeds = max((len(arm.get("seeds", ())) for arm in arms.values()), default=1)
+    table = Table(
+        title=results.get("name"),
+        title_justify="left",
+        caption=f"± standard error over {f'{seeds} seeds' if seeds > 1 else 'examples, one seed'}",
+        caption_justify="left",
+    )
     table.add_column("")
     for name in arms:
         table.add_column(name, justify="right")
@@ -43,16 +50,24 @@ def results_table(results: Mapping[str, Any]) -> Table:
         ("time (s)", "seconds", "{:,.1f}"),
         ("tokens/s", "tokens_per_second", "{:,.0f}"),
     ]
+    frozen = (arm.get("trainable_parameters") != arm["parameters"] for arm in arms.values())
+    if all("trainable_parameters" in arm for arm in arms.values()) and any(frozen):
+        rows.insert(1, ("trainable parameters", "trainable_parameters", "{:,.0f}"))
     for title, key, pattern in rows:
         table.add_row(title, *(pattern.format(arm[key]) for arm in arms.values()))
     table.add_section()
     for name in dict.fromkeys(name for arm in arms.values() for name in arm["quality"]):
         table.add_row(name, *(_cell(arm, name) for arm in arms.values()))
+    for title, cells in interval_rows(results):
+        table.add_row(title, *cells)
     return table
 
 
 def closing_sentence(results: Mapping[str, Any]) -> str:
-    """What the figures show, credited by the rules of ``verdicts``, and what they do not."""
+    """What the figures show, credited by the rules of ``verdicts``, and what they do not; of runs
+    that upgraded a model, by those of ``upgrade_summary``."""
+    if is_upgrade(results):
+        return upgrade_sentence(results)
     arms = results["arms"]
     picked = pick_arms(arms)
     if picked.state is None or picked.baseline is None:

@@ -1,0 +1,64 @@
+"""wuneng train of recipes/upgrade-llama.yaml: planned, and a few steps of it on a real model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from wuneng_cli.main import app
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "upgrade-llama.yaml"
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
+
+
+@pytest.fixture
+def asked(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of a short run of the recipe on 40 stories."""
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "init_from": shared_data / "models" / "tinystories_656k",
+        "data.train": shared_data / "text" / "tinystories_train.jsonl",
+        "data.max_documents": 40,
+        "training.steps": 2,
+        "training.warmup_steps": 0,
+        "training.batch_size": 2,
+        "training.num_threads": 1,
+        "device": "cpu",
+    }
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    return ["train", str(RECIPE), *sets, "--json", "--quiet"]
+
+
+def test_the_recipe_compares_source_upgrade_and_control(asked: list[str]) -> None:
+    planned = CliRunner().invoke(app, [*asked, "--dry-run"])
+    assert planned.exit_code == 0, planned.output
+    plan = json.loads(planned.stdout)["arms"]
+    trained = CliRunner().invoke(app, asked)
+    assert trained.exit_code == 0, trained.output
+    result = json.loads(trained.stdout)
+    arms = result["arms"]
+    assert list(arms) == ["source", "wuneng", "lora"]
+    for name, arm in arms.items():
+        for count in ("parameters", "trainable_parameters"):
+            assert plan[name][count] == arm[count], (name, count)
+        assert plan[name]["training_flops"] == arm["training_flops"]
+        assert sum(plan[name]["parts"].values()) == arm["parameters"]
+    assert [arm["trains"] for arm in arms.values()] == ["none", "new", "lora"]
+    assert arms["source"]["parameters"] == 656_000
+    sizes = [arms[name]["trainable_parameters"] for name in ("wuneng", "lora")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+    # On 40 stories the trained model is a fair one: about 1.1 bits per byte in rows of 512.
+    assert arms["source"]["quality"]["text/bits_per_byte"] == pytest.approx(1.1, abs=0.15)
+    assert len(result["paired"]) == 3
+    assert "LoRA control" in result["summary"]
+
+
+def test_a_source_that_is_not_there_is_named(asked: list[str]) -> None:
+    failed = CliRunner().invoke(app, [*asked, "--set", "init_from=lama"])
+    assert failed.exit_code == 2
+    assert "model lama does not exist" in failed.stderr
+    assert not Path("runs/upgrade-llama").exists()

@@ -1,0 +1,313 @@
+"""Runs that start from a Llama: what is frozen stays, what is new trains, LoRA is as large."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.convert.sources import save_source, tensors_of
+from tests.train.tiny import Watcher
+from wuneng.convert import ConvertedSources
+from wuneng.errors import InputError, ModelError, RecipeError
+from wuneng.recipe import Recipe, load_recipe
+from wuneng.records import read_jsonl
+from wuneng.train import Interrupted, Results, arm_run, run
+
+STEPS = 4
+RECIPE: dict[str, Any] = {
+    "name": "up",
+    "train": "new",
+    "model": {"num_state_heads": 2, "decay_rank": 4, "rate_rank": 4, "state_a_max": 2.0},
+    "arms": {
+        "source": {"model": {"num_state_heads": 0}, "train": "none"},
+        "wuneng": {},
+        "lora": {"model": {"num_state_heads": 0}, "lora": {"match": "wuneng"}},
+        "taught": {"distill": {"kl": 0.5, "ce": 0.25, "temperature": 2.0}},
+    },
+    "data": {"kind": "text", "tokenizer": "bytes", "validation_fraction": 0.2},
+    "training": {
+        "steps": STEPS,
+        "sequence_length": 32,
+        "batch_size": 4,
+        "learning_rate": 0.01,
+        "log_every": 1,
+        "validate_every": 2,
+        "checkpoint_every": 1,
+        "num_threads": 1,
+        "learning_rates": {"cross_head": 3.0},
+    },
+    "device": "cpu",
+}
+needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a random Llama of bytes and a few documents."""
+    place = tmp_path_factory.mktemp("upgrade")
+    save_source(place / "llama", vocab_size=257, tie_word_embeddings=True)
+    documents = [f"Number {n} is followed by {n + 1}, and {n + 1} by {n + 2}." for n in range(60)]
+    rows = (json.dumps({"text": text}) for text in documents)
+    (place / "texts.jsonl").write_text("\n".join(rows))
+    return place
+
+
+def recipe(place: Path, *changes: str) -> Recipe:
+    path = place / "up.yaml"
+    path.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    where = (
+        f"init_from={place / 'llama'}",
+        f"data.train={place / 'texts.jsonl'}",
+        f"data.cache_dir={place / 'cache'}",
+    )
+    return load_recipe(path, [*where, *changes])
+
+
+def train(place: Path, out: Path, *changes: str, **options: Any) -> tuple[Results, Watcher]:
+    watcher = options.pop("display", None) or Watcher()
+    sources = options.pop("sources", ConvertedSources())
+    chosen = recipe(place, *changes)
+    return run(chosen, out, display=watcher, runs_root=out.parent, sources=sources), watcher
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Results:
+    if importlib.util.find_spec("peft") is None:
+        pytest.skip("needs peft")
+    return train(place, place / "finished")[0]
+
+
+def checkpoint_of(run_directory: Path, arm: str, file: str) -> dict[str, torch.Tensor]:
+    return load_file(run_directory / arm / "checkpoints" / f"step-{STEPS}" / file)
+
+
+@pytest.mark.parametrize("arm", ["source", "wuneng", "taught"])
+def test_frozen_weights_are_the_sources_bit_for_bit(
+    place: Path, finished: Results, arm: str
+) -> None:
+    source, trained = tensors_of(place / "llama"), tensors_of(finished.directory / arm / "model")
+    assert source
+    for name, tensor in source.items():
+        assert torch.equal(trained[name], tensor), name
+
+
+def test_what_is_new_has_moved(finished: Results) -> None:
+    before = tensors_of(finished.directory / "wuneng" / "start")
+    after = tensors_of(finished.directory / "wuneng" / "model")
+    new = [name for name in after if "state_heads" in name or "cross_head" in name]
+    moved = [name for name in new if not torch.equal(before[name], after[name])]
+    assert "model.layers.0.cross_head.branch_proj.weight" in moved
+    assert len(moved) > len(new) / 2
+
+
+def test_adapters_are_merged_into_weights_that_stayed(place: Path, finished: Results) -> None:
+    source = tensors_of(place / "llama")
+    stored = checkpoint_of(finished.directory, "lora", "model.safetensors")
+    merged = tensors_of(finished.directory / "lora" / "model")
+    assert merged.keys() == source.keys()
+    name = "model.layers.1.mlp.up_proj"
+    assert torch.equal(stored[f"{name}.base_layer.weight"], source[f"{name}.weight"])
+    down, up = (stored[f"{name}.lora_{letter}.default.weight"] for letter in "AB")
+    expected = source[f"{name}.weight"] + 2.0 * up @ down
+    torch.testing.assert_close(merged[f"{name}.weight"], expected)
+    assert up.abs().max() > 0
+
+
+@pytest.mark.parametrize("arm", ["wuneng", "lora"])
+def test_the_optimiser_remembers_only_what_trains(finished: Results, arm: str) -> None:
+    moments = checkpoint_of(finished.directory, arm, "optimizer.safetensors")
+    names = {key.partition("/")[2] for key in moments}
+    mark = {"wuneng": ("state_heads", "cross_head"), "lora": (".lora_",)}[arm]
+    assert names
+    assert all(any(part in name for part in mark) for name in names)
+    held = sum(t.numel() for key, t in moments.items() if key.startswith("exp_avg/"))
+    assert held == finished.record["arms"][arm]["trainable_parameters"]
+
+
+def test_the_control_is_as_large_as_what_it_controls(finished: Results) -> None:
+    arms = finished.record["arms"]
+    assert arms["source"]["trainable_parameters"] == 0
+    assert arms["source"]["tokens"] == 0
+    assert arms["source"]["final_loss"] is None
+    assert 0 < arms["wuneng"]["trainable_parameters"] < arms["wuneng"]["parameters"]
+    assert arms["lora"]["trainable_parameters"] == pytest.approx(
+        arms["wuneng"]["trainable_parameters"], rel=0.02
+    )
+    assert arms["wuneng"]["tokens"] == arms["lora"]["tokens"] == STEPS * 4 * 32
+    trained = tensors_of(finished.directory / "wuneng" / "model")
+    assert sum(t.numel() for t in trained.values()) == arms["wuneng"]["parameters"]
+
+
+def test_differences_are_paired_over_rows(finished: Results) -> None:
+    arms = finished.record["arms"]
+    pairs = {tuple(pair["arms"]): pair for pair in finished.record["paired"]}
+    pair = pairs["source", "wuneng"]
+    name = "text/bits_per_byte"
+    assert pair["figure"] == name
+    gap = arms["source"]["quality"][name] - arms["wuneng"]["quality"][name]
+    assert math.isclose(pair["difference"], gap, abs_tol=1e-9)
+    apart = math.hypot(*(arms[arm]["standard_error"][name] for arm in ("source", "wuneng")))
+    assert 0 < pair["standard_error"] < apart
+    low, high = pair["interval"]
+    assert low < pair["difference"] < high
+
+
+def test_the_table_and_the_sentence_name_the_control(finished: Results) -> None:
+    titles = list(finished.table.columns[0].cells)
+    assert "trainable parameters" in titles
+    assert "text/bits_per_byte, 95 % interval" in titles
+    assert "LoRA control" in finished.sentence
+
+
+def test_a_taught_arm_starts_as_its_teacher(finished: Results) -> None:
+    """The new heads are silent at first, so the divergence from the source is nothing."""
+    rows = read_jsonl(finished.directory / "taught" / "metrics.jsonl")
+    assert abs(rows[0]["kl"]) < 1e-6
+    assert rows[-1]["kl"] > 1e-6
+    for row in rows:
+        assert math.isclose(row["loss"], 0.5 * row["kl"] + 0.25 * row["ce"], rel_tol=1e-5)
+    first = read_jsonl(finished.directory / "wuneng" / "metrics.jsonl")[0]
+    assert "kl" not in first
+    assert math.isclose(first["loss"], rows[0]["ce"], rel_tol=1e-6)
+
+
+class Stopped(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("arm", ["wuneng", "lora", "taught"])
+def test_a_stopped_upgrade_continues_bit_for_bit(
+    place: Path, finished: Results, tmp_path: Path, arm: str
+) -> None:
+    def at_step(progress: Any) -> None:
+        if (progress.arm, progress.step) == (arm, 3):
+            raise Stopped
+
+    arms = {name: RECIPE["arms"][name] for name in {"wuneng": 0, arm: 0}}
+    change = f"arms={json.dumps(arms)}"
+    with pytest.raises(Stopped):
+        train(place, tmp_path / "run", change, display=Watcher(at_step))
+    _, watcher = train(place, tmp_path / "run", change)
+    assert any("continuing after step 2" in note for note in watcher.notes)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        one = checkpoint_of(finished.directory, arm, file)
+        two = checkpoint_of(tmp_path / "run", arm, file)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+ONE_ARM = "arms={wuneng: {}}"
+
+
+def test_the_resolved_recipe_repeats_the_run(place: Path, tmp_path: Path) -> None:
+    first, _ = train(place, tmp_path / "first", ONE_ARM, "training.steps=2")
+    again = load_recipe(first.directory / "recipe.yaml")
+    second = run(again, tmp_path / "second", display=Watcher(), sources=ConvertedSources())
+    quality = [r.record["arms"]["wuneng"]["quality"] for r in (first, second)]
+    assert quality[0] == quality[1]
+
+
+def test_a_wuneng_is_loaded_as_it_is_and_trained_by_name(
+    place: Path, finished: Results, tmp_path: Path
+) -> None:
+    model = finished.directory / "wuneng" / "model"
+    changes = (
+        *(f"init_from={model}", "model={}", "training.learning_rates={}", "training.steps=2"),
+        "arms={norms: {train: [layernorm]}}",
+    )
+    results, _ = train(place, tmp_path / "run", *changes, sources=None)
+    before, after = tensors_of(model), tensors_of(results.directory / "norms" / "model")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "layernorm" in name}
+    assert results.record["arms"]["norms"]["trains"] == ["layernorm"]
+    assert not (results.directory / "norms" / "start").exists()
+
+
+def test_a_teacher_may_be_another_model(place: Path, finished: Results, tmp_path: Path) -> None:
+    teacher = finished.directory / "wuneng" / "model"
+    change = f"arms={{wuneng: {{distill: {{teacher: '{teacher}'}}}}}}"
+    results, _ = train(place, tmp_path / "run", change, "training.steps=2")
+    rows = read_jsonl(results.directory / "wuneng" / "metrics.jsonl")
+    assert rows[0]["loss"] == rows[0]["kl"] > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (["model.hidden_size=64"], RecipeError, r"model.hidden_size is 64, .*llama has 48"),
+        (["model.rope_theta=5"], RecipeError, "model.rope_theta is 5.0, .*llama has 10000.0"),
+        (["model.num_state_heads=3"], RecipeError, r"arms.wuneng: .*llama: cross_head 'gated'"),
+        (["training.sequence_length=129"], RecipeError, "expected at most 128, the max_position"),
+        (["train=[layer.9]"], RecipeError, r"arms.wuneng.train: 'layer.9' is found in no"),
+        (["training.learning_rates={x_y: 2}"], RecipeError, "learning_rates: 'x_y' is found in no"),
+        (["init_from=nowhere/else/at/all"], ModelError, "nowhere/else/at/all does not exist"),
+        (["data.tokenizer=source"], InputError, "init_from: directory .*llama holds no tokenizer"),
+    ],
+)
+def test_what_does_not_fit_stops_before_training(
+    place: Path, tmp_path: Path, changes: list[str], error: type[InputError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(place, tmp_path / "run", ONE_ARM, *changes)
+    assert not (tmp_path / "run" / "wuneng").exists()
+
+
+def test_a_llama_needs_the_converter(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a llama; .*wuneng convert"):
+        train(place, tmp_path / "run", ONE_ARM, sources=None)
+
+
+def test_a_missing_peft_is_named(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "peft" else found(name)
+    )
+    with pytest.raises(InputError, match=r"pip install 'wuneng\[lora\]'"):
+        train(place, tmp_path / "run")
+
+
+def test_every_field_of_the_new_heads_applies(finished: Results) -> None:
+    config = json.loads((finished.directory / "wuneng" / "model" / "config.json").read_text())
+    asked = RECIPE["model"] | {"hidden_size": 48, "state_branch_init": "zero"}
+    assert {name: config[name] for name in asked} == asked
+
+
+def test_seeds_draw_their_own_heads(place: Path, tmp_path: Path) -> None:
+    arms = {name: RECIPE["arms"][name] for name in ("source", "wuneng")}
+    changes = (f"arms={json.dumps(arms)}", "seed=[0, 1]", "training.steps=1")
+    results, _ = train(place, tmp_path / "run", *changes)
+    starts = [tensors_of(results.directory / "wuneng" / f"seed-{n}" / "start") for n in (0, 1)]
+    name = "model.layers.0.state_heads.r_proj.weight"
+    assert not torch.equal(starts[0][name], starts[1][name])
+    assert "paired" not in results.record
+    source = results.record["arms"]["source"]
+    assert source["final_loss"] is None
+    assert source["quality_std"]["text/loss"] == 0.0
+    assert "means over 2 seeds" in results.sentence
+
+
+def test_scoring_the_source_can_be_stopped(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*inputs: Any, before_batch: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        before_batch()
+
+    change = "arms={source: {model: {num_state_heads: 0}, train: none}}"
+    with monkeypatch.context() as patch:
+        patch.setattr(arm_run, "measure", interrupted)
+        with pytest.raises(Interrupted, match="stopped by a signal while 'source' was scored"):
+            train(place, tmp_path / "run", change, "training.learning_rates={}")
+    results, _ = train(place, tmp_path / "run", change, "training.learning_rates={}")
+    assert results.record["arms"]["source"]["steps"] == 0

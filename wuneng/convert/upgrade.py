@@ -1,0 +1,122 @@
+"""What a recipe's ``init_from`` names, as a WuNeng that training can load.
+
+Training is below this room and is handed :class:`ConvertedSources` by the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from wuneng.convert.graft import GraftSettings
+from wuneng.convert.run import Request, convert
+from wuneng.convert.source import Located, locate
+from wuneng.convert.transformer import from_transformer
+from wuneng.errors import InputError, ModelError
+from wuneng.model import WuNengConfig
+from wuneng.recipe import ModelSettings
+from wuneng.train.starting_point import OwnModels
+
+__all__ = ["ConvertedSources", "graft_of"]
+
+#: Fields of ``model:`` that have a field of their own in GraftSettings.
+_NAMED = {
+    "num_state_heads": "state_heads",
+    "state_layers": "state_layers",
+    "state_head_dim": "state_head_dim",
+    "cross_head": "cross_head",
+    "snapshots": "snapshots",
+    "state_key_source": "key_source",
+    "state_value_source": "value_source",
+}
+#: The others that concern state heads and nothing else.
+_OTHERS = (
+    *("state_removal_key", "token_shift", "token_shift_on", "state_a_max"),
+    *("decay_rank", "rate_rank", "value_rank", "gate_rank"),
+    *("state_output_gate", "state_value_residual", "state_bonus", "state_norm"),
+    *("state_output_scale", "snapshot_every"),
+)
+
+
+class ConvertedSources:
+    """Transformers are converted, with their logits compared; WuNeng models are taken as they are.
+
+    Satisfies ``wuneng.train.starting_point.Sources``.
+    """
+
+    def config(self, source: str, model: ModelSettings) -> WuNengConfig:
+        """The architecture that starting from ``source`` with the heads of ``model`` gives.
+
+        Raises:
+            ModelError: nothing usable is at ``source``.
+            InputError: the heads do not fit it.
+        """
+        located = _located(source)
+        if _as_it_is(located, model):
+            return OwnModels().config(str(located.path), model)
+        try:
+            conversion = from_transformer(located, graft_of(model), dtype=None, seed=0)
+        except InputError as error:
+            if isinstance(error.__cause__, ValueError):  # named by config fields, not by options
+                raise InputError(f"{source}: {error.__cause__}") from error
+            raise
+        config: WuNengConfig = conversion.config
+        return config
+
+    def directory(
+        self,
+        source: str,
+        model: ModelSettings,
+        destination: Path,
+        seed: int,
+        note: Callable[[str], None],
+    ) -> Path:
+        """A WuNeng directory to load; made at ``destination``, unless it is there already.
+
+        Raises:
+            ModelError, InputError: as ``config``.
+            VerificationError: the converted model's logits differ from the source's.
+            DiskError: the disk is full.
+        """
+        located = _located(source)
+        if _as_it_is(located, model):
+            return located.path
+        if (destination / "config.json").is_file():
+            return destination  # of an earlier session: conversions appear complete or not at all
+        request = Request(source, destination, graft=graft_of(model), seed=seed)
+        outcome = convert(request)
+        difference = max(check.max_abs_logit_difference for check in outcome.checks)
+        record = outcome.record
+        note(
+            f"{record['what']}: {source}: {record['added_parameters']:,} new parameters "
+            f"(+{record['added_percent']:.1f} %), largest difference of a logit {difference:.3g}"
+        )
+        return outcome.directory
+
+
+def graft_of(model: ModelSettings) -> GraftSettings:
+    """The heads that a recipe asks for: fields it leaves alone have a recipe's defaults."""
+    named = {ours: getattr(model, field) for field, ours in _NAMED.items()}
+    if named["state_layers"] is not None:
+        named["state_layers"] = tuple(named["state_layers"])
+    if "cross_head" not in model.model_fields_set and model.num_state_heads:
+        named["cross_head"] = None  # gated where the head sizes allow it
+    given = {name: getattr(model, name) for name in _OTHERS if name in model.model_fields_set}
+    return GraftSettings(**named, others=given)
+
+
+def _located(source: str) -> Located:
+    located = locate(source)
+    if located.kind in ("rwkv7", "dcp"):
+        raise ModelError(
+            f"init_from: {source} is of kind {located.kind}; make a WuNeng of it first: "
+            f"wuneng convert {source} DIRECTORY"
+        )
+    return located
+
+
+def _as_it_is(located: Located, model: ModelSettings) -> bool:
+    """Whether the source is a WuNeng to which nothing is added."""
+    if located.kind != "wuneng":
+        return False
+    return bool(located.config.get("num_state_heads", 2)) or model.num_state_heads == 0

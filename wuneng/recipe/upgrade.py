@@ -1,0 +1,130 @@
+"""Starting from a model that exists: what is loaded, which of its weights train, from whom it
+learns. The fields ``init_from``, ``train``, ``distill`` and ``lora`` of a recipe and its arms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from wuneng.errors import nearest
+from wuneng.recipe.settings import Settings
+from wuneng.recipe.sizes import PositiveCount, Real
+
+if TYPE_CHECKING:
+    from wuneng.recipe.arms import Arm
+    from wuneng.recipe.consistency import Problem
+
+__all__ = ["Distillation", "LoraSettings", "Regex", "TrainChoice", "upgrade_problems"]
+
+TRAIN_WORDS = ("all", "new", "none")
+Name = Annotated[str, StringConstraints(min_length=1)]
+NonNegativeReal = Annotated[Real, Field(ge=0.0)]
+PositiveReal = Annotated[Real, Field(gt=0.0)]
+
+
+def _regex(value: Any) -> Any:
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise PydanticCustomError(
+            "regex", "{expected}", {"expected": f"a regular expression ({error})"}
+        ) from None
+    return value
+
+
+Regex = Annotated[str, BeforeValidator(_regex)]
+
+
+def _train_choice(value: Any) -> Any:
+    words = value in TRAIN_WORDS if isinstance(value, str) else False
+    if not words and not (isinstance(value, list) and value):
+        expected = "'all', 'new', 'none' or a list of regular expressions"
+        raise PydanticCustomError("train", "{expected}", {"expected": expected})
+    return [_regex(pattern) for pattern in value] if isinstance(value, list) else value
+
+
+#: Which parameters train: a word, or regular expressions searched for in their names.
+TrainChoice = Annotated[str | list[str], BeforeValidator(_train_choice)]
+
+
+class Distillation(Settings):
+    """Learning from a teacher's logits on the same batches: loss = kl KL(teacher, arm) + ce CE."""
+
+    teacher: Name | None = None
+    """A model directory or hub name; default what the arm starts from."""
+    kl: NonNegativeReal = 1.0
+    """Weight of the divergence from the teacher's distribution."""
+    ce: NonNegativeReal = 0.0
+    """Weight of the ordinary cross-entropy on the text."""
+    temperature: PositiveReal = 1.0
+    """Both distributions are softened by it; the divergence is scaled by its square."""
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (peft) on the frozen weights of an arm: the control for new heads."""
+
+    rank: PositiveCount | None = None
+    """Rank of every adapter; either this or ``match``."""
+    match: Name | None = None
+    """An arm whose number of trainable parameters the adapters get: ranks are equal up to one."""
+    targets: Annotated[list[Name], Field(min_length=1)] = Field(
+        default_factory=lambda: [
+            *("q_proj", "k_proj", "v_proj", "o_proj"),
+            *("gate_proj", "up_proj", "down_proj"),
+        ]
+    )
+    """Last names of the linear layers that get an adapter."""
+    scale: PositiveReal = 2.0
+    """LoRA's alpha divided by the rank."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> LoraSettings:
+        if (self.rank is None) == (self.match is None):
+            raise PydanticCustomError("lora", "{expected}", {"expected": "either rank or match"})
+        return self
+
+
+def upgrade_problems(written: Mapping[str, Arm], resolved: Mapping[str, Arm]) -> Iterator[Problem]:
+    """What contradicts itself in how the arms start and what of them trains."""
+    for name, arm in resolved.items():
+        for field, text in _arm_problems(arm):
+            own = field in written[name].model_fields_set
+            yield (("arms", name, field) if own else (field,)), f"{text} (arm {name})"
+        target = None if arm.lora is None else arm.lora.match
+        if target is None:
+            continue
+        others = [other for other in resolved if other != name and resolved[other].lora is None]
+        if target not in others:
+            yield (
+                ("arms", name, "lora", "match"),
+                f"expected another arm without lora ({', '.join(others)}), got {target!r}."
+                f"{nearest(target, others)}",
+            )
+
+
+def _arm_problems(arm: Arm) -> Iterator[tuple[str, str]]:
+    if arm.init_from is None:
+        if arm.train != "all":
+            yield "train", f"expected all where init_from is left out, got {arm.train}"
+        for field in ("lora", "distill"):
+            has_teacher = field == "distill" and arm.distill and arm.distill.teacher
+            if getattr(arm, field) is not None and not has_teacher:
+                yield field, "needs init_from, the model to start from"
+        return
+    if arm.match != "width":
+        yield "match", f"expected width where init_from sets the sizes, got {arm.match}"
+    if arm.lora is not None and arm.train != "new":
+        yield "train", f"expected new where lora is set (its adapters are), got {arm.train}"
+    if arm.lora is None and arm.train == "new" and arm.model.num_state_heads == 0:
+        yield (
+            "train",
+            "new means state and middle heads, or LoRA's adapters, and this arm has neither: "
+            "give it lora, or train: none or all",
+        )
+    if arm.train == "none" and arm.distill is not None:
+        yield "distill", "nothing learns from a teacher where train is none"

@@ -1,0 +1,186 @@
+"""The weights an arm begins with: drawn from its seed, or those of the model in ``init_from``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from wuneng.errors import InputError, ModelError, RecipeError
+from wuneng.model import WuNengConfig, WuNengForCausalLM
+from wuneng.recipe import ModelSettings, Recipe
+from wuneng.records import find_model, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    "PLAIN",
+    "OwnModels",
+    "Sources",
+    "check_agreement",
+    "load_start",
+    "source_tokenizer",
+    "starting_config",
+]
+
+
+#: For models that are loaded without adding heads to them.
+PLAIN = ModelSettings.model_validate({"num_state_heads": 0, "cross_head": "none"})
+
+
+class Sources(Protocol):
+    """Finds what ``init_from`` and ``distill.teacher`` name, as a WuNeng.
+
+    ``wuneng.convert.upgrade.ConvertedSources`` converts Transformers; ``OwnModels`` does not.
+    """
+
+    def config(self, source: str, model: ModelSettings) -> WuNengConfig:
+        """The architecture of ``source`` with the state and middle heads of ``model``."""
+        ...
+
+    def directory(
+        self,
+        source: str,
+        model: ModelSettings,
+        destination: Path,
+        seed: int,
+        note: Callable[[str], None],
+    ) -> Path:
+        """A WuNeng directory of that architecture, made at ``destination`` where need be."""
+        ...
+
+
+class OwnModels:
+    """Sources that are WuNeng models already."""
+
+    def config(self, source: str, model: ModelSettings) -> WuNengConfig:
+        """The model's own configuration. ModelError when it is not a WuNeng."""
+        path = find_model(source)
+        stored = read_json(path / "config.json")
+        kind = stored.get("model_type") if isinstance(stored, dict) else None
+        if kind != "wuneng":
+            raise ModelError(
+                f"init_from: {source} is a {kind}; `wuneng train` converts it on the way, "
+                f"or do it first: wuneng convert {source} DIRECTORY"
+            )
+        try:
+            return WuNengConfig.from_dict(stored)
+        except Exception as error:  # configuration classes raise whatever a bad value leads to
+            raise ModelError(f"{path / 'config.json'}: not usable: {error}") from error
+
+    def directory(
+        self,
+        source: str,
+        model: ModelSettings,
+        destination: Path,
+        seed: int,
+        note: Callable[[str], None],
+    ) -> Path:
+        """The model's own directory."""
+        return find_model(source)
+
+
+def starting_config(
+    recipe: Recipe, arm: str, vocab_size: int, sources: Sources | None
+) -> WuNengConfig:
+    """The configuration of an arm that has ``init_from``.
+
+    Raises:
+        ModelError: no usable model is there.
+        RecipeError: fields of ``model:`` contradict it, or the data does not fit it.
+    """
+    source = recipe.arms[arm].init_from
+    assert source is not None
+    settings = recipe.arm_model(arm)
+    try:
+        config = (sources or OwnModels()).config(source, settings)
+    except ModelError:
+        raise
+    except InputError as error:
+        raise RecipeError(f"arms.{arm}: {error}") from error
+    check_agreement(settings, config, source, arm)
+    if config.vocab_size < vocab_size:
+        raise RecipeError(
+            f"arms.{arm}: the data needs {vocab_size} token ids, {source} has "
+            f"{config.vocab_size}; leave data.tokenizer out to use its own tokenizer"
+        )
+    length = recipe.training.sequence_length
+    if length > config.max_position_embeddings:
+        raise RecipeError(
+            f"training.sequence_length: expected at most {config.max_position_embeddings}, the "
+            f"max_position_embeddings of {source}, got {length}"
+        )
+    return config
+
+
+def check_agreement(settings: ModelSettings, config: WuNengConfig, source: str, arm: str) -> None:
+    """Raise RecipeError for fields that the recipe sets and the loaded model has otherwise."""
+    wrong = []
+    for name in sorted(settings.model_fields_set - {"preset"}):
+        asked, has = getattr(settings, name), _of(config, name)
+        if asked is not None and asked != has:
+            wrong.append(f"model.{name} is {asked}, {source} has {has}")
+    if wrong:
+        raise RecipeError(
+            f"arms.{arm}: {'; '.join(wrong)}. A model that is loaded keeps its own architecture: "
+            "leave these fields out"
+        )
+
+
+def _of(config: WuNengConfig, name: str) -> Any:
+    rope = dict(config.rope_parameters or {})
+    if name == "rope_theta":
+        return rope.get("rope_theta")
+    if name == "rope_scaling":
+        rope.pop("rope_theta", None)
+        return rope
+    return getattr(config, name)
+
+
+def source_tokenizer(source: str, sources: Sources | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of what a recipe starts from.
+
+    Raises:
+        ModelError: no usable model is there.
+        DataError: it has no tokenizer.
+    """
+    from wuneng.data.tokenizer import load_tokenizer
+
+    (sources or OwnModels()).config(source, PLAIN)
+    try:
+        place = str(find_model(source))
+    except ModelError:
+        place = source  # a name on the hub
+    return load_tokenizer(place, "init_from")
+
+
+def load_start(directory: Path) -> WuNengForCausalLM:
+    """The WuNeng in ``directory``, in float32.
+
+    Raises:
+        ModelError: files are broken, or tensors missing, misshapen or left over.
+    """
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = WuNengForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file can raise nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{directory}: cannot load the model: {reason[:300]}") from error
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+    for name in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        keys = sorted(map(str, report[name] if isinstance(report, dict) else getattr(report, name)))
+        if keys:
+            raise ModelError(f"{directory}: {name.replace('_', ' ')}: {', '.join(keys[:3])}")
+    loaded: WuNengForCausalLM = model
+    return loaded
