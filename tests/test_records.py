@@ -228,6 +228,7 @@ def test_whatever_names_a_model_finds_it(runs: Path) -> None:
     ("model", "arm", "message"),
     [
         ("nowhere", None, r"model nowhere does not exist \(nor does .*runs/nowhere\)"),
+        ("/nowhere", None, r"^model /nowhere does not exist\.$"),
         ("qq", None, "Did you mean 'q'"),
         ("runs/q", "mah", r"has no arm 'mah': wuneng, mha, late\. Did you mean 'mha'"),
         ("runs/q", "late", "arm 'late' of .* has no trained model yet .*resumes it"),

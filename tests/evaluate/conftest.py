@@ -209,6 +209,18 @@ def tiny_wuneng(seed: int = 0, **changes: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
+def random_wuneng() -> Callable[..., Any]:
+    """``random_wuneng(**changes)``: a fresh WuNeng in evaluation mode."""
+    return lambda **changes: tiny_wuneng(**changes).eval()
+
+
+@pytest.fixture(scope="session")
+def random_llama() -> Callable[..., Any]:
+    """``random_llama(**changes)``: a fresh Llama in evaluation mode."""
+    return lambda **changes: tiny_llama(**changes).eval()
+
+
+@pytest.fixture(scope="session")
 def llama_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete Llama directory with the byte tokenizer."""
     return save_model(tiny_llama(), tmp_path_factory.mktemp("models") / "llama")

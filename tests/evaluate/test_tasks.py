@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from wuneng.errors import TaskError
@@ -9,6 +11,7 @@ from wuneng.evaluate.task_loading import quiet_harness
 from wuneng.evaluate.tasks import (
     ALIASES,
     REASONING,
+    _scan_task_files,
     expand_aliases,
     select_tasks,
 )
@@ -44,14 +47,41 @@ def test_a_tag_is_its_tasks_and_not_a_figure_of_its_own() -> None:
     assert (set(arc.leaves), arc.pool) == ({"arc_easy", "arc_challenge"}, False)
 
 
-def test_an_unknown_name_gets_near_ones_from_the_full_index() -> None:
-    """`wsc273` is known to the full index only, so it is not what is complained about."""
+def test_an_unknown_name_gets_near_ones_without_the_full_index() -> None:
+    """`wsc273` is not of the common suite but a task, so it is not what is complained about."""
     told: list[str] = []
     with quiet_harness(), pytest.raises(TaskError) as caught:
         select_tasks(["wsc273", "hella-swagg"], on_full_index=lambda: told.append("slow"))
-    assert told == ["slow"]
+    assert told == []
     assert "'hella-swagg' is not a known evaluation task" in str(caught.value)
     assert "'hellaswag'" in str(caught.value)
+    with pytest.raises(TaskError, match="Did you mean 'wsc273'"):
+        select_tasks(["wsc27"])
+
+
+def test_a_word_of_a_task_file_is_looked_up_in_the_full_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Index:
+        all_tasks = ("piqa", "wsc273")
+        task_index: ClassVar = {}
+
+    monkeypatch.setattr("wuneng.evaluate.tasks._manager", lambda **_: Index)
+    told: list[str] = []
+    with pytest.raises(TaskError, match="'exact_match' is not a known evaluation task"):
+        select_tasks(["exact_match"], on_full_index=lambda: told.append("slow"))
+    assert told == ["slow"]
+
+
+@pytest.mark.slow
+def test_every_task_is_mentioned_in_some_task_file() -> None:
+    from lm_eval.tasks import TaskManager
+
+    with quiet_harness():
+        names = TaskManager().all_tasks
+    chosen = [*names[::900], "mmlu_arabic", "darijammlu_arabic_language_(general)"]
+    chosen = [name for name in chosen if name in set(names)]
+    assert _scan_task_files(chosen)[0] == set(chosen)
 
 
 def test_no_name_is_refused() -> None:

@@ -149,8 +149,9 @@ def _register(path: Path, config: dict[str, Any]) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    import wuneng.model  # noqa: F401  (registers WuNeng with the Auto classes)
+    from wuneng.model.auto_classes import register_models
 
+    register_models()
     known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
     name = config["model_type"]
     if name not in known:
@@ -192,6 +193,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         return None
     from transformers import AutoTokenizer
 
+    from wuneng.model.auto_classes import register_configuration
+
+    register_configuration()
     with _one_line(f"{path}: cannot load the tokenizer"), _quiet_transformers():
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False

@@ -71,7 +71,9 @@ def _existing(path: Path, runs_root: Path) -> Path:
         raise ModelError(f"model {path} is a file, expected a directory")
     parents = [d for d in (path.parent, runs_root) if d.is_dir()]
     near = nearest(path.name, (p.name for d in parents for p in d.iterdir() if p.is_dir()))
-    raise ModelError(f"model {path} does not exist (nor does {runs_root / path}).{near}")
+    other = runs_root / path
+    also = "" if other == path else f" (nor does {other})"
+    raise ModelError(f"model {path} does not exist{also}.{near}")
 
 
 def _in_run(run: RunDirectory, arm: str | None) -> Path:
