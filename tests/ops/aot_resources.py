@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tests.ops.aot_head_kernels import HEAD_KERNELS, head_arguments
 from wuneng.ops.wkv7.triton_backward import wkv7_backward_kernel
 from wuneng.ops.wkv7.triton_forward import wkv7_forward_kernel
 from wuneng.ops.wkv7.triton_launch import (
@@ -32,11 +33,35 @@ from wuneng.ops.wkv7.triton_launch import (
     chunk_length,
     forward_launch,
     precision,
+    segment_scan_launch,
+    segment_states_launch,
+    snapshot_launch,
+)
+from wuneng.ops.wkv7.triton_segments import (
+    segment_gradients_kernel,
+    segment_scan_kernel,
+    segment_states_kernel,
+)
+from wuneng.ops.wkv7.triton_snapshot_kernels import (
+    snapshot_gradients_kernel,
+    snapshot_read_kernel,
+    snapshot_state_gradients_kernel,
 )
 from wuneng.ops.wkv7.triton_step import STEP_WARPS, step_values, wkv7_step_kernel
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 HEADS, PROCESSORS = 256, 132
+MIX_KERNELS = ("mix_forward", "mix_backward")
+SEGMENT_KERNELS = {
+    "segment_states": segment_states_kernel,
+    "segment_gradients": segment_gradients_kernel,
+    "segment_scan": segment_scan_kernel,
+}
+SNAPSHOT_KERNELS = {
+    "snapshot_read": snapshot_read_kernel,
+    "snapshot_gradients": snapshot_gradients_kernel,
+    "snapshot_state_gradients": snapshot_state_gradients_kernel,
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +95,33 @@ BUILDS = (
     Build("backward", dtype=torch.float16),
     Build("backward", packed=True),
     Build("step"),
+    *(Build(kernel, arch) for arch in (80, 90, 100) for kernel in MIX_KERNELS),
+    *(Build("mix_forward", arch, keeps_states=False) for arch in (80, 90, 100)),
+    *(Build(kernel, size=size) for kernel in MIX_KERNELS for size in (32, 128)),
+    *(Build(kernel, dtype=torch.float32) for kernel in MIX_KERNELS),
+    Build("mix_backward", dtype=torch.float16),
+    Build("mix_backward", packed=True),
+    *(
+        Build(kernel, arch)
+        for arch in (80, 90, 100)
+        for kernel in (*SEGMENT_KERNELS, *SNAPSHOT_KERNELS)
+    ),
+    *(Build(kernel, size=128) for kernel in (*SEGMENT_KERNELS, *SNAPSHOT_KERNELS)),
+    *(Build(kernel, dtype=torch.float32) for kernel in (*SEGMENT_KERNELS, *SNAPSHOT_KERNELS)),
+    *(Build(kernel, packed=True) for kernel in SNAPSHOT_KERNELS),
+    *(Build("segment_states", arch, keeps_states=False) for arch in (80, 90, 100)),
+    *(Build(kernel, arch) for arch in (80, 90, 100) for kernel in HEAD_KERNELS),
+    *(Build(kernel, size=128) for kernel in HEAD_KERNELS),
 )
 
-QUICK_BUILDS = (Build("forward"), Build("backward"), Build("step"))
+QUICK_BUILDS = tuple(
+    Build(kernel)
+    for kernel in (
+        *("forward", "backward", "step", "readout_backward", "head_step"),
+        *("segment_gradients", "snapshot_gradients"),
+        "mix_backward",
+    )
+)
 
 
 def scan_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
@@ -87,6 +136,7 @@ def scan_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, 
     types |= {"boundary_states": tensor if build.keeps_states else None, "d_boundary_states": None}
     types |= dict.fromkeys(("tokens", "rows", "heads"), "i32") | {"block_stride": "i64"}
     types["table"] = "*i64" if build.packed else None
+    types |= dict.fromkeys(("k_k", "k_a", "replacement_key", "d_replacement_key", "d_weights"))
     constants = {
         "SIZE": build.size,
         "VALUES": launch.values,
@@ -96,9 +146,25 @@ def scan_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, 
         "HAS_TABLE": build.packed,
         "HAS_BOUNDARIES": False,
         "STORE_BOUNDARIES": build.keeps_states,
+        "RAW": False,
+        "SHARED": False,
+        "A_MAX": 1.0,
+        "HAS_KEY_GRADIENT": False,
         **precision(build.dtype),
     }
     kernel = wkv7_forward_kernel if build.kernel == "forward" else wkv7_backward_kernel
+    return kernel, types, constants, launch
+
+
+def mix_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
+    """As scan_arguments, for the scans that read raw projections; k makes the removal key."""
+    scan = replace(build, kernel=build.kernel.removeprefix("mix_"))
+    kernel, types, constants, launch = scan_arguments(scan)
+    types |= dict.fromkeys(
+        ("k_k", "k_a", "replacement_key", "d_replacement_key"), POINTERS[build.dtype]
+    )
+    types |= {"a": None, "da": None, "d_weights": "*fp32"}
+    constants |= {"RAW": True, "SHARED": True, "HAS_KEY_GRADIENT": True}
     return kernel, types, constants, launch
 
 
@@ -111,9 +177,67 @@ def step_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, 
     return wkv7_step_kernel, types, constants, Launch(1, values, STEP_WARPS, 1)
 
 
+def segment_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
+    """As scan_arguments, for the kernels of triton_segments."""
+    chunk = chunk_length(build.dtype, build.size, build.keeps_states)
+    launch = segment_states_launch(build.dtype, build.size, chunk, HEADS, PROCESSORS)
+    if build.kernel == "segment_scan":
+        launch = segment_scan_launch(build.size)
+    tensor = POINTERS[build.dtype]
+    types: dict[str, str | None] = dict.fromkeys(
+        ("r", "w", "k", "v", "a", "b", "dy", "d_boundary_states"), tensor
+    )
+    types |= {"table": "*i64", "ranges": "*i64", "idle": "*i1", "segments": "i32", "heads": "i32"}
+    types |= dict.fromkeys(("results", "outer", "entering"), "*fp32")
+    constants = {
+        "SIZE": build.size,
+        "VALUES": launch.values,
+        "CHUNK": launch.chunk,
+        "HAS_BOUNDARIES": True,
+        "HAS_OUTER": True,
+        "REVERSE": False,
+        **precision(build.dtype),
+    }
+    return SEGMENT_KERNELS[build.kernel], types, constants, launch
+
+
+def snapshot_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
+    """As scan_arguments, for the kernels of triton_snapshot_kernels; packed is also continued."""
+    launch = snapshot_launch(build.dtype, build.size, every=64)
+    tensor, table = POINTERS[build.dtype], "*i64" if build.packed else None
+    types: dict[str, str | None] = dict.fromkeys(
+        ("r", "y", "weights", "states", "mixed", "d_mixed", "dr", "dy", "d_weights", "d_states"),
+        tensor,
+    )
+    types |= {"extents": table, "tiles": table, "kept": table, "d_ring_out": "*fp32"}
+    types |= dict.fromkeys(("ring", "d_ring"), "*fp32" if build.packed else None)
+    types |= dict.fromkeys(("tokens", "rows", "per_sequence", "heads", "every"), "i32")
+    constants = {
+        "CHUNK": 16,
+        "TILE": launch.chunk,
+        "SIZE": build.size,
+        "VALUES": launch.values,
+        "COUNT": 3,
+        "HAS_RING": build.packed,
+        "HAS_D_RING_OUT": True,
+        "HAS_TABLE": build.packed,
+        **precision(build.dtype),
+    }
+    return SNAPSHOT_KERNELS[build.kernel], types, constants, launch
+
+
+ARGUMENTS = {
+    "step": step_arguments,
+    **dict.fromkeys(MIX_KERNELS, mix_arguments),
+    **dict.fromkeys(SEGMENT_KERNELS, segment_arguments),
+    **dict.fromkeys(SNAPSHOT_KERNELS, snapshot_arguments),
+    **dict.fromkeys(HEAD_KERNELS, head_arguments),
+}
+
+
 def compile_ahead(build: Build) -> dict[str, Any]:
     """Registers, spilled bytes a thread, and shared memory of one build."""
-    arguments = step_arguments if build.kernel == "step" else scan_arguments
+    arguments = ARGUMENTS.get(build.kernel, scan_arguments)
     kernel, types, constants, launch = arguments(build)
     signature, fixed, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):

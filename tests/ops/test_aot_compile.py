@@ -18,7 +18,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-# Spilled bytes a thread, stores, at head size 64: the larger of Triton 3.6.0's and 3.7.1's.
+# Spilled bytes a thread, stores, at head size 64: the larger of Triton 3.6.0's and 3.7.1's. None
+# is allowed of what is not listed.
 ALLOWED_SPILLS = {
     ("forward", "bfloat16", 80): 96,
     ("forward", "bfloat16", 90): 8,
@@ -31,18 +32,35 @@ ALLOWED_SPILLS = {
     ("forward", "float32", 90): 576,
     ("backward", "float32", 90): 1024,
     ("step", "bfloat16", 90): 0,
+    # Gradients of the projections are folded where registers are short already; the other choice
+    # was a second kernel and 1.5 KB of traffic a (token, head).
+    ("mix_forward", "bfloat16", 80): 104,
+    ("mix_forward", "bfloat16", 90): 8,
+    ("mix_forward", "bfloat16", 100): 24,
+    ("mix_backward", "bfloat16", 80): 432,
+    ("mix_backward", "bfloat16", 90): 216,
+    ("mix_backward", "bfloat16", 100): 288,
+    ("mix_backward", "float16", 90): 216,
+    ("mix_forward", "float32", 90): 576,
+    ("mix_backward", "float32", 90): 1056,
+    # Without stored states, at 32 tokens a chunk; none at 16.
+    ("segment_states", "bfloat16", 80): 24,
+    ("segment_states", "float32", 90): 8,
+    ("segment_gradients", "float32", 90): 8,
 }
-ALLOWED_SPILLS_SIZE_128 = {"forward": 0, "backward": 336}
+ALLOWED_SPILLS_SIZE_128 = {"forward": 0, "backward": 336, "mix_backward": 344}
 
 # Shared memory of one multiprocessor, bytes; two programs should fit side by side.
 SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 
 
-def compiled(repository: Path, cache: Path, *arguments: str) -> list[dict[str, Any]]:
+def compiled(
+    repository: Path, cache: Path, *arguments: str, module: str = "aot_resources"
+) -> list[dict[str, Any]]:
     environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.aot_resources", *arguments],
+        [sys.executable, "-m", f"tests.ops.{module}", *arguments],
         cwd=repository,
         env=environment,
         capture_output=True,
@@ -53,9 +71,9 @@ def compiled(repository: Path, cache: Path, *arguments: str) -> list[dict[str, A
 
 
 def assert_within_limits(build: dict[str, Any]) -> None:
-    allowed = ALLOWED_SPILLS[build["kernel"], build["dtype"], build["arch"]]
+    allowed = ALLOWED_SPILLS.get((build["kernel"], build["dtype"], build["arch"]), 0)
     if build["size"] == 128:
-        allowed = ALLOWED_SPILLS_SIZE_128[build["kernel"]]
+        allowed = ALLOWED_SPILLS_SIZE_128.get(build["kernel"], 0)
     assert build["spill_stores"] <= allowed, build
     assert 0 < build["registers"] <= 255, build
     # Two programs on a multiprocessor: half its memory, less the kilobyte each is charged.
@@ -67,7 +85,9 @@ def assert_within_limits(build: dict[str, Any]) -> None:
 
 def test_hopper(repository: Path, tmp_path: Path) -> None:
     builds = compiled(repository, tmp_path, "--quick")
-    assert [build["kernel"] for build in builds] == ["forward", "backward", "step"]
+    kernels = ["forward", "backward", "step", "readout_backward", "head_step"]
+    kernels += ["segment_gradients", "snapshot_gradients", "mix_backward"]
+    assert [build["kernel"] for build in builds] == kernels
     for build in builds:
         assert_within_limits(build)
 

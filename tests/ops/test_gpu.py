@@ -5,10 +5,12 @@ Needs CUDA and Triton, and TRITON_INTERPRET unset: `-m gpu` keeps the suite from
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,21 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("run as `pytest -m gpu`: the interpreter is on", allow_module_level=True)
 
+from tests.ops import cross_head_cases
+from tests.ops import test_state_readout as readout_checks
+from tests.ops.head_step_cases import SITUATIONS, StepCase
+from tests.ops.state_mix_checks import MixCase
+from tests.ops.state_mix_checks import assert_close as assert_mix_close
 from tests.ops.triton_checks import INPUTS, Case, assert_close, compare, relative_error
+from wuneng.ops import state_head
+from wuneng.ops.cross_head import cross_head
+from wuneng.ops.head_arguments import HeadOutputs
+from wuneng.ops.head_step import state_head_step
+from wuneng.ops.readout import state_readout
+from wuneng.ops.token_shift import token_shift, token_shift_reference
 from wuneng.ops.wkv7.triton_autograd import wkv7_triton
 from wuneng.ops.wkv7.triton_launch import CANDIDATES
+from wuneng.ops.wkv7.triton_state_mix import state_mix_triton
 from wuneng.ops.wkv7.triton_step import wkv7_triton_step
 
 pytestmark = pytest.mark.gpu
@@ -60,17 +74,41 @@ def test_runs_of_identical_tokens(dtype: torch.dtype, repeats: int) -> None:
         Case(tokens=120, heads=2, size=64, decay="both", rate=2.0),
         Case(tokens=120, heads=2, size=64, count=2, every=32),
         Case(tokens=120, heads=2, size=64, count=2, lengths=(1, 50, 69), seen=(15, 64, 3)),
+        Case(tokens=1100, heads=2, size=64, count=2, every=64),
+        Case(tokens=300, heads=2, size=64, lengths=(1, 200, 99), segments=5),
+        Case(tokens=300, heads=2, size=64, repeats=200, segments=6, count=1),
         Case(tokens=40, size=64, scale=30.0),
         Case(tokens=40, size=64, scale=0.0),
     ],
-    ids=["packed", "decays", "snapshots", "continued", "large", "zero"],
+    ids=[
+        *("packed", "decays", "snapshots", "continued"),
+        *("segments-chosen", "segments-packed", "segments-repeated", "large", "zero"),
+    ],
 )
 def test_situations(case: Case, dtype: torch.dtype) -> None:
     if dtype == torch.float16 and case.scale > 1:
         pytest.skip("y and gradients leave float16's range")
     case.dtype, case.device = dtype, "cuda"
     case.generator.manual_seed(1)
-    assert_close(case, LIMITS[dtype])
+    assert_close(case, LIMITS[dtype] * (4 if case.repeats else 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    "case",
+    [
+        MixCase(batch=2, tokens=200, heads=3, size=64, a_max=2.0),
+        MixCase(tokens=120, heads=2, size=64, lengths=(1, 0, 16, 66, 37), options={"values": 16}),
+        MixCase(tokens=100, size=128),
+        MixCase(tokens=61, size=64, repeats=40),
+    ],
+    ids=["batch", "packed-split", "N128", "repeats"],
+)
+def test_raw_projections(case: MixCase, shared: bool, dtype: torch.dtype) -> None:
+    case.dtype, case.shared, case.device = dtype, shared, "cuda"
+    case.generator.manual_seed(0)
+    assert_mix_close(case, state_mix_triton, (4 if case.repeats else 1) * LIMITS[dtype])
 
 
 def test_one_tf32_pass() -> None:
@@ -137,6 +175,90 @@ def test_step_is_captured_in_a_cuda_graph() -> None:
         graph.replay()
         assert relative_error(y, expected[:, t].cpu().double()) < 2e-5
     assert relative_error(state, final.cpu().double()) < 2e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("parts", [readout_checks.PARTS, ("norm", "bonus"), ("bonus", "gate"), ()])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 301, 3, 64), (4, 1000, 5, 128)])
+def test_readout(shape: tuple[int, ...], parts: tuple[str, ...], dtype: torch.dtype) -> None:
+    exact = readout_checks.drawn(shape, dtype, parts)
+    tested = {n: x.detach().to("cuda", dtype).requires_grad_() for n, x in exact.items()}
+    found = readout_checks.errors(state_readout, exact, tested)
+    readout_checks.assert_close(found, LIMITS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 17, 130), (2, 3000, 192)])
+def test_token_shift(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    tested = [torch.randn(shape), torch.rand(shape[-1])]
+    tested = [x.to("cuda", dtype).requires_grad_() for x in tested]
+    exact = [x.detach().cpu().double().requires_grad_() for x in tested]
+    found, expected = token_shift(*tested), token_shift_reference(*exact)
+    seed = torch.randn(shape).to(dtype)
+    gradients = torch.autograd.grad(found, tested, seed.cuda())
+    wanted = torch.autograd.grad(expected, exact, seed.double())
+    for x, y in zip((found, *gradients), (expected, *wanted), strict=True):
+        assert relative_error(x, y.detach()) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("name", list(SITUATIONS))
+@pytest.mark.parametrize("in_place", [True, False])
+def test_state_head_step(name: str, in_place: bool) -> None:
+    case = dataclasses.replace(SITUATIONS[name], device="cuda")
+    case.assert_close(state_head_step, 2e-5, in_place=in_place)
+
+
+@pytest.mark.parametrize("keeps_carry", [True, False])
+def test_one_token_compiles_into_the_step(keeps_carry: bool) -> None:
+    case = StepCase(batch=3, size=64, dtype=torch.bfloat16, layout="rows", device="cuda")
+    inputs, weights, options, state, carry = case.arguments()
+
+    def step(state: torch.Tensor | None, carry: torch.Tensor | None) -> HeadOutputs:
+        return state_head(
+            inputs, weights, options, state=state, carry=carry, keeps_carry=keeps_carry
+        )
+
+    for given in ((state, carry), (None, None)):
+        expected = step(*given)
+        found = torch.compile(step, fullgraph=True)(*given)
+        assert all(x is y or torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_state_head_step_in_a_cuda_graph(size: int, dtype: torch.dtype) -> None:
+    """State and carry advance in the memory that was captured."""
+    case = StepCase(batch=3, size=size, tokens=8, dtype=dtype, device="cuda")
+    expected = case.run(state_head_step)
+    token, weights, options, state, carry = case.arguments()
+    assert state is not None
+    assert carry is not None
+    state_head_step(*case.arguments(), in_place=True)  # compile first
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = state_head_step(token, weights, options, state, carry, in_place=True).readout
+    state.copy_(case.state)
+    carry.copy_(case.carry)
+    for t in range(case.tokens):
+        for slot, x in zip(token, case.token(t), strict=True):
+            if slot is not None:
+                slot.copy_(x)
+        graph.replay()
+        assert torch.equal(out[:, 0], expected[0][t])
+    assert torch.equal(state, expected[1])
+    assert torch.equal(carry, expected[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [16, 64, 128])
+@pytest.mark.parametrize("heads", cross_head_cases.RATIOS)
+@pytest.mark.parametrize("kind", cross_head_cases.KINDS)
+def test_cross_head(kind: str, heads: tuple[int, int], size: int, dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and size == 128 and kind != "additive":
+        pytest.skip("refused: the matrices leave no room in shared memory")
+    case = cross_head_cases.Case(kind, 2, 1025, heads, size, dtype=dtype, device="cuda")
+    cross_head_cases.assert_close(case, partial(cross_head, backend="triton"), LIMITS[dtype])
 
 
 def test_half_precision_error_is_of_rounding_size() -> None:

@@ -51,6 +51,7 @@ class Case:
     seed: int = 0
     chunk: int = 0
     values: int = 0
+    segments: int = 0
     initial: bool = True
     generator: torch.Generator = field(init=False)
 
@@ -152,7 +153,8 @@ def compare(case: Case) -> dict[str, float]:
     exact_leaves = {name: x.requires_grad_() for name, x in case.leaves().items()}
     tested_leaves = case.tested_leaves(exact_leaves)
     exact = case.run(exact_leaves, wkv7_reference)
-    tested = case.run(tested_leaves, wkv7_triton, chunk=case.chunk, values=case.values)
+    choices = {"chunk": case.chunk, "values": case.values, "segments": case.segments}
+    tested = case.run(tested_leaves, wkv7_triton, **choices)
     names = ["y", "final_state", "final_ring"][: len(exact)]
     errors = {
         name: relative_error(x, y.detach()) for name, x, y in zip(names, tested, exact, strict=True)

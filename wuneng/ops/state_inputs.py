@@ -14,12 +14,27 @@ Legend: B batch, T tokens, S state heads, N head size.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 NORM_EPS = 1e-12
+LOG_DECAY_SCALE = -math.exp(-0.5)  # log w = -e^{-1/2} sigma(.), so one step keeps at least 0.545
+
+
+def log_decay(logit: Tensor) -> Tensor:
+    """The recurrence's log decay w = -e^{-1/2} sigma(logit), as RWKV-7's.
+
+    Args:
+        logit: ``[..., N]``, floating.
+
+    Returns:
+        The shape of ``logit``, float32 (float64 for float64): a decay near 1 accumulates over
+        thousands of tokens, where bfloat16 would round it away.
+    """
+    return LOG_DECAY_SCALE * torch.sigmoid(_wide(logit)(logit))
 
 
 def state_inputs_reference(

@@ -1,7 +1,8 @@
 """Token shift after projection: u_t + mu (u_{t-1} - u_t), with u_{-1} = 0.
 
 One pass over ``[B, T, C]`` forward and four backward, against a concatenation, an interpolation
-and their separate gradients when autograd does it.
+and their separate gradients when autograd does it. On CUDA each direction is one kernel
+(``token_shift_triton``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from wuneng.ops.wkv7.interface import HAS_TRITON
 
 
 def token_shift_reference(u: Tensor, mu: Tensor) -> Tensor:
@@ -29,6 +32,11 @@ def token_shift(u: Tensor, mu: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
         return token_shift_reference(u, mu)
+    if u.is_cuda and HAS_TRITON:
+        from wuneng.ops import token_shift_triton
+
+        if token_shift_triton.takes(u, mu):
+            return token_shift_triton.token_shift_triton(u, mu)
     return _TokenShift.apply(u, mu)
 
 

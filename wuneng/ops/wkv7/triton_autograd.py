@@ -1,4 +1,4 @@
-"""WKV-7's Triton kernels as torch operators: allocation, launches, gradients, fake kernels.
+"""WKV-7's Triton scans as torch operators: allocation, gradients, fake kernels.
 
 wkv7_triton            what the interface calls: operator, then snapshot reads
 wuneng::wkv7_triton_forward, _backward     the two scans (torch.library, so torch.compile sees
@@ -14,19 +14,17 @@ from torch import Tensor
 
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step_with_snapshots
-from wuneng.ops.wkv7.triton_backward import wkv7_backward_kernel
-from wuneng.ops.wkv7.triton_forward import wkv7_forward_kernel
 from wuneng.ops.wkv7.triton_launch import (
     backward_launch,
     check_inputs,
     chunk_length,
     forward_launch,
-    on_device,
-    precision,
-    processors,
 )
+from wuneng.ops.wkv7.triton_passes import cut_where_few, scan, scan_back
+from wuneng.ops.wkv7.triton_segments import gradients_at_ends, states_at_starts
 from wuneng.ops.wkv7.triton_snapshots import read_snapshots
 from wuneng.ops.wkv7.triton_step import wkv7_triton_step
+from wuneng.ops.wkv7.triton_tables import boundary_rows, sequence_table
 
 
 def wkv7_triton(
@@ -42,6 +40,7 @@ def wkv7_triton(
     snapshots: Snapshots | None = None,
     chunk: int = 0,
     values: int = 0,
+    segments: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The fused kernels over whole sequences; arguments as :func:`wuneng.ops.wkv7`.
 
@@ -53,6 +52,8 @@ def wkv7_triton(
     Args:
         chunk: tokens per chunk, 16, 32 or 64; 0 chooses.
         values: value channels per program; 0 chooses by the number of heads.
+        segments: into how many segments to cut T tokens that are worked on side by side; 1 for
+            one pass, 0 chooses by the number of processors.
 
     Returns:
         y ``[B, T, S, N]`` in v's dtype, the final state ``[B or sequences, S, N, N]`` float32 and,
@@ -77,7 +78,7 @@ def wkv7_triton(
         chunk = chunk_length(v.dtype, v.shape[-1], keeps_states)
     position = None if snapshots is None else snapshots.position
     y, final_state, states = torch.ops.wuneng.wkv7_triton_forward(
-        *inputs, initial_state, cu_seqlens, position, chunk, values, keeps_states
+        *inputs, initial_state, cu_seqlens, position, chunk, values, keeps_states, segments
     )
     if snapshots is None:
         return y, final_state, None
@@ -96,46 +97,6 @@ def _one_token(
     return y.unsqueeze(1), new, ring
 
 
-def _rows(tokens: int, chunk: int, sequences: int, packed: bool, has_position: bool) -> int:
-    """Rows of boundary states to allocate, without looking at values on the device.
-
-    Every sequence takes a row per chunk and one for its end; starting between two boundaries, or
-    ending there, can add a chunk.
-    """
-    if packed:
-        return tokens // chunk + sequences * (2 + has_position)
-    return sequences * _rows_per_sequence(tokens, chunk, has_position)
-
-
-def _rows_per_sequence(tokens: int, chunk: int, has_position: bool) -> int:
-    return -(-tokens // chunk) + has_position + 1
-
-
-def sequence_table(
-    batch: int, tokens: int, cu_seqlens: Tensor | None, position: Tensor | None, chunk: int
-) -> Tensor | None:
-    """int64 ``[sequences, 4]``: begin, end, empty leading slots, first row of boundary states.
-
-    None when every sequence has ``tokens`` tokens and starts on a boundary: the kernels then
-    compute these themselves. Nothing here waits for the device.
-    """
-    if cu_seqlens is not None:
-        bounds = cu_seqlens.long()
-        torch._assert_async(
-            (bounds[0] == 0) & (bounds[-1] == tokens) & (bounds.diff() >= 0).all(),
-            f"cu_seqlens must be non-decreasing from 0 to T = {tokens}",
-        )
-        begin, end = bounds[:-1], bounds[1:]
-    elif position is not None:
-        begin = torch.arange(batch, device=position.device) * tokens
-        end = begin + tokens
-    else:
-        return None
-    lead = torch.zeros_like(begin) if position is None else position.to(begin.device) % chunk
-    rows = (end - begin + lead + chunk - 1).div(chunk, rounding_mode="floor") + 1
-    return torch.stack([begin, end, lead, rows.cumsum(0) - rows], dim=1)
-
-
 @torch.library.custom_op("wuneng::wkv7_triton_forward", mutates_args=())
 def _forward(
     r: Tensor,
@@ -150,37 +111,27 @@ def _forward(
     chunk: int,
     values: int,
     keeps_states: bool,
+    segments: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, final_state, states = _forward_outputs(v, cu_seqlens, position, chunk, keeps_states)
-    batch, tokens, heads, size = v.shape
-    sequences = final_state.shape[0]
     if final_state.numel() == 0:
         return y, final_state, states
-    launch = forward_launch(v.dtype, size, chunk, sequences * heads, processors(v.device))
-    values = values or launch.values
-    table = sequence_table(batch, tokens, cu_seqlens, position, chunk)
-    with on_device(v):
-        wkv7_forward_kernel[(sequences * heads * (size // values),)](
-            *(x.contiguous() for x in (r, w, k, v, a, b)),
-            None if initial_state is None else initial_state.contiguous(),
-            table,
-            y,
-            final_state,
-            states if keeps_states else None,
-            tokens,
-            _rows_per_sequence(tokens, chunk, False),
-            heads,
-            SIZE=size,
-            VALUES=values,
-            CHUNK=chunk,
-            HAS_INITIAL=initial_state is not None,
-            HAS_TABLE=table is not None,
-            STORE_BOUNDARIES=keeps_states,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-            **precision(v.dtype),
-        )
-    return y, final_state, states
+    r, w, k, v, a, b = inputs = tuple(x.contiguous() for x in (r, w, k, v, a, b))
+    entering = None if initial_state is None else initial_state.contiguous()
+    cut = cut_where_few(v, cu_seqlens, position, chunk, values, segments, forward_launch)
+    stored = states if keeps_states else None
+    if cut is None:
+        table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, position, chunk)
+        scan(inputs, entering, table, y, final_state, stored, chunk, values)
+        return y, final_state, states
+    starts = states_at_starts(w, k, v, a, b, entering, cut, chunk)
+    ends = torch.empty_like(starts)
+    scan(inputs, starts, cut.table, y, ends, stored, chunk, values)
+    if keeps_states:
+        # A segment's end and the next one's start are one row, which both have written: the second
+        # is what y was computed from.
+        states.index_copy_(0, cut.table[:, 3], starts.to(states.dtype))
+    return y, ends.index_select(0, cut.ranges[:, 1] - 1), states
 
 
 def _forward_outputs(
@@ -189,10 +140,11 @@ def _forward_outputs(
     batch, tokens, heads, size = v.shape
     packed = cu_seqlens is not None
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    rows = _rows(tokens, chunk, sequences, packed, position is not None) if keeps_states else 0
+    has_position = position is not None
+    rows = boundary_rows(tokens, chunk, sequences, packed, has_position) if keeps_states else 0
     # With a table the rows are an upper bound; those that no sequence fills must not differ from
     # run to run.
-    allocate = v.new_zeros if packed or position is not None else v.new_empty
+    allocate = v.new_zeros if packed or has_position else v.new_empty
     return (
         torch.empty_like(v, memory_format=torch.contiguous_format),
         v.new_empty(sequences, heads, size, size, dtype=torch.float32),
@@ -201,7 +153,9 @@ def _forward_outputs(
 
 
 @_forward.register_fake
-def _(r, w, k, v, a, b, initial_state, cu_seqlens, position, chunk, values, keeps_states):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    r, w, k, v, a, b, initial_state, cu_seqlens, position, chunk, values, keeps_states, segments=0
+):
     return _forward_outputs(v, cu_seqlens, position, chunk, keeps_states)
 
 
@@ -221,50 +175,28 @@ def _backward(
     d_states: Tensor | None,
     chunk: int,
     values: int,
+    segments: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (r, w, k, v, a, b)
-    dr, dw, dk, dv, da, db, d_initial_state = _backward_outputs(*inputs, cu_seqlens)
-    batch, tokens, heads, size = v.shape
-    programs = d_initial_state.shape[0] * heads
-    launch = backward_launch(v.dtype, size, chunk, programs, processors(v.device))
-    values = values or launch.values
-    blocks = size // values
-    summed = (dr, dw, dk, da, db)
-    parts: tuple[Tensor, ...] = summed
-    if blocks > 1:
-        parts = tuple(x.new_empty(blocks, *x.shape, dtype=torch.float32) for x in summed)
-    table = sequence_table(batch, tokens, cu_seqlens, position, chunk)
-    with on_device(v):
-        wkv7_backward_kernel[(programs * blocks,)](
-            *(x.contiguous() for x in inputs),
-            states,
-            table,
-            torch.zeros_like(v) if dy is None else dy.contiguous(),
-            None if d_final_state is None else d_final_state.contiguous(),
-            None if d_states is None else d_states.contiguous(),
-            *parts[:3],
-            dv,
-            *parts[3:],
-            d_initial_state,
-            tokens,
-            _rows_per_sequence(tokens, chunk, False),
-            heads,
-            v.numel(),
-            SIZE=size,
-            VALUES=values,
-            CHUNK=chunk,
-            HAS_FINAL=d_final_state is not None,
-            HAS_TABLE=table is not None,
-            HAS_BOUNDARIES=d_states is not None,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-            **precision(v.dtype),
-        )
-    if blocks > 1:
-        # A fixed order of summation: atomics would make gradients differ from run to run.
-        for part, gradient in zip(parts, summed, strict=True):
-            gradient.copy_(part.sum(0))
-    return dr, dw, dk, dv, da, db, d_initial_state
+    gradients = _backward_outputs(r, w, k, v, a, b, cu_seqlens)
+    *parts, d_initial_state = gradients
+    inputs = tuple(x.contiguous() for x in (r, w, k, v, a, b))
+    dy = torch.zeros_like(inputs[3]) if dy is None else dy.contiguous()
+    d_final_state = None if d_final_state is None else d_final_state.contiguous()
+    d_states = None if d_states is None else d_states.contiguous()
+    cut = None
+    if d_initial_state.numel():
+        cut = cut_where_few(v, cu_seqlens, position, chunk, values, segments, backward_launch)
+    if cut is None:
+        table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, position, chunk)
+        given = (table, dy, d_final_state, d_states)
+        scan_back(inputs, states, given, parts, d_initial_state, chunk, values)
+        return gradients
+    r, w, _, _, a, b = inputs
+    d_ends = gradients_at_ends(r, w, a, b, dy, d_final_state, d_states, cut, chunk)
+    d_starts = torch.empty_like(d_ends)
+    given = (cut.table, dy, d_ends, d_states)
+    scan_back(inputs, states, given, parts, d_starts, chunk, values)
+    return (*gradients[:6], d_starts.index_select(0, cut.ranges[:, 0]))
 
 
 def _backward_outputs(
@@ -285,24 +217,24 @@ def _(r, w, k, v, a, b, states, cu_seqlens, *others):  # type: ignore[no-untyped
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, initial_state, cu_seqlens, position, chunk, values, keeps_states = inputs
+    *tensors, initial_state, cu_seqlens, position, chunk, values, keeps_states, segments = inputs
     if not keeps_states:
         raise RuntimeError("wkv7_triton_forward needs keeps_states=True to be differentiated")
     ctx.save_for_backward(*tensors, output[2], cu_seqlens, position)
     ctx.set_materialize_grads(False)
-    ctx.chunk, ctx.values, ctx.has_initial_state = chunk, values, initial_state is not None
+    ctx.choices, ctx.has_initial_state = (chunk, values, segments), initial_state is not None
 
 
 def _differentiate(
     ctx: Any, dy: Tensor | None, d_final_state: Tensor | None, d_states: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     *grads, d_initial_state = torch.ops.wuneng.wkv7_triton_backward(
-        *ctx.saved_tensors, dy, d_final_state, d_states, ctx.chunk, ctx.values
+        *ctx.saved_tensors, dy, d_final_state, d_states, *ctx.choices
     )
     return (
         *grads,
         d_initial_state if ctx.has_initial_state else None,
-        *(None for _ in ("cu_seqlens", "position", "chunk", "values", "keeps_states")),
+        *(None for _ in ("cu_seqlens", "position", "chunk", "values", "keeps_states", "segments")),
     )
 
 

@@ -9,6 +9,9 @@ Nothing else is stored: decays, A_*, T and U live and die inside a chunk. The st
 state -> Z^T -> U^T -> state has value channels as its rows; value rows are independent, so a warp
 keeps its rows from one product to the next, and a program may take only a block of them
 (VALUES < head size) when there are few heads.
+
+With RAW the kernel reads the layer's projections instead and makes w, k~, a and b of them in
+registers (``triton_state_inputs``); it then also writes k~, which the layer's bonus reads.
 """
 # mypy: disable-error-code="no-untyped-def"
 # Triton traces these functions; its tensors have no useful static type.
@@ -24,6 +27,7 @@ from wuneng.ops.wkv7.triton_chunk import (
     sequence_extent,
     unit_lower_inverse,
 )
+from wuneng.ops.wkv7.triton_state_inputs import load_inputs, log_decay_of
 
 
 @triton.jit
@@ -46,6 +50,12 @@ def wkv7_forward_kernel(
     HAS_INITIAL: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     STORE_BOUNDARIES: tl.constexpr,
+    k_k=None,  # [heads, SIZE], with RAW
+    k_a=None,  # [heads, SIZE], with RAW
+    replacement_key=None,  # [tokens, heads, SIZE], with RAW: k~, written
+    RAW: tl.constexpr = False,  # w is the decay's logit, k untouched, b the rate's logit and ...
+    SHARED: tl.constexpr = False,  # ... a what the removal key is made of; None if SHARED: k
+    A_MAX: tl.constexpr = 1.0,
 ):  # fmt: skip
     """y_t = S_t r_t, S_t = S_{t-1} (diag(e^{w_t}) + a_t^T b_t) + v_t^T k_t, a chunk at a time."""
     BLOCKS: tl.constexpr = SIZE // VALUES
@@ -80,10 +90,25 @@ def wkv7_forward_kernel(
         mask_C = (base + token >= begin) & (base + token < end)
         tile_CK = token[:, None] * row + key[None, :]
         log_decay_CK = load_CK(w + start, tile_CK, mask_C[:, None])
+        if RAW:
+            log_decay_CK = log_decay_of(log_decay_CK, mask_C[:, None])
         before_CK, after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
-        a_CK = (load_CK(a + start, tile_CK, mask_C[:, None]) * before_CK).to(OPERAND)
-        b_CK = (load_CK(b + start, tile_CK, mask_C[:, None]) * back_CK).to(OPERAND)
-        k_CK = (load_CK(k + start, tile_CK, mask_C[:, None]) * back_CK).to(OPERAND)
+        if RAW:
+            kappa_CK, rate_CK, key_CK = load_inputs(
+                k, a, b, k_k, k_a, head, start, tile_CK, mask_C[:, None], SHARED
+            )
+            tl.store(
+                replacement_key + start + tile_CK,
+                key_CK.to(replacement_key.dtype.element_ty),
+                mask=mask_C[:, None] & (value_block == 0),
+            )
+            a_CK = (-kappa_CK * before_CK).to(OPERAND)
+            b_CK = (A_MAX * rate_CK * kappa_CK * back_CK).to(OPERAND)
+            k_CK = (key_CK * back_CK).to(OPERAND)
+        else:
+            a_CK = (load_CK(a + start, tile_CK, mask_C[:, None]) * before_CK).to(OPERAND)
+            b_CK = (load_CK(b + start, tile_CK, mask_C[:, None]) * back_CK).to(OPERAND)
+            k_CK = (load_CK(k + start, tile_CK, mask_C[:, None]) * back_CK).to(OPERAND)
         r_CK = (load_CK(r + start, tile_CK, mask_C[:, None]) * after_CK).to(OPERAND)
         tile_VC = token[None, :] * row + value[:, None]
         v_VC = tl.load(v + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)

@@ -1,4 +1,4 @@
-"""How the WKV-7 kernels are launched: chunk length, value split, warps, and operand precision.
+"""How the WKV-7 kernels are launched: chunk length, value split, segments, warps, precision.
 
 The choice is a table, not a measurement at run time: the same inputs then give the same bits on
 every run. It holds what compiles for sm_80, sm_90 and sm_100 with the least spilling
@@ -11,6 +11,7 @@ import contextlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isqrt
 from typing import Any
 
 import torch
@@ -93,12 +94,60 @@ def backward_launch(
     return Launch(chunk, values, 4 if values == size else 8, 1)
 
 
+def segment_states_launch(
+    dtype: torch.dtype, size: int, chunk: int, heads: int, processors: int
+) -> Launch:
+    """Launch of the kernels that only carry a segment's state, as :func:`forward_launch`."""
+    wide = dtype == torch.float32 or size > 64
+    values = _split_values(32 if wide else min(size, 64), size, heads, processors)
+    return Launch(chunk, values, 8 if dtype == torch.float32 else 4, 1 if wide else 2)
+
+
+def segment_scan_launch(size: int) -> Launch:
+    """Launch of the kernel that hands the state on, which has no chunks: loads run two ahead."""
+    return Launch(1, 16, 8, 1) if size > 64 else Launch(1, 16, 4, 3)
+
+
+def snapshot_launch(dtype: torch.dtype, size: int, every: int) -> Launch:
+    """Launch of the snapshot kernels; chunk is their tile, a power of two that divides every."""
+    wide = dtype == torch.float32 or size > 64
+    tile = min(every & -every, 32 if wide else 64)
+    return Launch(tile, min(size, 32 if wide else 64), 4, 1 if wide else 2)
+
+
 def _split_values(values: int, size: int, heads: int, processors: int) -> int:
     """Halve the value block until there is a program for every processor, down to 16 channels."""
     values = min(values, size)
     while values > 16 and heads * (size // values) < processors:
         values //= 2
     return values
+
+
+def segment_length(
+    segments: int, tokens: int, chunk: int, programs: int, heads: int, processors: int
+) -> int:
+    """Tokens per segment (a multiple of ``chunk``), 0 for no segments (see ``triton_segments``).
+
+    Two passes over segments cost 1.6 passes' work and a short serial scan, so they pay where the
+    programs of one pass leave half the processors idle and sequences are long. Enough segments to
+    give every processor two programs; beyond sqrt(2 chunks) the scan over segments would take
+    longer than the segments themselves.
+
+    Args:
+        segments: how many to cut ``tokens`` tokens into; 0 chooses, and chooses none on a CPU.
+        programs: of the one-pass kernel, after its value split.
+        heads: sequences x heads.
+    """
+    if segments < 0:
+        raise ValueError(f"segments must not be negative, got {segments}")
+    chunks = -(-tokens // chunk)
+    if segments == 0 and 2 * programs < processors and chunks >= SEGMENTED_CHUNKS:
+        segments = min(-(-2 * processors // heads), isqrt(2 * chunks))
+    return -(-chunks // segments) * chunk if segments > 1 and chunks > 1 else 0
+
+
+SEGMENTED_CHUNKS = 64
+"""Fewer chunks than this are scanned in one pass: the segments' launches would cost more."""
 
 
 def precision(dtype: torch.dtype) -> dict[str, object]:

@@ -1,33 +1,31 @@
-"""Snapshot reads from the states the forward kernel stored, in batched products.
+"""Snapshot reads from the states the forward kernel stored, as torch operators.
 
 The kernel keeps the state at every chunk's start, and ``every`` is a multiple of the chunk, so each
-snapshot is one of those rows (or, for a continued sequence, one of the ring's). Tokens between two
-boundaries read the same snapshots: they form a *window*, and a window's read of one snapshot is one
-product ``[every, N] @ [N, N]`` per head. Autograd differentiates this file; what it hands back as
-the gradient of the stored states enters the backward kernel's scan at their chunks.
+snapshot is one of those rows (or, for a continued sequence, one of the ring's). The gradient of the
+stored states enters the backward kernel's scan at their chunks. ``snapshot_products`` computes the
+same in plain torch.
 
-Legend: W windows, E tokens of a window (``every``), S heads, N head size, n snapshots.
+read_snapshots         what wkv7_triton calls
+wuneng::wkv7_snapshot_read, _backward      the kernels' launches
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from wuneng.ops.wkv7.snapshot_products import final_ring, sequence_extents
 from wuneng.ops.wkv7.snapshots import Snapshots
-
-
-@dataclass(frozen=True)
-class _Extents:
-    """Per sequence, int64: first token, tokens, tokens seen before, first row of stored states."""
-
-    begin: Tensor
-    length: Tensor
-    seen: Tensor
-    first_row: Tensor
+from wuneng.ops.wkv7.triton_launch import Launch, on_device, precision, snapshot_launch
+from wuneng.ops.wkv7.triton_snapshot_kernels import (
+    snapshot_gradients_kernel,
+    snapshot_read_kernel,
+    snapshot_state_gradients_kernel,
+)
+from wuneng.ops.wkv7.triton_tables import max_segments, places, rows_per_sequence
 
 
 def read_snapshots(
@@ -43,7 +41,7 @@ def read_snapshots(
     Args:
         r: ``[B, T, S, N]``.
         y: ``[B, T, S, N]``, the read of the state now.
-        states: ``[rows, S, N, N]`` as the forward kernel stores them.
+        states: ``[rows, S, N, N]`` in y's dtype, as the forward kernel stores them.
         snapshots: weights, and ring and position where the sequences are continued.
         cu_seqlens: as :func:`wuneng.ops.wkv7`.
         chunk: tokens between two stored states; divides ``snapshots.every``.
@@ -51,134 +49,205 @@ def read_snapshots(
     Returns:
         y ``[B, T, S, N]`` in its dtype, and the ring ``[B or sequences, n, S, N, N]`` float32.
     """
-    extents = _extents(r, cu_seqlens, snapshots.position, chunk)
-    with torch.autocast(r.device.type, enabled=False):
-        ring = _final_ring(states, snapshots, extents, chunk)
-        mixed = snapshots.weights[..., :1].float() * y.float()
-        if snapshots.count == 0 or r.shape[1] == 0:
-            return mixed.to(y.dtype), ring
-        windows = _Windows(r, snapshots, extents, cu_seqlens is not None)
-        sequence, window = windows.sequence_and_index()
-        read_WESN = windows.spread(r).to(states.dtype)
-        gamma_WESn = windows.spread(snapshots.weights[..., 1:]).float()
-        total_WSEN = torch.zeros((), device=r.device)
-        for newest in range(snapshots.count):
-            tokens = (window - newest) * snapshots.every
-            snap_WSNN = _states_after(tokens, sequence, states, snapshots, extents, chunk)
-            gamma_WSE1 = gamma_WESn[..., newest, None].transpose(1, 2) * (tokens > 0).view(
-                -1, 1, 1, 1
-            )
-            reads_WSEN = read_WESN.transpose(1, 2) @ snap_WSNN.to(states.dtype).transpose(-1, -2)
-            total_WSEN = total_WSEN + gamma_WSE1 * reads_WSEN
-        mixed = mixed + windows.gather(total_WSEN.transpose(1, 2))
-    return mixed.to(y.dtype), ring
+    return torch.ops.wuneng.wkv7_snapshot_read(
+        *(r, y, states, snapshots.weights, snapshots.ring, snapshots.position, cu_seqlens),
+        *(snapshots.every, chunk),
+    )
 
 
-def _extents(r: Tensor, cu_seqlens: Tensor | None, position: Tensor | None, chunk: int) -> _Extents:
-    batch, tokens = r.shape[:2]
-    if cu_seqlens is None:
-        length = torch.full((batch,), tokens, device=r.device)
-        begin = torch.arange(batch, device=r.device) * tokens
-    else:
-        length, begin = cu_seqlens.long().diff(), cu_seqlens.long()[:-1]
-    seen = torch.zeros_like(begin) if position is None else position.to(r.device)
-    rows = (length + seen % chunk + chunk - 1) // chunk + 1
-    return _Extents(begin, length, seen, rows.cumsum(0) - rows)
+@dataclass(frozen=True)
+class _Tables:
+    """What the kernels need to find tiles and kept states.
+
+    Attributes:
+        extents: int64 ``[sequences, 4]``: begin, end, tokens seen before, first row of states.
+        tiles, kept: int64 ``[places, 2]``: sequence, and index among its own.
+        All three are None where sequences begin here and have equal lengths.
+        tile_places, kept_places: how many there are at most, of all sequences.
+        tiles_each, kept_each: without tables, how many a sequence has.
+    """
+
+    extents: Tensor | None
+    tiles: Tensor | None
+    kept: Tensor | None
+    tile_places: int
+    kept_places: int
+    tiles_each: int
+    kept_each: int
 
 
-def _states_after(
-    tokens: Tensor,
-    sequence: Tensor,
-    states: Tensor,
-    snapshots: Snapshots,
-    extents: _Extents,
+def _tables(
+    r: Tensor,
+    position: Tensor | None,
+    cu_seqlens: Tensor | None,
+    tile: int,
+    every: int,
     chunk: int,
-) -> Tensor:
-    """States ``[W, S, N, N]`` of ``sequence`` after ``tokens`` of its tokens (both ``[W]``).
-
-    Where ``tokens`` is not positive some finite state comes back; the caller gives it no weight.
-    """
-    seen = extents.seen[sequence]
-    row = extents.first_row[sequence] + (tokens // chunk - seen // chunk).clamp(min=0)
-    stored = states[row]
-    if snapshots.ring is None:
-        return stored
-    slot = (seen // snapshots.every - tokens // snapshots.every).clamp(0, snapshots.count - 1)
-    carried = snapshots.ring[sequence, slot]
-    return torch.where((tokens > seen).view(-1, 1, 1, 1), stored.to(carried.dtype), carried)
-
-
-def _final_ring(states: Tensor, snapshots: Snapshots, extents: _Extents, chunk: int) -> Tensor:
-    """The ring that the next token of every sequence reads, ``[sequences, n, S, N, N]``."""
-    sequence = torch.arange(extents.seen.shape[0], device=states.device)
-    newest = (extents.seen + extents.length) // snapshots.every
-    slots = []
-    for back in range(snapshots.count):
-        tokens = (newest - back) * snapshots.every
-        state = _states_after(tokens, sequence, states, snapshots, extents, chunk).float()
-        slots.append(torch.where((tokens > 0).view(-1, 1, 1, 1), state, 0.0))
-    if not slots:
-        return states.new_empty(len(sequence), 0, *states.shape[1:], dtype=torch.float32)
-    return torch.stack(slots, dim=1)
+    carried: int,
+) -> _Tables:
+    """``carried`` states a sequence came in the ring. Nothing here waits for the device."""
+    batch, tokens = r.shape[:2]
+    if cu_seqlens is None and position is None:
+        tiles, kept = -(-tokens // tile), tokens // every
+        return _Tables(None, None, None, batch * tiles, batch * kept, tiles, kept)
+    extents = sequence_extents(r, cu_seqlens, position, chunk)
+    begin, length, seen = extents.begin, extents.length, extents.seen
+    sequences, has_position = begin.shape[0], position is not None
+    tile_places = max_segments(batch * tokens, sequences, tile, tile, has_position)
+    crossed = (batch * tokens + sequences * (every - 1) * has_position) // every
+    kept_places = crossed + sequences * carried
+    used = (seen % tile + length + tile - 1) // tile
+    own = (seen + length) // every - seen // every + carried
+    return _Tables(
+        torch.stack([begin, begin + length, seen, extents.first_row], 1),
+        torch.stack(places(used, tile_places), 1),
+        torch.stack(places(own, kept_places), 1),
+        *(tile_places, kept_places, 0, 0),
+    )
 
 
-class _Windows:
-    """Tokens ``[B, T, ...]`` to windows ``[W, E, ...]`` and back.
+@torch.library.custom_op("wuneng::wkv7_snapshot_read", mutates_args=())
+def _read(
+    r: Tensor,
+    y: Tensor,
+    states: Tensor,
+    weights: Tensor,
+    ring: Tensor | None,
+    position: Tensor | None,
+    cu_seqlens: Tensor | None,
+    every: int,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    mixed = torch.empty_like(y, memory_format=torch.contiguous_format)
+    (tokens, heads, size), count = r.shape[1:], weights.shape[-1] - 1
+    extents = sequence_extents(r, cu_seqlens, position, chunk)
+    ring_out = final_ring(states, ring, count, every, extents, chunk)
+    carried = 0 if ring is None else count
+    launch = snapshot_launch(y.dtype, size, every)
+    tables = _tables(r, position, cu_seqlens, launch.chunk, every, chunk, carried)
+    programs = tables.tile_places * heads * (size // launch.values)
+    if programs == 0:
+        return mixed, ring_out
+    with on_device(r):
+        snapshot_read_kernel[(programs,)](
+            *(x.contiguous() for x in (r, y, weights, states)),
+            ring.contiguous() if ring is not None and carried else None,
+            *(tables.extents, tables.tiles, mixed, tokens, rows_per_sequence(tokens, chunk)),
+            *(tables.tiles_each, heads, every),
+            **_constants(y, launch, chunk, count, carried, tables),
+        )
+    return mixed, ring_out
 
-    Fresh sequences of one length only need padding and a view. Packed or continued ones are
-    scattered to their slots; the number of windows is then bounded, not counted, so that nothing
-    waits for the device.
-    """
 
-    def __init__(self, r: Tensor, snapshots: Snapshots, extents: _Extents, packed: bool) -> None:
-        self.batch, self.tokens = r.shape[:2]
-        self.every = snapshots.every
-        self.extents = extents
-        self.plain = not packed and snapshots.position is None
-        continued = snapshots.position is not None
-        if packed:
-            self.count = self.tokens // self.every + extents.seen.shape[0] * (1 + continued)
-        else:
-            self.count = self.batch * (-(-self.tokens // self.every) + continued)
-        if not self.plain:
-            self._place(r)
+def _constants(
+    y: Tensor, launch: Launch, chunk: int, count: int, carried: int, tables: _Tables
+) -> dict[str, object]:
+    operands = precision(y.dtype)
+    return {
+        "CHUNK": chunk,
+        "TILE": launch.chunk,
+        "SIZE": y.shape[-1],
+        "VALUES": launch.values,
+        "COUNT": count,
+        "OPERAND": operands["OPERAND"],
+        "PRECISION": operands["PRECISION"],
+        "HAS_RING": carried > 0,
+        "HAS_TABLE": tables.extents is not None,
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+    }
 
-    def _place(self, r: Tensor) -> None:
-        """Find every sequence's first window and every token's slot."""
-        seen, length, begin = self.extents.seen, self.extents.length, self.extents.begin
-        used = (seen + length + self.every - 1) // self.every - seen // self.every
-        self.first = used.cumsum(0) - used
-        self.last = used.cumsum(0)
-        everyone = torch.arange(seen.shape[0], device=r.device)
-        token = torch.arange(self.batch * self.tokens, device=r.device)
-        owner = everyone.repeat_interleave(length, output_size=token.shape[0])
-        absolute = token - begin[owner] + seen[owner]
-        window = self.first[owner] + absolute // self.every - seen[owner] // self.every
-        self.slot = window * self.every + absolute % self.every
 
-    def sequence_and_index(self) -> tuple[Tensor, Tensor]:
-        """Every window's sequence, and its index in that sequence counted from its first token."""
-        window = torch.arange(self.count, device=self.extents.seen.device)
-        if self.plain:
-            per_sequence = self.count // self.batch
-            return window // per_sequence, window % per_sequence
-        sequence = torch.searchsorted(self.last, window, right=True)
-        sequence = sequence.clamp(max=self.last.shape[0] - 1)
-        index = window - self.first[sequence] + self.extents.seen[sequence] // self.every
-        # Windows past the last are empty: point them at no snapshot at all.
-        return sequence, torch.where(window < self.last[-1], index, 0)
+@_read.register_fake
+def _(r, y, states, weights, ring, position, cu_seqlens, every, chunk):  # type: ignore[no-untyped-def]
+    sequences = r.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shape = (sequences, weights.shape[-1] - 1, *states.shape[1:])
+    mixed = torch.empty_like(y, memory_format=torch.contiguous_format)
+    return mixed, states.new_empty(shape, dtype=torch.float32)
 
-    def spread(self, x: Tensor) -> Tensor:
-        """``[B, T, ...]`` to ``[W, E, ...]``; empty slots are zero."""
-        if self.plain:
-            padding = [0, 0] * (x.dim() - 2) + [0, -x.shape[1] % self.every]
-            return F.pad(x, padding).reshape(self.count, self.every, *x.shape[2:])
-        empty = x.new_zeros(self.count * self.every, *x.shape[2:])
-        return empty.index_copy(0, self.slot, x.flatten(0, 1)).unflatten(0, (-1, self.every))
 
-    def gather(self, x: Tensor) -> Tensor:
-        """``[W, E, ...]`` back to ``[B, T, ...]``."""
-        if self.plain:
-            return x.reshape(self.batch, -1, *x.shape[2:])[:, : self.tokens]
-        flat = x.flatten(0, 1).index_select(0, self.slot)
-        return flat.unflatten(0, (self.batch, self.tokens))
+@torch.library.custom_op("wuneng::wkv7_snapshot_read_backward", mutates_args=())
+def _read_backward(
+    r: Tensor,
+    y: Tensor,
+    states: Tensor,
+    weights: Tensor,
+    ring: Tensor | None,
+    position: Tensor | None,
+    cu_seqlens: Tensor | None,
+    d_mixed: Tensor | None,
+    d_ring_out: Tensor | None,
+    every: int,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gradients = _gradients(r, y, states, weights, ring)
+    dr, dy, d_states, d_weights, d_ring = gradients
+    d_states.zero_()
+    (tokens, heads, size), count = r.shape[1:], weights.shape[-1] - 1
+    carried = 0 if ring is None else count
+    launch = snapshot_launch(y.dtype, size, every)
+    tables = _tables(r, position, cu_seqlens, launch.chunk, every, chunk, carried)
+    r, y, weights, states = (x.contiguous() for x in (r, y, weights, states))
+    d_mixed = torch.zeros_like(y) if d_mixed is None else d_mixed.contiguous()
+    rows = rows_per_sequence(tokens, chunk)
+    constants = _constants(y, launch, chunk, count, carried, tables)
+    with on_device(r):
+        if tables.tile_places * heads:
+            snapshot_gradients_kernel[(tables.tile_places * heads,)](
+                *(r, y, weights, states),
+                ring.contiguous() if ring is not None and carried else None,
+                *(tables.extents, tables.tiles, d_mixed, dr, dy, d_weights),
+                *(tokens, rows, tables.tiles_each, heads, every),
+                **constants,
+            )
+        programs = tables.kept_places * heads * (size // launch.values) if count else 0
+        if programs:
+            snapshot_state_gradients_kernel[(programs,)](
+                *(r, weights, tables.extents, tables.kept, d_mixed),
+                None if d_ring_out is None else d_ring_out.contiguous(),
+                *(d_states, d_ring if carried else None),
+                *(tokens, rows, tables.kept_each, heads, every),
+                HAS_D_RING_OUT=d_ring_out is not None,
+                **constants,
+            )
+    return gradients
+
+
+def _gradients(
+    r: Tensor, y: Tensor, states: Tensor, weights: Tensor, ring: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Memory for the gradients; for the ring's an empty tensor where there is none."""
+    dr, dy, d_states, d_weights = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (r, y, states, weights)
+    )
+    shape = (0,) if ring is None else ring.shape
+    return dr, dy, d_states, d_weights, states.new_empty(shape, dtype=torch.float32)
+
+
+@_read_backward.register_fake
+def _(r, y, states, weights, ring, *others):  # type: ignore[no-untyped-def]
+    return _gradients(r, y, states, weights, ring)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, every, chunk = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+    ctx.choices = (every, chunk)
+
+
+def _differentiate(
+    ctx: Any, d_mixed: Tensor | None, d_ring_out: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    has_ring = ctx.saved_tensors[4] is not None
+    *gradients, d_ring = torch.ops.wuneng.wkv7_snapshot_read_backward(
+        *ctx.saved_tensors, d_mixed, d_ring_out, *ctx.choices
+    )
+    return (
+        *gradients,
+        d_ring if has_ring else None,
+        *(None for _ in ("position", "cu_seqlens", "every", "chunk")),
+    )
+
+
+_read.register_autograd(_differentiate, setup_context=_setup_context)

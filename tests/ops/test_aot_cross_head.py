@@ -1,0 +1,52 @@
+"""The cross-head kernels through the real compiler, as ``test_aot_compile`` does WKV-7's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ops.test_aot_compile import compiled
+
+# Spilled bytes a thread, stores: the larger of Triton 3.6.0's and 3.7.1's; others spill nothing.
+# Both gradients of a [2 N, N] matrix stay in registers. On sm_80 the operands of every product
+# are in registers too, and nothing between 16 and 32 tokens and 4 and 16 warps spills less.
+ALLOWED_SPILLS = {
+    ("cross_head_forward_gated", "bfloat16", 64, 80): 32,
+    ("cross_head_backward_gated", "bfloat16", 64, 80): 896,
+    ("cross_head_backward_concat", "bfloat16", 64, 80): 560,
+    ("cross_head_backward_gated", "bfloat16", 128, 90): 312,
+    ("cross_head_backward_concat", "bfloat16", 128, 90): 112,
+    ("cross_head_backward_gated", "float32", 64, 90): 88,
+    ("cross_head_backward_concat", "float32", 64, 90): 112,
+}
+#: What one program may have, bytes (CUDA's programming guide, table of compute capabilities).
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+def assert_within_limits(build: dict[str, Any]) -> None:
+    key = build["kernel"], build["dtype"], build["size"], build["arch"]
+    assert build["spill_stores"] <= ALLOWED_SPILLS.get(key, 0), build
+    assert 0 < build["registers"] <= 255, build
+    assert build["warps"] * 32 * -(-build["registers"] // 8) * 8 <= 65536, build
+    assert build["shared_bytes"] <= SHARED_MEMORY[build["arch"]], build
+
+
+def test_gated_on_hopper(repository: Path, tmp_path: Path) -> None:
+    builds = compiled(repository, tmp_path, "--quick", module="aot_cross_head")
+    assert [x["kernel"] for x in builds] == [
+        "cross_head_forward_gated",
+        "cross_head_backward_gated",
+    ]
+    for build in builds:
+        assert_within_limits(build)
+
+
+@pytest.mark.slow
+def test_every_kind_architecture_head_size_and_type(repository: Path, tmp_path: Path) -> None:
+    builds = compiled(repository, tmp_path, module="aot_cross_head")
+    assert {build["arch"] for build in builds} == {80, 90, 100}
+    assert len({build["kernel"] for build in builds}) == 6
+    for build in builds:
+        assert_within_limits(build)

@@ -1,0 +1,151 @@
+"""The state heads' readout (group norm, bonus, gate) against plain autograd in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from wuneng.ops.readout import state_readout, state_readout_reference
+
+EPS = 64e-5
+TENSORS = ("y", "r", "key", "v")
+WEIGHTS = ("norm_weight", "norm_bias", "bonus")
+PARTS = ("norm", "bonus", "gate")
+
+
+def drawn(
+    shape: tuple[int, ...], dtype: torch.dtype, parts: tuple[str, ...], scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Float64 leaves of values that ``dtype`` can represent; weights at their float32 value."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        x = scale * torch.randn(*size, generator=generator, dtype=torch.float64)
+        return x.to(dtype).double().requires_grad_()
+
+    leaves = {name: draw(shape, dtype) for name in TENSORS}
+    if "norm" in parts:
+        leaves |= {name: draw(shape[-2:], dtype) for name in ("norm_weight", "norm_bias")}
+    if "bonus" in parts:
+        leaves["bonus"] = draw(shape[-2:], dtype)
+    if "gate" in parts:
+        leaves["gate"] = draw(shape, dtype)
+    return leaves
+
+
+def called(operator: Callable[..., Tensor], leaves: dict[str, Tensor]) -> Tensor:
+    optional = {name: leaves.get(name) for name in (*WEIGHTS, "gate")}
+    return operator(*(leaves[name] for name in TENSORS), norm_eps=EPS, **optional)
+
+
+def errors(
+    operator: Callable[..., Tensor], exact: dict[str, Tensor], tested: dict[str, Tensor]
+) -> dict[str, float]:
+    """Relative error of R and of every gradient, against the reference in float64."""
+    expected, found = called(state_readout_reference, exact), called(operator, tested)
+    incoming = torch.randn(expected.shape, dtype=torch.float64).to(found)
+    expected_gradients = torch.autograd.grad(
+        expected, list(exact.values()), incoming.double().cpu(), materialize_grads=True
+    )
+    found_gradients = torch.autograd.grad(
+        found, list(tested.values()), incoming, materialize_grads=True
+    )
+    pairs = {"R": (found, expected)} | {
+        "d" + name: pair
+        for name, pair in zip(
+            exact, zip(found_gradients, expected_gradients, strict=True), strict=True
+        )
+    }
+    for name, x in tested.items():
+        assert pairs["d" + name][0].dtype == x.dtype
+    both = {name: (x.detach().cpu().double(), y.detach()) for name, (x, y) in pairs.items()}
+    return {
+        name: float((x - y).norm() / y.norm().clamp_min(1e-30)) for name, (x, y) in both.items()
+    }
+
+
+def assert_close(found: dict[str, float], limit: float) -> None:
+    assert all(error <= limit for error in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)]
+)
+@pytest.mark.parametrize("parts", [PARTS, PARTS[:2], PARTS[1:], ("norm",), ("gate",), ()])
+@pytest.mark.parametrize("shape", [(2, 37, 3, 16), (1, 1, 1, 5), (3, 1, 2, 64)])
+def test_output_and_gradients(
+    shape: tuple[int, ...], parts: tuple[str, ...], dtype: torch.dtype, limit: float
+) -> None:
+    exact = drawn(shape, dtype, parts)
+    tested = {name: x.detach().to(dtype).requires_grad_() for name, x in exact.items()}
+    assert_close(errors(state_readout, exact, tested), limit)
+
+
+@pytest.mark.parametrize("parts", [PARTS, PARTS[1:], ("norm",), ()])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 5, 3, 16), (1, 1, 2, 64)])
+def test_without_gradients(
+    dtype: torch.dtype, parts: tuple[str, ...], shape: tuple[int, ...]
+) -> None:
+    leaves = {name: x.to(dtype) for name, x in drawn(shape, dtype, parts).items()}
+    kept = {name: x.detach().clone() for name, x in leaves.items()}
+    with torch.no_grad():
+        alone = called(state_readout, leaves)
+    assert torch.allclose(alone, called(state_readout, leaves), rtol=1e-5, atol=1e-6)
+    assert alone.dtype == dtype
+    assert all(torch.equal(leaves[name], x) for name, x in kept.items()), "an input was written"
+
+
+def test_mixed_types_as_under_autocast() -> None:
+    """Half-precision activations, float32 weights: R follows v, gradients their own tensors."""
+    exact = drawn((2, 9, 2, 16), torch.bfloat16, PARTS)
+    tested = {
+        name: x.detach().to(torch.float32 if name in WEIGHTS else torch.bfloat16).requires_grad_()
+        for name, x in exact.items()
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(errors(state_readout, exact, tested), 1e-2)
+        assert called(state_readout, tested).dtype == torch.bfloat16
+
+
+def test_statistics_are_float32_for_half_precision() -> None:
+    """A large common offset would lose every digit of a variance in bfloat16."""
+    y = (256 + 2.0 * torch.randn(1, 50, 1, 64)).to(torch.bfloat16)
+    ones = torch.ones(1, 64)
+    leaves = dict.fromkeys(TENSORS, y) | {"norm_weight": ones, "norm_bias": 0 * ones}
+    expected = torch.nn.functional.layer_norm(y.double(), (64,), eps=EPS)
+    assert (called(state_readout, leaves).double() - expected).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1e4])
+def test_zero_tiny_and_huge(scale: float) -> None:
+    exact = drawn((1, 7, 2, 16), torch.float32, PARTS, scale)
+    tested = {name: x.detach().float().requires_grad_() for name, x in exact.items()}
+    assert_close(errors(state_readout, exact, tested), 5e-6)
+
+
+def test_gradcheck() -> None:
+    leaves = drawn((1, 3, 2, 4), torch.float64, PARTS)
+    names = list(leaves)
+    assert torch.autograd.gradcheck(
+        lambda *xs: called(state_readout, dict(zip(names, xs, strict=True))),
+        tuple(leaves.values()),
+    )
+
+
+def test_compiles_without_a_graph_break() -> None:
+    leaves = {n: x.detach().float() for n, x in drawn((1, 5, 2, 8), torch.float32, PARTS).items()}
+    compiled = torch.compile(
+        lambda leaves: called(state_readout, leaves), fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(leaves), called(state_readout, leaves))
+
+
+def test_half_a_norm_is_refused() -> None:
+    leaves = drawn((1, 2, 1, 4), torch.float32, PARTS)
+    del leaves["norm_bias"]
+    with pytest.raises(ValueError, match="norm_bias is missing"):
+        called(state_readout, leaves)

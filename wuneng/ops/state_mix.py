@@ -1,0 +1,172 @@
+"""From a state head's raw projections to what its recurrence reads, as one operator.
+
+    log w = -e^{-1/2} sigma(decay_logit)     k~, a, b = state_inputs(k, source, rate_logit)
+    S_t   = S_{t-1} (diag(e^{w_t}) + a_t^T b_t) + v_t^T k~_t         y_t = r_t S_t^T
+
+(RWKV-7; RWKV-LM's ``rwkv_v7_numpy.py``.) Written out, w, k~, a and b and their gradients each go
+through memory. The Triton kernels make them from the projections in registers instead; the other
+backends run the parts one after another.
+
+Legend: B batch, T tokens, S state heads, N head size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from wuneng.ops.state_inputs import log_decay, state_inputs
+from wuneng.ops.wkv7 import interface
+from wuneng.ops.wkv7.checks import check_cu_seqlens, check_state
+from wuneng.ops.wkv7.interface import wkv7
+from wuneng.ops.wkv7.snapshots import Snapshots
+
+
+class StateMix(NamedTuple):
+    """What :func:`state_mix` returns.
+
+    Attributes:
+        y: what the state read, ``[B, T, S, N]`` in v's dtype.
+        key: k~, the replacement key, ``[B, T, S, N]`` in k's dtype: the bonus needs it.
+        state: the final state ``[B or sequences, S, N_value, N_key]`` float32 (or float64).
+        ring: with snapshots, the ring to hand to the next call; else None.
+    """
+
+    y: Tensor
+    key: Tensor
+    state: Tensor
+    ring: Tensor | None
+
+
+def state_mix(
+    r: Tensor,
+    decay_logit: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rate_logit: Tensor,
+    source: Tensor | None,
+    k_k: Tensor,
+    k_a: Tensor,
+    *,
+    a_max: float,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    snapshots: Snapshots | None = None,
+    backend: str | None = None,
+) -> StateMix:
+    """Run S state heads over whole sequences, from their projections.
+
+    Differentiable once in every tensor but ``cu_seqlens`` and ``snapshots.position``;
+    deterministic.
+
+    Args:
+        r, k, v: receptance, keys and values ``[B, T, S, N]``, floating; the six projections share
+            this shape and may differ in dtype.
+        decay_logit: of the decay, log w = -e^{-1/2} sigma(decay_logit).
+        rate_logit: of the in-context learning rate.
+        source: what the removal key is made of; None, or k itself, for k. A tensor that is only a
+            view of k counts as one of its own: right, but read twice.
+        k_k, k_a: per-channel weights ``[S, N]`` of the removal and the replacement key.
+        a_max: upper end of the in-context learning rate, 1 or 2.
+        initial_state, cu_seqlens, snapshots, backend: as :func:`wuneng.ops.wkv7`.
+
+    Returns:
+        :class:`StateMix`.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit, or the backend is unknown;
+            the message names the argument.
+        ModuleNotFoundError: backend ``triton`` without Triton installed.
+    """
+    own_source = k if source is None else source
+    projections = (r, decay_logit, k, v, rate_logit, own_source)
+    _check(projections, k_k, k_a)
+    chosen = interface._choose_backend(backend) or interface._default_backend(*projections)
+    sequences = check_cu_seqlens(cu_seqlens, v)
+    options = {"initial_state": initial_state, "cu_seqlens": cu_seqlens}
+    if chosen == "triton" and snapshots is None:
+        check_state("initial_state", initial_state, projections, sequences)
+        fused = _fused(projections, k_k, k_a, a_max, sequences, **options)
+        if fused is not None:
+            return fused
+    return _in_parts(projections, k_k, k_a, a_max, snapshots, chosen, **options)
+
+
+def _in_parts(
+    projections: tuple[Tensor, ...],
+    k_k: Tensor,
+    k_a: Tensor,
+    a_max: float,
+    snapshots: Snapshots | None,
+    backend: str,
+    *,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> StateMix:
+    """The operators one after another, with any backend of :func:`wuneng.ops.wkv7`."""
+    r, decay_logit, k, v, rate_logit, source = projections
+    key, a, b = state_inputs(k, source, rate_logit, k_k, k_a, a_max)
+    inputs = (r, log_decay(decay_logit), key, v, a, b)
+    if snapshots is None:
+        y, state = wkv7(
+            *inputs, initial_state=initial_state, cu_seqlens=cu_seqlens, backend=backend
+        )
+        return StateMix(y, key, state, None)
+    y, state, ring = wkv7(
+        *inputs,
+        initial_state=initial_state,
+        cu_seqlens=cu_seqlens,
+        snapshots=snapshots,
+        backend=backend,
+    )
+    return StateMix(y, key, state, ring)
+
+
+def _fused(
+    projections: tuple[Tensor, ...],
+    k_k: Tensor,
+    k_a: Tensor,
+    a_max: float,
+    sequences: int,
+    *,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> StateMix | None:
+    """The kernels that read projections; None where they do not take these arguments.
+
+    One token without gradients is left to the one-token step of :func:`wuneng.ops.wkv7`.
+    """
+    interface._load_backend("triton")  # names the missing package
+    from wuneng.ops.wkv7.triton_state_mix import fits, state_mix_triton
+
+    r, decay_logit, k, v, rate_logit, source = projections
+    weights = (k_k, k_a)
+    differentiated = interface._needs_grad([*projections, *weights, initial_state])
+    if not differentiated and interface._is_one_token(v, sequences):
+        return None
+    if not fits(v, (*projections, *weights), sequences, differentiated):
+        return None
+    y, key, state = state_mix_triton(
+        *(r, decay_logit, k, v, rate_logit, None if source is k else source, *weights, a_max),
+        initial_state=initial_state,
+        cu_seqlens=cu_seqlens,
+    )
+    return StateMix(y, key, state, None)
+
+
+def _check(projections: tuple[Tensor, ...], k_k: Tensor, k_a: Tensor) -> None:
+    v = projections[3]
+    if v.dim() != 4:
+        raise ValueError(f"v must be [B, T, S, N], got shape {list(v.shape)}")
+    shape, weight_shape = list(v.shape), list(v.shape[-2:])
+    names = ("r", "decay_logit", "k", "v", "rate_logit", "source")
+    expected = [*zip(names, projections, [shape] * 6, strict=True)]
+    expected += [("k_k", k_k, weight_shape), ("k_a", k_a, weight_shape)]
+    for name, x, wanted in expected:
+        if list(x.shape) != wanted:
+            raise ValueError(f"{name} must have shape {wanted}, got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {x.dtype}")
+        if x.device != v.device:
+            raise ValueError(f"{name} must be on v's device {v.device}, got {x.device}")
