@@ -12,7 +12,8 @@ Legend: H attention heads, S state heads, M = S middle heads, N head size, D mod
 
 A^g is each group's mean of attention heads under a learned mix, RMS-normalised; R arrives
 group-normalised (their magnitudes differ: arXiv 2411.13676). The block adds
-``[lambda * R; Mid] W_branch`` to attention's own ``A' W_o``.
+``[lambda * R; Mid] W_branch`` to attention's own ``A' W_o``. All but the projections is one
+operator, :func:`wuneng.ops.cross_head`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.layers.norms import HeadRMSNorm
+from wuneng.ops import cross_head
 
 
 class CrossHead(nn.Module):
@@ -62,44 +64,25 @@ class CrossHead(nn.Module):
             A' ``[B, T, H * N]`` for attention's output projection, and the branch's own
             contribution to the residual stream ``[B, T, D]``.
         """
-        scaled = state * self.scale[:, None].to(state.dtype)
         if self.kind == "none" or attention is None:
+            scaled = state * self.scale[:, None].to(state.dtype)
             return attention, self.branch_proj(scaled.flatten(-2))
-        A = attention.unflatten(-1, (self.attention_heads, self.head_dim))
-        middle = self._middle(self.group_norm(self._grouped(A)), state)
-        if self.kind == "additive":
-            attention = (A + self.alpha.to(A.dtype) * self._up(state)).flatten(-2)
-        branch = torch.cat([scaled.flatten(-2), middle.flatten(-2)], dim=-1)
+        attention, branch = self.interaction(attention, state)
         return attention, self.branch_proj(branch)
 
-    def _grouped(self, A: Tensor) -> Tensor:
-        """A^g ``[B, T, S, N]``: the learned mean of each state head's attention heads."""
-        mix = self.group_mix.to(A.dtype)
-        if self.attention_heads < self.heads:
-            A = A.repeat_interleave(self.heads // self.attention_heads, dim=-2)
-        grouped = A.unflatten(-2, (self.heads, self.group_size))
-        if self.group_size == 1:
-            return grouped.squeeze(-2) * mix
-        return (grouped * mix[..., None]).sum(-2)
-
-    def _up(self, R: Tensor) -> Tensor:
-        """R ``[B, T, S, N]`` spread over the H attention heads."""
-        if self.attention_heads >= self.heads:
-            return R.repeat_interleave(self.group_size, dim=-2)
-        return R.unflatten(-2, (self.attention_heads, -1)).mean(-2)
-
-    def _middle(self, grouped: Tensor, R: Tensor) -> Tensor:
-        """Mid ``[B, T, S, N]``."""
+    def interaction(
+        self, attention: Tensor, state: Tensor, backend: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A' ``[B, T, H * N]`` and ``[lambda * R; Mid]`` ``[B, T, 2 * S * N]``, not projected."""
+        A = attention.unflatten(-1, (self.attention_heads, self.head_dim))
+        first: Tensor
+        second: Tensor | None = None
         if self.kind == "additive":
-            return grouped + self.beta.to(R.dtype) * R
-        both = torch.cat([grouped, R], dim=-1)
-        if self.kind == "concat":
-            return _per_head(both, self.mid_weight)
-        gate = torch.sigmoid(_per_head(both, self.gate_weight) + self.gate_bias.to(R.dtype))
-        return torch.lerp(R, grouped.to(R.dtype), gate.to(R.dtype))
-
-
-def _per_head(x: Tensor, weight: Tensor) -> Tensor:
-    """``[B, T, S, I]`` by ``[S, I, J]``: a matrix product of each head with its own weight."""
-    flat = x.flatten(0, 1).transpose(0, 1)
-    return torch.bmm(flat, weight.to(x.dtype)).transpose(0, 1).unflatten(0, x.shape[:2])
+            first, second = self.alpha, self.beta
+        elif self.kind == "gated":
+            first, second = self.gate_weight, self.gate_bias
+        else:
+            first = self.mid_weight
+        norm = self.group_norm
+        shared = (self.kind, A, state, self.scale, self.group_mix, norm.weight, first, second)
+        return cross_head(*shared, eps=norm.eps, backend=backend)

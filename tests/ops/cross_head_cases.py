@@ -1,0 +1,116 @@
+"""What the cross-head operator is checked against, on any device: inputs, oracle, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wuneng.ops.cross_head import cross_head_reference
+
+NAMES = ("A", "R", "scale", "group_mix", "group_norm", "first", "second")
+KINDS = ("additive", "gated", "concat")
+#: (attention heads, state heads): grouped, one to one, shared.
+RATIOS = ((4, 2), (6, 1), (3, 3), (2, 4), (1, 3))
+
+
+@dataclass
+class Case:
+    """One set of inputs.
+
+    Attributes:
+        heads: attention heads and state heads.
+        scales: how many lambdas, None for one a state head.
+        eps: of the norm. Where a group is one head, the norm undoes the mix but for eps, and the
+            mix's gradient is a small difference of large terms; a large eps keeps it well posed.
+        repeats: every token is the same.
+        magnitude: of A and R.
+    """
+
+    kind: str = "gated"
+    batch: int = 2
+    tokens: int = 7
+    heads: tuple[int, int] = (4, 2)
+    size: int = 16
+    scales: int | None = None
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    eps: float = 0.3
+    repeats: bool = False
+    magnitude: float = 1.0
+    seed: int = 0
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Float64 tensors that hold values the tested dtype can represent."""
+        generator = torch.Generator().manual_seed(self.seed)
+        (H, S), N = self.heads, self.size
+        shapes = {
+            "A": (self.batch, self.tokens, H, N),
+            "R": (self.batch, self.tokens, S, N),
+            "scale": (self.scales or S,),
+            "group_mix": (S, max(1, H // S)),
+            "group_norm": (S, N),
+            "first": (H, N) if self.kind == "additive" else (S, 2 * N, N),
+        }
+        if self.kind != "concat":
+            shapes["second"] = (S, N)
+        drawn = {n: torch.randn(s, generator=generator).double() for n, s in shapes.items()}
+        if self.kind != "additive":
+            drawn["first"] *= (2 * N) ** -0.5
+        for name in ("A", "R"):
+            drawn[name] *= self.magnitude
+            if self.repeats:
+                drawn[name] = drawn[name][:, :1].expand(-1, self.tokens, -1, -1)
+        return {n: x.to(self.dtype).double().contiguous() for n, x in drawn.items()}
+
+    def tested_leaves(self) -> dict[str, Tensor]:
+        """The same values as the operator gets them, which gradients are asked of."""
+        return {
+            n: x.to(device=self.device, dtype=self.dtype).requires_grad_()
+            for n, x in self.leaves().items()
+        }
+
+    def arguments(self, leaves: dict[str, Tensor]) -> list[Any]:
+        return [self.kind, *(leaves.get(name) for name in NAMES)]
+
+
+Run = Callable[..., tuple[Tensor, Tensor]]
+
+
+def compare(case: Case, run: Run) -> dict[str, float]:
+    """Relative error of both outputs and every leaf's gradient; ``run`` takes eps by name."""
+    exact = {n: x.requires_grad_() for n, x in case.leaves().items()}
+    tested = case.tested_leaves()
+    expected = cross_head_reference(*case.arguments(exact), eps=case.eps)
+    found = run(*case.arguments(tested), eps=case.eps)
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    seeds = [torch.randn(x.shape, generator=generator).to(case.dtype) for x in expected]
+    errors = {
+        name: relative_error(x, y)
+        for name, x, y in zip(("attention", "branch"), found, expected, strict=True)
+    }
+    gradients = torch.autograd.grad(
+        found, list(tested.values()), [g.to(x) for g, x in zip(seeds, found, strict=True)]
+    )
+    exact_ones = torch.autograd.grad(expected, list(exact.values()), [g.double() for g in seeds])
+    for name, x, y in zip(exact, gradients, exact_ones, strict=True):
+        errors["d " + name] = relative_error(x, y)
+    return errors
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """||found - expected|| / ||expected||, undivided where that is zero; NaN is infinite."""
+    difference = (found.detach().cpu().double() - expected.detach()).norm()
+    norm = expected.detach().norm()
+    error = float(difference / norm if norm > 0 else difference)
+    return error if error == error else float("inf")
+
+
+def assert_close(case: Case, run: Run, limit: float) -> None:
+    """Fail with every error of the case if one is above ``limit``."""
+    errors = compare(case, run)
+    listing = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    assert max(errors.values()) <= limit, f"{case}: above {limit:.0e}: {listing}"

@@ -1,0 +1,169 @@
+"""Cross-head interaction as one operator: all that comes before its two projections.
+
+    A^g_s  = norm( sum_j mix_sj A_sj )         each state head's attention heads, RMS-normalised
+    additive   A' = A + alpha * up(R)          Mid = A^g + beta * R
+    gated      g = sigma([A^g; R] W_g + b_g)   Mid = g * A^g + (1 - g) * R
+    concat     Mid = [A^g; R] W_m
+    branch     [lambda * R; Mid]
+
+(Our reading of arXiv 2504.19191, as ``wuneng.layers.cross_head`` tells.) ``additive`` alone
+changes A; where H < S an attention head serves S / H state heads, and up(R) is their mean.
+
+Backends: ``reference`` (the equations, plain autograd), ``torch`` (by hand, forward and backward)
+and ``triton`` (fused kernels, CUDA). The argument ``backend`` wins over the environment variable
+``WUNENG_CROSS_HEAD``, which wins over the default: ``torch`` on the CPU, ``reference`` elsewhere
+and under a compiler. **No GPU has judged the kernels yet**, so nothing selects them by itself.
+
+Legend: B batch, T tokens, H attention heads, S state heads, N head size.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from wuneng.errors import nearest
+from wuneng.ops.cross_head_autograd import cross_head_torch
+
+KINDS = ("additive", "gated", "concat")
+BACKENDS = ("reference", "torch", "triton")
+
+
+def cross_head(
+    kind: str,
+    A: Tensor,
+    R: Tensor,
+    scale: Tensor,
+    group_mix: Tensor,
+    group_norm: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    *,
+    eps: float,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A' and the branch's input. Differentiable once in every tensor argument; deterministic.
+
+    Args:
+        kind: ``additive``, ``gated`` or ``concat``.
+        A: attention's heads ``[B, T, H, N]``; one of H and S is a multiple of the other.
+        R: the state heads' readout ``[B, T, S, N]``.
+        scale: lambda, ``[S]`` or ``[1]``.
+        group_mix: ``[S, max(1, H / S)]``.
+        group_norm: the RMS norm's weight ``[S, N]``; ``eps`` is added to its mean of squares.
+        first: alpha ``[H, N]``, W_g ``[S, 2 N, N]`` or W_m ``[S, 2 N, N]``.
+        second: beta ``[S, N]``, b_g ``[S, N]`` or None.
+        backend: ``reference``, ``torch`` or ``triton``; None lets the environment or the default
+            choose. ``torch`` is by hand for float32 or float64 throughout; mixed and half
+            precision, autocast and compilation take the plain form there.
+
+    Returns:
+        A' ``[B, T, H * N]`` and ``[lambda * R; Mid]`` ``[B, T, 2 * S * N]``, in the dtypes that
+        the equations promote to. The norm's statistics are float32, or float64 for float64.
+
+    Raises:
+        ValueError: the kind or the backend is unknown, or ``triton`` cannot take an argument; the
+            message names it.
+        ModuleNotFoundError: backend ``triton`` without Triton installed.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    chosen = _choose(backend, A)
+    tensors = (A, R, scale, group_mix, group_norm, first, second)
+    if chosen == "triton":
+        from wuneng.ops import cross_head_triton_autograd
+
+        return cross_head_triton_autograd.cross_head_triton(kind, *tensors, eps)
+    if chosen == "torch" and _is_plain(tensors):
+        return cross_head_torch(kind, *tensors, eps)
+    return cross_head_reference(kind, *tensors, eps)
+
+
+def _choose(backend: str | None, A: Tensor) -> str:
+    chosen = backend or os.environ.get("WUNENG_CROSS_HEAD")
+    if not chosen:
+        return "torch" if A.device.type == "cpu" else "reference"
+    if chosen not in BACKENDS:
+        source = "backend" if backend else "WUNENG_CROSS_HEAD"
+        raise ValueError(
+            f"{source} must be one of {', '.join(BACKENDS)}, got {chosen!r}."
+            f"{nearest(chosen, BACKENDS)}"
+        )
+    return chosen
+
+
+def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """One dtype, float32 or float64, and nobody who would cast (autocast) or fuse (a compiler)."""
+    A = tensors[0]
+    assert A is not None
+    if A.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
+        return False
+    if any(x is not None and x.dtype != A.dtype for x in tensors):
+        return False
+    return not torch.is_autocast_enabled(A.device.type)
+
+
+def cross_head_reference(
+    kind: str,
+    A: Tensor,
+    R: Tensor,
+    scale: Tensor,
+    group_mix: Tensor,
+    group_norm: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The equations as they stand, for plain autograd: the oracle of :func:`cross_head`."""
+    heads = R.shape[-2]
+    grouped = _normalised(_grouped(A, group_mix, heads), group_norm, eps)
+    middle = _middle(kind, grouped, R, first, second)
+    if kind == "additive":
+        A = A + first.to(A.dtype) * _up(R, A.shape[-2])
+    scaled = R * scale[:, None].to(R.dtype)
+    return A.flatten(-2), torch.cat([scaled.flatten(-2), middle.flatten(-2)], dim=-1)
+
+
+def _grouped(A: Tensor, mix: Tensor, heads: int) -> Tensor:
+    """``[B, T, S, N]``: the learned mean of each state head's attention heads."""
+    mix = mix.to(A.dtype)
+    if A.shape[-2] < heads:
+        A = A.repeat_interleave(heads // A.shape[-2], dim=-2)
+    if A.shape[-2] == heads:
+        return A * mix
+    return (A.unflatten(-2, (heads, -1)) * mix[..., None]).sum(-2)
+
+
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm of each head, as :class:`wuneng.layers.norms.HeadRMSNorm`."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def _up(R: Tensor, attention_heads: int) -> Tensor:
+    """R ``[B, T, S, N]`` spread over the H attention heads."""
+    heads = R.shape[-2]
+    if attention_heads >= heads:
+        return R.repeat_interleave(attention_heads // heads, dim=-2)
+    return R.unflatten(-2, (attention_heads, -1)).mean(-2)
+
+
+def _middle(kind: str, grouped: Tensor, R: Tensor, first: Tensor, second: Tensor | None) -> Tensor:
+    """Mid ``[B, T, S, N]``."""
+    if kind == "concat":
+        return _per_head(torch.cat([grouped, R], dim=-1), first)
+    assert second is not None
+    if kind == "additive":
+        return grouped + second.to(R.dtype) * R
+    both = torch.cat([grouped, R], dim=-1)
+    gate = torch.sigmoid(_per_head(both, first) + second.to(R.dtype))
+    return torch.lerp(R, grouped.to(R.dtype), gate.to(R.dtype))
+
+
+def _per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """``[B, T, S, I]`` by ``[S, I, J]``: a matrix product of each head with its own weight."""
+    flat = x.flatten(0, 1).transpose(0, 1)
+    return torch.bmm(flat, weight.to(x.dtype)).transpose(0, 1).unflatten(0, x.shape[:2])

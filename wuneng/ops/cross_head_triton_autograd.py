@@ -1,0 +1,254 @@
+"""The cross-head interaction's Triton kernels as torch operators: launches, gradients, fakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from wuneng.ops.cross_head_triton import (
+    KINDS,
+    backward_launch,
+    cross_head_backward_kernel,
+    cross_head_forward_kernel,
+    forward_launch,
+)
+from wuneng.ops.wkv7 import triton_launch
+from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device, precision, processors
+
+_NAMES = ("A", "R", "scale", "group_mix", "group_norm", "first", "second")
+
+
+def cross_head_triton(
+    kind: str,
+    A: Tensor,
+    R: Tensor,
+    scale: Tensor,
+    group_mix: Tensor,
+    group_norm: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Arguments and results of :func:`wuneng.ops.cross_head`; both results in A's and R's common
+    dtype (A itself where it stays). Under autocast, matrix operands are in autocast's dtype.
+
+    Raises:
+        ValueError: a dtype, head size or device that the kernels do not take; the message names
+            the argument.
+    """
+    tensors = (A, R, scale, group_mix, group_norm, first, second)
+    device = A.device.type
+    operand = torch.promote_types(A.dtype, R.dtype)
+    if torch.is_autocast_enabled(device):
+        operand = torch.get_autocast_dtype(device)
+    _check(tensors)
+    if kind != "additive" and operand == torch.float32 and A.shape[-1] > 64:
+        raise ValueError(
+            f"backend 'triton' multiplies by {kind}'s matrix in float32 up to head size 64, got "
+            f"{A.shape[-1]}; use autocast, or backend 'reference'"
+        )
+    changed, branch = torch.ops.wuneng.cross_head_triton_forward(kind, *tensors, eps, operand)
+    return (changed if kind == "additive" else A).flatten(-2), branch.flatten(2)
+
+
+def _check(tensors: tuple[Tensor | None, ...]) -> None:
+    for name, x in zip(_NAMES, tensors, strict=True):
+        if x is not None and x.dtype not in DTYPES:
+            raise ValueError(
+                f"{name} must be float32, bfloat16 or float16 for backend 'triton', got {x.dtype}; "
+                "backends 'reference' and 'torch' also take float64"
+            )
+    A = tensors[0]
+    assert A is not None
+    if A.shape[-1] not in HEAD_SIZES:
+        raise ValueError(
+            f"backend 'triton' takes head sizes {', '.join(map(str, HEAD_SIZES))}, got "
+            f"{A.shape[-1]}; backend 'reference' takes any"
+        )
+    if A.device.type == "cpu" and not triton_launch.INTERPRETING:
+        raise ValueError(
+            "backend 'triton' needs CUDA tensors, A is on cpu; use backend 'torch' "
+            "(or, to test the kernels, set TRITON_INTERPRET=1 before Python starts)"
+        )
+
+
+def _constants(kind: str, A: Tensor, R: Tensor, operand: torch.dtype) -> dict[str, Any]:
+    mode = precision(operand)
+    return {
+        "KIND": KINDS[kind],
+        "SIZE": A.shape[-1],
+        "GROUP": max(1, A.shape[2] // R.shape[2]),
+        "SHARED": max(1, R.shape[2] // A.shape[2]),
+        "OPERAND": mode["OPERAND"],
+        "PRECISION": mode["PRECISION"],
+    }
+
+
+def _numbers(A: Tensor, R: Tensor, scale: Tensor, eps: float) -> tuple[Any, ...]:
+    tokens = A.shape[0] * A.shape[1]
+    return tokens, R.shape[2], A.shape[2], int(scale.shape[0] == R.shape[2]), eps
+
+
+@torch.library.custom_op("wuneng::cross_head_triton_forward", mutates_args=())
+def _forward(
+    kind: str,
+    A: Tensor,
+    R: Tensor,
+    scale: Tensor,
+    group_mix: Tensor,
+    group_norm: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    eps: float,
+    operand: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    changed, branch = _outputs(kind, A, R)
+    tokens = A.shape[0] * A.shape[1]
+    launch = forward_launch(operand, A.shape[-1])
+    if tokens == 0:
+        return changed, branch
+    tensors = (A, R, scale, group_mix, group_norm, first, second)
+    with on_device(A):
+        cross_head_forward_kernel[(R.shape[2], triton.cdiv(tokens, launch.block))](
+            *(None if x is None else x.contiguous() for x in tensors),
+            changed if kind == "additive" else None,
+            branch,
+            *_numbers(A, R, scale, eps),
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+            **_constants(kind, A, R, operand),
+        )
+    return changed, branch
+
+
+def _outputs(kind: str, A: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(A.dtype, R.dtype)
+    changed = A.new_empty(A.shape if kind == "additive" else (0,), dtype=dtype)
+    return changed, R.new_empty(*R.shape[:2], 2, *R.shape[2:], dtype=dtype)
+
+
+@_forward.register_fake
+def _(kind, A, R, scale, group_mix, group_norm, first, second, eps, operand):  # type: ignore[no-untyped-def]
+    return _outputs(kind, A, R)
+
+
+@torch.library.custom_op("wuneng::cross_head_triton_backward", mutates_args=())
+def _backward(
+    kind: str,
+    A: Tensor,
+    R: Tensor,
+    scale: Tensor,
+    group_mix: Tensor,
+    group_norm: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    eps: float,
+    operand: torch.dtype,
+    d_changed: Tensor | None,
+    d_branch: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tensors = (A, R, scale, group_mix, group_norm, first, second)
+    gradients = _gradient_outputs(*tensors)
+    dA, dR, *_ = gradients
+    constants = _constants(kind, A, R, operand)
+    launch = backward_launch(operand, A.shape[-1])
+    (heads, size), room = R.shape[2:], triton.next_power_of_2(constants["GROUP"])
+    # Two programs a multiprocessor; more would only make more parts to add up.
+    tiles = triton.cdiv(A.shape[0] * A.shape[1], launch.block)
+    blocks = max(1, min(tiles, 2 * processors(A.device) // heads))
+    split = A.new_empty(R.shape, dtype=torch.float32) if constants["SHARED"] > 1 else None
+    vectors = A.new_empty(blocks, heads, 3, size, dtype=torch.float32)
+    mix = A.new_empty(blocks, heads, room, dtype=torch.float32)
+    rows = room if kind == "additive" else 2 * size
+    matrix = A.new_empty(blocks, heads, rows, size, dtype=torch.float32)
+    with on_device(A):
+        cross_head_backward_kernel[(heads, blocks)](
+            *(None if x is None else x.contiguous() for x in tensors),
+            None if d_changed is None else d_changed.contiguous(),
+            d_branch.contiguous(),
+            dA if split is None else split,
+            dR,
+            vectors,
+            mix,
+            matrix if kind == "additive" else None,
+            None if kind == "additive" else matrix,
+            *_numbers(A, R, scale, eps),
+            GROUP_ROOM=room,
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+            **constants,
+        )
+    if split is not None:
+        summed = split.unflatten(2, (A.shape[2], -1)).sum(3)
+        dA.copy_(summed if d_changed is None else summed.add_(d_changed))
+    _sum_parts(kind, gradients, vectors, mix, matrix)
+    return gradients
+
+
+def _sum_parts(
+    kind: str, gradients: tuple[Tensor, ...], vectors: Tensor, mix: Tensor, matrix: Tensor
+) -> None:
+    """Add up the programs' parts, in a fixed order: atomics would differ from run to run."""
+    _, _, d_scale, d_mix, d_norm, d_first, d_second = gradients
+    by_channel, norm, second = vectors.sum(0).unbind(1)
+    by_head = by_channel.sum(-1)
+    d_scale.copy_(by_head if d_scale.shape == by_head.shape else by_head.sum(0, keepdim=True))
+    d_norm.copy_(norm)
+    d_mix.copy_(mix.sum(0)[:, : d_mix.shape[1]])
+    matrix = matrix.sum(0)
+    if kind == "additive":
+        heads, groups = matrix.shape[0], d_first.shape[0]
+        # Where state heads share an attention head, each of them has computed the same part.
+        matrix = matrix[:: max(1, heads // groups), : max(1, groups // heads)]
+        matrix = matrix.flatten(0, 1)
+    d_first.copy_(matrix)
+    if d_second.shape[0]:
+        d_second.copy_(second)
+
+
+def _gradient_outputs(
+    A: Tensor,
+    R: Tensor,
+    scale: Tensor,
+    group_mix: Tensor,
+    group_norm: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dA, dR, d_scale, d_mix, d_norm, d_first = (
+        torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (A, R, scale, group_mix, group_norm, first)
+    )
+    d_second = R.new_empty(0) if second is None else second.new_empty(second.shape)
+    return dA, dR, d_scale, d_mix, d_norm, d_first, d_second
+
+
+@_backward.register_fake
+def _(  # type: ignore[no-untyped-def]
+    kind, A, R, scale, group_mix, group_norm, first, second, eps, operand, d_changed, d_branch
+):
+    return _gradient_outputs(A, R, scale, group_mix, group_norm, first, second)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    kind, *tensors, eps, operand = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.settings = kind, eps, operand
+
+
+def _differentiate(
+    ctx: Any, d_changed: Tensor | None, d_branch: Tensor
+) -> tuple[Tensor | None, ...]:
+    kind, eps, operand = ctx.settings
+    *gradients, d_second = torch.ops.wuneng.cross_head_triton_backward(
+        kind, *ctx.saved_tensors, eps, operand, d_changed if kind == "additive" else None, d_branch
+    )
+    return (None, *gradients, d_second if ctx.saved_tensors[-1] is not None else None, None, None)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
