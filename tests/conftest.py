@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +17,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """One thread for each process: tests share their cores, and threads that spin steal them."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # The first import of Triton (transformers does it) settles whether kernels run on a GPU or in
-    # its interpreter on the CPU: `pytest -m gpu` runs them on the GPU, anything else does not.
-    if config.getoption("markexpr") != "gpu":
-        os.environ.setdefault("TRITON_INTERPRET", "1")
+# One thread for each process: tests share their cores, and threads that spin steal them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The first import of Triton (transformers does it, for a conftest.py further down perhaps) settles
+# whether kernels run on a GPU or in its interpreter on the CPU: `pytest -m gpu` runs them on the
+# GPU, anything else does not.
+if not any(pair == ("-m", "gpu") for pair in itertools.pairwise(sys.argv)):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wuneng.ops import token_shift
+from wuneng.ops import last_token, previous_token, token_shift
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,7 @@ class SequenceLayout:
             x: packed values, ``[B, T, C]`` or ``[1, total, C]``.
             carry: ``[sequences, C]`` each sequence's last token of an earlier call; None is zero.
         """
-        if self.cu_seqlens is None:
-            first = torch.zeros_like(x[:, :1]) if carry is None else carry[:, None].to(x.dtype)
-            return torch.cat([first, x[:, :-1]], dim=1)
-        nonempty = self.cu_seqlens[1:] > self.cu_seqlens[:-1]
-        starts = self.cu_seqlens[:-1][nonempty]
-        first = x.new_zeros(starts.numel(), x.shape[-1])
-        if carry is not None:
-            first = carry[nonempty].to(x.dtype)
-        shifted = torch.cat([torch.zeros_like(x[0, :1]), x[0, :-1]], dim=0)
-        return shifted.index_copy(0, starts, first).unsqueeze(0)
+        return previous_token(x, carry, self.cu_seqlens)
 
     def shift(self, x: Tensor, mu: Tensor, carry: Tensor | None) -> Tensor:
         """Token shift x_t + mu (x_{t-1} - x_t) of packed values; arguments as :meth:`previous`."""
@@ -109,13 +100,7 @@ class SequenceLayout:
 
     def last(self, x: Tensor, carry: Tensor | None) -> Tensor:
         """Each sequence's last token ``[sequences, C]``; an empty sequence keeps its carry."""
-        if self.cu_seqlens is None:
-            return x[:, -1]
-        empty = self.cu_seqlens[1:] == self.cu_seqlens[:-1]
-        ends = (self.cu_seqlens[1:] - 1).clamp(min=0)
-        taken = x[0, ends]
-        kept = torch.zeros_like(taken) if carry is None else carry.to(taken.dtype)
-        return torch.where(empty[:, None], kept, taken)
+        return last_token(x, carry, self.cu_seqlens)
 
     def lengths(self, device: torch.device) -> Tensor:
         """Real tokens in each sequence, ``[sequences]`` int64."""

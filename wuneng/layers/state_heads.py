@@ -10,7 +10,6 @@ value residual the layer is RWKV-7's time mix exactly.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,9 +18,16 @@ from torch import Tensor, nn
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import HeadGroupNorm
-from wuneng.ops import Snapshots, state_inputs, wkv7
-
-LOG_DECAY_SCALE = -math.exp(-0.5)  # log w = -e^{-1/2} sigma(.), so one step keeps at least 0.545
+from wuneng.ops import (
+    HeadInputs,
+    HeadOptions,
+    HeadWeights,
+    LowRank,
+    Snapshots,
+    head_projections,
+    low_rank,
+    state_head,
+)
 
 
 class StateHeads(nn.Module):
@@ -58,6 +64,23 @@ class StateHeads(nn.Module):
         if config.snapshots:
             self.snapshot_proj = nn.Linear(size, self.heads * (1 + config.snapshots))
         self.readout = nn.Identity()
+        # The plain case, decided once: looking fields of a config up costs at every decoded token.
+        self._reads_input = config.token_shift != "pre"
+        self._takes_attention = (
+            config.state_key_source == "attention" and config.state_value_source == "attention"
+        )
+        self._value_residual, self._gated = config.state_value_residual, config.state_output_gate
+        self._own_removal_key = config.state_removal_key == "own"
+        self.options = HeadOptions(
+            self.heads,
+            self.head_dim,
+            a_max=config.state_a_max,
+            norm_eps=config.state_norm_eps,
+            letters=config.token_shift_on if self._shifts_in_operator() else "",
+        )
+
+    def _shifts_in_operator(self) -> bool:
+        return self.config.token_shift == "post" and not self.config.state_value_residual
 
     def _add_token_shift(self, size: int, width: int) -> None:
         config = self.config
@@ -113,54 +136,76 @@ class StateHeads(nn.Module):
             R ``[B, T, S, N]`` and the first layer's values, to hand on.
         """
         x = layout.pack(hidden)
-        inputs = self._inputs(x, layout, slot)
-        r, k, v = self._receptance_key_value(x, inputs, attention, layout, slot)
-        if self.config.state_value_residual:
+        mixtures = self._mixtures(x, layout, slot)
+        k, v = self._key_value(mixtures, attention, layout)
+        r, decay, rate = self._receptance_and_logits(mixtures)
+        if self._value_residual:
+            # The residual mixes shifted values, so these shifts cannot wait for the operator.
+            r, k, v = self._shifted_now(r, k, v, layout, slot)
             if first_value is None:
                 first_value = v
             else:
-                mix = torch.sigmoid(self._low_rank("v", inputs["v"]))
+                mix = torch.sigmoid(self._low_rank("v", mixtures["v"]))
                 v = torch.lerp(v, first_value, mix.to(v.dtype))
-        decay = torch.tanh(inputs["w"] @ self.weight_of("w1")) @ self.weight_of("w2")
-        log_w = LOG_DECAY_SCALE * torch.sigmoid(self.weight_of("w0").float() + decay.float())
-        source = self.kappa_proj(x) if self.config.state_removal_key == "own" else k
-        r, k, v, log_w, rate_logit, source = (
-            self._heads(u) for u in (r, k, v, log_w, self._low_rank("a", inputs["a"]), source)
-        )
-        weights = self._heads(self.k_k), self._heads(self.k_a)
-        k, a, b = state_inputs(k, source, rate_logit, *weights, self.config.state_a_max)
-        y = self._recurrence((r, log_w, k, v, a, b), x, layout, slot)
-        y = self._epilogue(self.readout(y), r, k, v, inputs)
-        return layout.unpack(y.to(hidden.dtype)), first_value
+        source = self.kappa_proj(x) if self._own_removal_key else None
+        gate = None
+        if self._gated:
+            gate = torch.sigmoid(mixtures["g"] @ self.weight_of("g1")) @ self.weight_of("g2")
+        inputs = HeadInputs(r, decay, k, v, rate, source, gate)
+        R = self._run(inputs, x, layout, slot)
+        return layout.unpack(R if R.dtype == hidden.dtype else R.to(hidden.dtype)), first_value
 
-    def _epilogue(
-        self, y: Tensor, r: Tensor, k: Tensor, v: Tensor, inputs: dict[str, Tensor]
-    ) -> Tensor:
-        """Group norm, the bonus for the present token, the output gate: R from the state read y."""
-        if self.config.state_norm == "group":
-            y = self.g_norm(y)
-        if self.config.state_bonus:
-            y = y + (r * k * self.r_k).sum(-1, keepdim=True) * v
-        if self.config.state_output_gate:
-            gate = torch.sigmoid(inputs["g"] @ self.weight_of("g1")) @ self.weight_of("g2")
-            y = y * self._heads(gate)
-        return y
+    def _run(self, inputs: HeadInputs, x: Tensor, layout: SequenceLayout, slot: Any) -> Tensor:
+        """The recurrence from this layer's cached state to the next, R ``[.., S, N]``."""
+        state = None if slot is None else slot.get("wkv")
+        snapshots = self._snapshots(x, slot) if "snapshot_proj" in self._modules else None
+        shifts_here = bool(self.options.letters)
+        R, state, carry, ring = state_head(
+            inputs,
+            self._weights(),
+            self.options,
+            state=state,
+            carry=slot.get("shift") if shifts_here and slot is not None else None,
+            cu_seqlens=layout.cu_seqlens,
+            keeps_carry=shifts_here and slot is not None,
+            snapshots=snapshots,
+            read=self.readout if _is_hooked(self.readout) else None,
+        )
+        if slot is not None:
+            slot.put("wkv", state)
+            if shifts_here:
+                slot.put("shift", carry)
+            if snapshots is not None:
+                seen, before = layout.lengths(x.device), slot.get("position")
+                slot.put("ring", ring)
+                slot.put("position", seen if before is None else before + seen)
+        return R
+
+    def _weights(self) -> HeadWeights:
+        # Looked up directly: nn.Module's attribute lookups are felt when single tokens are decoded.
+        own, group = self._parameters, self._modules.get("g_norm")
+        normed = {} if group is None else group._parameters
+        r, k, v = (own.get(f"shift_{letter}") for letter in "rkv")
+        if not self.options.letters:
+            r = k = v = None
+        bonus, weight, bias = own.get("r_k"), normed.get("weight"), normed.get("bias")
+        return HeadWeights(r, k, v, own["k_k"], own["k_a"], bonus, weight, bias)
 
     def weight_of(self, name: str) -> Tensor:
         """A parameter of this layer by its name (they are registered by loops)."""
-        return self.get_parameter(name)
+        return self._parameters[name]  # type: ignore[return-value]
 
-    def _low_rank(self, letter: str, x: Tensor) -> Tensor:
-        """bias + (x down) up."""
-        down, up = self.weight_of(f"{letter}1"), self.weight_of(f"{letter}2")
-        return self.weight_of(f"{letter}0") + (x @ down) @ up
+    def _low_rank(self, letter: str, x: Tensor, tanh: bool = False) -> Tensor:
+        """bias + (x down) up, with tanh between the two if so."""
+        return low_rank(x, self._low_rank_weights(letter), tanh=tanh, size=self.head_dim)
 
-    def _heads(self, u: Tensor) -> Tensor:
-        return u.unflatten(-1, (self.heads, self.head_dim))
+    def _low_rank_weights(self, letter: str) -> LowRank:
+        own = self._parameters
+        return LowRank(own[letter + "1"], own[letter + "2"], own[letter + "0"])  # type: ignore[arg-type]
 
-    def _inputs(self, x: Tensor, layout: SequenceLayout, slot: Any) -> dict[str, Tensor]:
+    def _mixtures(self, x: Tensor, layout: SequenceLayout, slot: Any) -> dict[str, Tensor]:
         """What each projection reads: the input itself, or RWKV-7's six shifted mixtures of it."""
-        if self.config.token_shift != "pre":
+        if self._reads_input:
             return dict.fromkeys("rwkvag", x)
         last = None if slot is None else slot.get("shift")
         previous = layout.previous(x, last)
@@ -172,71 +217,60 @@ class StateHeads(nn.Module):
             for letter in self.shifted_inputs()
         } | ({"v": x} if self.config.state_value_source != "own" else {})
 
-    def _receptance_key_value(
-        self,
-        x: Tensor,
-        inputs: dict[str, Tensor],
-        attention: AttentionHeads | None,
-        layout: SequenceLayout,
-        slot: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """r, k, v ``[.., S * N]`` from their sources, shifted if the shift follows projection."""
+    def _receptance_and_logits(self, mixtures: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """r and the logits of decay and rate ``[.., S * N]``."""
+        project = self.r_proj
+        if self._reads_input and type(project) is nn.Linear and not _is_hooked(project):
+            decay, rate = self._low_rank_weights("w"), self._low_rank_weights("a")
+            x = mixtures["r"]
+            return head_projections(x, project.weight, decay, rate, size=self.head_dim)
+        logit = self._low_rank("w", mixtures["w"], tanh=True)
+        return project(mixtures["r"]), logit, self._low_rank("a", mixtures["a"])
+
+    def _key_value(
+        self, mixtures: dict[str, Tensor], attention: AttentionHeads | None, layout: SequenceLayout
+    ) -> tuple[Tensor, Tensor]:
+        """k, v from their sources; attention's may hold more heads than S."""
+        if self._takes_attention:
+            assert attention is not None
+            return self._pick(layout.pack(attention.key)), self._pick(layout.pack(attention.value))
         config = self.config
-        r = self.r_proj(inputs["r"])
         if config.state_key_source == "own":
-            k = self.k_proj(inputs["k"])
+            k = self.k_proj(mixtures["k"])
         else:
             assert attention is not None
             k = self._pick(layout.pack(attention.key))
         if config.state_value_source == "own":
-            v = self.v_proj(inputs["v"])
+            v = self.v_proj(mixtures["v"])
         elif config.state_value_source == "attention":
             assert attention is not None
             v = self._pick(layout.pack(attention.value))
         else:
             assert attention is not None
             v = self.v_proj(layout.pack(attention.output))
-        if config.token_shift != "post" or not config.token_shift_on:
-            return r, k, v
-        return self._shift_projections({"r": r, "k": k, "v": v}, layout, slot)
+        return k, v
 
     def _pick(self, u: Tensor) -> Tensor:
-        """Attention's G key/value heads onto S state heads: the first S, wrapping if S > G."""
-        if u.shape[-1] < self.width:
-            u = u.repeat(1, 1, -(-self.width // u.shape[-1]))
-        return u[..., : self.width]
+        """Attention's G heads of keys or values for S state heads: the first S, or around again."""
+        return u if u.shape[-1] >= self.width else u.repeat(1, 1, -(-self.width // u.shape[-1]))
 
-    def _shift_projections(
-        self, projected: dict[str, Tensor], layout: SequenceLayout, slot: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """u_t + mu (u_{t-1} - u_t) on those of r, k, v in ``token_shift_on``; u_{-1} = 0."""
-        letters = self.config.token_shift_on
-        last = None if slot is None else slot.get("shift")
-        carries = dict.fromkeys(letters) if last is None else _by_letter(letters, last, self.width)
-        if slot is not None:
+    def _shifted_now(
+        self, r: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, slot: Any
+    ) -> tuple[Tensor, ...]:
+        """r, k, v after a token shift that follows projection; the cache keeps the last token."""
+        projected = {"r": r, "k": k[..., : self.width], "v": v[..., : self.width]}
+        letters = self.config.token_shift_on if self.config.token_shift == "post" else ""
+        last = None if slot is None or not letters else slot.get("shift")
+        carries: dict[str, Any] = dict.fromkeys(letters)
+        if last is not None:
+            carries = dict(zip(letters, last.split(self.width, dim=-1), strict=True))
+        if slot is not None and letters:
             ends = [layout.last(projected[letter], carries[letter]) for letter in letters]
             slot.put("shift", torch.cat(ends, dim=-1))
         for letter in letters:
-            u = projected[letter]
-            projected[letter] = layout.shift(u, self.weight_of(f"shift_{letter}"), carries[letter])
-        return projected["r"], projected["k"], projected["v"]
-
-    def _recurrence(
-        self, operands: tuple[Tensor, ...], x: Tensor, layout: SequenceLayout, slot: Any
-    ) -> Tensor:
-        """The WKV-7 operator on (r, log w, k, v, a, b) with this layer's cached state."""
-        state = None if slot is None else slot.get("wkv")
-        snapshots = self._snapshots(x, slot) if self.config.snapshots else None
-        y, state, *ring = wkv7(
-            *operands, initial_state=state, cu_seqlens=layout.cu_seqlens, snapshots=snapshots
-        )
-        if slot is not None:
-            slot.put("wkv", state)
-            if snapshots is not None:
-                seen, before = layout.lengths(x.device), slot.get("position")
-                slot.put("ring", ring[0])
-                slot.put("position", seen if before is None else before + seen)
-        return y
+            mu = self.weight_of(f"shift_{letter}")
+            projected[letter] = layout.shift(projected[letter], mu, carries[letter])
+        return tuple(projected.values())
 
     def _snapshots(self, x: Tensor, slot: Any) -> Snapshots:
         """Which earlier states to read beside the present one, and how much of each (our
@@ -247,5 +281,5 @@ class StateHeads(nn.Module):
         return Snapshots(self.config.snapshot_every, gamma, ring, position)
 
 
-def _by_letter(letters: str, last: Tensor, width: int) -> dict[str, Any]:
-    return dict(zip(letters, last.split(width, dim=-1), strict=True))
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,7 +1,32 @@
-"""Operators: the WKV-7 recurrence behind one interface, whatever backend runs it."""
+"""Operators: RWKV-7's state heads and the WKV-7 recurrence, whatever backend runs them."""
 
+from wuneng.ops.cross_head import cross_head
+from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
+from wuneng.ops.low_rank import LowRank, head_projections, low_rank
+from wuneng.ops.previous_token import last_token, previous_token
+from wuneng.ops.state_head import state_head
 from wuneng.ops.state_inputs import state_inputs
+from wuneng.ops.state_mix import StateMix, state_mix
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.wkv7 import Snapshots, wkv7, wkv7_step
 
-__all__ = ["Snapshots", "state_inputs", "token_shift", "wkv7", "wkv7_step"]
+__all__ = [
+    "HeadInputs",
+    "HeadOptions",
+    "HeadOutputs",
+    "HeadWeights",
+    "LowRank",
+    "Snapshots",
+    "StateMix",
+    "cross_head",
+    "head_projections",
+    "last_token",
+    "low_rank",
+    "previous_token",
+    "state_head",
+    "state_inputs",
+    "state_mix",
+    "token_shift",
+    "wkv7",
+    "wkv7_step",
+]

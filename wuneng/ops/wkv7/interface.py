@@ -1,8 +1,9 @@
-"""The WKV-7 operator as callers see it: checks, choice of backend, one-token shortcut.
+"""The WKV-7 operator as callers see it: choice of backend, one-token shortcut.
 
-Backends: ``reference`` (token loop), ``chunked`` (matrix form in torch, any device) and ``triton``
-(fused kernels, CUDA). The argument ``backend`` wins over the environment variable
-``WUNENG_BACKEND``, which wins over the device's default.
+Backends: ``reference`` (token loop), ``chunked`` (matrix form in torch, any device), ``native``
+(token loop in C, CPU, where there is a compiler) and ``triton`` (fused kernels, CUDA). The argument
+``backend`` wins over the environment variable ``WUNENG_BACKEND``, which wins over the device's
+default.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch
 from torch import Tensor
 
 from wuneng.errors import nearest
+from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
+from wuneng.ops.native.operator import is_available, run
+from wuneng.ops.wkv7.checks import check_cu_seqlens, check_inputs, check_snapshots, check_state
 from wuneng.ops.wkv7.chunked import wkv7_chunked
 from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step, step_with_snapshots
 
-BACKENDS = ("reference", "chunked", "triton")
+BACKENDS = ("reference", "chunked", "native", "triton")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-_NAMES = ("r", "w", "k", "v", "a", "b")
 
 
 @overload
@@ -93,8 +96,9 @@ def wkv7(
         cu_seqlens: int32 or int64 ``[sequences + 1]``, non-decreasing from 0 to T, for documents
             packed end to end in one row (B = 1). State never crosses a boundary.
         snapshots: also read earlier states, see :class:`Snapshots`.
-        backend: ``reference``, ``chunked`` or ``triton``; None lets the environment or the device
-            choose.
+        backend: ``reference``, ``chunked``, ``native`` or ``triton``; None lets the environment or
+            the device choose. ``native`` leaves snapshots, float64 and compiled
+            graphs to ``chunked``.
 
     Returns:
         y ``[B, T, S, N]`` in v's dtype and the final state, shaped as ``initial_state``; with
@@ -104,21 +108,24 @@ def wkv7(
         ValueError: an argument's shape, dtype or device does not fit, or the backend is unknown;
             the message names the argument.
         ModuleNotFoundError: backend ``triton`` without Triton installed.
+        RuntimeError: backend ``native`` where the C kernels cannot be built.
     """
-    _check_inputs(r, w, k, v, a, b)
+    check_inputs(r, w, k, v, a, b)
     chosen = _choose_backend(backend) or _default_backend(r, w, k, v, a, b)
-    sequences = _check_cu_seqlens(cu_seqlens, v)
-    _check_state("initial_state", initial_state, (r, w, k, v, a, b), sequences)
+    if chosen == "native" and not _native_takes(snapshots, r, w, k, v, a, b):
+        chosen = "chunked"
+    sequences = check_cu_seqlens(cu_seqlens, v)
+    check_state("initial_state", initial_state, (r, w, k, v, a, b), sequences)
     if snapshots is not None:
-        _check_snapshots(snapshots, (r, w, k, v, a, b), sequences)
+        check_snapshots(snapshots, (r, w, k, v, a, b), sequences)
     tensors = [r, w, k, v, a, b, initial_state]
     if snapshots is not None:
         tensors += [snapshots.weights, snapshots.ring]
     if chosen == "chunked" and _is_one_token(v, sequences) and not _needs_grad(tensors):
         y, state, ring = _one_token(r, w, k, v, a, b, initial_state, snapshots)
     else:
-        run = _load_backend(chosen)
-        y, state, ring = run(
+        backend_run = _load_backend(chosen)
+        y, state, ring = backend_run(
             *(r, w, k, v, a, b),
             initial_state=initial_state,
             cu_seqlens=cu_seqlens,
@@ -144,8 +151,8 @@ def wkv7_step(
     Raises:
         ValueError: an argument's shape, dtype or device does not fit; the message names it.
     """
-    _check_inputs(r, w, k, v, a, b, axes="[B, S, N]")
-    _check_state("state", state, (r, w, k, v, a, b), v.shape[0])
+    check_inputs(r, w, k, v, a, b, axes="[B, S, N]")
+    check_state("state", state, (r, w, k, v, a, b), v.shape[0])
     return step(r, w, k, v, a, b, state)
 
 
@@ -188,8 +195,16 @@ def _choose_backend(backend: str | None) -> str | None:
     return backend
 
 
+def _native_takes(snapshots: Snapshots | None, *inputs: Tensor) -> bool:
+    """Not under a compiler, which cannot look into C and fuses the chunked form instead."""
+    exact = compute_dtype(*inputs) == torch.float64
+    return snapshots is None and not exact and not torch.compiler.is_compiling()
+
+
 def _default_backend(*inputs: Tensor) -> str:
-    """``triton`` where its kernels take these inputs, ``chunked`` elsewhere."""
+    """``triton`` or ``native`` where their kernels take these inputs, ``chunked`` elsewhere."""
+    if is_available(inputs[0].shape[-1], *inputs):
+        return "native"
     if inputs[0].device.type != "cuda" or not HAS_TRITON:
         return "chunked"
     from wuneng.ops.wkv7 import triton_launch
@@ -203,6 +218,8 @@ def _load_backend(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor | 
         return wkv7_reference
     if backend == "chunked":
         return wkv7_chunked
+    if backend == "native":
+        return _wkv7_native
     try:
         # Triton is optional and its import is slow: only a caller who runs it pays for it.
         from wuneng.ops.wkv7.triton_autograd import wkv7_triton
@@ -217,74 +234,12 @@ def _load_backend(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor | 
     return wkv7_triton
 
 
-def _check_inputs(*inputs: Tensor, axes: str = "[B, T, S, N]") -> None:
-    v = inputs[3]
-    rank = axes.count(",") + 1
-    if v.dim() != rank:
-        raise ValueError(f"v must be {axes}, got shape {list(v.shape)}")
-    for name, x in zip(_NAMES, inputs, strict=True):
-        if x.shape != v.shape:
-            raise ValueError(f"{name} must have v's shape {list(v.shape)}, got {list(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {x.dtype}")
-        if x.device != v.device:
-            raise ValueError(f"{name} must be on v's device {v.device}, got {x.device}")
-
-
-def _check_cu_seqlens(cu_seqlens: Tensor | None, v: Tensor) -> int:
-    """The number of sequences. The boundaries' values are checked where they are read."""
-    if cu_seqlens is None:
-        return v.shape[0]
-    if v.shape[0] != 1:
-        raise ValueError(f"cu_seqlens needs B = 1 (documents end to end), got B = {v.shape[0]}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
-        raise ValueError(f"cu_seqlens must be [sequences + 1], got {list(cu_seqlens.shape)}")
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
-    return cu_seqlens.numel() - 1
-
-
-def _check_state(
-    name: str, state: Tensor | None, inputs: tuple[Tensor, ...], sequences: int
-) -> None:
-    if state is None:
-        return
-    size = inputs[0].shape[-1]
-    _check_tensor(name, state, [sequences, inputs[0].shape[-2], size, size], inputs)
-    dtype = compute_dtype(*inputs)
-    if state.dtype != dtype:
-        raise ValueError(f"{name} must be {dtype}, got {state.dtype}: the state is never rounded")
-
-
-def _check_snapshots(snapshots: Snapshots, inputs: tuple[Tensor, ...], sequences: int) -> None:
-    batch, tokens, heads, size = inputs[0].shape
-    if snapshots.every < 16 or snapshots.every % 16:
-        raise ValueError(f"snapshots.every must be a multiple of 16, got {snapshots.every}")
-    weights, ring, position = snapshots.weights, snapshots.ring, snapshots.position
-    if weights.dim() != 4 or weights.shape[-1] < 1:
-        raise ValueError(f"snapshots.weights must be [B, T, S, 1 + n], got {list(weights.shape)}")
-    count = snapshots.count
-    _check_tensor("snapshots.weights", weights, [batch, tokens, heads, 1 + count], inputs)
-    if not weights.is_floating_point():
-        raise ValueError(f"snapshots.weights must be floating point, got {weights.dtype}")
-    if (ring is None) != (position is None):
-        missing = "ring" if ring is None else "position"
-        raise ValueError(f"snapshots.{missing} is missing: give ring and position together")
-    if ring is None or position is None:
-        return
-    _check_tensor("snapshots.ring", ring, [sequences, count, heads, size, size], inputs)
-    dtype = compute_dtype(*inputs)
-    if ring.dtype != dtype:
-        raise ValueError(f"snapshots.ring must be {dtype}, got {ring.dtype}")
-    if list(position.shape) != [sequences] or position.dtype != torch.int64:
-        raise ValueError(
-            f"snapshots.position must be int64 [{sequences}], "
-            f"got {position.dtype} {list(position.shape)}"
-        )
-
-
-def _check_tensor(name: str, x: Tensor, shape: list[int], inputs: tuple[Tensor, ...]) -> None:
-    if list(x.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {list(x.shape)}")
-    if x.device != inputs[0].device:
-        raise ValueError(f"{name} must be on the inputs' device {inputs[0].device}, got {x.device}")
+def _wkv7_native(
+    *inputs: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    snapshots: None,
+) -> tuple[Tensor, Tensor, None]:
+    options = HeadOptions(inputs[0].shape[-2], inputs[0].shape[-1], raw=False)
+    out = run(HeadInputs(*inputs), HeadWeights(), options, initial_state, None, cu_seqlens)
+    return out.readout, out.state, None

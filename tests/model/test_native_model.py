@@ -1,0 +1,78 @@
+"""Whole models through the C kernels against the token loop in torch, with heads of 16."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.model.small import VARIANTS, small_model
+from wuneng import WuNengForCausalLM
+from wuneng.ops import native
+from wuneng.ops.native import operator
+
+pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
+#: Twice the width of the usual small models, so that heads have a size that the kernels take.
+WIDE: dict[str, Any] = {"hidden_size": 64}
+VARIANTS_WITH_STATE = [
+    name for name in VARIANTS if not name.startswith("mha") and "size" not in name
+]
+
+
+def _model(variant: str) -> WuNengForCausalLM:
+    settings = VARIANTS[variant]
+    sizes = {"head_dim": 16} if "head_dim" in settings else {}
+    sizes |= {"state_head_dim": 16} if "state_head_dim" in settings else {}
+    return small_model(variant, **WIDE, **sizes)
+
+
+def _loss(model: WuNengForCausalLM, ids: Tensor, **arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    model.zero_grad()
+    logits = model(ids, use_cache=False, **arguments).logits
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    return logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("variant", VARIANTS_WITH_STATE)
+def test_logits_and_gradients(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(variant)
+    ids = torch.randint(0, 61, (2, 40))
+    documents = torch.arange(40).expand(2, 40) // 17
+    arguments: dict[str, Any] = {} if "state" in variant else {"document_ids": documents}
+    with mock.patch.object(operator, "_kernels", side_effect=operator._kernels) as kernels:
+        logits, gradients = _loss(model, ids, **arguments)
+    assert bool(kernels.called) == ("snapshots" not in VARIANTS[variant])
+    monkeypatch.setenv("WUNENG_BACKEND", "reference")
+    expected, expected_gradients = _loss(model, ids, **arguments)
+    assert torch.allclose(logits, expected, atol=2e-5)
+    for got, wanted in zip(gradients, expected_gradients, strict=True):
+        assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max().clamp_min(1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS_WITH_STATE)
+def test_left_padded_generation(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt with pads, then one token at a time: C kernels for state, projections and mixing."""
+    model = _model(variant)
+    ids = torch.randint(1, 61, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+
+    def decode() -> Tensor:
+        with torch.no_grad():
+            out = model(ids, attention_mask=mask, use_cache=True)
+            seen, logits = mask, [out.logits[:, -1]]
+            for token in torch.arange(1, 13).view(6, 1, 2).transpose(1, 2):
+                seen = F.pad(seen, (0, 1), value=1)
+                cache = out.past_key_values
+                out = model(token, attention_mask=seen, past_key_values=cache, use_cache=True)
+                logits.append(out.logits[:, -1])
+        return torch.stack(logits)
+
+    found = decode()
+    monkeypatch.setenv("WUNENG_BACKEND", "reference")
+    monkeypatch.setenv("WUNENG_CROSS_HEAD", "reference")
+    assert torch.allclose(found, decode(), atol=5e-5)

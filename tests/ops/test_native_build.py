@@ -1,0 +1,81 @@
+"""The C kernels are built once, kept whole, and done without where they cannot be had."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from wuneng.ops import wkv7
+from wuneng.ops.native import compiler, operator
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler.library.cache_clear()
+    yield tmp_path / "wuneng"
+    compiler.library.cache_clear()
+
+
+def _ones() -> list[torch.Tensor]:
+    x = torch.randn(1, 5, 1, 16)
+    return [x, -x.abs(), x, x, x * 0.1, x * 0.1]
+
+
+def test_one_library_is_kept_and_loaded_again(fresh: Path) -> None:
+    assert isinstance(compiler.library(16), ctypes.CDLL)
+    (kept,) = fresh.iterdir()
+    written = kept.stat().st_mtime_ns
+    compiler.library.cache_clear()
+    assert compiler.library(16) is not None
+    assert [path.stat().st_mtime_ns for path in fresh.iterdir()] == [written]
+
+
+def test_a_library_cut_short_is_built_again(fresh: Path) -> None:
+    path = fresh / f"state_head_16_{compiler._fingerprint(compiler._compiler())}.so"
+    path.parent.mkdir()
+    path.write_bytes(b"\x7fELF cut short")
+    assert compiler.library(16) is not None
+    assert path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WUNENG_NATIVE", "0"), ("CC", "no-such-compiler"), ("CC", "false")]
+)
+def test_without_a_compiler_torch_runs(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert compiler.library(16) is None
+    x = _ones()
+    y, _ = wkv7(*x)
+    assert torch.equal(y, wkv7(*x, backend="chunked")[0])
+    operator._kernels.cache_clear()
+    with pytest.raises(RuntimeError, match="no C kernels for head size 16"):
+        wkv7(*x, backend="native")
+
+
+def test_other_head_sizes_are_left_to_torch() -> None:
+    assert compiler.library(48) is None
+    x = torch.randn(1, 4, 1, 48)
+    assert wkv7(x, -x.abs(), x, x, x, x)[0].shape == x.shape
+
+
+def test_an_unwritable_cache_is_no_obstacle(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    occupied = tmp_path / "a-file"
+    occupied.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(occupied))
+    assert compiler.library(16) is not None
+
+
+def test_serial_code_where_openmp_cannot_be_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_VARIANTS", compiler._VARIANTS[2:])
+    assert compiler.library(16) is not None

@@ -1,0 +1,42 @@
+"""The token before each token and each sequence's last, across calls and packed documents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def previous_token(x: Tensor, carry: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Shift by one token within each sequence.
+
+    Args:
+        x: ``[B, T, C]``, or ``[1, total, C]`` with ``cu_seqlens``.
+        carry: ``[sequences, C]`` each sequence's last token of an earlier call; None is zero.
+        cu_seqlens: ``[sequences + 1]`` int64 boundaries; None when every row is a sequence.
+
+    Returns:
+        x_{t-1} in x's shape and dtype.
+    """
+    if cu_seqlens is None:
+        first = torch.zeros_like(x[:, :1]) if carry is None else carry[:, None].to(x.dtype)
+        return torch.cat([first, x[:, :-1]], dim=1)
+    nonempty = cu_seqlens[1:] > cu_seqlens[:-1]
+    starts = cu_seqlens[:-1][nonempty]
+    first = x.new_zeros(starts.numel(), x.shape[-1])
+    if carry is not None:
+        first = carry[nonempty].to(x.dtype)
+    shifted = torch.cat([torch.zeros_like(x[0, :1]), x[0, :-1]], dim=0)
+    return shifted.index_copy(0, starts, first).unsqueeze(0)
+
+
+def last_token(x: Tensor, carry: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Each sequence's last token ``[sequences, C]``; an empty sequence keeps its carry.
+
+    Arguments as :func:`previous_token`.
+    """
+    if cu_seqlens is None:
+        return x[:, -1]
+    empty = cu_seqlens[1:] == cu_seqlens[:-1]
+    taken = x[0, (cu_seqlens[1:] - 1).clamp(min=0)]
+    kept = torch.zeros_like(taken) if carry is None else carry.to(taken.dtype)
+    return torch.where(empty[:, None], kept, taken)
