@@ -26,6 +26,8 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+from wuneng.model.growing_keys import GrowingKeys
+
 
 class _NamedStates(CacheLayerMixin):
     """Per-sequence tensors of one layer, kept in step with its keys and values.
@@ -79,7 +81,7 @@ class _NamedStates(CacheLayerMixin):
         self.states = {name: function(value) for name, value in self.states.items()}
 
 
-class HybridLayer(_NamedStates, DynamicLayer):
+class HybridLayer(_NamedStates, GrowingKeys, DynamicLayer):  # type: ignore[misc]
     """Growing keys and values beside the named states."""
 
 

@@ -1,0 +1,116 @@
+"""Keys and values with room: appended in place, and never in another cache's memory."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from tests.model.small import small_model
+from wuneng.model.cache import HybridLayer
+
+
+def _tokens(count: int, rows: int = 2) -> tuple[Tensor, Tensor]:
+    return torch.randn(rows, 3, count, 8), torch.randn(rows, 3, count, 8)
+
+
+def _fill(*counts: int) -> tuple[HybridLayer, DynamicLayer]:
+    """The same updates through our layer and through transformers'."""
+    ours, theirs = HybridLayer(), DynamicLayer()
+    for count in counts:
+        _add(ours, theirs, count)
+    return ours, theirs
+
+
+def _add(ours: HybridLayer, theirs: DynamicLayer, count: int, rows: int = 2) -> None:
+    keys, values = _tokens(count, rows)
+    found, expected = ours.update(keys, values), theirs.update(keys, values)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def test_as_concatenated_and_hardly_ever_copied() -> None:
+    ours, theirs = _fill(5)
+    places = set()
+    for _ in range(300):
+        _add(ours, theirs, 1)
+        places.add(ours.keys.data_ptr())
+    assert ours.get_seq_length() == 305
+    assert len(places) <= 6
+
+
+@pytest.mark.parametrize("change", ["reorder", "repeat", "select", "reset"])
+def test_a_changed_cache_starts_its_own_memory(change: str) -> None:
+    ours, theirs = _fill(4, 1, 1)
+    for layer in (ours, theirs):
+        if change == "reorder":
+            layer.reorder_cache(torch.tensor([1, 1]))
+        elif change == "repeat":
+            layer.batch_repeat_interleave(2)
+        elif change == "select":
+            layer.batch_select_indices(torch.tensor([1]))
+        else:
+            layer.reset()
+    rows = {"repeat": 4, "select": 1}.get(change, 2)
+    for _ in range(3):
+        _add(ours, theirs, 1, rows)
+
+
+def test_two_copies_of_a_cache_do_not_write_over_each_other() -> None:
+    ours, theirs = _fill(4, 1)
+    twin, their_twin = copy.copy(ours), copy.copy(theirs)
+    _add(ours, theirs, 1)
+    _add(twin, their_twin, 1)
+    _add(ours, theirs, 2)
+    _add(twin, their_twin, 1)
+    assert torch.equal(ours.keys, theirs.keys)
+    assert torch.equal(twin.values, their_twin.values)
+    deep, their_deep = copy.deepcopy(ours), copy.deepcopy(theirs)
+    _add(deep, their_deep, 1)
+    _add(ours, theirs, 1)
+    assert torch.equal(deep.keys, their_deep.keys)
+
+
+def test_a_cache_that_is_decoded_from_again_and_again_is_not_copied() -> None:
+    ours, _ = _fill(6, 1)
+    place = ours.keys.data_ptr()
+    for _ in range(3):
+        twin = copy.copy(ours)
+        twin.reclaim()
+        keys, _ = twin.update(*_tokens(1))
+        assert keys.data_ptr() == place
+        assert keys.shape[-2] == 8
+    assert ours.get_seq_length() == 7
+
+
+def test_inside_and_outside_inference_mode() -> None:
+    ours, theirs = _fill(3, 1)
+    with torch.inference_mode():
+        _add(ours, theirs, 1)
+    _add(ours, theirs, 1)
+
+
+def test_gradients_reach_earlier_keys() -> None:
+    layer = HybridLayer()
+    keys, values = (x.requires_grad_() for x in _tokens(2))
+    layer.update(keys, values)
+    more = [x.requires_grad_() for x in _tokens(1)]
+    all_keys, _ = layer.update(*more)
+    all_keys.sum().backward()
+    assert keys.grad is not None
+    assert more[0].grad is not None
+
+
+def test_a_model_decodes_as_it_reads() -> None:
+    model = small_model()
+    ids = torch.randint(0, model.config.vocab_size, (2, 90))
+    with torch.no_grad():
+        whole = model(ids).logits
+        cache, parts = None, []
+        for span in (ids[:, :10], *ids[:, 10:].split(1, dim=1)):
+            out = model(span, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=2e-5)
