@@ -29,4 +29,6 @@ def __getattr__(name: str) -> Any:
 
 
 if "wuneng_cli" not in sys.modules:
-    import wuneng.model  # noqa: F401  (registers the Auto classes)
+    from wuneng.model.auto_classes import register_models
+
+    register_models()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from wuneng_cli.main import app
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ["train", "eval", "generate"]
 
 
@@ -33,6 +35,23 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Usage: wuneng" in done.stdout
+    assert done.stdout.endswith("LOADED []\n")
+
+
+def test_a_dry_run_imports_no_model() -> None:
+    """Sizes come from names and shapes; transformers' models and the compiler take seconds."""
+    code = (
+        "import sys\n"
+        "from wuneng_cli.main import app\n"
+        "app(['train', 'recipes/quickstart.yaml', '--dry-run'], standalone_mode=False)\n"
+        "heavy = {'transformers.modeling_utils', 'transformers.masking_utils', 'torch._dynamo',\n"
+        "         'transformers.models.llama.modeling_llama', 'torch.distributed.tensor',\n"
+        "         'scipy', 'triton'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "training FLOPs" in done.stdout
     assert done.stdout.endswith("LOADED []\n")
 
 

@@ -1,11 +1,21 @@
 """Counts agree with the model that is built, and a matched baseline costs what it should."""
 
 import pytest
+import torch
+from torch import nn
 
 from tests.model.small import BASE, VARIANTS
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.model import counting
 from wuneng.model.parameter_groups import group_of
+from wuneng.model.skeleton import Skeleton
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 1024,
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -15,6 +25,32 @@ def test_parts_add_up(variant):
     assert sum(parts.values()) == WuNengForCausalLM(config).num_parameters()
     assert (parts["state heads"] > 0) == (config.num_state_heads > 0)
     assert (parts["middle heads"] > 0) == (config.cross_head != "none")
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"tie_word_embeddings": False, "pad_token_id": 0}, {"rope_parameters": YARN}]
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_skeleton_is_the_model_without_values(variant, extra):
+    config = WuNengConfig(**(BASE | VARIANTS[variant] | extra))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    skeleton = Skeleton(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    model = WuNengForCausalLM(config)
+    for contents in ("named_parameters", "named_buffers"):
+        found, expected = (
+            {name: t.shape for name, t in getattr(m, contents)()} for m in (skeleton, model)
+        )
+        assert list(found) == list(expected)
+        assert found == expected
+    assert all(p.is_meta for p in skeleton.parameters())
+    linear = [
+        [n for n, m in x.named_modules() if isinstance(m, nn.Linear)] for x in (skeleton, model)
+    ]
+    assert linear[0] == linear[1]
+    tied = skeleton.lm_head.weight is skeleton.model.embed_tokens.weight
+    assert tied == config.tie_word_embeddings
 
 
 def test_added_share_is_what_the_plain_model_lacks():

@@ -36,6 +36,23 @@ def test_auto_classes_after_import_alone(tmp_path):
     assert out.stdout.split() == ["WuNengForCausalLM"]
 
 
+def test_auto_classes_in_the_command_line_once_a_class_is_named(tmp_path):
+    """There, importing the package alone registers nothing: planning needs no model."""
+    small_model().save_pretrained(tmp_path)
+    code = (
+        "import sys, wuneng_cli, wuneng.model;"
+        "from transformers import AutoModelForCausalLM;"
+        "from wuneng.model import WuNengConfig;"
+        "print('wuneng.model.modeling' in sys.modules);"
+        "from wuneng.model import WuNengModel;"
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["False", "WuNengForCausalLM"]
+
+
 def test_missing_branch_is_initialised_and_the_rest_kept(tmp_path):
     plain = WuNengForCausalLM(WuNengConfig(**(BASE | {"num_state_heads": 0})))
     plain.save_pretrained(tmp_path)

@@ -6,19 +6,20 @@ or its name stops the conversion.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
+from transformers import initialization as init
 
 from wuneng.convert.graft import is_grafted_name, layer_of
 from wuneng.convert.shard_writer import Entry
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.errors import ModelError, nearest
-from wuneng.model import WuNengConfig
-from wuneng.model.counting import meta_model
+from wuneng.model import WuNengConfig, WuNengForCausalLM
 
 __all__ = [
     "EMBEDDING",
@@ -81,7 +82,9 @@ def model_shapes(config: WuNengConfig) -> dict[str, tuple[int, ...]]:
         ModelError: no model can be built from the configuration.
     """
     try:
-        model = meta_model(config)
+        with torch.device("meta"), init.no_init_weights():
+            model = WuNengForCausalLM(copy.deepcopy(config))
+            model.tie_weights()
     except Exception as error:  # sizes that overflow, rotary settings of the wrong type, ...
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"the configuration does not make a model: {reason}") from error

@@ -98,8 +98,9 @@ def answers_of(directory: Path, dtype: torch.dtype, probe: Probe) -> Answers:
 def _load(directory: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    import wuneng.model  # noqa: F401  (registers WuNeng with the Auto classes)
+    from wuneng.model.auto_classes import register_models
 
+    register_models()
     with _quiet():
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,

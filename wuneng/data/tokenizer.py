@@ -98,6 +98,8 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    from wuneng.model.auto_classes import register_configuration
+
     if name == "bytes":
         return byte_tokenizer()
     path = Path(name).expanduser()
@@ -106,6 +108,7 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        register_configuration()  # the directory may be one of our models
         loaded = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
         raise DataError(_not_loaded(name, path, field, error)) from None

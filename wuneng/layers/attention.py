@@ -3,6 +3,7 @@
 Legend: B batch, T tokens, D model width, H query heads, G key/value heads, N head size. The layer
 stops before the output projection, because the block adds other heads beside ``A``; ``o_proj``
 stays a matmul of its own, so that grafted heads leave a converted checkpoint's logits unchanged.
+What computes the softmax (sdpa, flash, flex, eager) is transformers' and handed in by the block.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import (
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
 
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import RMSNorm
+
+#: One of transformers' attention functions: (module, q, k, v, mask, ...) to output and weights.
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -71,22 +70,26 @@ class Attention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Any,
         layout: SequenceLayout,
+        attend: Attend,
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[AttentionHeads, Tensor | None]:
-        """Attention over ``hidden`` ``[B, T, D]``; the block applies the output projection."""
+        """Attention over ``hidden`` ``[B, T, D]``; the block applies the output projection.
+
+        Args:
+            position_embeddings: cosines and sines, ``[B or 1, T, N]`` each.
+            attention_mask: whatever ``attend`` takes.
+        """
         key, value = self.k_proj(hidden), self.v_proj(hidden)
         if self.config.attention_token_shift:
             key, value = self._shift(key, value, layout, past_key_values)
         q_BHTN, k_BGTN, v_BGTN = (self._split(u) for u in (self.q_proj(hidden), key, value))
         if self.config.qk_norm:
             q_BHTN, k_BGTN = self.q_norm(q_BHTN), self.k_norm(k_BGTN)
-        q_BHTN, k_BGTN = apply_rotary_pos_emb(q_BHTN, k_BGTN, *position_embeddings)
+        cos, sin = position_embeddings[0].unsqueeze(1), position_embeddings[1].unsqueeze(1)
+        q_BHTN, k_BGTN = _rotate(q_BHTN, cos, sin), _rotate(k_BGTN, cos, sin)
         if past_key_values is not None:
             k_BGTN, v_BGTN = past_key_values.update(k_BGTN, v_BGTN, self.layer_idx)
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
         output, weights = attend(
             self,
             q_BHTN,
@@ -116,3 +119,17 @@ class Attention(nn.Module):
         mu = torch.cat([self.shift_k, self.shift_v])
         key, value = layout.unpack(layout.shift(packed, mu, last)).chunk(2, dim=-1)
         return key, value
+
+
+def _rotate(u: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE as Llama applies it: channels i and i + N/2 of ``[B, heads, T, N]`` turn together.
+
+    Operations come in transformers' order, which gradients equal to the last bit depend on.
+    """
+    return (u * cos) + (_quarter_turn(u) * sin)
+
+
+def _quarter_turn(u: Tensor) -> Tensor:
+    half = u.shape[-1] // 2
+    first, second = u[..., :half], u[..., half:]
+    return torch.cat((-second, first), dim=-1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from wuneng.layers.layout import SequenceLayout
 
@@ -14,12 +14,12 @@ from wuneng.layers.layout import SequenceLayout
 class SwiGLU(nn.Module):
     """``down(act(gate x) * up x)``; parameter names as in Llama checkpoints."""
 
-    def __init__(self, size: int, width: int, act: str, bias: bool) -> None:
+    def __init__(self, size: int, width: int, act: nn.Module, bias: bool) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(size, width, bias=bias)
         self.up_proj = nn.Linear(size, width, bias=bias)
         self.down_proj = nn.Linear(width, size, bias=bias)
-        self.act = ACT2FN[act]
+        self.act = act
 
     def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
@@ -28,11 +28,11 @@ class SwiGLU(nn.Module):
 class MLP(nn.Module):
     """``down(act(up x))``: the m_l = W_out sigma(W_in gamma(.)) of the restated paper."""
 
-    def __init__(self, size: int, width: int, act: str, bias: bool) -> None:
+    def __init__(self, size: int, width: int, act: nn.Module, bias: bool) -> None:
         super().__init__()
         self.up_proj = nn.Linear(size, width, bias=bias)
         self.down_proj = nn.Linear(width, size, bias=bias)
-        self.act = ACT2FN[act]
+        self.act = act
 
     def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:
         return self.down_proj(self.act(self.up_proj(x)))
@@ -59,10 +59,15 @@ class ChannelMix(nn.Module):
         return layout.unpack(self.value(torch.relu(key).square()))
 
 
-def make_feed_forward(kind: str, size: int, width: int, act: str, bias: bool) -> nn.Module:
-    """The block's feed-forward layer of the given kind: ``swiglu``, ``mlp`` or ``rwkv7``."""
+def make_feed_forward(
+    kind: str, size: int, width: int, act: Callable[[], nn.Module], bias: bool
+) -> nn.Module:
+    """The block's feed-forward layer of the given kind: ``swiglu``, ``mlp`` or ``rwkv7``.
+
+    ``act`` makes the activation of the first two.
+    """
     if kind == "swiglu":
-        return SwiGLU(size, width, act, bias)
+        return SwiGLU(size, width, act(), bias)
     if kind == "mlp":
-        return MLP(size, width, act, bias)
+        return MLP(size, width, act(), bias)
     return ChannelMix(size, width)

@@ -1,6 +1,6 @@
 """Counting: parameters by part, training FLOPs, memory, and sizing a baseline to match.
 
-Nothing is allocated: models are built on the meta device.
+Nothing is allocated: a model's parts are built on the meta device.
 """
 
 from __future__ import annotations
@@ -9,30 +9,20 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import nn
-from transformers import initialization as init
 
 from wuneng.model.configuration import WuNengConfig
-from wuneng.model.modeling import WuNengForCausalLM
+from wuneng.model.skeleton import Skeleton
 
 PARTS = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms", "output")
 ADDED_PARTS = ("state heads", "middle heads")
 Match = Literal["width", "parameters", "flops"]
 
 
-def meta_model(config: WuNengConfig) -> WuNengForCausalLM:
-    """The model on the meta device: shapes and names without memory or initial values."""
-    with torch.device("meta"), init.no_init_weights():
-        model = WuNengForCausalLM(copy.deepcopy(config))
-        model.tie_weights()
-        return model
-
-
 def parameters_by_part(config: WuNengConfig) -> dict[str, int]:
     """Parameters of each of :data:`PARTS`; a tied output projection counts in the embedding."""
     counts = dict.fromkeys(PARTS, 0)
-    for name, parameter in meta_model(config).named_parameters():
+    for name, parameter in Skeleton(config).named_parameters():
         if name.endswith("cross_head.branch_proj.weight") and config.cross_head != "none":
             # its columns see [lambda R; Mid], half and half
             counts["state heads"] += parameter.numel() // 2
@@ -76,7 +66,7 @@ def forward_flops_per_token(config: WuNengConfig, sequence_length: int) -> float
     matrix units, and are not credited for it.
     """
     weights = 0
-    for name, module in meta_model(config).named_modules():
+    for name, module in Skeleton(config).named_modules():
         if isinstance(module, nn.Linear):
             weights += module.weight.numel()
         for leaf, parameter in module.named_parameters(recurse=False):

@@ -15,43 +15,34 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+)
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from wuneng.layers.attention import Attention
-from wuneng.layers.cross_head import CrossHead
-from wuneng.layers.feed_forward import make_feed_forward
 from wuneng.layers.layout import SequenceLayout
-from wuneng.layers.norms import make_norm
-from wuneng.layers.state_heads import StateHeads
 from wuneng.model.cache import WuNengCache
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.initialisation import initialise
 from wuneng.model.masks import attention_masks
+from wuneng.model.structure import BlockParts, ModelParts, output_projection
 
 
-class WuNengBlock(GradientCheckpointingLayer):
+class WuNengBlock(GradientCheckpointingLayer, BlockParts):
     """One layer: hybrid attention and feed-forward, each behind a norm and a residual."""
 
     def __init__(self, config: WuNengConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.mask_kind = "sliding" if config.is_sliding(layer_idx) else "full"
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = make_norm(config.norm, size, eps)
-        self.self_attn = Attention(config, layer_idx) if config.num_attention_heads else None
-        if config.has_state(layer_idx):
-            self.state_heads: StateHeads | None = StateHeads(config, layer_idx)
-            self.cross_head: CrossHead | None = CrossHead(config)
-        else:
-            self.state_heads = self.cross_head = None
-        self.post_attention_layernorm = make_norm(config.norm, size, eps)
-        width = config.intermediate_size
-        assert width is not None
-        self.mlp = make_feed_forward(config.ffn, size, width, config.hidden_act, config.mlp_bias)
+        self.add_parts(config, layer_idx, ACT2FN.__getitem__)
 
     def forward(
         self,
@@ -66,19 +57,22 @@ class WuNengBlock(GradientCheckpointingLayer):
         """``hidden`` ``[B, T, D]`` through the layer; ``first_value``: RWKV-7's value residual."""
         slot = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         h = self.input_layernorm(hidden)
-        heads = None
-        if self.self_attn is not None:
+        heads, attention = None, self.self_attn
+        if attention is not None:
             mask = masks[self.mask_kind]
-            heads, _ = self.self_attn(
-                h, position_embeddings, mask, layout, past_key_values, **kwargs
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+                attention.config._attn_implementation, eager_attention_forward
+            )
+            heads, _ = attention(
+                h, position_embeddings, mask, layout, attend, past_key_values, **kwargs
             )
         attended = None if heads is None else heads.output
         branch = None
         if self.state_heads is not None and self.cross_head is not None:
             readout, first_value = self.state_heads(h, heads, first_value, layout, slot)
             attended, branch = self.cross_head(attended, readout)
-        if self.self_attn is not None:
-            mixed = self.self_attn.o_proj(attended)
+        if attention is not None:
+            mixed = attention.o_proj(attended)
             hidden = hidden + (mixed if branch is None else mixed + branch)
         elif branch is not None:
             hidden = hidden + branch
@@ -111,19 +105,12 @@ class WuNengPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class WuNengModel(WuNengPreTrainedModel):
+class WuNengModel(WuNengPreTrainedModel, ModelParts):
     """Embedding, blocks and final norm."""
 
     def __init__(self, config: WuNengConfig) -> None:
         super().__init__(config)
-        size = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, size, config.pad_token_id)
-        if config.embedding_norm:
-            self.embed_norm = make_norm(config.norm, size, config.rms_norm_eps)
-        self.layers = nn.ModuleList(WuNengBlock(config, i) for i in range(config.num_hidden_layers))
-        self.norm = make_norm(config.norm, size, config.rms_norm_eps)
-        if config.num_attention_heads:
-            self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.add_parts(config, WuNengBlock, LlamaRotaryEmbedding)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -200,7 +187,7 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = WuNengModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = output_projection(config)
         self.post_init()
 
     @can_return_tuple

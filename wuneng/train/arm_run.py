@@ -15,7 +15,6 @@ from transformers.utils import logging as transformers_logging
 
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
-from wuneng.model import WuNengForCausalLM
 from wuneng.model.counting import describe
 from wuneng.recipe import Recipe
 from wuneng.records import ArmDirectory, read_jsonl
@@ -36,6 +35,8 @@ from wuneng.train.trainer_state import TrainerState, seed_everything
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from wuneng.model import WuNengForCausalLM
 
 __all__ = ["run_arm"]
 
@@ -98,6 +99,8 @@ def _model(
     settings = recipe.arms[arm]
     config = configs(arm)
     if settings.init_from is None:
+        from wuneng.model import WuNengForCausalLM  # not needed for planning, and slow to import
+
         seed_everything(seed)
         return WuNengForCausalLM(config)
     start = configs.sources.directory(

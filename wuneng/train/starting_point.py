@@ -10,12 +10,14 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from wuneng.errors import InputError, ModelError, RecipeError
-from wuneng.model import WuNengConfig, WuNengForCausalLM
+from wuneng.model import WuNengConfig
 from wuneng.recipe import ModelSettings, Recipe
 from wuneng.records import find_model, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from wuneng.model import WuNengForCausalLM
 
 __all__ = [
     "PLAIN",
@@ -164,6 +166,8 @@ def load_start(directory: Path) -> WuNengForCausalLM:
     Raises:
         ModelError: files are broken, or tensors missing, misshapen or left over.
     """
+    from wuneng.model import WuNengForCausalLM  # not needed for planning, and slow to import
+
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -10,7 +10,8 @@ from torch import nn
 
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
-from wuneng.model.counting import forward_flops_per_token, meta_model
+from wuneng.model.counting import forward_flops_per_token
+from wuneng.model.skeleton import Skeleton
 from wuneng.recipe import Recipe
 from wuneng.recipe.arms import Arm
 from wuneng.train.lora import adapter_parameters, adapter_ranks, is_adapter
@@ -49,7 +50,7 @@ def lora_ranks(recipe: Recipe, arm: str, config_of: Configuration) -> dict[str, 
     """
     lora = recipe.arms[arm].lora
     assert lora is not None
-    shapes = _linear_shapes(meta_model(config_of(arm)))
+    shapes = _linear_shapes(Skeleton(config_of(arm)))
     budget = None
     if lora.match is not None:
         budget = sum(trainable_of(recipe, lora.match, config_of).values())
@@ -59,7 +60,7 @@ def lora_ranks(recipe: Recipe, arm: str, config_of: Configuration) -> dict[str, 
 def trainable_of(recipe: Recipe, arm: str, config_of: Configuration) -> dict[str, int]:
     """Name and size of every parameter of ``arm`` that trains."""
     settings = recipe.arms[arm]
-    model = meta_model(config_of(arm))
+    model = Skeleton(config_of(arm))
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     if settings.lora is not None:
         sizes |= adapter_parameters(lora_ranks(recipe, arm, config_of), _linear_shapes(model))
@@ -75,7 +76,7 @@ def arm_sizes(
     """
     length = recipe.training.sequence_length
     config = config_of(arm)
-    model = meta_model(config)
+    model = Skeleton(config)
     trains = trainable_of(recipe, arm, config_of)
     adapters = sum(size for name, size in trains.items() if is_adapter(name))
     flops = 3 * forward_flops_per_token(config, length) + 6 * adapters

@@ -1,0 +1,67 @@
+"""Which parts a model is made of, and what they are called: the one place that says so.
+
+``modeling`` adds what is computed with these parts; ``skeleton`` builds them alone, for counting.
+What they take from transformers (activations, rotary embedding) is handed in, because importing it
+takes longer than all of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from wuneng.layers.attention import Attention
+from wuneng.layers.cross_head import CrossHead
+from wuneng.layers.feed_forward import make_feed_forward
+from wuneng.layers.norms import make_norm
+from wuneng.layers.state_heads import StateHeads
+from wuneng.model.configuration import WuNengConfig
+
+
+class BlockParts:
+    """For a module that is one layer: norms, attention, state heads, their interaction, MLP."""
+
+    def add_parts(
+        self, config: WuNengConfig, layer_idx: int, activation: Callable[[str], nn.Module]
+    ) -> None:
+        """Build the layer's parts; ``activation`` makes the one that ``hidden_act`` names."""
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = make_norm(config.norm, size, eps)
+        self.self_attn = Attention(config, layer_idx) if config.num_attention_heads else None
+        if config.has_state(layer_idx):
+            self.state_heads: StateHeads | None = StateHeads(config, layer_idx)
+            self.cross_head: CrossHead | None = CrossHead(config)
+        else:
+            self.state_heads = self.cross_head = None
+        self.post_attention_layernorm = make_norm(config.norm, size, eps)
+        width = config.intermediate_size
+        assert width is not None
+        self.mlp = make_feed_forward(
+            config.ffn, size, width, lambda: activation(config.hidden_act), config.mlp_bias
+        )
+
+
+class ModelParts:
+    """For a module that is a model without its output: embedding, layers, norm, rotary."""
+
+    def add_parts(
+        self,
+        config: WuNengConfig,
+        block: Callable[[WuNengConfig, int], nn.Module],
+        rotary: Callable[[WuNengConfig], nn.Module],
+    ) -> None:
+        """Build the parts; ``block`` makes layer ``i``, ``rotary`` what turns queries and keys."""
+        size = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, size, config.pad_token_id)
+        if config.embedding_norm:
+            self.embed_norm = make_norm(config.norm, size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = make_norm(config.norm, size, config.rms_norm_eps)
+        if config.num_attention_heads:
+            self.rotary_emb = rotary(config)
+
+
+def output_projection(config: WuNengConfig) -> nn.Linear:
+    """``lm_head``, before it is tied to the embedding."""
+    return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
