@@ -27,7 +27,8 @@ _EXAMPLES = """Examples:
 
 What: ops (WKV-7's backends, attention, fusion), prefill, decode, train, parts. Against: mha and
 rwkv7 (as many parameters), replace, mha-shift, llama (transformers' own), fla
-(flash-linear-attention's operators), none. Presets: 130m, 400m, 1.5b, 7b. One length alone is
+(flash-linear-attention's operators and RWKV-7 model), mamba (mamba-ssm's operators), none. On a GPU
+the last two's operators are always tried. Presets: 130m, 400m, 1.5b, 7b. One length alone is
 measured at its eighth, quarter and half too. With --compare, options left out are the earlier
 record's.
 """

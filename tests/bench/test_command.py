@@ -106,7 +106,7 @@ def test_bad_input_exits_2_with_one_message(
 def test_a_case_that_fails_is_told_and_exits_1(
     planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(row: Any, model: Any) -> Any:
+    def broken(row: Any, model: Any, twin: Any) -> Any:
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(wuneng.bench.models, "decode_gate", broken)

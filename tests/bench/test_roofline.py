@@ -14,6 +14,8 @@ from wuneng.bench.roofline import (
     cache_bytes,
     decode,
     prefill,
+    ssd,
+    ssd_step,
     training_step,
     wkv7,
     wkv7_step,
@@ -39,6 +41,22 @@ def test_steps_by_hand() -> None:
     attend = attention_step(2, 1000, 4, 64, 4)
     assert attend.bytes == 2 * (2 * 1000 * 4 * 64 * 4) + 2 * (2 * 4 * 64 * 4)
     assert attend.flops == 4 * 64 * 2 * 4 * 1000
+
+
+def test_the_state_space_recurrence_by_hand() -> None:
+    """B 2, T 3, H 4, N 8, one group of heads, bf16: x and y of 384 B, B and C of 96 B, dt 48 B."""
+    wide, shared, rate, state = 2 * 3 * 4 * 8 * 2, 2 * 3 * 8 * 2, 2 * 3 * 4 * 2, 2 * 4 * 8 * 8 * 4
+    assert (wide, shared, rate) == (384, 96, 48)
+    forward = ssd(2, 3, 4, 8, 1, 2, backward=False)
+    assert forward.bytes == 2 * wide + 2 * shared + rate + state
+    assert forward.flops == 6 * 8**2 * 2 * 3 * 4
+    both = ssd(2, 3, 4, 8, 1, 2, backward=True)
+    # and again: x, dy, dx; B, C, dB, dC; dt and its gradient
+    assert both.bytes == forward.bytes + 3 * wide + 4 * shared + 2 * rate + state
+    assert both.flops == 3 * forward.flops
+    step = ssd_step(2, 4, 8, 1, 2)
+    assert step.bytes == 2 * state + (2 * wide + 2 * shared + rate) / 3
+    assert step.flops == 6 * 8**2 * 2 * 4
 
 
 def test_attention_by_hand() -> None:

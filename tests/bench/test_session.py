@@ -20,6 +20,10 @@ from wuneng.bench.schema import SCHEMA, problems
 from wuneng.errors import DataError, InputError, ModelError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import describe
+from wuneng.ops import native
+
+#: The recorded models have heads of 16.
+BACKENDS = (["native"] if native.library(16) else []) + ["chunked", "reference"]
 
 
 def test_every_kind_of_case_is_measured(full_record: Any) -> None:
@@ -30,12 +34,9 @@ def test_every_kind_of_case_is_measured(full_record: Any) -> None:
         assert [r.arm for r in rows if r.what == what] == models * 2
     operators = {(row.operation, row.arm) for row in rows if row.what == "ops"}
     assert operators == {
-        *(
-            (o, a)
-            for o in ("forward", "forward+backward", "step")
-            for a in ("chunked", "reference", "sdpa")
-        ),
-        ("fusion", "gated"),
+        *((o, a) for o in ("forward", "forward+backward", "step") for a in (*BACKENDS, "sdpa")),
+        ("fusion", "eager"),
+        ("fusion", "fused"),
     }
     assert {row.roofline_share is not None and row.peak_bytes for row in rows} != {None}
 
@@ -59,9 +60,9 @@ def test_every_arm_passed_its_gate(full_record: Any) -> None:
 
 def test_exponents_of_every_series(full_record: Any) -> None:
     time = [e for e in full_record["exponents"] if e["quantity"] == "time"]
-    assert len(time) == 10 + 9
-    for entry in time:  # the planted clock says 10 ms whatever the length
-        assert entry["exponent"] == pytest.approx(0.0, abs=0.05)
+    assert len(time) == 5 + 3 * len(BACKENDS) + 9
+    for entry in time:  # the planted clock says 10 ms whatever the length, within its jitter
+        assert entry["exponent"] == pytest.approx(0.0, abs=0.1)
 
 
 def test_parts_of_a_step_add_up(full_record: Any) -> None:
@@ -76,7 +77,7 @@ def test_parts_of_a_step_add_up(full_record: Any) -> None:
     mha = {p["part"] for p in every if p["arm"] == "mha"}
     assert "state heads" not in mha
     decoded = {p["part"]: p for p in every if (p["what"], p["arm"]) == ("decode", "wuneng")}
-    assert decoded["state heads"]["operations"] > 10
+    assert decoded["state heads"]["operations"] >= 3
     assert decoded["state heads"]["backward_ms"] == 0
 
 

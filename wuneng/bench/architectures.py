@@ -1,7 +1,8 @@
 """The models that are compared: WuNeng and its baselines, from a recipe, a directory or a preset.
 
 The baselines are WuNeng's own class with one kind of heads taken away, sized to as many
-parameters; ``llama`` is transformers' own Llama with the plain baseline's shapes.
+parameters; ``llama`` is transformers' own Llama with the plain baseline's shapes, ``fla``
+flash-linear-attention's own RWKV-7.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wuneng.bench.model_gate import Twin
+from wuneng.bench.peer_models import build_fla, fla_config, fla_extra, fla_twin, require_fla
 from wuneng.bench.request import BenchRequest
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.model import WuNengConfig, WuNengForCausalLM
-from wuneng.model.counting import describe, match, meta_model
+from wuneng.model.counting import describe, match
+from wuneng.model.skeleton import Skeleton
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
@@ -55,22 +59,43 @@ DEFAULT_MODEL: dict[str, Any] = {
 }
 
 
+def _anywhere(device: torch.device) -> None:
+    """Our own models run on every device."""
+
+
+def _no_twin(model: Any) -> None:
+    """Our own models, and transformers', are compared with themselves."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One model of the comparison, not built yet."""
 
     arm: str
     config: WuNengConfig
-    """Also for ``llama``: the WuNeng configuration of the same shapes, which counts its work."""
+    """Also for ``llama`` and ``fla``: the WuNeng configuration of the same shapes, which counts
+    the work."""
     build: Callable[[], Any]
     """A float32 model on the CPU with random or trained weights."""
     parameters: int
+    requires: Callable[[torch.device], None] = _anywhere
+    """Raises Missing where the model cannot be built or does not run."""
+    twin: Callable[[Any], Twin | None] = _no_twin
+    """What the built model is compared with, where it has no reference of its own."""
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether another project's code runs, part by part unlike ours."""
+        return self.twin is not _no_twin
 
     def to_json(self) -> dict[str, Any]:
         """Ready for bench.json."""
         config = self.config
+        counted = describe(config)
+        counted["parts"]["state heads"] -= counted["parameters"] - self.parameters
         return {
-            **describe(config),
+            **counted,
+            "parameters": self.parameters,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_hidden_layers,
             "num_attention_heads": config.num_attention_heads,
@@ -97,7 +122,9 @@ def choose(request: BenchRequest) -> Comparison:
         InputError: an unknown preset, or a path that is neither a recipe nor a model.
         ModelError: the directory holds no WuNeng model.
     """
-    arms = [arm for arm in request.against if arm != "fla"]
+    arms = [arm for arm in request.against if arm != "mamba"]  # operators alone
+    if not set(request.what) & {"prefill", "decode", "train"}:
+        arms = [arm for arm in arms if arm != "fla"]
     if request.model is None:
         name, fields = _preset(request.preset)
         return _comparison(name, WuNengConfig(**fields), arms)
@@ -128,6 +155,8 @@ def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
         derived.state_key_source = derived.state_value_source = "own"
         derived.token_shift = "pre"
         derived.state_output_gate = derived.state_value_residual = True
+    elif arm == "fla":
+        derived = fla_config(config)
     else:
         return _replacing(derived)
     derived.check()
@@ -164,7 +193,8 @@ def _comparison(
     found = [_architecture(first, config, build)]
     for arm in arms:
         try:
-            found.append(_architecture(arm, stated.get(arm) or derive(config, arm)))
+            own = None if arm == "fla" else stated.get(arm)
+            found.append(_architecture(arm, own or derive(config, arm)))
         except ValueError as error:
             raise InputError(f"--against {arm}: {error}") from error
     return Comparison(name, found, training or {})
@@ -173,9 +203,12 @@ def _comparison(
 def _architecture(
     arm: str, config: WuNengConfig, build: Callable[[], Any] | None = None
 ) -> Architecture:
+    if arm == "fla" and build is None:
+        count = sum(p.numel() for p in Skeleton(config).parameters()) - fla_extra(config)
+        return Architecture(arm, config, lambda: build_fla(config), count, require_fla, fla_twin)
     if build is None:
         build = (lambda: _llama(config)) if arm == "llama" else (lambda: _random_weights(config))
-    count = sum(p.numel() for p in meta_model(config).parameters())
+    count = sum(p.numel() for p in Skeleton(config).parameters())
     return Architecture(arm, config, build, count)
 
 

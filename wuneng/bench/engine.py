@@ -28,7 +28,7 @@ from wuneng.bench.record import Row
 from wuneng.bench.roofline import Work
 from wuneng.bench.timing import Clock, Timing, interleave
 
-__all__ = ["Case", "Engine", "Missing", "Prepared", "Skipped", "torch_dtype"]
+__all__ = ["Case", "Engine", "Missing", "Prepared", "Skipped", "Unsupported", "torch_dtype"]
 
 
 YARDSTICKS = ("mha", "sdpa")
@@ -38,6 +38,12 @@ class Missing(Exception):
     """A case cannot be measured here; the message says what is missing."""
 
     status = "missing"
+
+
+class Unsupported(Missing):
+    """What is asked for is installed and does not do it: another device, type or shape."""
+
+    status = "unsupported"
 
 
 class Skipped(Missing):

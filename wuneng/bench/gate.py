@@ -4,37 +4,32 @@ operators   WKV-7 against the token loop in float64, at the timed shape: outputs
             element, gradients element by element up to ``ELEMENTWISE`` tokens and beyond that
             along a random direction (two float64 loops, a central difference)
 attention   the first and last rows of the causal softmax, in float64
-models      logits, decoded logits or gradients against the same weights through the token loop
-            and eager attention, over ``MODEL_TOKENS`` tokens
+
+Whole models are compared in ``model_gate.py``.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wuneng.ops.wkv7.reference import wkv7_reference
 
 __all__ = [
     "GateResult",
     "attention_gate",
-    "decode_gate",
-    "gradient_gate",
     "judge",
-    "prefill_gate",
+    "recurrence_gate",
     "relative_error",
     "wkv7_gate",
 ]
 
 ELEMENTWISE = 512
 LOOP_TOKENS = 32 * 1024
-MODEL_TOKENS = 128
 ROWS = 128
 _STEP = 1e-5
 
@@ -47,6 +42,9 @@ _TOLERANCE = {
 }
 
 Operator = Callable[..., Any]
+
+_TOKEN_LOOP = "WKV-7's token loop, float64"
+_SOFTMAX = "causal softmax, float64"
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,9 @@ class GateResult:
     tolerance: float
     passed: bool
     detail: str = ""
+    """What differs most."""
+    reference: str = ""
+    """What it was compared with."""
 
     def sentence(self) -> str:
         """For the row of a case that failed."""
@@ -83,35 +84,63 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def judge(
-    row: Any, errors: dict[str, float], dtype: torch.dtype, *, gradients: bool = False
+    row: Any,
+    errors: dict[str, float],
+    dtype: torch.dtype,
+    *,
+    gradients: bool = False,
+    reference: str = "",
 ) -> GateResult:
     """The verdict of named errors, the worst of them against the dtype's tolerance."""
-    worst = max(errors, key=lambda name: errors[name])
+    # NaN compares as neither larger nor smaller: it would pass unseen
+    found = {name: error if error == error else float("inf") for name, error in errors.items()}
+    worst = max(found, key=lambda name: found[name])
     tolerance = _TOLERANCE[dtype][1 if gradients else 0]
-    error = errors[worst]
-    return GateResult(
-        row.what, row.operation, row.arm, row.seq_len, error, tolerance, error <= tolerance, worst
-    )
+    error = found[worst]
+    case = (row.what, row.operation, row.arm, row.seq_len)
+    return GateResult(*case, error, tolerance, error <= tolerance, worst, reference)
 
 
 def wkv7_gate(row: Any, operator: Operator, inputs: Sequence[Tensor], backward: bool) -> GateResult:
     """An implementation of WKV-7, ``operator(*inputs) -> (y, ...)``, at the timed shape."""
-    tokens = inputs[0].shape[1]
+    named = dict(zip("rwkvab", inputs, strict=True))
+    return recurrence_gate(row, operator, wkv7_reference, named, _TOKEN_LOOP, backward=backward)
+
+
+def recurrence_gate(
+    row: Any,
+    operator: Operator,
+    loop: Operator,
+    named: dict[str, Tensor],
+    reference: str,
+    *,
+    backward: bool,
+) -> GateResult:
+    """A recurrence against its token loop, both ``(*inputs) -> (y, ...)``, at the timed shape.
+
+    Args:
+        named: inputs by name, ``[B, T, ...]`` or one-dimensional parameters; the first one's dtype
+            is the benchmarked one.
+        reference: what ``loop`` is, for the record.
+    """
+    inputs = list(named.values())
+    tokens, dtype = inputs[0].shape[1], inputs[0].dtype
     if not backward:
         with torch.no_grad():
             y = operator(*inputs)[0][:, :LOOP_TOKENS]
-            expected = wkv7_reference(*(x[:, :LOOP_TOKENS].double() for x in inputs))[0]
-        return judge(row, {"y": relative_error(y, expected)}, inputs[3].dtype)
+            first = (x[:, :LOOP_TOKENS] if x.dim() > 1 else x for x in inputs)
+            expected = loop(*(x.double() for x in first))[0]
+        return judge(row, {"y": relative_error(y, expected)}, dtype, reference=reference)
     found, dy = _gradients(operator, inputs)
     if tokens <= ELEMENTWISE:
-        expected_ones, _ = _gradients(wkv7_reference, [x.double() for x in inputs], dy.double())
+        expected_ones, _ = _gradients(loop, [x.double() for x in inputs], dy.double())
         errors = {
             f"gradient of {name}": relative_error(x, e)
-            for name, x, e in zip("rwkvab", found, expected_ones, strict=True)
+            for name, x, e in zip(named, found, expected_ones, strict=True)
         }
     else:
-        errors = {"gradient along a direction": _directional_error(found, inputs, dy)}
-    return judge(row, errors, inputs[3].dtype, gradients=True)
+        errors = {"gradient along a direction": _directional_error(loop, found, inputs, dy)}
+    return judge(row, errors, dtype, gradients=True, reference=reference)
 
 
 def _gradients(
@@ -124,7 +153,9 @@ def _gradients(
     return torch.autograd.grad(y, leaves, dy), dy
 
 
-def _directional_error(found: Sequence[Tensor], inputs: Sequence[Tensor], dy: Tensor) -> float:
+def _directional_error(
+    loop: Operator, found: Sequence[Tensor], inputs: Sequence[Tensor], dy: Tensor
+) -> float:
     """<gradient, direction> against a central difference of the float64 loop, relative to the
     root of the sum of the squared products (their sum alone may cancel)."""
     generator = torch.Generator().manual_seed(2)
@@ -136,7 +167,7 @@ def _directional_error(found: Sequence[Tensor], inputs: Sequence[Tensor], dy: Te
 
     def value(step: float) -> Tensor:
         moved = [x + step * d for x, d in zip(exact, along, strict=True)]
-        return (wkv7_reference(*moved)[0] * dy.double()).sum()
+        return torch.as_tensor((loop(*moved)[0] * dy.double()).sum())
 
     with torch.no_grad():
         expected = (value(_STEP) - value(-_STEP)) / (2 * _STEP)
@@ -156,7 +187,7 @@ def attention_gate(
             expected = _softmax_rows(q.double(), k.double(), v.double(), rows)
             errors[name] = relative_error(found[:, :, rows], expected)
     if not backward:
-        return judge(row, errors, q.dtype)
+        return judge(row, errors, q.dtype, reference=_SOFTMAX)
     inputs = [x[:, :, :ELEMENTWISE].contiguous() for x in (q, k, v)]
     rows = torch.arange(inputs[0].shape[2], device=q.device)
     gradients, dy = _gradients(lambda *x: (attend(*x),), inputs)
@@ -167,7 +198,7 @@ def attention_gate(
     expected_ones, _ = _gradients(attend_exactly, [x.double() for x in inputs], dy.double())
     for name, x, e in zip("qkv", gradients, expected_ones, strict=True):
         errors[f"gradient of {name}"] = relative_error(x, e)
-    return judge(row, errors, q.dtype, gradients=True)
+    return judge(row, errors, q.dtype, gradients=True, reference=_SOFTMAX)
 
 
 def _softmax_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
@@ -176,72 +207,3 @@ def _softmax_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
     visible = torch.arange(keys, device=q.device) <= rows[:, None] + keys - q.shape[2]
     scores = q[:, :, rows] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v
-
-
-@contextmanager
-def _through_reference(model: Any) -> Iterator[None]:
-    """The same weights through the token loop and eager attention."""
-    before, attention = os.environ.get("WUNENG_BACKEND"), model.config._attn_implementation
-    os.environ["WUNENG_BACKEND"] = "reference"
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(attention)
-        if before is None:
-            del os.environ["WUNENG_BACKEND"]
-        else:
-            os.environ["WUNENG_BACKEND"] = before
-
-
-def _tokens(model: Any, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
-    return ids.to(next(model.parameters()).device)
-
-
-@torch.no_grad()
-def prefill_gate(row: Any, model: Any) -> GateResult:
-    """Logits of every position."""
-    ids = _tokens(model, min(row.seq_len, MODEL_TOKENS))
-    found = model(input_ids=ids).logits
-    with _through_reference(model):
-        expected = model(input_ids=ids).logits
-    return judge(row, {"logits": relative_error(found, expected)}, found.dtype)
-
-
-@torch.no_grad()
-def decode_gate(row: Any, model: Any, steps: int = 4) -> GateResult:
-    """Logits of the last tokens, decoded one by one, against a full forward."""
-    ids = _tokens(model, max(steps + 1, min(row.seq_len, MODEL_TOKENS)))
-    out = model(input_ids=ids[:, :-steps], use_cache=True)
-    found = []
-    for position in range(ids.shape[1] - steps, ids.shape[1]):
-        token = ids[:, position : position + 1]
-        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-        found.append(out.logits)
-    with _through_reference(model):
-        expected = model(input_ids=ids).logits[:, -steps:]
-    return judge(row, {"logits": relative_error(torch.cat(found, 1), expected)}, expected.dtype)
-
-
-def gradient_gate(row: Any, model: nn.Module, dtype: torch.dtype) -> GateResult:
-    """Gradients of every parameter, over half as many tokens: the loop's backward is slow."""
-    ids = _tokens(model, min(row.seq_len, MODEL_TOKENS // 2))
-
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-    found = gradients()
-    with _through_reference(model):
-        expected = gradients()
-    model.zero_grad(set_to_none=True)
-    norm = torch.cat([g.double().flatten() for g in expected.values()]).abs().max().item()
-    errors = {
-        f"gradient of {name}": (found[name].double() - g.double()).abs().max().item() / norm
-        for name, g in expected.items()
-    }
-    return judge(row, errors, dtype, gradients=True)

@@ -13,8 +13,9 @@ from torch import Tensor
 from wuneng.bench import roofline
 from wuneng.bench.architectures import Architecture
 from wuneng.bench.engine import Case, Missing, Prepared
-from wuneng.bench.gate import GateResult, decode_gate, gradient_gate, prefill_gate
+from wuneng.bench.gate import GateResult
 from wuneng.bench.memory import model_bytes, tensor_bytes
+from wuneng.bench.model_gate import decode_gate, gradient_gate, prefill_gate
 from wuneng.bench.record import Row
 
 __all__ = ["ModelStore", "decode_case", "prefill_case", "train_case"]
@@ -42,6 +43,7 @@ class ModelStore:
         """The model in evaluation mode in the benchmarked type."""
 
         def build() -> Any:
+            architecture.requires(self.device)
             return architecture.build().to(self.device, self.dtype).eval().requires_grad_(False)
 
         return self._once(("inference", architecture.arm), build)
@@ -96,7 +98,9 @@ def prefill_case(store: ModelStore, architecture: Architecture, batch: int, toke
 
     def gate() -> GateResult:
         model = store.inference(architecture)
-        return store.gate("prefill", arm, lambda: prefill_gate(row, model))
+        return store.gate(
+            "prefill", arm, lambda: prefill_gate(row, model, architecture.twin(model))
+        )
 
     work = roofline.prefill(config, architecture.parameters, batch, tokens, store.element)
     return Case(row, batch * tokens, work, prepare, gate, int(work.bytes))
@@ -117,10 +121,7 @@ def decode_case(
     def prepare() -> Prepared:
         model = store.inference(architecture)
         prompt = _inputs(store, config, 1, context)[0]
-        with torch.inference_mode():
-            cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
-            if batch > 1:
-                cache.batch_repeat_interleave(batch)
+        cache = _after(model, prompt, batch)
         step = _DecodeStep(model, cache, _inputs(store, config, batch, 1))
         kv, state = _held_by(cache)
         graphed = step.capture() if graph and store.device.type == "cuda" else None
@@ -128,10 +129,26 @@ def decode_case(
 
     def gate() -> GateResult:
         model = store.inference(architecture)
-        return store.gate("decode", arm, lambda: decode_gate(row, model))
+        return store.gate("decode", arm, lambda: decode_gate(row, model, architecture.twin(model)))
 
     work = roofline.decode(config, architecture.parameters, batch, context, store.element)
     return Case(row, batch, work, prepare, gate, int(work.bytes))
+
+
+@torch.inference_mode()
+def _after(model: Any, prompt: Tensor, batch: int) -> Any:
+    """The cache after ``prompt`` ``[1, T]`` in each of ``batch`` sequences.
+
+    The last token goes in by itself: the first decoded token is the one that makes room in a cache.
+    """
+    first, last = prompt[:, :-1], prompt[:, -1:]
+    cache = None
+    if first.shape[1]:
+        cache = model(input_ids=first, use_cache=True, logits_to_keep=1).past_key_values
+        if batch > 1:
+            cache.batch_repeat_interleave(batch)
+    last = last.expand(batch, -1)
+    return model(input_ids=last, past_key_values=cache, use_cache=True).past_key_values
 
 
 class _DecodeStep:
@@ -185,8 +202,11 @@ def _fork(cache: Any) -> Any:
     twin = copy.copy(cache)
     twin.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in twin.layers:
-        if hasattr(layer, "states"):
-            layer.states = dict(layer.states)
+        for name in ("states", "state"):  # ours, and flash-linear-attention's
+            if isinstance(getattr(layer, name, None), dict):
+                setattr(layer, name, dict(getattr(layer, name)))
+        if hasattr(layer, "reclaim"):
+            layer.reclaim()
     return twin
 
 
@@ -197,14 +217,19 @@ def _held_by(cache: Any) -> tuple[int, int]:
         for layer in cache.layers
         if isinstance(getattr(layer, "keys", None), Tensor)
     )
-    state = cache.state_bytes() if hasattr(cache, "state_bytes") else 0
-    return kv, state
+    if hasattr(cache, "state_bytes"):
+        return kv, cache.state_bytes()
+    held = (getattr(layer, "state", None) or {} for layer in cache.layers)
+    return kv, sum(
+        tensor_bytes(x) for state in held for x in state.values() if isinstance(x, Tensor)
+    )
 
 
 class _Trainee:
     """A model, its optimiser and training's own step."""
 
     def __init__(self, store: ModelStore, architecture: Architecture) -> None:
+        architecture.requires(store.device)
         settings = training_settings(store.training, 1, 2)
         from wuneng.train.optimizer import build_optimizer
         from wuneng.train.step import Numerics, prepare_model
@@ -256,7 +281,12 @@ def train_case(store: ModelStore, architecture: Architecture, batch: int, tokens
 
     def gate() -> GateResult:
         trainee = store.trainee(architecture)
-        return store.gate("train", arm, lambda: gradient_gate(row, trainee.model, store.dtype))
+
+        def check() -> GateResult:
+            model = trainee.model
+            return gradient_gate(row, model, store.dtype, architecture.twin(model))
+
+        return store.gate("train", arm, check)
 
     work = roofline.training_step(config, architecture.parameters, batch, tokens)
     return Case(row, batch * tokens, work, prepare, gate, 16 * architecture.parameters)

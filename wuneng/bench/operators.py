@@ -8,8 +8,7 @@ RWKV-7's range. Each case has several sets of inputs, together larger than most 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,46 +18,20 @@ from torch import Tensor
 
 from wuneng.bench import roofline
 from wuneng.bench.engine import Case, Missing, Prepared, Skipped
+from wuneng.bench.fusion import fusion_cases
 from wuneng.bench.gate import attention_gate, judge, relative_error, wkv7_gate
 from wuneng.bench.memory import tensor_bytes
+from wuneng.bench.operator_peers import fla_step_case, mamba_case, mamba_step_case
 from wuneng.bench.peers import fla_operators, flash_attention
 from wuneng.bench.record import Row
-from wuneng.ops import wkv7
+from wuneng.bench.shapes import OperatorShapes, prepared
+from wuneng.ops import native, wkv7
 
 __all__ = ["OperatorShapes", "operator_groups", "wkv7_inputs"]
 
 #: The token loop is the yardstick of correctness; beyond this many tokens it is not timed.
 REFERENCE_TOKENS = 1024
-_ROTATING_BYTES = {"cpu": 2**26, "cuda": 2**28, "mps": 2**26}
-_MOST_SETS = 8
 OPERATIONS = ("forward", "forward+backward", "step", "fusion")
-
-
-@dataclass(frozen=True)
-class OperatorShapes:
-    """What the operators of one group share."""
-
-    batch: int
-    tokens: int
-    heads: int
-    size: int
-    dtype: torch.dtype
-    dtype_name: str
-    device: torch.device
-
-    @property
-    def element(self) -> int:
-        """Bytes of a number."""
-        return torch.empty((), dtype=self.dtype).element_size()
-
-    def row(self, operation: str, arm: str) -> Row:
-        """An empty row of this group."""
-        return Row("ops", operation, arm, self.tokens, self.batch, self.dtype_name)
-
-    def sets(self, tensors: int, tokens: int | None = None) -> int:
-        """Sets of inputs that together outgrow a cache, between 2 and 8."""
-        one = tensors * self.batch * (tokens or self.tokens) * self.heads * self.size * self.element
-        return max(2, min(_MOST_SETS, -(-_ROTATING_BYTES[self.device.type] // max(one, 1))))
 
 
 def wkv7_inputs(shapes: OperatorShapes, seed: int, tokens: int | None = None) -> list[Tensor]:
@@ -73,10 +46,15 @@ def wkv7_inputs(shapes: OperatorShapes, seed: int, tokens: int | None = None) ->
 
 
 def operator_groups(
-    shapes: OperatorShapes, config: Any, *, with_fla: bool
+    shapes: OperatorShapes, config: Any, *, peers: Collection[str]
 ) -> Iterator[tuple[str, list[Case]]]:
-    """(operation, cases) for one length and batch. ``config`` says what is fused."""
-    operators = dict(_wkv7_operators(shapes, with_fla))
+    """(operation, cases) for one length and batch.
+
+    Args:
+        config: says what is fused.
+        peers: ``fla`` and ``mamba``, or one of them, or none.
+    """
+    operators = dict(_wkv7_operators(shapes, "fla" in peers))
     for operation in OPERATIONS[:2]:
         backward = operation == "forward+backward"
         cases = [
@@ -88,26 +66,35 @@ def operator_groups(
             _attention_case(shapes, operation, arm, get, backward=backward)
             for arm, get in _attention_kernels(shapes).items()
         ]
+        if "mamba" in peers:
+            cases.append(mamba_case(shapes, operation, backward=backward))
         yield operation, cases
-    yield "step", [*_step_cases(shapes), _attention_step_case(shapes)]
+    steps = [*_step_cases(shapes), _attention_step_case(shapes)]
+    if "fla" in peers:
+        steps.append(fla_step_case(shapes, partial(wkv7_inputs, shapes, tokens=1)))
+    if "mamba" in peers:
+        steps.append(mamba_step_case(shapes))
+    yield "step", steps
     if config.num_state_heads and config.num_attention_heads:
-        yield "fusion", [_fusion_case(shapes, config)]
+        yield "fusion", fusion_cases(shapes, config)
 
 
 def _wkv7_operators(shapes: OperatorShapes, with_fla: bool) -> Iterator[tuple[str, Any]]:
-    for backend in _backends(shapes.device):
+    for backend in _backends(shapes.device, shapes.size):
         yield backend, partial(wkv7, backend=backend)
     if not with_fla:
         return
     try:
-        yield from fla_operators().items()
+        yield from fla_operators(shapes.device).items()
     except Missing as missing:
-        yield "fla-chunk", missing
+        yield from {"fla-chunk": missing, "fla-recurrent": missing}.items()
 
 
-def _backends(device: torch.device) -> list[str]:
-    fused = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    return [*(["triton"] if fused else []), "chunked", "reference"]
+def _backends(device: torch.device, size: int) -> list[str]:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        return ["triton", "chunked", "reference"]
+    in_c = device.type == "cpu" and native.library(size) is not None
+    return [*(["native"] if in_c else []), "chunked", "reference"]
 
 
 def _attention_kernels(shapes: OperatorShapes) -> dict[str, Callable[[], Callable[..., Tensor]]]:
@@ -146,7 +133,7 @@ def _wkv7_case(
 
     def prepare() -> Prepared:
         sets = [wkv7_inputs(shapes, seed) for seed in range(shapes.sets(6))]
-        return _prepared(operator, sets, backward)
+        return prepared(operator, sets, backward)
 
     def check() -> None:
         if isinstance(operator, Missing):
@@ -177,7 +164,7 @@ def _attention_case(
     def prepare() -> Prepared:
         sets = [_query_key_value(shapes, seed) for seed in range(shapes.sets(3))]
         attend = get()
-        return _prepared(lambda *x: (attend(*x),), sets, backward)
+        return prepared(lambda *x: (attend(*x),), sets, backward)
 
     work = roofline.attention(
         shapes.batch, shapes.tokens, shapes.heads, shapes.size, shapes.element, backward=backward
@@ -199,32 +186,10 @@ def _query_key_value(shapes: OperatorShapes, seed: int) -> list[Tensor]:
     return [x.to(shapes.device, shapes.dtype) for x in drawn]
 
 
-def _prepared(operator: Any, sets: list[list[Tensor]], backward: bool) -> Prepared:
-    held = tensor_bytes(*sets[0])  # the other sets are there for the timing's sake
-    if not backward:
-
-        def forward(index: int) -> Any:
-            with torch.no_grad():
-                return operator(*sets[index % len(sets)])
-
-        return Prepared(forward, held)
-    for inputs in sets:
-        for x in inputs:
-            x.requires_grad_()
-    like = sets[0][2]
-    dy = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(like)
-
-    def both(index: int) -> Any:
-        inputs = sets[index % len(sets)]
-        return torch.autograd.grad(operator(*inputs)[0], inputs, dy)
-
-    return Prepared(both, held + tensor_bytes(dy))
-
-
 def _step_cases(shapes: OperatorShapes) -> list[Case]:
     """One token of decoding; the state is the caller's and is kept."""
     cases = []
-    for backend in _backends(shapes.device):
+    for backend in _backends(shapes.device, shapes.size):
         row = shapes.row("step", backend)
         shape = (shapes.batch, shapes.heads, shapes.size, shapes.size)
 
@@ -266,7 +231,7 @@ def _attention_step_case(shapes: OperatorShapes) -> Case:
 
     def prepare() -> Prepared:
         sets = [inputs(seed) for seed in range(shapes.sets(2))]
-        return _prepared(lambda *x: (F.scaled_dot_product_attention(*x),), sets, False)
+        return prepared(lambda *x: (F.scaled_dot_product_attention(*x),), sets, False)
 
     work = roofline.attention_step(
         shapes.batch, shapes.tokens, shapes.heads, shapes.size, shapes.element
@@ -278,51 +243,3 @@ def _attention_step_case(shapes: OperatorShapes) -> Case:
 
 def _gate_of_inputs(row: Row, attend: Any, inputs: Callable[[int], list[Tensor]]) -> Any:
     return attention_gate(row, attend, *inputs(0))
-
-
-def _fusion_case(shapes: OperatorShapes, config: Any) -> Case:
-    """The model's cross-head interaction, forward and backward, at its own numbers of heads."""
-    from wuneng.layers.cross_head import CrossHead
-
-    row = shapes.row("fusion", config.cross_head)
-
-    def module(dtype: torch.dtype) -> Any:
-        built = CrossHead(config).to(shapes.device)
-        generator = torch.Generator().manual_seed(0)
-        for parameter in built.parameters():
-            drawn = torch.randn(parameter.shape, generator=generator) / config.hidden_size**0.5
-            parameter.data.copy_(drawn)
-        return built.to(dtype)
-
-    def inputs(seed: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        lead = (shapes.batch, shapes.tokens)
-        width = config.num_attention_heads * config.head_dim
-        A = torch.randn(*lead, width, generator=generator)
-        R = torch.randn(*lead, config.num_state_heads, config.state_head_dim, generator=generator)
-        return [x.to(shapes.device, shapes.dtype) for x in (A, R)]
-
-    def prepare() -> Prepared:
-        fuse = module(shapes.dtype)
-        sets = [inputs(seed) for seed in range(shapes.sets(2))]
-        for x in (x for own in sets for x in own):
-            x.requires_grad_()
-        leaves = list(fuse.parameters())
-
-        def both(index: int) -> Any:
-            own = sets[index % len(sets)]
-            outputs = fuse(*own)
-            grads = [torch.ones_like(x) for x in outputs]
-            return torch.autograd.grad(outputs, [*own, *leaves], grads, allow_unused=True)
-
-        return Prepared(both, tensor_bytes(*sets[0], *leaves))
-
-    def gate() -> Any:
-        A, R = inputs(0)
-        with torch.no_grad():
-            found = module(shapes.dtype)(A, R)[1]
-            expected = module(torch.float64)(A.double(), R.double())[1]
-        return judge(row, {"branch": relative_error(found, expected)}, shapes.dtype)
-
-    work = roofline.fusion(config, shapes.batch, shapes.tokens, shapes.element)
-    return Case(row, shapes.batch * shapes.tokens, work, prepare, gate, int(work.bytes))

@@ -1,54 +1,121 @@
-"""Other projects' implementations, measured in the same run where they can be imported."""
+"""Other projects' operators, measured in the same run where they can be imported.
+
+What is not installed raises :class:`Missing`; what is installed and does not run here (its kernels
+are Triton's or CUDA's) raises :class:`Unsupported`. Both say why, and the row tells it.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from wuneng.bench.engine import Missing
+from wuneng.bench.engine import Missing, Unsupported
 
-__all__ = ["PEERS", "fla_operators", "flash_attention", "peer_versions"]
+__all__ = [
+    "FLA",
+    "MAMBA",
+    "PEERS",
+    "fla_operators",
+    "flash_attention",
+    "load_peer",
+    "mamba_scan",
+    "mamba_step",
+    "peer_versions",
+    "require_gpu",
+]
 
-#: What is named as missing where it is not installed: import name and distribution.
-PEERS = {
-    "flash-linear-attention": ("fla", "flash-linear-attention"),
-    "flash-attn": ("flash_attn", "flash-attn"),
-}
+FLA, FLASH, MAMBA = "flash-linear-attention", "flash-attn", "mamba-ssm"
+#: What is named as missing where it is not installed: the module to import, by distribution.
+PEERS = {FLA: "fla", FLASH: "flash_attn", MAMBA: "mamba_ssm"}
+#: What mamba-ssm's own Mamba-2 layer passes unless told otherwise.
+MAMBA_CHUNK = 256
+
+Operator = Callable[..., Any]
 
 
 def peer_versions() -> dict[str, str]:
-    """The installed version of each peer, or ``missing``."""
+    """The installed version of each peer, or ``missing`` and the reason."""
     found = {}
-    for name, (module, distribution) in PEERS.items():
+    for name, module in PEERS.items():
         try:
-            importlib.import_module(module)
-            found[name] = metadata.version(distribution)
+            imported = importlib.import_module(module)
         except Exception as error:  # a peer may fail in its own way without its device
             absent = isinstance(error, ModuleNotFoundError) and error.name == module
-            found[name] = "missing" if absent else f"missing: {type(error).__name__}: {error}"
+            found[name] = "missing" if absent else f"missing: {_sentence(error)}"
+            continue
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a source tree on the path
+            found[name] = str(getattr(imported, "__version__", "version unknown"))
     return found
 
 
-def fla_operators() -> dict[str, Callable[..., tuple[Tensor, ...]]]:
+def load_peer(name: str, module: str) -> Any:
+    """A module of the distribution ``name``.
+
+    Raises:
+        Missing: it is not installed or does not load here.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            raise Missing(f"{name} is not installed") from None
+        raise Missing(f"{name} does not load here: {_sentence(error)}") from None
+
+
+def _sentence(error: Exception) -> str:
+    first = str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def require_gpu(name: str, device: torch.device) -> None:
+    """Triton's interpreter counts as one: ``TRITON_INTERPRET=1`` asks for it.
+
+    Raises:
+        Unsupported: the device is no GPU.
+    """
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise Unsupported(f"{name}'s kernels need a GPU, this run is on {device.type}")
+
+
+def fla_operators(device: torch.device) -> dict[str, Operator]:
     """``fla-chunk`` and ``fla-recurrent``, called as (r, w, k, v, a, b) with w the log decay.
+
+    They return (y, state), take ``initial_state``, and their states are ``[B, H, key, value]``.
 
     Raises:
         Missing: flash-linear-attention is not installed or does not load here.
+        Unsupported: there is no GPU.
     """
-    rwkv7 = _load("flash-linear-attention", "fla.ops.rwkv7")
+    rwkv7 = load_peer(FLA, "fla.ops.rwkv7")
+    require_gpu(FLA, device)
 
-    def chunk(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Any:
-        return rwkv7.chunk_rwkv7(r=r, w=w, k=k, v=v, a=a, b=b, scale=1.0, output_final_state=True)
+    def called(run: Operator) -> Operator:
+        def operator(
+            r: Tensor,
+            w: Tensor,
+            k: Tensor,
+            v: Tensor,
+            a: Tensor,
+            b: Tensor,
+            initial_state: Tensor | None = None,
+        ) -> Any:
+            options = {"scale": 1.0, "initial_state": initial_state, "output_final_state": True}
+            return run(r=r, w=w, k=k, v=v, a=a, b=b, **options)
 
-    def recurrent(r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Any:
-        run = rwkv7.fused_recurrent_rwkv7
-        return run(r=r, w=w, k=k, v=v, a=a, b=b, scale=1.0, output_final_state=True)
+        return operator
 
-    return {"fla-chunk": chunk, "fla-recurrent": recurrent}
+    return {
+        "fla-chunk": called(rwkv7.chunk_rwkv7),
+        "fla-recurrent": called(rwkv7.fused_recurrent_rwkv7),
+    }
 
 
 def flash_attention() -> Callable[..., Tensor]:
@@ -56,20 +123,68 @@ def flash_attention() -> Callable[..., Tensor]:
 
     Raises:
         Missing: flash-attn is not installed or does not load here.
+        Unsupported: when called, with numbers of another type than its two.
     """
-    kernel = _load("flash-attn", "flash_attn").flash_attn_func
+    kernel = load_peer(FLASH, "flash_attn").flash_attn_func
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.dtype not in (torch.float16, torch.bfloat16):
+            raise Unsupported(f"{FLASH} computes in fp16 and bf16, this run is in {q.dtype}")
         out: Tensor = kernel(*(x.transpose(1, 2) for x in (q, k, v)), causal=True)
         return out.transpose(1, 2)
 
     return attend
 
 
-def _load(name: str, module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            raise Missing(f"{name} is not installed") from None
-        raise Missing(f"{name} does not load here: {type(error).__name__}: {error}") from None
+def mamba_scan(device: torch.device) -> Operator:
+    """Mamba-2's chunked scan, called as (x, dt, A, B, C, D, dt_bias): returns (y, state).
+
+    x ``[B, T, H, N]``, dt ``[B, T, H]`` before its bias and softplus, A (negative), D and dt_bias
+    ``[H]``, B and C ``[B, T, G, N]`` shared by groups of heads; state ``[B, H, N, N]``.
+
+    Raises:
+        Missing: mamba-ssm is not installed or does not load here.
+        Unsupported: there is no GPU.
+    """
+    scan = load_peer(MAMBA, "mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
+    require_gpu(MAMBA, device)
+
+    def operator(
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor
+    ) -> Any:
+        options = {"dt_softplus": True, "return_final_states": True}
+        return scan(x, dt, A, B, C, MAMBA_CHUNK, D=D, dt_bias=dt_bias, **options)
+
+    return operator
+
+
+def mamba_step(device: torch.device) -> Operator:
+    """One token of it, called as (state, x, dt, A, B, C, D, dt_bias): returns y, changes state.
+
+    Shapes are :func:`mamba_scan`'s without T. The kernel wants dt, A, D and dt_bias spread over
+    the channels and takes its short way where their strides there are zero, as Mamba-2's are.
+
+    Raises:
+        Missing: mamba-ssm is not installed or does not load here.
+        Unsupported: there is no GPU.
+    """
+    module = load_peer(MAMBA, "mamba_ssm.ops.triton.selective_state_update")
+    update = module.selective_state_update
+    require_gpu(MAMBA, device)
+
+    def operator(
+        state: Tensor,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        dt_bias: Tensor,
+    ) -> Any:
+        wide_dt = dt[..., None].expand(*x.shape)
+        wide_A = A[:, None, None].expand(*state.shape[1:])
+        wide_D, wide_bias = (p[:, None].expand(*x.shape[1:]) for p in (D, dt_bias))
+        return update(state, x, wide_dt, wide_A, B, C, wide_D, dt_bias=wide_bias, dt_softplus=True)
+
+    return operator

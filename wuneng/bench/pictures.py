@@ -34,12 +34,15 @@ _STYLES = {
     "mha-shift": (_SKY, "P", "--"),
     "chunked": (_BLUE, "o", "-"),
     "triton": (_GREEN, "D", "-."),
+    "native": (_GREEN, "D", "-."),
     "reference": (_BLACK, "X", ":"),
     "sdpa": (_RED, "s", "--"),
+    "fla": (_BLACK, "p", "-."),
     "fla-chunk": (_PINK, "^", ":"),
     "fla-recurrent": (_PINK, "<", "-"),
     "flash-attn": (_ORANGE, "v", "-"),
     "flex": (_SKY, "P", "--"),
+    "mamba2": (_BLACK, "h", "-"),
 }
 _OTHERS = ((_SKY, "h", "-"), (_ORANGE, "*", "--"), (_BLACK, "p", "-."), (_PINK, ">", ":"))
 _KINDS = ("ops", "prefill", "decode", "train")

@@ -29,7 +29,8 @@ class Row:
     batch: int
     dtype: str
     status: str = "ok"
-    """``ok``, ``out of memory``, ``gate failed``, ``missing``, ``skipped`` or ``failed``."""
+    """``ok``, ``out of memory``, ``gate failed``, ``missing`` (not installed), ``unsupported``
+    (installed, and not for this device, type or shape), ``skipped`` or ``failed``."""
     note: str = ""
     median_ms: float | None = None
     spread_ms: float | None = None

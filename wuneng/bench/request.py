@@ -22,8 +22,9 @@ __all__ = [
 
 WHATS = ("ops", "prefill", "decode", "train", "parts")
 DEFAULT_WHATS = ("ops", "prefill", "decode", "train")
-#: Arms that can stand beside the model. ``fla``: flash-linear-attention's operators.
-ARMS = ("mha", "rwkv7", "replace", "mha-shift", "llama", "fla")
+#: Arms that can stand beside the model. ``fla``: flash-linear-attention's operators and RWKV-7
+#: model; ``mamba``: mamba-ssm's operators.
+ARMS = ("mha", "rwkv7", "replace", "mha-shift", "llama", "fla", "mamba")
 DEFAULT_AGAINST = ("mha", "rwkv7")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_LENGTH = "4k"

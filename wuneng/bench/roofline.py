@@ -5,7 +5,7 @@ FLOPs: those of the algorithm as it is written on paper; a kernel that computes 
 use matrix units, or computes something twice, is not credited for it. So a share of the roof says
 how far a case is from what *any* implementation would need, and none reaches 1.
 
-Letters: B batch, T tokens, H heads, N head size, D model width.
+Letters: B batch, T tokens, H heads, N head size, G groups of heads, D model width.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ __all__ = [
     "decode",
     "fusion",
     "prefill",
+    "ssd",
+    "ssd_step",
     "training_step",
     "wkv7",
     "wkv7_step",
@@ -70,6 +72,31 @@ def wkv7_step(batch: int, heads: int, size: int, element: int) -> Work:
     state = batch * heads * size**2 * _STATE_BYTES
     vectors = 7 * batch * heads * size * element
     return Work(2.0 * state + vectors, 8.0 * size**2 * batch * heads)
+
+
+def ssd(
+    batch: int, tokens: int, heads: int, size: int, groups: int, element: int, *, backward: bool
+) -> Work:
+    """Mamba-2's recurrence over a sequence from a zero state of N x N a head.
+
+    Forward: x, dt, and B and C (of G groups) in, y out, 6 N^2 FLOPs per token and head (decay,
+    write, read). Backward: inputs and dy in, their gradients out; twice the forward's FLOPs.
+    """
+    tensor = batch * tokens * heads * size * element
+    shared = batch * tokens * groups * size * element
+    rate = batch * tokens * heads * element
+    state = batch * heads * size**2 * _STATE_BYTES
+    flops = 6.0 * size**2 * batch * tokens * heads
+    if not backward:
+        return Work(2.0 * tensor + 2 * shared + rate + state, flops)
+    return Work((2.0 + 3.0) * tensor + (2 + 4) * shared + (1 + 2) * rate + 2 * state, 3 * flops)
+
+
+def ssd_step(batch: int, heads: int, size: int, groups: int, element: int) -> Work:
+    """One token: the state is read and written once."""
+    state = batch * heads * size**2 * _STATE_BYTES
+    vectors = batch * (2 * heads * size + 2 * groups * size + heads) * element
+    return Work(2.0 * state + vectors, 6.0 * size**2 * batch * heads)
 
 
 def attention(

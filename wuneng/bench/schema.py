@@ -17,6 +17,9 @@ SCHEMA_VERSION = 1
 _NUMBER = {"type": ["number", "null"]}
 _COUNT = {"type": ["integer", "null"]}
 _TEXT = {"type": "string"}
+_STATUSES = (
+    *("ok", "out of memory", "gate failed", "missing", "unsupported", "skipped", "failed"),
+)
 _RATES = {
     "type": "object",
     "required": ["bandwidth_bytes_per_second", "matmul_flops"],
@@ -44,7 +47,7 @@ _ROW = _object(
         "tokens_per_second": _NUMBER,
         "peak_bytes": _COUNT,
         "cache_bytes": _COUNT,
-        "status": {"enum": ["ok", "out of memory", "gate failed", "missing", "skipped", "failed"]},
+        "status": {"enum": list(_STATUSES)},
     },
     note=_TEXT,
     samples={"type": "integer"},
@@ -90,6 +93,7 @@ _GATE = _object(
         "passed": {"type": "boolean"},
     },
     detail=_TEXT,
+    reference=_TEXT,
 )
 
 _PART = _object(

@@ -78,9 +78,8 @@ def run_benchmark(
         parts: list[dict[str, Any]] = []
         if "parts" in request.what:
             notify("parts of a training step and of a decoded token")
-            parts = model_parts(
-                store, comparison.architectures, request.batches[0], request.seq_lens
-            )
+            own = [a for a in comparison.architectures if not a.is_peer]
+            parts = model_parts(store, own, request.batches[0], request.seq_lens)
         machine.probe(chosen_clock)
         machine.clocks["end"] = clocks_mhz(device)
         machine.load = {"start": load_before, "end": load_average()}
@@ -149,8 +148,9 @@ def _operator_groups(
     heads = request.heads or config.num_attention_heads or config.num_state_heads
     size = config.state_head_dim or config.head_dim or 64
     shapes = OperatorShapes(batch, length, heads, size, store.dtype, store.dtype_name, store.device)
-    with_fla = "fla" in request.against or store.device.type == "cuda"
-    for operation, cases in operator_groups(shapes, config, with_fla=with_fla):
+    on_gpu = store.device.type == "cuda"
+    peers = [name for name in ("fla", "mamba") if on_gpu or name in request.against]
+    for operation, cases in operator_groups(shapes, config, peers=peers):
         title = f"ops, {operation}, {length} tokens, batch {batch}, {heads} heads of {size}"
         yield _Group(title, cases, length**0.5)
 

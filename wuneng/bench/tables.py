@@ -57,6 +57,13 @@ def _case_table(title: str, rows: list[Row]) -> Table:
             shape = (short_length(row.seq_len), str(row.batch)) if index == 0 else ("", "")
             table.add_row(*shape, row.arm, *_cells(row, has_cache))
         table.add_section()
+    reasons = dict.fromkeys(
+        f"{row.arm} {row.status}: {row.note}"
+        for row in rows
+        if row.status in ("missing", "unsupported", "skipped")
+    )
+    if reasons:
+        table.caption, table.caption_justify = "\n".join(reasons), "left"
     return table
 
 

@@ -1,0 +1,118 @@
+"""Correctness of whole models before their speed, over ``MODEL_TOKENS`` tokens.
+
+Logits of a prompt, logits of tokens decoded one by one, or gradients of every parameter, against
+the same weights through the token loop and eager attention. Another project's model, which has no
+such path, is compared with its weights in ours (:class:`Twin`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wuneng.bench.gate import GateResult, judge, relative_error
+
+__all__ = ["Twin", "decode_gate", "gradient_gate", "prefill_gate"]
+
+MODEL_TOKENS = 128
+_SAME_MODEL = "the same weights through the token loop and eager attention"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Another project's weights in our model, which has a reference to compare with."""
+
+    model: Any
+    """Float32, on the peer's device."""
+    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    """The peer's tensors (weights or their gradients), by our names and in our shapes."""
+    name: str
+
+
+@contextmanager
+def _reference_of(model: Any, twin: Twin | None) -> Iterator[Any]:
+    """A model of the same weights that runs the token loop and eager attention."""
+    reference = model if twin is None else twin.model
+    before, attention = os.environ.get("WUNENG_BACKEND"), reference.config._attn_implementation
+    os.environ["WUNENG_BACKEND"] = "reference"
+    reference.set_attn_implementation("eager")
+    try:
+        yield reference
+    finally:
+        reference.set_attn_implementation(attention)
+        if before is None:
+            del os.environ["WUNENG_BACKEND"]
+        else:
+            os.environ["WUNENG_BACKEND"] = before
+
+
+def _tokens(model: Any, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+    return ids.to(next(model.parameters()).device)
+
+
+@torch.no_grad()
+def prefill_gate(row: Any, model: Any, twin: Twin | None = None) -> GateResult:
+    """Logits of every position."""
+    ids = _tokens(model, min(row.seq_len, MODEL_TOKENS))
+    found = model(input_ids=ids).logits
+    with _reference_of(model, twin) as reference:
+        expected = reference(input_ids=ids).logits
+    return _judge_logits(row, found, expected, twin)
+
+
+@torch.no_grad()
+def decode_gate(row: Any, model: Any, twin: Twin | None = None, steps: int = 4) -> GateResult:
+    """Logits of the last tokens, decoded one by one, against a full forward."""
+    ids = _tokens(model, max(steps + 1, min(row.seq_len, MODEL_TOKENS)))
+    out = model(input_ids=ids[:, :-steps], use_cache=True)
+    found = []
+    for position in range(ids.shape[1] - steps, ids.shape[1]):
+        token = ids[:, position : position + 1]
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        found.append(out.logits)
+    with _reference_of(model, twin) as reference:
+        expected = reference(input_ids=ids).logits[:, -steps:]
+    return _judge_logits(row, torch.cat(found, 1), expected, twin)
+
+
+def _judge_logits(row: Any, found: Tensor, expected: Tensor, twin: Twin | None) -> GateResult:
+    errors = {"logits": relative_error(found, expected)}
+    return judge(row, errors, found.dtype, reference=_SAME_MODEL if twin is None else twin.name)
+
+
+def gradient_gate(
+    row: Any, model: nn.Module, dtype: torch.dtype, twin: Twin | None = None
+) -> GateResult:
+    """Gradients of every parameter, over half as many tokens: the loop's backward is slow."""
+    ids = _tokens(model, min(row.seq_len, MODEL_TOKENS // 2))
+
+    def gradients(of: Any, autocast: bool) -> dict[str, Tensor]:
+        of.zero_grad(set_to_none=True)
+        with torch.autocast(ids.device.type, dtype=dtype, enabled=autocast):
+            of(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return {n: p.grad for n, p in of.named_parameters() if p.grad is not None}
+
+    rounded = dtype != torch.float32
+    found = gradients(model, rounded)
+    with _reference_of(model, twin) as reference:
+        expected = gradients(reference, rounded and twin is None)
+    if twin is not None:
+        covered = twin.renamed(dict(model.named_parameters()))
+        found = twin.renamed(found)
+        expected = {name: g for name, g in expected.items() if name in covered}
+    model.zero_grad(set_to_none=True)
+    norm = torch.cat([g.double().flatten() for g in expected.values()]).abs().max().item()
+    errors = {
+        f"gradient of {name}": (found[name].double() - g.double()).abs().max().item() / norm
+        for name, g in expected.items()
+    }
+    reference_name = _SAME_MODEL if twin is None else twin.name
+    return judge(row, errors, dtype, gradients=True, reference=reference_name)
