@@ -55,9 +55,9 @@ def inputs(run: int, seed: int = 0) -> list[Tensor]:
 
 def our_operators() -> Iterator[tuple[str, Operator]]:
     """Backends of this package: ``wkv7(r, w, k, v, a, b) -> (y, state [value, key])``."""
-    from wuneng.ops import wkv7
+    from wuneng.ops import native, wkv7
 
-    names = ["chunked"]
+    names = ["chunked"] + (["native"] if native.library(SIZE) else [])
     try:
         import_module("triton")
         names.append("triton")

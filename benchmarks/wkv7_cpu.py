@@ -2,7 +2,8 @@
 
     python -m benchmarks.wkv7_cpu [--threads 2] [--out benchmarks/wkv7_cpu.json]
 
-Compared, in float32, N = 64, forward + backward (and forward alone): the chunked form, torch's
+Compared, in float32, N = 64, forward + backward (and forward alone): the C kernels (``native``,
+where there is a compiler), the chunked form, torch's
 ``scaled_dot_product_attention(is_causal=True)`` on as many heads and tokens, and two token loops
 under autograd: ``indexed``, the recurrence typed in as it is usually found (einsum, ``x[:, t]``),
 and ``loop``, backend ``reference``, the same with unbind and batched products.
@@ -25,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,11 +37,12 @@ from torch import Tensor
 
 from wuneng.bench.timing import Timing, WallClock, interleave
 from wuneng.device import environment
-from wuneng.ops import wkv7
+from wuneng.ops import native, wkv7
 from wuneng.records import write_json
 
 HEAD_SIZE = 64
 TOLERANCE = 1e-5
+BACKENDS = (["native"] if native.library(HEAD_SIZE) else []) + ["chunked"]
 LOOP_TOKENS = 1024  # the float64 loop under autograd keeps every state: 2 GB at B = 4, H = 4
 
 
@@ -95,10 +98,12 @@ def largest_error(shape: Shape) -> tuple[float, str]:
     if shape.batch * shape.tokens * shape.heads <= 4 * 4 * LOOP_TOKENS:
         oracle = "reference"
     expected = outputs_and_gradients(shape, oracle, torch.float64)
-    found = outputs_and_gradients(shape, "chunked", torch.float32)
     errors = [
         float((one.double() - other).abs().max() / other.abs().max())
-        for one, other in zip(found, expected, strict=True)
+        for backend in BACKENDS
+        for one, other in zip(
+            outputs_and_gradients(shape, backend, torch.float32), expected, strict=True
+        )
     ]
     return max(errors), f"{oracle} in float64"
 
@@ -124,7 +129,9 @@ def contenders(shape: Shape, loop: bool, attention: bool) -> dict[str, Callable[
 
         return run
 
-    calls: dict[str, Callable[[int], object]] = {"chunked forward+backward": state("chunked")}
+    calls: dict[str, Callable[[int], object]] = {
+        f"{backend} forward+backward": state(backend) for backend in BACKENDS
+    }
     if attention:
         calls["sdpa forward+backward"] = lambda _: torch.autograd.grad(
             attend(), (q, k, v), d_head_major
@@ -135,7 +142,8 @@ def contenders(shape: Shape, loop: bool, attention: bool) -> dict[str, Callable[
         calls["indexed forward+backward"] = lambda _: torch.autograd.grad(
             indexed_loop(inputs), inputs, d_y
         )
-    calls["chunked forward"] = without_gradients(lambda: wkv7(*inputs, backend="chunked"))
+    for backend in BACKENDS:
+        calls[f"{backend} forward"] = without_gradients(partial(wkv7, *inputs, backend=backend))
     return calls
 
 
@@ -169,13 +177,14 @@ def measure(shape: Shape, loop: bool, attention: bool, seconds: float) -> list[d
                 "best_ms": 1e3 * min(timing.samples),
                 "samples": len(timing.samples),
                 "ratio_to_chunked": _ratio(timing, timings[f"chunked {what}"]),
+                "ratio_to_fastest": _ratio(timing, timings[f"{BACKENDS[0]} {what}"]),
                 "gate_error": error,
                 "gate_against": oracle,
             }
         )
         print(
             f"B={shape.batch} T={shape.tokens:6d} H={shape.heads:2d}  {name:26s}"
-            f"{rows[-1]['median_ms']:10.1f} ms   {rows[-1]['ratio_to_chunked']:6.2f} x chunked",
+            f"{rows[-1]['median_ms']:10.1f} ms   {rows[-1]['ratio_to_fastest']:6.2f} x {BACKENDS[0]}",
             file=sys.stderr,
         )
     return rows
@@ -185,12 +194,12 @@ def _ratio(one: Timing, other: Timing) -> float:
     return median(a / b for a, b in zip(one.samples, other.samples, strict=True))
 
 
-def exponent(rows: list[dict[str, Any]], batch: int) -> float:
-    """Slope of log time over log T of the chunked form, from the sweep's shapes."""
+def exponent(rows: list[dict[str, Any]], arm: str, batch: int) -> float:
+    """Slope of log time over log T of one backend, from the sweep's shapes."""
     points = [
         (math.log(row["seq_len"]), math.log(row["median_ms"]))
         for row in rows
-        if row["arm"] == "chunked"
+        if row["arm"] == arm
         and row["what"] == "forward+backward"
         and row["batch"] == batch
         and row["heads"] == 4
@@ -239,7 +248,11 @@ def main() -> None:
             "load_average_after": os.getloadavg(),
         },
         "rows": rows,
-        "exponents": {"chunked forward+backward": exponent(rows, 1)} if options.sweep else {},
+        "exponents": {
+            f"{backend} forward+backward": exponent(rows, backend, 1)
+            for backend in BACKENDS
+            if options.sweep
+        },
     }
     write_json(options.out, record)
     print(f"wrote {options.out}", file=sys.stderr)
