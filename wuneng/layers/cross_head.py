@@ -70,19 +70,32 @@ class CrossHead(nn.Module):
         attention, branch = self.interaction(attention, state)
         return attention, self.branch_proj(branch)
 
+    def _kind_weights(self) -> tuple[Tensor, Tensor | None]:
+        """``first`` and ``second`` of :func:`wuneng.ops.cross_head`."""
+        own = self._parameters  # nn.Module's own lookup is felt at every decoded token
+        if self.kind == "additive":
+            return own["alpha"], own["beta"]  # type: ignore[return-value]
+        if self.kind == "gated":
+            return own["gate_weight"], own["gate_bias"]  # type: ignore[return-value]
+        return own["mid_weight"], None  # type: ignore[return-value]
+
+    def token_weights(self) -> tuple[Any, ...]:
+        """Scale, mix, norm, the kind's two and the branch, as a decoded token's call takes them."""
+        own = self._parameters
+        return (
+            own["scale"],
+            own["group_mix"],
+            self.group_norm.weight,
+            *self._kind_weights(),
+            self.branch_proj.weight,
+        )
+
     def interaction(
         self, attention: Tensor, state: Tensor, backend: str | None = None
     ) -> tuple[Tensor, Tensor]:
         """A' ``[B, T, H * N]`` and ``[lambda * R; Mid]`` ``[B, T, 2 * S * N]``, not projected."""
         A = attention.unflatten(-1, (self.attention_heads, self.head_dim))
-        first: Tensor
-        second: Tensor | None = None
-        if self.kind == "additive":
-            first, second = self.alpha, self.beta
-        elif self.kind == "gated":
-            first, second = self.gate_weight, self.gate_bias
-        else:
-            first = self.mid_weight
+        first, second = self._kind_weights()
         norm = self.group_norm
         shared = (self.kind, A, state, self.scale, self.group_mix, norm.weight, first, second)
         return cross_head(*shared, eps=norm.eps, backend=backend)

@@ -71,6 +71,15 @@ class StateHeads(nn.Module):
         )
         self._value_residual, self._gated = config.state_value_residual, config.state_output_gate
         self._own_removal_key = config.state_removal_key == "own"
+        #: Whether a decoded token may take the short way (wuneng.layers.token_path).
+        self.is_usual = (
+            self._reads_input
+            and self._takes_attention
+            and not (self._value_residual or self._gated or self._own_removal_key)
+            and not config.snapshots
+            and config.cross_head != "none"
+            and config.num_key_value_heads >= self.heads
+        )
         self.options = HeadOptions(
             self.heads,
             self.head_dim,
@@ -190,6 +199,11 @@ class StateHeads(nn.Module):
             r = k = v = None
         bonus, weight, bias = own.get("r_k"), normed.get("weight"), normed.get("bias")
         return HeadWeights(r, k, v, own["k_k"], own["k_a"], bonus, weight, bias)
+
+    def token_weights(self) -> tuple[Any, ...]:
+        """Receptance, decay, rate and the rest, as a decoded token's call takes them."""
+        decay, rate = self._low_rank_weights("w"), self._low_rank_weights("a")
+        return self.r_proj.weight, decay, rate, self._weights()
 
     def weight_of(self, name: str) -> Tensor:
         """A parameter of this layer by its name (they are registered by loops)."""

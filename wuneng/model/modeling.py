@@ -28,6 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from wuneng.layers.attention import Attention
 from wuneng.layers.layout import SequenceLayout
+from wuneng.layers.token_path import one_token
 from wuneng.model.cache import WuNengCache
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.initialisation import initialise
@@ -69,8 +70,12 @@ class WuNengBlock(GradientCheckpointingLayer, BlockParts):
         attended = None if heads is None else heads.output
         branch = None
         if self.state_heads is not None and self.cross_head is not None:
-            readout, first_value = self.state_heads(h, heads, first_value, layout, slot)
-            attended, branch = self.cross_head(attended, readout)
+            short = one_token(self.state_heads, self.cross_head, h, heads, layout, slot)
+            if short is not None:
+                attended, branch = short
+            else:
+                readout, first_value = self.state_heads(h, heads, first_value, layout, slot)
+                attended, branch = self.cross_head(attended, readout)
         if attention is not None:
             mixed = attention.o_proj(attended)
             hidden = hidden + (mixed if branch is None else mixed + branch)

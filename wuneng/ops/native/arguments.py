@@ -9,6 +9,7 @@ from torch import Tensor
 
 _FORWARD = struct.Struct("=6q2d14q8q7q2q2q2q")
 _BACKWARD = struct.Struct("=16q3q")
+NO_BACKWARD = bytes(_BACKWARD.size)
 Rows = tuple[int, int]  # address (0: absent) and floats between two tokens
 ABSENT: Rows = (0, 0)
 

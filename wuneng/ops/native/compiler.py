@@ -21,8 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 
 HEAD_SIZES = (16, 32, 64, 128)
-_SOURCES = ("state_head.c", "few_tokens.c")
-_HEADERS = ("state_head.h", "few_tokens.h", "vectors.h")
+_SOURCES = ("state_head.c", "state_head_backward.c", "few_tokens.c", "hybrid_token.c")
+_HEADERS = (*("state_head.h", "state_head_token.h", "few_tokens.h", "hybrid_token.h", "vectors.h"),)
 _FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-fPIC"),
     # Not -ffast-math: NaN must stay NaN, and sums keep their order.

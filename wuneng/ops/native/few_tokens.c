@@ -8,8 +8,8 @@
 
 #include "vectors.h"
 
-/* width is a multiple of ROWS: heads have 16 channels or more. */
-static void product(const Product *g) {
+/* width must be a multiple of ROWS. */
+void product(const Product *g) {
   for (int64_t token = 0; token < g->tokens; ++token) {
     const float *x = g->x + token * g->size;
     for (int64_t i = 0; i < g->width; i += ROWS) {

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from wuneng.ops.native.compiler import HEAD_SIZES, library
 
-_PRODUCT = struct.Struct("=6q")
-_LOW_RANK = struct.Struct("=11q")
-_CROSS_HEAD = struct.Struct("=5qd9q")
-_KINDS = {"additive": 0, "gated": 1, "concat": 2}
+PRODUCT = struct.Struct("=6q")
+LOW_RANK = struct.Struct("=11q")
+CROSS_HEAD = struct.Struct("=5qd9q")
+KINDS = {"additive": 0, "gated": 1, "concat": 2}
 #: Multiplications up to which one thread's loops beat torch's products and their dispatch.
 MOST_PRODUCTS = 2**18
 
@@ -77,7 +77,7 @@ def projections(
     width = receptance.shape[0]
     r = torch.empty(batch, tokens, width)
     addresses = (x.data_ptr(), receptance.data_ptr(), r.data_ptr())
-    product = _PRODUCT.pack(batch * tokens, inner, width, *addresses)
+    product = PRODUCT.pack(batch * tokens, inner, width, *addresses)
     decay_block, w, decay_middle = _low_rank_block(x, decay, True)
     rate_block, a, rate_middle = _low_rank_block(x, rate, False)
     _kernels(size).projections(product, decay_block, rate_block)
@@ -92,7 +92,7 @@ def _low_rank_block(x: Tensor, weights: LowRank, tanh: bool) -> tuple[bytes, Ten
     rank, width = up.shape
     out, middle = torch.empty(batch, tokens, width), torch.empty(rank)
     addresses = [u.data_ptr() for u in (x, down, up, bias, middle, out)]
-    return _LOW_RANK.pack(batch * tokens, inner, rank, width, tanh, *addresses), out, middle
+    return LOW_RANK.pack(batch * tokens, inner, rank, width, tanh, *addresses), out, middle
 
 
 def cross_head(
@@ -111,8 +111,8 @@ def cross_head(
     state_heads = R.shape[2]
     changed = torch.empty(batch, tokens, heads * size) if kind == "additive" else A.flatten(-2)
     branch = torch.empty(batch, tokens, 2 * state_heads * size)
-    block = _CROSS_HEAD.pack(
-        *(batch * tokens, heads, state_heads, _KINDS[kind], scale.numel(), eps),
+    block = CROSS_HEAD.pack(
+        *(batch * tokens, heads, state_heads, KINDS[kind], scale.numel(), eps),
         *[u.data_ptr() for u in (A, R, scale, group_mix, group_norm, first)],
         0 if second is None else second.data_ptr(),
         *(changed.data_ptr(), branch.data_ptr()),

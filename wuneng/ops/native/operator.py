@@ -22,6 +22,9 @@ from wuneng.ops.native.arguments import (
 )
 from wuneng.ops.native.compiler import HEAD_SIZES, library
 
+#: State elements times tokens from which a second thread is woken: some 50 microseconds' work.
+LEAST_WORK = 64 * 64 * 64
+
 
 def chunk_length(size: int) -> int:
     """Tokens between two kept states. 8 to 64 take the same time; more keeps less memory (32 at
@@ -98,6 +101,11 @@ class _Call:
         self.held.append(x)
         return place
 
+    def _threads(self) -> int:
+        """Torch's, but one for so little work that waking a second takes longer."""
+        work = self.batch * self.tokens * self.width * self.options.size
+        return 1 if work < LEAST_WORK else torch.get_num_threads()
+
     def _places(self, carry: Tensor | None) -> tuple[int, int, int]:
         """Where r, k and v lie in a carry ``[sequences, letters * S * N]``."""
         if carry is None:
@@ -115,7 +123,7 @@ class _Call:
         """The forward kernel's arguments."""
         options = self.options
         return forward_block(
-            (self.sequences, options.heads, torch.get_num_threads(), self.chunk),
+            (self.sequences, options.heads, self._threads(), self.chunk),
             self.bounds.data_ptr(),
             (options.raw, options.a_max, options.norm_eps),
             self.inputs,

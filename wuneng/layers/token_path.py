@@ -1,0 +1,106 @@
+"""A decoded token's short way through a block's state and middle heads: one call in C.
+
+Taken on a CPU with a C compiler for one token of every sequence without gradients, where the block
+is of the usual kind (attention's own keys and values, shift after projection or none, middle heads)
+and nothing watches its modules; otherwise the modules run one by one, with equal results.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from wuneng.layers.attention import AttentionHeads
+from wuneng.layers.cross_head import CrossHead
+from wuneng.layers.layout import SequenceLayout
+from wuneng.layers.state_heads import StateHeads
+from wuneng.ops.native import hybrid_token
+
+_BLOCKS: WeakKeyDictionary[StateHeads, hybrid_token.HybridToken] = WeakKeyDictionary()
+
+
+def one_token(
+    state_heads: StateHeads,
+    cross_head: CrossHead,
+    x: Tensor,
+    heads: AttentionHeads | None,
+    layout: SequenceLayout,
+    slot: Any,
+) -> tuple[Tensor, Tensor] | None:
+    """A' ``[B, 1, H * N]`` and the branch ``[B, 1, D]``; None where the modules have to run.
+
+    Args:
+        x: the block's normalised input ``[B, 1, D]``.
+        slot: this layer's cache; its state and carry are replaced.
+    """
+    if x.shape[1] != 1 or slot is None or heads is None or not _is_plain(x, heads, layout):
+        return None
+    if not state_heads.is_usual or _are_watched(state_heads, cross_head):
+        return None
+    state, carry = slot.get("wkv"), slot.get("shift")
+    if state is not None and not (state.is_cpu and state.is_contiguous()):
+        return None
+    if carry is not None and not (carry.dtype == torch.float32 and carry.is_contiguous()):
+        return None
+    call = _block(state_heads, cross_head, x.shape[0])
+    if call is None:
+        return None
+    changed, branch, state, carry = call(x, heads.key, heads.value, heads.output, state, carry)
+    slot.put("wkv", state)
+    if carry is not None:
+        slot.put("shift", carry)
+    return changed, branch
+
+
+def _is_plain(x: Tensor, heads: AttentionHeads, layout: SequenceLayout) -> bool:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or layout.cu_seqlens is not None:
+        return False
+    if torch.is_autocast_enabled("cpu") or os.environ.get("WUNENG_BACKEND", "native") != "native":
+        return False
+    return "WUNENG_CROSS_HEAD" not in os.environ and all(
+        u.is_cpu and u.dtype == torch.float32 and u.is_contiguous()
+        for u in (x, heads.key, heads.value, heads.output)
+    )
+
+
+def _are_watched(state_heads: StateHeads, cross_head: CrossHead) -> bool:
+    """Whether a hook, or another kind of layer in a projection's place, expects the modules."""
+    modules: tuple[nn.Module, ...] = (
+        state_heads,
+        state_heads.readout,
+        state_heads.r_proj,
+        cross_head,
+        cross_head.branch_proj,
+        cross_head.group_norm,
+    )
+    if type(state_heads.r_proj) is not nn.Linear or type(cross_head.branch_proj) is not nn.Linear:
+        return True
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+        for module in modules
+    )
+
+
+def _block(
+    state_heads: StateHeads, cross_head: CrossHead, batch: int
+) -> hybrid_token.HybridToken | None:
+    receptance, decay, rate, head = state_heads.token_weights()
+    mixing = cross_head.token_weights()
+    weights = hybrid_token.TokenWeights(receptance, decay, rate, head, *mixing)
+    known = _BLOCKS.get(state_heads)
+    if known is not None and known.fits(weights, batch):
+        return known
+    options = hybrid_token.TokenOptions(
+        state_heads.options,
+        cross_head.kind,
+        cross_head.attention_heads,
+        cross_head.group_norm.eps,
+    )
+    made = hybrid_token.make(weights, options, batch)
+    if made is not None:
+        _BLOCKS[state_heads] = made
+    return made

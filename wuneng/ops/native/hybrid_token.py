@@ -1,0 +1,223 @@
+"""One decoded token of a layer's state and middle heads in one C call.
+
+Decoding runs the same little arithmetic in a layer with the same weights again and again, so what
+does not change (sizes, weights' addresses, working memory) is laid out once in a block; a call adds
+the token's own addresses. Nothing here is differentiated.
+
+Legend: B sequences, D model width, H attention, G key/value and S state heads, N head size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wuneng.ops.head_arguments import HeadOptions, HeadWeights
+from wuneng.ops.native.arguments import ABSENT, NO_BACKWARD, address, forward_block
+from wuneng.ops.native.compiler import library
+from wuneng.ops.native.few_tokens import (
+    CROSS_HEAD,
+    KINDS,
+    LOW_RANK,
+    MOST_PRODUCTS,
+    PRODUCT,
+    LowRank,
+)
+
+_SLOTS = struct.Struct("=3q")
+_INPUTS = struct.Struct("=12q")
+
+
+class TokenWeights(NamedTuple):
+    """What the layer has learned: shapes as :func:`wuneng.ops.head_projections`,
+    :func:`wuneng.ops.state_head` and :func:`wuneng.ops.cross_head` say; branch ``[D, 2 * S * N]``.
+    """
+
+    receptance: Tensor
+    decay: LowRank
+    rate: LowRank
+    head: HeadWeights
+    scale: Tensor
+    group_mix: Tensor
+    group_norm: Tensor
+    first: Tensor
+    second: Tensor | None
+    branch: Tensor
+
+    def tensors(self) -> list[Tensor | None]:
+        """All of them in order."""
+        return [self.receptance, *self.decay, *self.rate, *self.head, *self[4:]]
+
+
+class TokenOptions(NamedTuple):
+    """What is not a tensor: the state heads' options, and the middle heads' kind, H and eps."""
+
+    head: HeadOptions
+    kind: str
+    attention_heads: int
+    eps: float
+
+
+def products(weights: TokenWeights, batch: int) -> int:
+    """Multiplications of a call, about."""
+    sizes = [x.numel() for x in (weights.receptance, *weights.decay, *weights.rate)]
+    heads, size = weights.group_norm.shape
+    return batch * (
+        sum(sizes) + weights.first.numel() + weights.branch.numel() + 6 * heads * size**2
+    )
+
+
+class HybridToken:
+    """The block of one layer for a number of sequences. Not for two threads at once."""
+
+    def __init__(self, weights: TokenWeights, options: TokenOptions, batch: int) -> None:
+        self.options, self.batch = options, batch
+        self.identity = _identity(weights)
+        self.width = options.head.heads * options.head.size
+        self.model_width = weights.branch.shape[0]
+        self.held: list[Any] = [weights]
+        self.block = self._lay_out(weights)
+
+    def fits(self, weights: TokenWeights, batch: int) -> bool:
+        """Whether the block still says where these weights lie."""
+        return batch == self.batch and self.identity == _identity(weights)
+
+    def _lay_out(self, weights: TokenWeights) -> bytes:
+        batch, width, inner = self.batch, self.width, self.model_width
+        r, w, a, readout = (self._memory(width) for _ in range(4))
+        branch = self._memory(2 * width)
+        receptance = (inner, width, 0, weights.receptance.data_ptr(), r)
+        return b"".join(
+            (
+                PRODUCT.pack(batch, *receptance),
+                self._low_rank(weights.decay, True, w),
+                self._low_rank(weights.rate, False, a),
+                self._head(weights.head, r, w, a, readout),
+                self._cross_head(weights, readout, branch),
+                PRODUCT.pack(batch, 2 * width, inner, branch, weights.branch.data_ptr(), 0),
+                _SLOTS.pack(*(self.options.head.letters.find(letter) for letter in "rkv")),
+            )
+        )
+
+    def _memory(self, width: int) -> int:
+        """The address of working memory ``[B, width]``."""
+        held = torch.empty(self.batch, width)
+        self.held.append(held)
+        return held.data_ptr()
+
+    def _low_rank(self, weights: LowRank, tanh: bool, out: int) -> bytes:
+        rank, width = weights.up.shape
+        middle = self._memory(rank)
+        pointers = [u.data_ptr() for u in weights]
+        return LOW_RANK.pack(
+            self.batch, self.model_width, rank, width, tanh, 0, *pointers, middle, out
+        )
+
+    def _head(self, weights: HeadWeights, r: int, w: int, a: int, out: int) -> bytes:
+        options, width = self.options.head, self.width
+        bounds = torch.arange(self.batch + 1)
+        self.held.append(bounds)
+        inputs = ((r, width), (w, width), ABSENT, ABSENT, (a, width), ABSENT, ABSENT)
+        carry = (*(0,) * 6, len(options.letters) * width)
+        forward = forward_block(
+            (self.batch, options.heads, 1, 1),
+            bounds.data_ptr(),
+            (True, options.a_max, options.norm_eps),
+            inputs,
+            tuple(address(x) for x in weights),
+            carry,
+            (0, 0),
+            (out, width),
+            (0, 0),
+        )
+        return forward + NO_BACKWARD
+
+    def _cross_head(self, weights: TokenWeights, readout: int, branch: int) -> bytes:
+        options = self.options
+        numbers = (self.batch, options.attention_heads, options.head.heads, KINDS[options.kind])
+        tensors = (weights.scale, weights.group_mix, weights.group_norm, weights.first)
+        return CROSS_HEAD.pack(
+            *numbers,
+            weights.scale.numel(),
+            options.eps,
+            0,
+            readout,
+            *(x.data_ptr() for x in tensors),
+            address(weights.second),
+            0,
+            branch,
+        )
+
+    def __call__(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention: Tensor,
+        state: Tensor | None,
+        carry: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Advance by one token.
+
+        Args:
+            x, key, value, attention: contiguous float32 ``[B, 1, D]``, ``[B, 1, G * N]`` twice with
+                G >= S, ``[B, 1, H * N]``.
+            state, carry: as :func:`wuneng.ops.state_head`; contiguous float32 or None.
+
+        Returns:
+            A' ``[B, 1, H * N]`` (A itself unless the kind is additive), the branch's contribution
+            ``[B, 1, D]``, the new state and the new carry (None without shifted letters).
+        """
+        options, batch = self.options.head, self.batch
+        final = torch.empty(batch, options.heads, options.size, options.size)
+        branch = torch.empty(batch, 1, self.model_width)
+        last = torch.empty(batch, len(options.letters) * self.width) if options.letters else None
+        changed = torch.empty_like(attention) if self.options.kind == "additive" else None
+        inputs = _INPUTS.pack(
+            x.data_ptr(),
+            key.data_ptr(),
+            value.data_ptr(),
+            attention.data_ptr(),
+            key.shape[2],
+            value.shape[2],
+            address(state),
+            final.data_ptr(),
+            address(carry),
+            address(last),
+            address(changed),
+            branch.data_ptr(),
+        )
+        _kernels(options.size).hybrid_token(self.block, inputs)
+        return attention if changed is None else changed, branch, final, last
+
+
+def make(weights: TokenWeights, options: TokenOptions, batch: int) -> HybridToken | None:
+    """A block, or None where these weights do not go through C (see the conditions)."""
+    plain = all(
+        x is None or (x.is_cpu and x.dtype == torch.float32 and x.is_contiguous())
+        for x in weights.tensors()
+    )
+    few = plain and products(weights, batch) <= MOST_PRODUCTS
+    if not few or weights.branch.shape[0] % 4 or options.kind not in KINDS:
+        return None
+    return None if library(options.head.size) is None else HybridToken(weights, options, batch)
+
+
+def _identity(weights: TokenWeights) -> list[int]:
+    return [0 if x is None else x.data_ptr() for x in weights.tensors()]
+
+
+@lru_cache
+def _kernels(size: int) -> Any:
+    """Loaded so that calls keep the interpreter's lock: they take microseconds, and a block's
+    working memory is then one thread's at a time."""
+    kernels = library(size)
+    assert kernels is not None
+    locked = ctypes.PyDLL(kernels._name, handle=kernels._handle)
+    locked.hybrid_token.restype = None
+    return locked
