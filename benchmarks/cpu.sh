@@ -1,23 +1,29 @@
 #!/usr/bin/env bash
-# Every CPU figure of docs/performance.md, about twenty minutes on two idle cores.
+# Every CPU figure of docs/performance.md, about half an hour on two idle cores.
 # Threads that sleep between operators: spinning ones stall wherever cores are shared.
+# DATA: a directory with hellaswag_val.jsonl; TOKENIZER: a tokenizer's directory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_WAIT_POLICY=PASSIVE
 bench() { wuneng bench --device cpu --threads 2 --quiet "$@"; }
 
 bench --seq-len 8k --out benchmarks/cpu-small
+bench --model benchmarks/cpu.yaml --what prefill,decode --seq-len 512,1k,2k \
+  --against mha,replace,rwkv7,llama --seconds 40 --out benchmarks/cpu-inference
 bench --model benchmarks/cpu.yaml --what train --seq-len 512,2k --against mha,replace,rwkv7 \
   --seconds 40 --out benchmarks/cpu-train
 bench --model benchmarks/cpu.yaml --what train --seq-len 512,1k --batch 4 \
   --against mha,replace,rwkv7 --seconds 30 --out benchmarks/cpu-train-batch4
-bench --model benchmarks/cpu.yaml --what parts --seq-len 512,2k --against mha,replace \
-  --out benchmarks/cpu-parts
 bench --model benchmarks/cpu.yaml --what train --seq-len 4k,8k --against mha,replace,rwkv7 \
   --seconds 40 --out benchmarks/cpu-train-long
-bench --model benchmarks/cpu.yaml --what prefill,decode --seq-len 512,1k,2k \
-  --against mha,replace,rwkv7,llama --seconds 40 --out benchmarks/cpu-inference
+bench --model benchmarks/cpu.yaml --what parts --seq-len 512,2k --against mha,replace \
+  --out benchmarks/cpu-parts
 bench --what ops --batch 4 --heads 12 --seq-len 1k,2k --seconds 60 --out benchmarks/cpu-ops
+python -m benchmarks.wkv7_cpu --seconds 5
 bench --compare benchmarks/cpu-inference --out benchmarks/cpu-repeated
 python -m benchmarks.startup --out benchmarks/startup.json
+if [[ -n "${DATA:-}" ]]; then
+  OMP_NUM_THREADS=1 python -m benchmarks.eval_overhead --data-dir "$DATA" \
+    --tokenizer "$TOKENIZER" --rounds 2 --out benchmarks/eval_overhead.json
+fi
 python -m benchmarks.figures

@@ -5,7 +5,8 @@
 
 A table stands between ``<!-- table: NAME KIND -->`` and ``<!-- end -->``; NAME is a directory here
 with a bench.json and KIND is ops, prefill, decode, train, exponents, parts, machine or changes
-(against the record that it repeats), or NAME is startup.json and KIND commands.
+(against the record that it repeats); or NAME is startup.json and KIND commands, wkv7_cpu.json and
+scan, eval_overhead.json and evaluation.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ def main() -> int:
 def table(name: str, kind: str) -> str:
     """One block's Markdown."""
     place = HERE / name
-    if kind == "commands":
-        return "\n".join(_commands(place)) + "\n" if place.is_file() else AWAITED
+    files = {"commands": _commands, "scan": _scan, "evaluation": _evaluation}
+    if kind in files:
+        return "\n".join(files[kind](place)) + "\n" if place.is_file() else AWAITED
     if not (place / "bench.json").is_file():
         return AWAITED
     record = read_record(place)
@@ -132,6 +134,50 @@ def _commands(path: Path) -> Iterator[str]:
         yield (
             f"| `{name}` | {figures['median_seconds']:.2f} | {figures['best_seconds']:.2f} "
             f"| {figures['samples']} |"
+        )
+
+
+def _scan(path: Path) -> Iterator[str]:
+    """WKV-7 beside SDPA and the token loops: medians, and speeds as the rounds' own ratios."""
+    record = read_json(path)
+    arms = list(dict.fromkeys(row["arm"] for row in record["rows"]))
+    fastest = arms[0]
+    load = record["environment"]["load_average_before"][0]
+    yield f"Load average at the start: {load:.2f}."
+    yield ""
+    yield f"| batch | tokens | heads | | {' | '.join(f'{a}, ms' for a in arms)} | {fastest} is |"
+    yield "|---:|---:|---:|---|" + "---:|" * len(arms) + "---|"
+    shapes: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in record["rows"]:
+        key = row["batch"], row["seq_len"], row["heads"], row["what"]
+        shapes.setdefault(key, {})[row["arm"]] = row
+    for (batch, tokens, heads, what), rows in shapes.items():
+        times = [f"{rows[arm]['median_ms']:,.4g}" if arm in rows else "" for arm in arms]
+        speeds = (f"{rows[arm]['ratio_to_fastest']:.2f} × {arm}" for arm in arms[1:] if arm in rows)
+        cells = (batch, short_length(tokens), heads, what, *times, ", ".join(speeds))
+        yield f"| {' | '.join(map(str, cells))} |"
+    yield ""
+    slopes = (f"{name} {slope:.2f}" for name, slope in record["exponents"].items())
+    yield f"Growth with the length at B = 1 (exponent): {', '.join(slopes)}."
+
+
+def _evaluation(path: Path) -> Iterator[str]:
+    record = read_json(path)
+    start = record["load_average"]["start"]
+    yield f"Load average at the start: {start[0]:.2f}."
+    yield ""
+    yield (
+        "| arm | tokens, unshared → shared | bare shared, s | eval | bare unshared | lm-eval "
+        "| eval of bare shared | eval of bare unshared | eval of lm-eval |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for name, arm in record["arms"].items():
+        tokens, seconds, ratios = arm["tokens"], arm["processor_seconds"], arm["ratios"]
+        timed = (seconds[k] for k in ("bare shared", "eval", "bare unshared", "lm-eval"))
+        of = (ratios[f"eval / {k}"] for k in ("bare shared", "bare unshared", "lm-eval"))
+        yield (
+            f"| {name} | {tokens['unshared']:,} → {tokens['shared']:,} "
+            f"| {' | '.join(f'{x:.1f}' for x in timed)} | {' | '.join(f'{x:.2f}' for x in of)} |"
         )
 
 

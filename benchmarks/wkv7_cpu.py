@@ -184,7 +184,8 @@ def measure(shape: Shape, loop: bool, attention: bool, seconds: float) -> list[d
         )
         print(
             f"B={shape.batch} T={shape.tokens:6d} H={shape.heads:2d}  {name:26s}"
-            f"{rows[-1]['median_ms']:10.1f} ms   {rows[-1]['ratio_to_fastest']:6.2f} x {BACKENDS[0]}",
+            f"{rows[-1]['median_ms']:10.1f} ms   "
+            f"{rows[-1]['ratio_to_fastest']:6.2f} x {BACKENDS[0]}",
             file=sys.stderr,
         )
     return rows

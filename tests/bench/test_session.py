@@ -13,7 +13,7 @@ import torch
 
 from tests.bench.records import record_of, tiny_request
 from wuneng.bench.architectures import PRESETS, choose, derive
-from wuneng.bench.pictures import draw
+from wuneng.bench.pictures import _plain_numbers, draw
 from wuneng.bench.record import csv_text, read_record, rows_of, write_record
 from wuneng.bench.request import make_request
 from wuneng.bench.schema import SCHEMA, problems
@@ -105,6 +105,26 @@ def test_the_check_names_the_place(
     assert any(expected in problem for problem in problems(wrong))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, SCHEMA)
+
+
+@pytest.mark.parametrize("span", [(3.4, 6.1), (8.7, 13.0), (40, 700), (0.03, 1000), (0.51, 0.58)])
+def test_ticks_can_be_told_apart(span: tuple[float, float]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots()
+    axes.plot([1, 2], span)
+    axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
+    figure.canvas.draw()
+    low, high = axes.get_ylim()
+    ticks = axes.yaxis.get_major_ticks()
+    labels = [t.label1.get_text() for t in ticks if low <= t.get_loc() <= high]
+    pyplot.close(figure)
+    assert len(labels) >= 2
+    assert len(set(labels)) == len(labels)
 
 
 def test_files_and_pictures(full_record: Any, tmp_path: Path) -> None:

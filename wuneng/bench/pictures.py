@@ -200,9 +200,11 @@ def _plain_numbers(axis: Any) -> None:
 
     axis.axes.autoscale_view()
     low, high = axis.get_view_interval()
-    narrow = high / max(low, 1e-30) < 30
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
+    span = high / max(low, 1e-30)
+    subs = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if span < 5 else (1, 2, 5) if span < 30 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    # On less than a decade matplotlib puts ticks at 3.5, 4, 4.5: no two may read the same.
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1e3 else f"{v:.3g}"))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
