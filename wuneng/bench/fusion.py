@@ -2,7 +2,8 @@
 
 eager      the equations, plain autograd
 fused      by hand (``backend="torch"``)
-compiled   the equations through torch.compile, from ``COMPILED_FROM`` tokens on
+compiled   the equations through torch.compile, from ``COMPILED_FROM`` tokens on, where operators
+           are all that was asked for: the first compilation takes half a minute
 triton     the fused kernels, on CUDA
 """
 
@@ -28,17 +29,17 @@ COMPILED_FROM = 256
 Fuse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def fusion_cases(shapes: OperatorShapes, config: Any) -> list[Case]:
+def fusion_cases(shapes: OperatorShapes, config: Any, compiled: bool) -> list[Case]:
     """One case for each way to compute it, at the model's own numbers of heads."""
-    return [_case(shapes, config, arm) for arm in _arms(shapes, config.cross_head)]
+    return [_case(shapes, config, arm) for arm in _arms(shapes, config.cross_head, compiled)]
 
 
-def _arms(shapes: OperatorShapes, kind: str) -> Iterator[str]:
+def _arms(shapes: OperatorShapes, kind: str, compiled: bool) -> Iterator[str]:
     yield "eager"
     if kind == "none":
         return  # nothing but a product with lambda
     yield "fused"
-    if shapes.tokens >= COMPILED_FROM:
+    if compiled and shapes.tokens >= COMPILED_FROM:
         yield "compiled"
     if shapes.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         yield "triton"

@@ -30,7 +30,7 @@ from wuneng.ops import native, wkv7
 __all__ = ["OperatorShapes", "operator_groups", "wkv7_inputs"]
 
 #: The token loop is the yardstick of correctness; beyond this many tokens it is not timed.
-REFERENCE_TOKENS = 1024
+REFERENCE_TOKENS = 512
 OPERATIONS = ("forward", "forward+backward", "step", "fusion")
 
 
@@ -46,13 +46,14 @@ def wkv7_inputs(shapes: OperatorShapes, seed: int, tokens: int | None = None) ->
 
 
 def operator_groups(
-    shapes: OperatorShapes, config: Any, *, peers: Collection[str]
+    shapes: OperatorShapes, config: Any, *, peers: Collection[str], compiled: bool
 ) -> Iterator[tuple[str, list[Case]]]:
     """(operation, cases) for one length and batch.
 
     Args:
         config: says what is fused.
         peers: ``fla`` and ``mamba``, or one of them, or none.
+        compiled: also what torch.compile makes of the fusion.
     """
     operators = dict(_wkv7_operators(shapes, "fla" in peers))
     for operation in OPERATIONS[:2]:
@@ -76,7 +77,7 @@ def operator_groups(
         steps.append(mamba_step_case(shapes))
     yield "step", steps
     if config.num_state_heads and config.num_attention_heads:
-        yield "fusion", fusion_cases(shapes, config)
+        yield "fusion", fusion_cases(shapes, config, compiled)
 
 
 def _wkv7_operators(shapes: OperatorShapes, with_fla: bool) -> Iterator[tuple[str, Any]]:

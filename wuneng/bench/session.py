@@ -149,8 +149,9 @@ def _operator_groups(
     size = config.state_head_dim or config.head_dim or 64
     shapes = OperatorShapes(batch, length, heads, size, store.dtype, store.dtype_name, store.device)
     on_gpu = store.device.type == "cuda"
+    alone = request.what == ("ops",)
     peers = [name for name in ("fla", "mamba") if on_gpu or name in request.against]
-    for operation, cases in operator_groups(shapes, config, peers=peers):
+    for operation, cases in operator_groups(shapes, config, peers=peers, compiled=alone):
         title = f"ops, {operation}, {length} tokens, batch {batch}, {heads} heads of {size}"
         yield _Group(title, cases, length**0.5)
 
