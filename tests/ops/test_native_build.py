@@ -77,5 +77,20 @@ def test_an_unwritable_cache_is_no_obstacle(
 
 
 def test_serial_code_where_openmp_cannot_be_linked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "_VARIANTS", compiler._VARIANTS[2:])
+    serial = [variant for variant in compiler._VARIANTS if "-fopenmp" not in variant[0]]
+    monkeypatch.setattr(compiler, "_VARIANTS", serial)
+    assert compiler.library(16) is not None
+
+
+@pytest.mark.parametrize("unknown", ["-fopenmp", "-march=native"])
+def test_a_compiler_that_refuses_a_flag(
+    unknown: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Apple's clang refuses OpenMP, and some on ARM the first name of the machine."""
+    picky = tmp_path / "picky-cc"
+    picky.write_text(
+        f'#!/bin/sh\nfor x in "$@"; do [ "$x" = "{unknown}" ] && exit 1; done\nexec cc "$@"\n'
+    )
+    picky.chmod(0o755)
+    monkeypatch.setenv("CC", str(picky))
     assert compiler.library(16) is not None

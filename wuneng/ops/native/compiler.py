@@ -24,13 +24,18 @@ HEAD_SIZES = (16, 32, 64, 128)
 _SOURCES = ("state_head.c", "state_head_backward.c", "few_tokens.c", "hybrid_token.c")
 _HEADERS = (*("state_head.h", "state_head_token.h", "few_tokens.h", "hybrid_token.h", "vectors.h"),)
 _FLAGS = (
-    *("-O3", "-march=native", "-std=gnu11", "-fPIC"),
+    *("-O3", "-std=gnu11", "-fPIC"),
     # Not -ffast-math: NaN must stay NaN, and sums keep their order.
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 # Threads come from the OpenMP that torch has loaded: a second runtime's pool would fight with its.
 # Hence compiled for OpenMP but not linked to it; then linked; then serial.
-_VARIANTS = ((("-fopenmp",), ()), (("-fopenmp",), ("-fopenmp",)), ((), ()))
+_THREADS = ((("-fopenmp",), ()), (("-fopenmp",), ("-fopenmp",)), ((), ()))
+# Clang on ARM knows the machine by the second name. The first variant that builds and loads is it.
+_MACHINES = ("-march=native", "-mcpu=native")
+_VARIANTS = tuple(
+    ((machine, *compiled), linked) for machine in _MACHINES for compiled, linked in _THREADS
+)
 _HERE = Path(__file__).parent
 _log = logging.getLogger(__name__)
 
@@ -71,28 +76,28 @@ def _load_or_build(command: list[str], size: int) -> ctypes.CDLL:
         except OSError:  # cut short, or of a machine that only looked the same
             path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as folder:
-        for compile_flags, link_flags in _VARIANTS:
-            built = _build(command, size, Path(folder), compile_flags, link_flags)
+        failure: Exception = OSError("nothing to build")
+        for number, (compile_flags, link_flags) in enumerate(_VARIANTS):
+            # A name for each: the loader gives an old library back for an old name.
+            built = Path(folder) / f"variant{number}.so"
             try:
+                _build(command, size, built, compile_flags, link_flags)
                 kernels = ctypes.CDLL(str(built))
-            except OSError:
-                if not compile_flags:
-                    raise
+            except (OSError, subprocess.CalledProcessError) as error:
+                failure = error
                 continue
             os.replace(built, path)  # whole or not at all, whoever else is building
             return kernels
-    raise OSError("no variant could be loaded")
+    raise failure
 
 
 def _build(
     command: list[str],
     size: int,
-    folder: Path,
+    built: Path,
     compile_flags: tuple[str, ...],
     link_flags: tuple[str, ...],
-) -> Path:
-    # A name of its own for each variant: the loader gives an old library back for an old name.
-    built = folder / f"variant{len(compile_flags)}{len(link_flags)}.so"
+) -> None:
     objects = [str(built.with_suffix(f".{source}.o")) for source in _SOURCES]
     steps = [
         [*_FLAGS, *compile_flags, f"-DN={size}", "-c", str(_HERE / source), "-o", compiled]
@@ -102,7 +107,6 @@ def _build(
         subprocess.run(
             [*command, *arguments], check=True, capture_output=True, text=True, timeout=120
         )
-    return built
 
 
 def _cache_directory() -> Path:
@@ -125,7 +129,7 @@ def _fingerprint(command: list[str]) -> str:
     executable = shutil.which(command[0])
     assert executable is not None
     status = os.stat(executable)
-    digest.update(repr((command, _FLAGS, status.st_size, status.st_mtime_ns)).encode())
+    digest.update(repr((command, _FLAGS, _VARIANTS, status.st_size, status.st_mtime_ns)).encode())
     digest.update(_processor().encode())
     return digest.hexdigest()[:16]
 
