@@ -30,4 +30,5 @@ def decode_record() -> Any:
 @pytest.fixture(scope="session")
 def full_record() -> Any:
     """Every kind of case, planted times."""
-    return record_of(what="ops,prefill,decode,train,parts")
+    # Little jitter: slopes of many series are checked, and a bound on all should not hang on draws.
+    return record_of(jitter=0.005, what="ops,prefill,decode,train,parts")

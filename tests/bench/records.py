@@ -12,15 +12,17 @@ from wuneng.bench.session import run_benchmark
 class PlantedClock:
     """Answers with the seconds that a case is said to take, times jitter; calls once."""
 
-    def __init__(self, seed: int, factors: dict[str, float] | None = None) -> None:
-        self.random = random.Random(seed)
+    def __init__(
+        self, seed: int, factors: dict[str, float] | None = None, jitter: float = 0.02
+    ) -> None:
+        self.random, self.jitter = random.Random(seed), jitter
         self.factors = factors or {}
         self.order: list[str] = []
 
     def seconds(self, name: str, call: Any, first: int, repeats: int) -> float:
         self.order.append(name)
         arm = name.rpartition(" ")[2]
-        return repeats * 0.01 * self.factors.get(arm, 1.0) * self.random.gauss(1.0, 0.02)
+        return repeats * 0.01 * self.factors.get(arm, 1.0) * self.random.gauss(1.0, self.jitter)
 
 
 def tiny_request(**changes: Any) -> BenchRequest:
@@ -29,6 +31,8 @@ def tiny_request(**changes: Any) -> BenchRequest:
     return make_request(**{**options, **changes}, device="cpu")
 
 
-def record_of(seed: int = 0, factors: dict[str, float] | None = None, **changes: Any) -> Any:
+def record_of(
+    seed: int = 0, factors: dict[str, float] | None = None, jitter: float = 0.02, **changes: Any
+) -> Any:
     """A record with planted times."""
-    return run_benchmark(tiny_request(**changes), clock=PlantedClock(seed, factors))
+    return run_benchmark(tiny_request(**changes), clock=PlantedClock(seed, factors, jitter))

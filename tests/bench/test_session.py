@@ -62,7 +62,7 @@ def test_exponents_of_every_series(full_record: Any) -> None:
     time = [e for e in full_record["exponents"] if e["quantity"] == "time"]
     assert len(time) == 5 + 3 * len(BACKENDS) + 9
     for entry in time:  # the planted clock says 10 ms whatever the length, within its jitter
-        assert entry["exponent"] == pytest.approx(0.0, abs=0.1)
+        assert entry["exponent"] == pytest.approx(0.0, abs=0.05)
 
 
 def test_parts_of_a_step_add_up(full_record: Any) -> None:
@@ -77,7 +77,9 @@ def test_parts_of_a_step_add_up(full_record: Any) -> None:
     mha = {p["part"] for p in every if p["arm"] == "mha"}
     assert "state heads" not in mha
     decoded = {p["part"]: p for p in every if (p["what"], p["arm"]) == ("decode", "wuneng")}
-    assert decoded["state heads"]["operations"] >= 3
+    assert decoded["attention"]["operations"] > 10
+    # In C a token's state heads are two calls and what they allocate; in torch dozens of operators.
+    assert (decoded["state heads"]["operations"] > 10) == ("native" not in BACKENDS)
     assert decoded["state heads"]["backward_ms"] == 0
 
 

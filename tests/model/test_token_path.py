@@ -135,3 +135,14 @@ def test_whatever_watches_or_differs_takes_the_modules(
         model = model.double()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=who == "autocast"):
         assert _decode(model)[1] == 0
+
+
+def test_torch_can_be_asked_for_meanwhile() -> None:
+    model = _model()
+    with native.torch_instead():
+        assert native.library(16) is None
+        expected, taken = _decode(model)
+        assert taken == 0
+    found, taken = _decode(model)
+    assert taken == 10
+    assert torch.allclose(found, expected, atol=1e-5)

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compile
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler.library.cache_clear()
+    compiler._library.cache_clear()
     yield tmp_path / "wuneng"
-    compiler.library.cache_clear()
+    compiler._library.cache_clear()
 
 
 def _ones() -> list[torch.Tensor]:
@@ -32,7 +32,7 @@ def test_one_library_is_kept_and_loaded_again(fresh: Path) -> None:
     assert isinstance(compiler.library(16), ctypes.CDLL)
     (kept,) = fresh.iterdir()
     written = kept.stat().st_mtime_ns
-    compiler.library.cache_clear()
+    compiler._library.cache_clear()
     assert compiler.library(16) is not None
     assert [path.stat().st_mtime_ns for path in fresh.iterdir()] == [written]
 

@@ -41,6 +41,8 @@ def one_token(
         return None
     if not state_heads.is_usual or _are_watched(state_heads, cross_head):
         return None
+    if not hybrid_token.is_available(state_heads.head_dim):
+        return None
     state, carry = slot.get("wkv"), slot.get("shift")
     if state is not None and not (state.is_cpu and state.is_contiguous()):
         return None

@@ -17,6 +17,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,9 +42,27 @@ _HERE = Path(__file__).parent
 _log = logging.getLogger(__name__)
 
 
-@lru_cache
+_paused = False
+
+
+@contextmanager
+def torch_instead() -> Iterator[None]:
+    """Compute in torch meanwhile: for comparing bits with code that has no C kernels."""
+    global _paused
+    before, _paused = _paused, True
+    try:
+        yield
+    finally:
+        _paused = before
+
+
 def library(size: int) -> ctypes.CDLL | None:
     """The kernels for heads of ``size`` channels; None where they cannot be had."""
+    return None if _paused else _library(size)
+
+
+@lru_cache
+def _library(size: int) -> ctypes.CDLL | None:
     if size not in HEAD_SIZES or os.environ.get("WUNENG_NATIVE") == "0":
         return None
     if not (_HERE / _SOURCES[0]).exists():  # an exported model's code travels without them

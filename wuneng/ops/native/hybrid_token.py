@@ -196,6 +196,11 @@ class HybridToken:
         return attention if changed is None else changed, branch, final, last
 
 
+def is_available(size: int) -> bool:
+    """Whether the C kernels exist on this machine and are wanted now."""
+    return library(size) is not None
+
+
 def make(weights: TokenWeights, options: TokenOptions, batch: int) -> HybridToken | None:
     """A block, or None where these weights do not go through C (see the conditions)."""
     plain = all(
