@@ -139,7 +139,7 @@ class _Piece(NamedTuple):
     table: Table
     widths: list[int]
     fits: bool = True
-    """Else one figure and the name of its row are too wide to stand beside each other."""
+    """Else a figure and the names of its row are too wide to stand beside each other."""
 
     @property
     def height(self) -> int:
@@ -158,11 +158,13 @@ class _Piece(NamedTuple):
         ]
 
     def _listed(self) -> Iterator[str]:
-        """A paragraph for each row, a line for each cell."""
+        """The names of each row, then a line for each of its figures."""
         for row in self.table.rows:
-            for column, cell in zip(self.table.columns, row, strict=True):
-                if cell:
-                    yield cell if column.name else f"  {column.heading}: {cell}"
+            cells = list(zip(self.table.columns, row, strict=True))
+            yield ", ".join(cell for column, cell in cells if column.name and cell)
+            for column, cell in cells:
+                if cell and not column.name:
+                    yield f"  {column.heading}: {cell}"
 
     def drawn(self) -> RenderableType:
         """The table with frames, every cell broken into lines here and nowhere else."""
@@ -214,15 +216,16 @@ def _cut(table: Table, width: int, whole_cells: bool) -> Iterator[_Piece]:
     """Pieces with the row names and as many other columns as fit, at least one."""
     names = [n for n, column in enumerate(table.columns) if column.name]
     figures = [n for n, column in enumerate(table.columns) if not column.name]
+    if any(_fitted(table._only([*names, n]), width) is None for n in figures):
+        yield _Piece(table, _least_widths(table), fits=False)
+        return
     while figures:
-        taken, piece = 0, None
+        taken, piece = 1, _fitted(table._only([*names, figures[0]]), width)
         while taken < len(figures):
             part = table._only([*names, *figures[: taken + 1]])
-            wider = _fitted(part, width, whole_cells) or (None if piece else _fitted(part, width))
-            if wider is None and piece is not None:
+            if (wider := _fitted(part, width, whole_cells)) is None:
                 break
-            piece = wider or _Piece(part, _least_widths(part), fits=False)
-            taken += 1
+            taken, piece = taken + 1, wider
         assert piece is not None
         yield piece
         figures = figures[taken:]

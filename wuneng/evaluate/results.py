@@ -180,7 +180,7 @@ def _estimate(metric: MetricComparison, estimate: Estimate) -> str:
 def _number(metric: MetricComparison, value: float, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if metric.scale == "perplexity":
-        return f"{value:{sign}.4g}"
+        return f"{value:{sign}.4g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
     return f"{value:{sign}.4f}" if metric.scale == "bits" else f"{value:{sign}.3f}"
 
 
