@@ -151,6 +151,9 @@ def convert(
     WuNeng without attention; a WuNeng becomes a directory that transformers loads by itself. On any
     failure nothing is left at DESTINATION.
     """
+    from wuneng.device import require_one_process
+
+    require_one_process()
     from wuneng.convert import Request, VerificationError
     from wuneng.convert import convert as carry_out
 

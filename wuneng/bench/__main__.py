@@ -51,8 +51,10 @@ def _measure(options: argparse.Namespace) -> int:
     from wuneng.bench.record import failures, write_record
     from wuneng.bench.session import run_benchmark
     from wuneng.bench.tables import machine_line, record_tables
+    from wuneng.device import require_one_process
     from wuneng.tables import console
 
+    require_one_process()
     given = vars(options).copy()
     out = given.pop("out")
     request = make_request(**given)
