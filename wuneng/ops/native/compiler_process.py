@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from contextlib import suppress
 
+from wuneng.foreign.text import shown_line
+
 __all__ = ["reason", "run_compiler"]
 
 #: Seconds that one call of the compiler may take, and after which a slow one is announced.
@@ -46,7 +48,9 @@ def _wait(process: subprocess.Popen[bytes], name: str) -> int:
         return process.wait(_SILENCE)
     except subprocess.TimeoutExpired:
         _log.warning(
-            "waiting for %s, which builds the C kernels (given up after %g s)", name, _PATIENCE
+            "waiting for %s, which builds the C kernels (given up after %g s)",
+            shown_line(name),
+            _PATIENCE,
         )
     return process.wait(_PATIENCE - _SILENCE)
 
@@ -64,8 +68,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def reason(error: Exception) -> str:
     """One line of why: the compiler's first complaint, or the error itself."""
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"{error.cmd[0]} did not end within {_PATIENCE:g} s"
+        return f"{shown_line(error.cmd[0])} did not end within {_PATIENCE:g} s"
     lines = [line.strip() for line in (getattr(error, "stderr", None) or str(error)).splitlines()]
     lines = [line for line in lines if line] or [type(error).__name__]
     chosen = next((line for line in lines if "error" in line.lower()), lines[0])
-    return "".join(c if c.isprintable() else "?" for c in chosen)[:200]
+    return shown_line(chosen)[:200]
