@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_error, print_json, print_renderable
+from wuneng_cli.render import print_error, print_json, print_line, print_renderable
 
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
@@ -120,6 +120,7 @@ def bench(
             help="With --compare: exit 1 when a figure is worse by more than this, beyond noise.",
         ),
     ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -170,7 +171,7 @@ def _measure(
 
     def notify(message: str) -> None:
         if not quiet:
-            print(message, file=sys.stderr)
+            print_line(message, stderr=True)
 
     line = ["wuneng", *sys.argv[1:]]
     if out is not None:  # found out now, not after minutes of measuring
@@ -192,9 +193,9 @@ def _show(record: dict[str, Any], directory: Path, *, as_json: bool) -> None:
     for table in record_tables(record):
         print_renderable(table)
     for name, version in record["peers"].items():
-        print(f"{name}: {version}")
-    print(machine_line(record))
-    print(f"\nEverything is in {directory}.")
+        print_line(f"{name}: {version}")
+    print_line(machine_line(record))
+    print_line(f"\nEverything is in {directory}.")
 
 
 def _compare(
@@ -211,6 +212,6 @@ def _compare(
         return passed
     print_renderable(comparison_table(comparison))
     for warning in comparison.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(sentence(comparison.changes, limit))
+        print_line(f"warning: {warning}", stderr=True)
+    print_line(sentence(comparison.changes, limit))
     return passed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable, print_text
+from wuneng_cli.render import print_json, print_line, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.evaluate.session import EvaluationReport
@@ -106,6 +106,7 @@ def evaluate(
             "--log-samples", help="Keep every item's prompt, target and answers in eval.json."
         ),
     ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -139,7 +140,7 @@ def evaluate(
 
     def notify(message: str) -> None:
         if not quiet:
-            print(message, file=sys.stderr, flush=True)
+            print_line(message, stderr=True)
 
     if remark:
         notify(remark)
@@ -173,4 +174,4 @@ def _print(report: EvaluationReport, file: Path, *, as_json: bool, quiet: bool) 
     print_renderable(report_table(report))
     for line in () if quiet else remarks(report):
         print_text(line)
-    print(f"\nEverything is in {file}.")
+    print_line(f"\nEverything is in {file}.")

@@ -10,7 +10,6 @@ import inspect
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -31,6 +30,7 @@ from wuneng.convert.verify import answers_of, check_against_model
 from wuneng.errors import InputError, ModelError, RunError
 from wuneng.model import WuNengConfig
 from wuneng.ops.native import torch_instead
+from wuneng.records.scratch import scratch_directory
 
 __all__ = ["to_transformers"]
 
@@ -134,8 +134,7 @@ def _check_alone(source: Path, written: Path, probe: Probe, dtype: torch.dtype) 
 def _answers_alone(directory: Path, probe: Probe, dtype: torch.dtype) -> Answers:
     ids, mask = probe.padded
     inputs = {"rows": probe.rows, "ids": ids, "mask": mask, "prefill": torch.tensor(probe.prefill)}
-    with tempfile.TemporaryDirectory(prefix="wuneng-export-") as scratch:
-        place = Path(scratch)
+    with scratch_directory("wuneng-export-") as place:
         save_file(inputs, place / "inputs.safetensors")
         # The directory's final name: transformers names the module after it, a dot would break it.
         (place / "exported").symlink_to(directory.resolve(), target_is_directory=True)
@@ -146,9 +145,9 @@ def _answers_alone(directory: Path, probe: Probe, dtype: torch.dtype) -> Answers
         }
         environment.pop("PYTHONPATH", None)
         script = inspect.getsource(answering) + _ALONE
-        command = [sys.executable, "-c", script, scratch, str(dtype).removeprefix("torch.")]
+        command = [sys.executable, "-c", script, str(place), str(dtype).removeprefix("torch.")]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=scratch, check=False
+            command, capture_output=True, text=True, env=environment, cwd=place, check=False
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from wuneng.evaluate.perplexity import (
 from wuneng.evaluate.state_controls import StateControl, controlled_state
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
 from wuneng.evaluate.tasks import VALIDATION
+from wuneng.records.scratch import scratch_directory
 
 if TYPE_CHECKING:
     import torch
@@ -95,13 +95,13 @@ def run_evaluation(
         ModelError: a model that cannot be loaded, or lacks what was asked of it.
     """
     names = [name for name in request.tasks if name != VALIDATION]
-    with tempfile.TemporaryDirectory(prefix="wuneng-eval-") as workspace:
+    with scratch_directory("wuneng-eval-") as workspace:
         loaded = LoadedTasks([], {}, {}, [])
         if names or VALIDATION not in request.tasks:
             loaded = load_tasks(
                 names,
                 data_dir=request.data_dir,
-                workspace=Path(workspace),
+                workspace=workspace,
                 num_fewshot=request.num_fewshot,
                 on_full_index=lambda: notify(
                     "not all of the tasks are in the common suite: indexing every task "
