@@ -141,7 +141,10 @@ def convert(
     ] = 0,
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Compare logits before anything is kept."),
+        typer.Option(
+            "--verify/--no-verify",
+            help="Check the source's checksums, and compare logits before anything is kept.",
+        ),
     ] = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -174,6 +177,7 @@ def convert(
         tokenizer=tokenizer,
         stock=stock,
         verify=verify,
+        check_source=verify,
     )
 
     def note(line: str) -> None:

@@ -106,6 +106,7 @@ def evaluate(
             "--log-samples", help="Keep every item's prompt, target and answers in eval.json."
         ),
     ] = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -132,6 +133,7 @@ def evaluate(
         state=control,
         dtype=dtype,
         log_samples=log_samples,
+        check=verify,
     )
     directory = out or default_directory(chosen)
     with disk_errors(directory):  # found out now, not after an hour of evaluation
