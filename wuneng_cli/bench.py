@@ -121,6 +121,7 @@ def bench(
         ),
     ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -150,7 +151,7 @@ def bench(
         seconds=seconds,
         base=None if old is None else BenchRequest.from_json(old["request"]),
     )
-    record, directory = _measure(request, out, quiet=quiet)
+    record, directory = _measure(request, out, verify=verify, quiet=quiet)
     if old is None or not as_json:
         _show(record, directory, as_json=as_json)
     passed = old is None or _compare(old, record, limit, as_json=as_json)
@@ -162,17 +163,21 @@ def bench(
 
 
 def _measure(
-    request: BenchRequest, out: Path | None, *, quiet: bool
+    request: BenchRequest, out: Path | None, *, verify: bool, quiet: bool
 ) -> tuple[dict[str, Any], Path]:
+    from wuneng.bench.architectures import RECIPES
     from wuneng.bench.pictures import draw
     from wuneng.bench.record import write_record
     from wuneng.bench.session import run_benchmark
-    from wuneng.records import RUNS_ROOT, RunDirectory, disk_errors
+    from wuneng.records import RUNS_ROOT, RunDirectory, disk_errors, find_model
+    from wuneng.records import verify as verify_files
 
     def notify(message: str) -> None:
         if not quiet:
             print_line(message, stderr=True)
 
+    if verify and request.model is not None and Path(request.model).suffix not in RECIPES:
+        verify_files(find_model(request.model))
     line = ["wuneng", *sys.argv[1:]]
     if out is not None:  # found out now, not after minutes of measuring
         with disk_errors(out):

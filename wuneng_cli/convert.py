@@ -140,7 +140,10 @@ def convert(
     ] = 0,
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Compare logits before anything is kept."),
+        typer.Option(
+            "--verify/--no-verify",
+            help="Check the source's checksums, and compare logits before anything is kept.",
+        ),
     ] = True,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
@@ -174,6 +177,7 @@ def convert(
         tokenizer=tokenizer,
         stock=stock,
         verify=verify,
+        check_source=verify,
     )
 
     def note(line: str) -> None:

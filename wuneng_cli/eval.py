@@ -107,6 +107,7 @@ def evaluate(
         ),
     ] = False,
     trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -133,6 +134,7 @@ def evaluate(
         state=control,
         dtype=dtype,
         log_samples=log_samples,
+        check=verify,
     )
     directory = out or default_directory(chosen)
     with disk_errors(directory):  # found out now, not after an hour of evaluation

@@ -65,6 +65,7 @@ def generate(
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -76,7 +77,10 @@ def generate(
 
     text = _stdin_text() if prompt == "-" else prompt
     loaded = load_model(
-        find_model(model, arm=arm), device=pick_device(device or "auto"), dtype=dtype
+        find_model(model, arm=arm),
+        device=pick_device(device or "auto"),
+        dtype=dtype,
+        check=verify,
     )
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if not quiet:

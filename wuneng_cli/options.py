@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "TrustRemoteCode", "size"]
+__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "TrustRemoteCode", "Verify", "size"]
 
 
 def size(text: str) -> int:
@@ -52,6 +52,13 @@ Model = Annotated[
         show_default=False,
         help="A directory in transformers format, a run, or an arm of a run. Left out: the "
         "latest run's first arm.",
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Compare the files of finished runs and models with their checksums before use.",
     ),
 ]
 Quiet = Annotated[

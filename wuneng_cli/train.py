@@ -77,6 +77,7 @@ def train(
     ] = False,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -95,7 +96,7 @@ def train(
     if dry_run:
         _print_plan(loaded, as_json=as_json)
     else:
-        _train(loaded, out, resume, as_json=as_json, quiet=quiet)
+        _train(loaded, out, resume, verify=verify, as_json=as_json, quiet=quiet)
 
 
 def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
@@ -112,14 +113,16 @@ def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
         print_renderable(table)
 
 
-def _train(recipe: Recipe, out: Path | None, resume: str, *, as_json: bool, quiet: bool) -> None:
+def _train(
+    recipe: Recipe, out: Path | None, resume: str, *, verify: bool, as_json: bool, quiet: bool
+) -> None:
     from wuneng.train import make_display, run
     from wuneng_cli.dry_run import sources_of
 
     display = make_display(quiet=quiet, to_stderr=as_json)
-    sources = sources_of(recipe)
+    sources = sources_of(recipe, check=verify)
     line = ["wuneng", *sys.argv[1:]]
-    results = run(recipe, out, resume, display, command_line=line, sources=sources)
+    results = run(recipe, out, resume, display, command_line=line, sources=sources, verify=verify)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})
         return

@@ -13,7 +13,7 @@ import torch
 
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.foreign import code_reference, is_trusted, refusal
-from wuneng.records import RunDirectory
+from wuneng.records import RunDirectory, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,20 +66,26 @@ class LoadedModel:
         }
 
 
-def load_model(path: Path, *, device: torch.device, dtype: str = "auto") -> LoadedModel:
+def load_model(
+    path: Path, *, device: torch.device, dtype: str = "auto", check: bool = True
+) -> LoadedModel:
     """Load a transformers directory; code in it is run only where the user trusts it.
 
     Args:
         path: holds config.json, weights and, unless the model is synthetic, a tokenizer.
         device: where to put the model.
         dtype: "auto" (as stored), "fp32", "bf16" or "fp16".
+        check: compare the files with their checksums, where there are some.
 
     Raises:
+        DamagedError: a file is not what was written.
         ModelError: not such a directory, a model type that is not known, or files that are
             broken, incomplete or do not fit together.
         InputError: an unknown dtype.
     """
     torch_dtype = _dtype(dtype)
+    if check:
+        verify(path)
     _register(path, _read_config(path))
     from wuneng.model.pretrained import load_causal_model
 

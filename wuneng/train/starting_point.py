@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from wuneng.errors import InputError, ModelError, RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.recipe import ModelSettings, Recipe
-from wuneng.records import find_model, read_json
+from wuneng.records import find_model, read_json, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -160,14 +160,20 @@ def source_tokenizer(source: str, sources: Sources | None) -> PreTrainedTokenize
     return load_tokenizer(place, "init_from")
 
 
-def load_start(directory: Path) -> WuNengForCausalLM:
+def load_start(directory: Path, *, check: bool = True) -> WuNengForCausalLM:
     """The WuNeng in ``directory``, in float32.
 
+    Args:
+        check: compare its files with their checksums, where there are some.
+
     Raises:
+        DamagedError: a file is not what was written.
         ModelError: files are broken, or tensors missing, misshapen or left over.
     """
     from wuneng.model.pretrained import load_causal_model  # not needed for planning, and slow
 
+    if check:
+        verify(directory)
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
