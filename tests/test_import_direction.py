@@ -19,11 +19,18 @@ FLOORS: list[set[str]] = [
     {"wuneng.model"},
     {"wuneng.layers"},
     {"wuneng.ops"},
+    {"wuneng.tables"},
     {"wuneng.recipe", "wuneng.records", "wuneng.device", "wuneng.errors"} | {"wuneng.foreign"},
 ]
 
 #: Rooms whose modules must be importable without these.
-LIGHT_ROOMS = ("wuneng.recipe", "wuneng.records", "wuneng.errors", "wuneng.foreign")
+LIGHT_ROOMS = (
+    "wuneng.recipe",
+    "wuneng.records",
+    "wuneng.tables",
+    "wuneng.errors",
+    "wuneng.foreign",
+)
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 
 

@@ -129,6 +129,9 @@ def bench(
     operators, prefill, decoding and training steps over several lengths. What is timed is first
     checked against the reference; nothing that differs from it gets a speed.
     """
+    from wuneng.device import require_one_process
+
+    require_one_process()
     from wuneng.bench.record import failures, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
     from wuneng.errors import InputError

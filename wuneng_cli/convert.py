@@ -11,9 +11,8 @@ from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from wuneng.convert import Check, GraftSettings
+    from wuneng.tables import Table
 
 __all__ = ["convert", "register"]
 
@@ -155,6 +154,9 @@ def convert(
     WuNeng without attention; a WuNeng becomes a directory that transformers loads by itself. On any
     failure nothing is left at DESTINATION.
     """
+    from wuneng.device import require_one_process
+
+    require_one_process()
     from wuneng.convert import Request, VerificationError
     from wuneng.convert import convert as carry_out
 
@@ -243,13 +245,11 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _checks_table(checks: list[Check]) -> Table:
-    from rich.table import Table
+    from wuneng.tables import Column, Table
 
-    table = Table(title="converted against source", title_justify="left")
-    for name in ("", "dtype"):
-        table.add_column(name)
-    for name in ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict"):
-        table.add_column(name, justify="right")
+    headings = ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict")
+    names = [Column("", name=True), Column("dtype", name=True)]
+    table = Table("converted against source", [*names, *map(Column, headings)])
     for check in checks:
         table.add_row(
             check.name,

@@ -114,7 +114,9 @@ def evaluate(
     """Score MODEL on evaluation tasks and, beside a baseline, say what the difference is worth:
     paired on the same items, with a 95 % interval, a p-value and the chance level.
     """
-    from wuneng.device import environment, pick_device
+    from wuneng.device import environment, pick_device, require_one_process
+
+    require_one_process()
     from wuneng.evaluate.choice import choose_models, default_directory
     from wuneng.evaluate.results import result_file, write_report
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation

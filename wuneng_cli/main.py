@@ -28,6 +28,7 @@ _EXAMPLES = """Examples:
   wuneng train my.yaml --dry-run               check a recipe and see its sizes
   wuneng eval --tasks arc,hellaswag            score the latest run
   wuneng generate --prompt "Once upon a time"  let it write
+  wuneng convert my-llama upgraded             add state heads to a model you have
   wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
 
 Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.

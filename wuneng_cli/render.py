@@ -14,10 +14,7 @@ from wuneng.foreign.text import shown
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from wuneng.foreign.terminal import PlainConsole
-
 __all__ = [
-    "console",
     "print_error",
     "print_json",
     "print_line",
@@ -54,22 +51,17 @@ def _json_escape(match: re.Match[str]) -> str:
     return character if shown(character) == character else json.dumps(character)[1:-1]
 
 
-def console(*, stderr: bool = False) -> PlainConsole:
-    """A console that never breaks long values off, also where the output is a file."""
-    from wuneng.foreign.terminal import PlainConsole
-
-    plain = PlainConsole(stderr=stderr)
-    # Not a terminal: rich would assume 80 columns and cut tables.
-    return plain if plain.is_terminal else PlainConsole(stderr=stderr, width=160)
-
-
 def print_renderable(renderable: RenderableType, *, stderr: bool = False) -> None:
     """A table or text through rich."""
+    from wuneng.tables import console
+
     console(stderr=stderr).print(renderable)
 
 
 def print_text(text: str) -> None:
     """A paragraph on stdout: broken between words on a terminal, one line elsewhere."""
+    from wuneng.tables import console
+
     target = console()
     target.print(text, soft_wrap=not target.is_terminal)
 

@@ -87,8 +87,11 @@ def train(
     Everything lands in a run directory: the resolved recipe, metrics.jsonl, checkpoints and the
     trained model of each arm, and results.json with the arms side by side.
     """
+    from wuneng.device import require_one_process
     from wuneng.recipe import load_recipe
 
+    if not dry_run:
+        require_one_process()
     overrides = list(changes or [])
     if device is not None:
         overrides.append(f"device={device}")

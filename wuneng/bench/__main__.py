@@ -16,7 +16,7 @@ from pathlib import Path
 from wuneng.bench.request import WHATS, make_request
 from wuneng.bench.schema import SCHEMA
 from wuneng.errors import WuNengError
-from wuneng.foreign.terminal import PlainConsole, print_line
+from wuneng.foreign.terminal import print_line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +52,10 @@ def _measure(options: argparse.Namespace) -> int:
     from wuneng.bench.record import failures, write_record
     from wuneng.bench.session import run_benchmark
     from wuneng.bench.tables import machine_line, record_tables
+    from wuneng.device import require_one_process
+    from wuneng.tables import console
 
+    require_one_process()
     given = vars(options).copy()
     out = given.pop("out")
     request = make_request(**given)
@@ -62,9 +65,8 @@ def _measure(options: argparse.Namespace) -> int:
 
     command = ["python", "-m", "wuneng.bench", *sys.argv[1:]]
     record = run_benchmark(request, command_line=command, notify=notify)
-    console = PlainConsole(width=None if sys.stdout.isatty() else 160)
     for table in record_tables(record):
-        console.print(table)
+        console().print(table)
     print_line(machine_line(record))
     if out is not None:
         write_record(out, record)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.data.batch import Prepared
-from wuneng.device import autocast_dtype, environment, pick_device
+from wuneng.device import autocast_dtype, environment, pick_device, require_one_process
 from wuneng.errors import DamagedError, InputError
 from wuneng.recipe import SOURCE_TOKENIZER, Recipe, TextData, dump_recipe
 from wuneng.records import RUNS_ROOT, RunDirectory, read_json, write_json, write_text_atomic
@@ -36,7 +36,7 @@ from wuneng.train.summary import results_table
 from wuneng.train.trainable import arm_sizes, check_patterns
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from wuneng.tables import Table
 
 __all__ = ["Results", "run"]
 
@@ -93,6 +93,7 @@ def run(
         DiskError: the disk is full; the last good checkpoint stands.
         Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
     """
+    require_one_process()
     display = make_display() if display is None else display
     check_installed(recipe.loggers)
     if any(arm.lora for arm in recipe.arms.values()):
