@@ -175,15 +175,17 @@ class _Tallies:
         self.position += row_bytes
         self.rows += 1
 
+    def _wanted(self, item: int, entry: NDArray[np.float64]) -> bool:
+        if self.by_row:  # a row may score an end of text alone, which spells no byte but costs
+            return bool(entry[1] > 0)
+        return bool(entry[2] > 0) and (
+            self.max_bytes is None or item * BLOCK_BYTES < self.max_bytes
+        )
+
     def outcomes(self, name: str) -> TaskOutcomes:
         """Per-item outcomes, blocks beyond the wanted text left out."""
-        wanted = [
-            item
-            for item, entry in sorted(self.sums.items())
-            if entry[2] > 0
-            and (self.by_row or self.max_bytes is None or item * BLOCK_BYTES < self.max_bytes)
-        ]
-        if not wanted:
+        wanted = [item for item, entry in sorted(self.sums.items()) if self._wanted(item, entry)]
+        if not sum(self.sums[item][2] for item in wanted):
             raise TaskError(f"--tasks {VALIDATION}: the validation text of {name} scores no byte.")
         scores, tokens, sizes = np.array([self.sums[item] for item in wanted]).T
         metrics = {

@@ -17,6 +17,7 @@ from typing import Any
 from wuneng.errors import DataError
 from wuneng.recipe import Recipe
 from wuneng.records import ArmDirectory, RunDirectory, read_json, write_json
+from wuneng.train.figures import ROWS_SCHEMA
 from wuneng.train.paired import paired_differences
 from wuneng.train.quality import Quality
 from wuneng.train.summary import closing_sentence
@@ -90,9 +91,8 @@ def arm_record(
 
 
 def save_rows(directory: ArmDirectory, quality: Quality) -> None:
-    """Write what each validation row of text cost, where there is text."""
-    if quality.rows:
-        write_json(directory.rows, {"schema": 1, **quality.rows})
+    """Write what each row of the end evaluation scored, for pairing the arms."""
+    write_json(directory.rows, {"schema": ROWS_SCHEMA, "rows": quality.rows})
 
 
 def save_record(directory: ArmDirectory, record: Mapping[str, Any]) -> None:
@@ -125,7 +125,7 @@ def write_results(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
         "reference": recipe.reference_arm,
         "arms": arms,
     }
-    if paired := paired_differences(run, recipe):
+    if paired := paired_differences(run, recipe, arms):
         results["paired"] = paired
     results["summary"] = closing_sentence(results)
     write_json(run.results, results)

@@ -27,6 +27,7 @@ from wuneng.train.display import Display, make_display
 from wuneng.train.lock import locked
 from wuneng.train.loggers import check_installed
 from wuneng.train.lora import check_peft
+from wuneng.train.paired_table import paired_table
 from wuneng.train.results import arm_directory, finished_record, write_results
 from wuneng.train.resume import choose_run
 from wuneng.train.signals import Interrupted, how_to_resume
@@ -52,6 +53,11 @@ class Results:
     def table(self) -> Table:
         """The arms side by side, for a terminal."""
         return results_table(self.record)
+
+    @property
+    def paired(self) -> Table | None:
+        """The paired differences of the arms; None where nothing was paired."""
+        return paired_table(self.record)
 
     @property
     def sentence(self) -> str:
