@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.data.batch import Batch
+from wuneng.errors import NonFiniteError
 from wuneng.train.quality import measure
 from wuneng.train.step import Numerics
 
@@ -116,3 +117,27 @@ def test_the_model_comes_back_in_its_mode_even_when_stopped() -> None:
     with pytest.raises(KeyboardInterrupt):
         measure(model, [batch([[1]], [[1]])], CPU, before_batch=stop)
     assert model.training
+
+
+class Blank(Sure):
+    """A model whose third row of a batch has no finite logit."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.layer = nn.Identity()
+
+    def forward(self, input_ids: Tensor, document_ids: Any = None, use_cache: bool = True) -> Any:
+        found = super().forward(input_ids, document_ids, use_cache)
+        spoiled = torch.where(input_ids[..., None] == 4, self.value, found.logits)
+        return SimpleNamespace(logits=self.layer(spoiled))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_stops_with_its_number_and_layer(value: float) -> None:
+    given = batch([[1], [2], [4], [3]], [[1], [2], [1], [3]])
+    message = "validation row 6: .* is layer"
+    with pytest.raises(NonFiniteError, match=message):
+        measure(Blank(value), [batch([[1]] * 4, [[1]] * 4), given], CPU, micro_batch_size=3)
+    ignored = batch([[1], [4]], [[1], [-100]])
+    assert measure(Blank(value), [ignored], CPU).examples["recall/accuracy@1"] == 1

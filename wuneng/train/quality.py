@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wuneng.data.batch import IGNORED, Batch
+from wuneng.errors import NonFiniteError
+from wuneng.model.finite import all_finite, what_is_not_finite
 from wuneng.train.figures import RowScores, columns
 from wuneng.train.step import Numerics, micro_batches
 
@@ -42,6 +44,8 @@ def measure(
 
     ``before_batch`` is called ahead of each batch and may raise to stop early. The model is left
     in the mode it came in. Rows without a scored position are left out.
+
+    Raises NonFiniteError, with the row and the layer, where scored logits are NaN or infinite.
     """
     tallies: dict[str, dict[str, RowScores]] = {}
     was_training = model.training
@@ -76,6 +80,8 @@ def _score(
     with numerics.autocast():
         logits = model(input_ids=input_ids, document_ids=documents, use_cache=False).logits
     scored = labels != IGNORED
+    if not all_finite(logits) and not all_finite(logits[scored]):
+        raise _not_finite(model, input_ids, documents, (~logits.isfinite()).any(-1) & scored, tally)
     nats = F.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(labels)
@@ -88,6 +94,22 @@ def _score(
             tally.tokens.append(count)
             tally.nats.append(row_nats[row])
             tally.right.append(rights[row])
+
+
+def _not_finite(
+    model: nn.Module, input_ids: Tensor, documents: Tensor | None, bad: Tensor, tally: RowScores
+) -> NonFiniteError:
+    """``bad`` ``[B, T]``: scored positions whose logits are not finite."""
+    row = int(bad.any(1).nonzero()[0])
+    one = slice(row, row + 1)
+    document = None if documents is None else documents[one]
+    why = what_is_not_finite(
+        model,
+        lambda: model(input_ids=input_ids[one], document_ids=document, use_cache=False),
+    )
+    return NonFiniteError(
+        f"validation row {len(tally.tokens) + row}: the model's logits are NaN or infinite; {why}"
+    )
 
 
 def _count_bytes(labels: Tensor, sizes: Iterator[int], tally: RowScores) -> None:
