@@ -130,6 +130,8 @@ def _train(
         print_json({"directory": str(results.directory), **results.record})
         return
     print_renderable(results.table)
+    if results.paired is not None:
+        print_renderable(results.paired)
     print_text(results.sentence)
     print_line(f"\nEverything is in {results.directory}.")
     if recipe.data.kind == "text":  # a model of synthetic tasks neither reads nor writes

@@ -211,8 +211,9 @@ def _remarks(label: str, model: HarnessModel) -> list[str]:
     remarks = []
     if model.truncated_requests:
         remarks.append(
-            f"{label}: {model.truncated_requests} questions were cut from the left to fit its "
-            f"context of {model.max_length} tokens."
+            f"{label}: {model.truncated_requests:,} questions were cut from the left to fit its "
+            f"context of {model.max_length} tokens; the longest kept {model.least_kept:.0%} of "
+            "its tokens."
         )
     if model.merged_requests:
         remarks.append(

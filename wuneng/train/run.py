@@ -28,6 +28,7 @@ from wuneng.train.arms import ArmConfigs
 from wuneng.train.display import Display, make_display
 from wuneng.train.loggers import check_installed
 from wuneng.train.lora import check_peft
+from wuneng.train.paired_table import paired_table
 from wuneng.train.results import arm_directory, finished_record, train_again, write_results
 from wuneng.train.resume import choose_run
 from wuneng.train.signals import Interrupted, how_to_resume
@@ -53,6 +54,11 @@ class Results:
     def table(self) -> Table:
         """The arms side by side, for a terminal."""
         return results_table(self.record)
+
+    @property
+    def paired(self) -> Table | None:
+        """The paired differences of the arms; None where nothing was paired."""
+        return paired_table(self.record)
 
     @property
     def sentence(self) -> str:
