@@ -19,11 +19,11 @@ FLOORS: list[set[str]] = [
     {"wuneng.model"},
     {"wuneng.layers"},
     {"wuneng.ops"},
-    {"wuneng.recipe", "wuneng.records", "wuneng.device", "wuneng.errors"},
+    {"wuneng.recipe", "wuneng.records", "wuneng.tables", "wuneng.device", "wuneng.errors"},
 ]
 
 #: Rooms whose modules must be importable without these.
-LIGHT_ROOMS = ("wuneng.recipe", "wuneng.records", "wuneng.errors")
+LIGHT_ROOMS = ("wuneng.recipe", "wuneng.records", "wuneng.tables", "wuneng.errors")
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 
 

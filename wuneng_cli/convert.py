@@ -12,9 +12,8 @@ from wuneng_cli import options
 from wuneng_cli.render import print_json, print_renderable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from wuneng.convert import Check, GraftSettings
+    from wuneng.tables import Table
 
 __all__ = ["convert", "register"]
 
@@ -239,13 +238,11 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _checks_table(checks: list[Check]) -> Table:
-    from rich.table import Table
+    from wuneng.tables import Column, Table
 
-    table = Table(title="converted against source", title_justify="left")
-    for name in ("", "dtype"):
-        table.add_column(name)
-    for name in ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict"):
-        table.add_column(name, justify="right")
+    headings = ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict")
+    names = [Column("", name=True), Column("dtype", name=True)]
+    table = Table("converted against source", [*names, *map(Column, headings)])
     for check in checks:
         table.add_row(
             check.name,

@@ -7,10 +7,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
 __all__ = [
-    "console",
     "print_error",
     "print_json",
     "print_renderable",
@@ -32,22 +31,17 @@ def print_json(value: Any) -> None:
     print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that never breaks long values off, also where the output is a file."""
-    from rich.console import Console
-
-    plain = Console(stderr=stderr, highlight=False)
-    # Not a terminal: rich would assume 80 columns and cut tables.
-    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=160)
-
-
 def print_renderable(renderable: RenderableType, *, stderr: bool = False) -> None:
     """A table or text through rich."""
+    from wuneng.tables import console
+
     console(stderr=stderr).print(renderable)
 
 
 def print_text(text: str) -> None:
     """A paragraph on stdout: broken between words on a terminal, one line elsewhere."""
+    from wuneng.tables import console
+
     target = console()
     target.print(text, markup=False, soft_wrap=not target.is_terminal)
 

@@ -47,12 +47,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from wuneng.bench.pictures import draw
     from wuneng.bench.record import failures, write_record
     from wuneng.bench.session import run_benchmark
     from wuneng.bench.tables import machine_line, record_tables
+    from wuneng.tables import console
 
     given = vars(options).copy()
     out = given.pop("out")
@@ -63,9 +62,8 @@ def _measure(options: argparse.Namespace) -> int:
 
     command = ["python", "-m", "wuneng.bench", *sys.argv[1:]]
     record = run_benchmark(request, command_line=command, notify=notify)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     for table in record_tables(record):
-        console.print(table)
+        console().print(table)
     print(machine_line(record))
     if out is not None:
         write_record(out, record)

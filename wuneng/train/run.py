@@ -35,7 +35,7 @@ from wuneng.train.summary import results_table
 from wuneng.train.trainable import arm_sizes, check_patterns
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from wuneng.tables import Table
 
 __all__ = ["Results", "run"]
 
