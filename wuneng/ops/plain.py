@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import Parameter
 
-_PLAIN = (Tensor, Parameter)
-
 
 def are_plain(*tensors: Tensor | None) -> bool:
     """Whether each is None or exactly a ``Tensor`` or ``Parameter`` that is not on ``meta``."""
-    return all(x is None or (type(x) in _PLAIN and not x.is_meta) for x in tensors)
+    for x in tensors:  # asked at every decoded token, where a generator would be felt
+        if x is not None and ((type(x) is not Parameter and type(x) is not Tensor) or x.is_meta):
+            return False
+    return True
