@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from wuneng.foreign.text import shown
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
@@ -52,6 +54,9 @@ class Column:
     spare: bool = False
     """May be left out where there is no room, if the table says where else the figures are."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heading", shown(self.heading))
+
     @property
     def words(self) -> bool:
         """Whether its cells may be broken like text."""
@@ -79,6 +84,7 @@ class Table:
     def add_row(self, *cells: str) -> None:
         """One row; cells that are not given are empty."""
         assert len(cells) <= len(self.columns), "more cells than columns"
+        cells = tuple(shown(cell) for cell in cells)  # before anything is measured
         self.rows.append((*cells, *[""] * (len(self.columns) - len(cells))))
 
     def add_section(self) -> None:
@@ -187,12 +193,12 @@ class _Piece(NamedTuple):
 
 def console(*, stderr: bool = False) -> Console:
     """The console that results are printed to: as wide as the terminal, or ``COLUMNS`` says."""
-    from rich.console import Console
+    from wuneng.foreign.terminal import PlainConsole
 
-    plain = Console(stderr=stderr, highlight=False)
+    plain = PlainConsole(stderr=stderr)
     if plain.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
         return plain
-    return Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+    return PlainConsole(stderr=stderr, width=_PIPE_WIDTH)
 
 
 def _fitted(table: Table, width: int, whole_cells: bool = False) -> _Piece | None:
