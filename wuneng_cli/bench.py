@@ -124,6 +124,7 @@ def bench(
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure WuNeng beside the parameter-matched plain-attention baseline and pure RWKV-7 heads:
     operators, prefill, decoding and training steps over several lengths. What is timed is first
