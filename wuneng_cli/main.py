@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from wuneng.errors import WuNengError
-from wuneng_cli import bench, convert, generate, train
+from wuneng_cli import bench, cache, convert, generate, train
 from wuneng_cli import eval as eval_command
 from wuneng_cli.render import print_error
 
@@ -27,6 +27,7 @@ _EXAMPLES = """Examples:
   wuneng eval --tasks arc,hellaswag            score the latest run
   wuneng generate --prompt "Once upon a time"  let it write
   wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
+  wuneng cache                                 what is kept between commands, and where
 
 Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.
 """
@@ -86,7 +87,7 @@ def _options(
     """
 
 
-for _command in (train, eval_command, generate, convert, bench):
+for _command in (train, eval_command, generate, convert, bench, cache):
     _command.register(app)
 
 

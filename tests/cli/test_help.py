@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from wuneng_cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["train", "eval", "generate"]
+COMMANDS = ["train", "eval", "generate", "cache"]
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
