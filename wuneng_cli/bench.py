@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_error, print_json, print_renderable
+from wuneng_cli.render import print_error, print_json, print_line, print_renderable
 
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
@@ -120,6 +120,7 @@ def bench(
             help="With --compare: exit 1 when a figure is worse by more than this, beyond noise.",
         ),
     ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -128,6 +129,9 @@ def bench(
     operators, prefill, decoding and training steps over several lengths. What is timed is first
     checked against the reference; nothing that differs from it gets a speed.
     """
+    from wuneng.device import require_one_process
+
+    require_one_process()
     from wuneng.bench.record import failures, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
     from wuneng.errors import InputError
@@ -173,7 +177,7 @@ def _measure(
 
     def notify(message: str) -> None:
         if not quiet:
-            print(message, file=sys.stderr)
+            print_line(message, stderr=True)
 
     if verify and request.model is not None and Path(request.model).suffix not in RECIPES:
         verify_files(find_model(request.model))
@@ -196,9 +200,9 @@ def _show(record: dict[str, Any], directory: Path, *, as_json: bool) -> None:
     for table in record_tables(record):
         print_renderable(table)
     for name, version in record["peers"].items():
-        print(f"{name}: {version}")
-    print(machine_line(record))
-    print(f"\nEverything is in {directory}.")
+        print_line(f"{name}: {version}")
+    print_line(machine_line(record))
+    print_line(f"\nEverything is in {directory}.")
 
 
 def _compare(
@@ -215,6 +219,6 @@ def _compare(
         return passed
     print_renderable(comparison_table(comparison))
     for warning in comparison.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(sentence(comparison.changes, limit))
+        print_line(f"warning: {warning}", stderr=True)
+    print_line(sentence(comparison.changes, limit))
     return passed

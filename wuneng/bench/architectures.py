@@ -309,13 +309,12 @@ def _vocabulary(recipe: Recipe) -> int:
 
 
 def _from_directory(model: str, arms: list[str]) -> Comparison:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    from wuneng.model.pretrained import load_causal_model, load_configuration
     from wuneng.records import find_model
 
     path = find_model(model)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = load_configuration(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: config.json cannot be read: {error}") from error
     if not isinstance(config, WuNengConfig):
@@ -325,6 +324,6 @@ def _from_directory(model: str, arms: list[str]) -> Comparison:
         )
 
     def build() -> Any:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return load_causal_model(path, dtype=torch.float32)[0]
 
     return _comparison(path.name, config, arms, build=build)

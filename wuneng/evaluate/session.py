@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from wuneng.evaluate.state_controls import StateControl, controlled_state
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
 from wuneng.evaluate.tasks import VALIDATION
 from wuneng.records import verify
+from wuneng.records.scratch import scratch_directory
 
 if TYPE_CHECKING:
     import torch
@@ -104,13 +104,13 @@ def run_evaluation(
         if request.baseline is not None:
             verify(request.baseline)
     names = [name for name in request.tasks if name != VALIDATION]
-    with tempfile.TemporaryDirectory(prefix="wuneng-eval-") as workspace:
+    with scratch_directory("wuneng-eval-") as workspace:
         loaded = LoadedTasks([], {}, {}, [])
         if names or VALIDATION not in request.tasks:
             loaded = load_tasks(
                 names,
                 data_dir=request.data_dir,
-                workspace=Path(workspace),
+                workspace=workspace,
                 num_fewshot=request.num_fewshot,
                 on_full_index=lambda: notify(
                     "not all of the tasks are in the common suite: indexing every task "
@@ -211,8 +211,9 @@ def _remarks(label: str, model: HarnessModel) -> list[str]:
     remarks = []
     if model.truncated_requests:
         remarks.append(
-            f"{label}: {model.truncated_requests} questions were cut from the left to fit its "
-            f"context of {model.max_length} tokens."
+            f"{label}: {model.truncated_requests:,} questions were cut from the left to fit its "
+            f"context of {model.max_length} tokens; the longest kept {model.least_kept:.0%} of "
+            "its tokens."
         )
     if model.merged_requests:
         remarks.append(

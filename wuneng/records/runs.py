@@ -7,7 +7,7 @@ runs/<name>/recipe.yaml          resolved; training from it repeats the run
             <arm>[/seed-<n>]/metrics.jsonl
             <arm>[/seed-<n>]/checkpoints/step-<n>/
             <arm>[/seed-<n>]/model/
-            <arm>[/seed-<n>]/rows.json       text: nats of each validation row
+            <arm>[/seed-<n>]/rows.json       what each row of the end evaluation scored
             <arm>[/seed-<n>]/result.json     the arm's figures; there once the arm is complete
             <arm>[/seed-<n>]/checksums.json  of the arm's files above; exports have their own
             <arm>[/seed-<n>]/start/          the converted source, where a recipe has init_from
@@ -66,7 +66,7 @@ class ArmDirectory:
 
     @property
     def rows(self) -> Path:
-        """What each row of validation text cost; there once the arm is complete."""
+        """What each row of the end evaluation scored; there once the arm is complete."""
         return self.path / "rows.json"
 
     @property

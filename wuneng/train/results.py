@@ -23,6 +23,7 @@ from wuneng.records import (
     write_json,
     write_sealed_json,
 )
+from wuneng.train.figures import ROWS_SCHEMA
 from wuneng.train.paired import paired_differences
 from wuneng.train.quality import Quality
 from wuneng.train.summary import closing_sentence
@@ -96,9 +97,8 @@ def arm_record(
 
 
 def save_rows(directory: ArmDirectory, quality: Quality) -> None:
-    """Write what each validation row of text cost, where there is text."""
-    if quality.rows:
-        write_json(directory.rows, {"schema": 1, **quality.rows})
+    """Write what each row of the end evaluation scored, for pairing the arms."""
+    write_json(directory.rows, {"schema": ROWS_SCHEMA, "rows": quality.rows})
 
 
 def save_record(directory: ArmDirectory, record: Mapping[str, Any]) -> None:
@@ -152,7 +152,7 @@ def write_results(run: RunDirectory, recipe: Recipe, *, check: bool = True) -> d
         "reference": recipe.reference_arm,
         "arms": arms,
     }
-    if paired := paired_differences(run, recipe):
+    if paired := paired_differences(run, recipe, arms):
         results["paired"] = paired
     results["summary"] = closing_sentence(results)
     write_sealed_json(run.results, results, beside=(run.recipe.name,))

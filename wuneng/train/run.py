@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.data.batch import Prepared
-from wuneng.device import autocast_dtype, environment, pick_device
+from wuneng.device import autocast_dtype, environment, pick_device, require_one_process
 from wuneng.errors import DamagedError, DataError, InputError
 from wuneng.recipe import SOURCE_TOKENIZER, Recipe, TextData, dump_recipe
 from wuneng.records import (
@@ -37,6 +37,7 @@ from wuneng.train.arms import ArmConfigs
 from wuneng.train.display import Display, make_display
 from wuneng.train.loggers import check_installed
 from wuneng.train.lora import check_peft
+from wuneng.train.paired_table import paired_table
 from wuneng.train.results import arm_directory, finished_record, train_again, write_results
 from wuneng.train.resume import claimed_run
 from wuneng.train.signals import Interrupted, how_to_resume
@@ -45,7 +46,7 @@ from wuneng.train.summary import results_table
 from wuneng.train.trainable import arm_sizes, check_patterns
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from wuneng.tables import Table
 
 __all__ = ["Results", "run"]
 
@@ -62,6 +63,11 @@ class Results:
     def table(self) -> Table:
         """The arms side by side, for a terminal."""
         return results_table(self.record)
+
+    @property
+    def paired(self) -> Table | None:
+        """The paired differences of the arms; None where nothing was paired."""
+        return paired_table(self.record)
 
     @property
     def sentence(self) -> str:
@@ -102,6 +108,7 @@ def run(
         DiskError: the disk is full; the last good checkpoint stands.
         Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
     """
+    require_one_process()
     display = make_display() if display is None else display
     check_installed(recipe.loggers)
     if any(arm.lora for arm in recipe.arms.values()):
