@@ -177,7 +177,8 @@ def test_the_command_saves_on_signals_and_says_how_to_go_on(
         assert "Traceback" not in errors
         assert f"{number.name}: finishing this step" in output + errors
         last = errors.strip().splitlines()[-1]
-        assert last.startswith(f"error: stopped by a signal; arm '{arm}' is saved at step ")
+        where = f"arm '{arm}', seed 0, is saved at step "
+        assert last.startswith(f"error: stopped by a signal; {where}")
         assert "wuneng train runs/killed/recipe.yaml --resume runs/killed" in last
         step = last.split("at step ")[1].split()[0]
         assert (tmp_path / "runs" / "killed" / arm / "checkpoints" / f"step-{step}").is_dir()

@@ -2,7 +2,7 @@
 
     auto     the newest unfinished run of the same recipe, wherever it stopped; else a new one
     never    a new one
-    DIR      that run, which must be of the same recipe
+    DIR      that run, which must be of the same recipe; it may have more steps (``extension``)
 
 Two recipes are the same when every field that can change a figure is: ``name``, ``description``
 and ``loggers`` may differ, and so may fields left to the machine (``device: auto``, no
@@ -20,6 +20,7 @@ from wuneng.errors import InputError, WuNengError
 from wuneng.recipe import Recipe, load_recipe
 from wuneng.records import RUNS_ROOT, RunDirectory, usable_directory
 from wuneng.records.lock import InUse, is_locked, locked
+from wuneng.train.extension import extend, extended
 
 __all__ = ["choose_run", "claimed_run", "differences"]
 
@@ -50,6 +51,10 @@ def claimed_run(
                 continue
             if stored is None and run.recipe.exists():
                 continue  # begun, and ended, by another process in between
+            if stored is not None:
+                before = load_recipe(run.recipe)
+                if before.training.total_steps < stored.training.total_steps:
+                    extend(run, before, stored)
             yield run, stored
             return
 
@@ -122,8 +127,13 @@ def _at_given_place(recipe: Recipe, out: Path, resume: str) -> tuple[RunDirector
 
 
 def _same_recipe(directory: Path, recipe: Recipe, asked: str) -> Recipe:
+    """The stored recipe, with the given number of steps where that is all that differs."""
     stored = load_recipe(directory / "recipe.yaml")
     different = differences(stored, recipe)
+    if different and stored.training.total_steps < recipe.training.total_steps:
+        longer = extended(stored, recipe)
+        if not differences(longer, recipe):
+            return longer
     if different:
         more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
         raise InputError(
