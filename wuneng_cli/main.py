@@ -64,6 +64,9 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             print_error("interrupted")
             raise typer.Exit(130) from None
+        except MemoryError as error:
+            print_error(f"not enough memory: {str(error) or 'the system gave no more'}")
+            raise typer.Exit(1) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
