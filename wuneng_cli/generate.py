@@ -79,6 +79,8 @@ def generate(
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if not quiet:
         print(f"{loaded.label}, {loaded.model.device}", file=sys.stderr)
+        if loaded.remark:
+            print(loaded.remark, file=sys.stderr)
     # With --json only the result belongs on stdout.
     stream = sys.stderr if as_json else sys.stdout
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.errors import InputError, ModelError, nearest
+from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.records import RunDirectory
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ class LoadedModel:
         tokenizer: None for a model of token ids that spell nothing (synthetic tasks).
         path: the transformers directory.
         label: how results call it.
+        remark: what a user should know about how prompts are encoded, if anything.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     path: Path
     label: str
+    remark: str | None = None
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer. ModelError when there is none."""
@@ -94,14 +97,12 @@ def load_model(path: Path, *, device: torch.device, dtype: str = "auto") -> Load
     _check_complete(path, report)
     model = model.to(device).eval()
     tokenizer = load_tokenizer(path)
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise ModelError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size}; they do not belong together."
-        )
+    remark = None
     if tokenizer is not None:
+        check_rows(path, tokenizer, model.get_input_embeddings().weight.shape[0])
         _adopt_marks(tokenizer, model.config)
-    return LoadedModel(model, tokenizer, path, model_label(path))
+        remark = drop_appended(tokenizer)
+    return LoadedModel(model, tokenizer, path, model_label(path), remark)
 
 
 def model_label(path: Path) -> str:

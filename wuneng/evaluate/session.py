@@ -164,6 +164,9 @@ class _Job:
         self.notify(f"evaluating {label}: {described['parameters']:,} parameters, {self.device}")
         with controlled_state(loaded.model, state):
             found = self._run(model)
+        remark = f"{loaded.label}: {loaded.remark}." if loaded.remark else ""
+        if remark and remark not in self.notes:  # said once where a model is its own baseline
+            self.notes.append(remark)
         self.notes += _remarks(label, model)
         del model, loaded
         gc.collect()
