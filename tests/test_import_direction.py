@@ -20,11 +20,25 @@ FLOORS: list[set[str]] = [
     {"wuneng.model"},
     {"wuneng.layers"},
     {"wuneng.ops"},
-    {"wuneng.recipe", "wuneng.records", "wuneng.statistics", "wuneng.device", "wuneng.errors"},
+    {"wuneng.tables"},
+    {
+        "wuneng.recipe",
+        "wuneng.records",
+        "wuneng.statistics",
+        "wuneng.device",
+        "wuneng.errors",
+        "wuneng.foreign",
+    },
 ]
 
 #: Rooms whose modules must be importable without these.
-LIGHT_ROOMS = ("wuneng.recipe", "wuneng.records", "wuneng.errors")
+LIGHT_ROOMS = (
+    "wuneng.recipe",
+    "wuneng.records",
+    "wuneng.tables",
+    "wuneng.errors",
+    "wuneng.foreign",
+)
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable
+from wuneng_cli.render import print_json, print_line, print_renderable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from wuneng.convert import Check, GraftSettings
+    from wuneng.tables import Table
 
 __all__ = ["convert", "register"]
 
@@ -141,8 +139,12 @@ def convert(
     ] = 0,
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Compare logits before anything is kept."),
+        typer.Option(
+            "--verify/--no-verify",
+            help="Check the source's checksums, and compare logits before anything is kept.",
+        ),
     ] = True,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -152,6 +154,9 @@ def convert(
     WuNeng without attention; a WuNeng becomes a directory that transformers loads by itself. On any
     failure nothing is left at DESTINATION.
     """
+    from wuneng.device import require_one_process
+
+    require_one_process()
     from wuneng.convert import Request, VerificationError
     from wuneng.convert import convert as carry_out
 
@@ -174,11 +179,12 @@ def convert(
         tokenizer=tokenizer,
         stock=stock,
         verify=verify,
+        check_source=verify,
     )
 
     def note(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr)
+            print_line(line, stderr=True)
 
     try:
         outcome = carry_out(request, note)
@@ -192,8 +198,8 @@ def convert(
     if outcome.checks:
         print_renderable(_checks_table(outcome.checks))
     for line in _summary(outcome.record):
-        print(line)
-    print(f"\nEverything is in {outcome.directory}.")
+        print_line(line)
+    print_line(f"\nEverything is in {outcome.directory}.")
 
 
 def _graft(
@@ -239,13 +245,11 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _checks_table(checks: list[Check]) -> Table:
-    from rich.table import Table
+    from wuneng.tables import Column, Table
 
-    table = Table(title="converted against source", title_justify="left")
-    for name in ("", "dtype"):
-        table.add_column(name)
-    for name in ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict"):
-        table.add_column(name, justify="right")
+    headings = ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict")
+    names = [Column("", name=True), Column("dtype", name=True)]
+    table = Table("converted against source", [*names, *map(Column, headings)])
     for check in checks:
         table.add_row(
             check.name,

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from wuneng_cli.render import short_bytes
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from wuneng.recipe import Recipe, Training
+    from wuneng.tables import Table
     from wuneng.train.arms import ArmConfigs
     from wuneng.train.starting_point import Sources
 
@@ -43,24 +42,25 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def sources_of(recipe: Recipe) -> Sources | None:
-    """What finds and converts the models that a recipe names; None where it names none."""
+def sources_of(recipe: Recipe, *, check: bool = True) -> Sources | None:
+    """What finds and converts the models that a recipe names; None where it names none.
+
+    ``check``: compare their files with their checksums before a conversion.
+    """
     if recipe.source is None and not any(arm.distill for arm in recipe.arms.values()):
         return None
     from wuneng.convert import ConvertedSources
 
-    return ConvertedSources()
+    return ConvertedSources(check=check)
 
 
 def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:
     """The plan for people: sizes of the arms side by side, then the length of the run."""
-    from rich.table import Table
+    from wuneng.tables import Column, Table
 
     arms = planned["arms"]
-    table = Table(title=f"{planned['name']}: the arms", title_justify="left")
-    table.add_column("")
-    for name in arms:
-        table.add_column(name, justify="right")
+    columns = [Column("", name=True), *map(Column, arms)]
+    table = Table(f"{planned['name']}: the arms", columns, turns=True)
     for part in dict.fromkeys(part for arm in arms.values() for part in arm["parts"]):
         table.add_row(part, *(f"{arm['parts'].get(part, 0):,}" for arm in arms.values()))
     table.add_section()
@@ -79,7 +79,7 @@ def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:
         "estimated memory", *(short_bytes(arm["memory"]["total"]) for arm in arms.values())
     )
     yield table
-    run = Table(title="each arm's run", title_justify="left", show_header=False)
+    run = Table("each arm's run", [Column("", name=True), Column("")])
     run.add_row("tokens per step", f"{planned['tokens_per_step']:,}")
     run.add_row("steps", f"{planned['steps']:,}")
     run.add_row("tokens", f"{planned['tokens']:,}")

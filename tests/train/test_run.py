@@ -16,8 +16,8 @@ import yaml
 from tests.train.tiny import Watcher, fill
 from wuneng.errors import DiskError, InputError, RecipeError, RunError
 from wuneng.recipe import Recipe, load_recipe
-from wuneng.records import RunDirectory, find_model, read_jsonl
-from wuneng.train import Results, arm_run, checkpoint, lock, loop, run
+from wuneng.records import RunDirectory, find_model, lock, read_jsonl
+from wuneng.train import Results, arm_run, checkpoint, loop, run
 from wuneng.train.resume import choose_run, differences
 
 RECIPE: dict[str, Any] = {

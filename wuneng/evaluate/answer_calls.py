@@ -20,6 +20,7 @@ from torch import Tensor
 from wuneng.evaluate.answers import Answers, Ints
 from wuneng.evaluate.prefix_cache import PrefixPool
 from wuneng.evaluate.request_plan import SharedPrefix
+from wuneng.model.call_arguments import with_cache
 from wuneng.model.finite import NotFinite, all_finite
 
 __all__ = ["AnswerCalls", "Ending"]
@@ -136,8 +137,8 @@ class AnswerCalls:
         """Last hidden states ``[B, T, D]``."""
         output = self.base(
             ids.to(self.device),
-            past_key_values=cache,
             use_cache=cache is not None,
+            **with_cache(cache),
             **(masked or {}),
         )
         self.on_tokens(ids.numel())

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
+from wuneng.tables import Column, Table
 from wuneng.train.differences import Difference, difference, in_numbers
 from wuneng.train.upgrade_summary import is_upgrade
 from wuneng.train.verdicts import figure, judged_names, pick_arms
@@ -31,14 +30,11 @@ def paired_table(results: Mapping[str, Any]) -> Table | None:
         if all(name in arms[arm]["quality"] for arm in others)
     }
     table = Table(
-        title=f"difference from {baseline}, with 95 % intervals",
-        title_justify="left",
+        f"difference from {baseline}, with 95 % intervals",
+        [Column("", name=True), *(Column(arm) for arm in others)],
         caption=_caption([one for cells in found.values() for one in cells]),
-        caption_justify="left",
+        turns=True,
     )
-    table.add_column("")
-    for arm in others:
-        table.add_column(arm, justify="right")
     for name, cells in found.items():
         digits = 3 if figure(arms[baseline], name).higher_is_better else 4
         table.add_row(name, *(in_numbers(one, digits) for one in cells))

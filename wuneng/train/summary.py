@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rich.table import Table
-
+from wuneng.tables import Column, Table
 from wuneng.train.differences import ONLY_ON_THESE_ROWS, Difference, difference, spelled
 from wuneng.train.upgrade_summary import interval_rows, is_upgrade, upgrade_sentence
 from wuneng.train.verdicts import (
@@ -37,14 +36,11 @@ def results_table(results: Mapping[str, Any]) -> Table:
     arms = results["arms"]
     seeds = max((len(arm.get("seeds", ())) for arm in arms.values()), default=1)
     table = Table(
-        title=results.get("name"),
-        title_justify="left",
+        results.get("name"),
+        [Column("", name=True), *map(Column, arms)],
         caption=f"± standard error over {f'{seeds} seeds' if seeds > 1 else 'examples, one seed'}",
-        caption_justify="left",
+        turns=True,
     )
-    table.add_column("")
-    for name in arms:
-        table.add_column(name, justify="right")
     rows: list[tuple[str, str, str]] = [
         ("parameters", "parameters", "{:,.0f}"),
         ("state and middle heads add", "added_percent", "{:.1f} %"),
