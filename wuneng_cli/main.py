@@ -26,8 +26,8 @@ _EXAMPLES = """Examples:
 \b
   wuneng train recipes/quickstart.yaml         compare three arms on the CPU
   wuneng train my.yaml --dry-run               check a recipe and see its sizes
-  wuneng eval --tasks arc,hellaswag            score the latest run
-  wuneng generate --prompt "Once upon a time"  let it write
+  wuneng eval                                  score the latest run on its held-out data
+  wuneng generate runs/text --prompt "It was"  let a model that was trained on text write
   wuneng convert my-llama upgraded             add state heads to a model you have
   wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
   wuneng cache                                 what is kept between commands, and where
