@@ -251,8 +251,9 @@ def test_a_vocabulary_that_leads_elsewhere_is_not_read(secret: Path, tmp_path: P
     from wuneng.convert.pure_state import _tokenizer_writer
     from wuneng.convert.source import Located
 
-    weights = tmp_path / "x.pth"
+    weights = tmp_path / "model" / "x.pth"
+    weights.parent.mkdir()
     weights.touch()
-    (tmp_path / "rwkv_vocab_v1.txt").symlink_to(secret)
+    (weights.parent / "rwkv_vocab_v1.txt").symlink_to(secret)
     with pytest.raises(ModelError, match=r"rwkv_vocab_v1\.txt: a link to"):
         _tokenizer_writer(Located("x.pth", weights, "rwkv7", {}), None, 257)
