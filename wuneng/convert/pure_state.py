@@ -15,6 +15,7 @@ from wuneng.convert.rwkv_tokenizer import is_world_vocabulary, world_tokenizer
 from wuneng.convert.source import Located, open_tensors
 from wuneng.convert.verify import check_against_rwkv7
 from wuneng.errors import ModelError
+from wuneng.foreign import regular_file_inside
 
 __all__ = ["from_rwkv7"]
 
@@ -77,7 +78,7 @@ def _tokenizer_writer(
         return directory, _nothing
     if given is None:
         beside = [f for f in sorted(directory.glob("*.txt")) if is_world_vocabulary(f)]
-        given = beside[0] if beside else None
+        given = regular_file_inside(beside[0], directory) if beside else None
     if given is None:
         return (None if located.is_file else directory), _nothing
     made = world_tokenizer(given)

@@ -134,11 +134,11 @@ class PanelDisplay:
 
     def note(self, message: str) -> None:
         """A line above the panel."""
-        self._console.print(message, markup=False)
+        self._console.print(message, highlight=False, markup=False)
 
     def warn(self, message: str) -> None:
         """A yellow line above the panel."""
-        self._console.print(f"warning: {message}", style="yellow", markup=False)
+        self._console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
 
     def close(self) -> None:
         """Take the panel away."""
