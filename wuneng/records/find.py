@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import yaml
-
-from wuneng.errors import ModelError, nearest
+from wuneng.errors import ModelError, RecipeError, nearest, reason, shortened
 from wuneng.records.checksums import CHECKSUMS
 from wuneng.records.runs import RUNS_ROOT, RunDirectory
 
@@ -47,11 +45,17 @@ def find_model(
 
 def arm_names(run: RunDirectory) -> list[str]:
     """The arms of a run in the order of its recipe. ModelError when the recipe is not readable."""
+    from wuneng.recipe.source import read_yaml
+
     try:
-        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-        return [str(name) for name in recipe["arms"]]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        recipe = read_yaml(run.recipe).data
+    except RecipeError as error:
         raise ModelError(f"{run.recipe} does not name the arms of a run: {error}") from None
+    arms = recipe.get("arms") if isinstance(recipe, dict) else None
+    names = list(arms) if isinstance(arms, dict | list) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{run.recipe} does not name the arms of a run")
+    return names
 
 
 def _latest(runs_root: Path) -> Path:
@@ -65,9 +69,12 @@ def _latest(runs_root: Path) -> Path:
 
 
 def _existing(path: Path, runs_root: Path) -> Path:
-    for candidate in (path, runs_root / path):
-        if candidate.is_dir():
-            return candidate
+    try:
+        for candidate in (path, runs_root / path):
+            if candidate.is_dir():
+                return candidate
+    except OSError as error:  # a name too long, no access
+        raise ModelError(f"model {shortened(str(path), 200)}: {reason(error)}") from None
     if path.exists():
         raise ModelError(f"model {path} is a file, expected a directory")
     parents = [d for d in (path.parent, runs_root) if d.is_dir()]
