@@ -87,6 +87,8 @@ def generate(
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if not quiet:
         print_line(f"{loaded.label}, {loaded.model.device}", stderr=True)
+        if loaded.remark:
+            print_line(loaded.remark, stderr=True)
     # With --json only the result belongs on stdout.
     stream = sys.stderr if as_json else sys.stdout
 

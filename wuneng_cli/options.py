@@ -51,7 +51,7 @@ Model = Annotated[
         metavar="MODEL",
         show_default=False,
         help="A directory in transformers format, a run, or an arm of a run. Left out: the "
-        "latest run's first arm.",
+        "latest run. A run stands for its trained arm with state heads (--arm names another).",
     ),
 ]
 Verify = Annotated[

@@ -218,6 +218,7 @@ class Configurations:
         file = random.choice(("config.json",) * 9 + ("generation_config.json",))
         if (source / file).exists():
             _change_json(random, source / file)
+        _forget_checksums(random, source)
         if random.random() < 0.1:
             return lambda: _load(source)
         to = "transformers" if kind == "wuneng" and random.random() < 0.1 else "wuneng"
@@ -301,6 +302,7 @@ class Runs:
             _change_json(random, file)
         else:
             _change_bytes(random, file)
+        _forget_checksums(random, run)
         recipe = str(self.originals.place / "tiny.yaml")
         if random.random() < 0.6:
             return lambda: choose_models("run", None)
@@ -327,6 +329,13 @@ def _change_json(random: Random, file: Path) -> None:
     value = mutated_json(random, json.loads(file.read_bytes()))
     content = json.dumps(value, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass")
     file.write_bytes(mutated_bytes(random, content, 1) if random.random() < 0.1 else content)
+
+
+def _forget_checksums(random: Random, directory: Path) -> None:
+    """Mostly: with them, what stands in a damaged file is hardly ever looked at."""
+    if random.random() < 0.8:
+        for file in directory.rglob("checksums.json"):
+            file.unlink()
 
 
 def _changed_rows(random: Random, content: bytes) -> bytes:

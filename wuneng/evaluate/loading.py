@@ -12,13 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.errors import InputError, ModelError, file_errors, nearest, reason
+from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
 from wuneng.records import RunDirectory, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DTYPES", "LoadedModel", "load_model", "load_tokenizer", "model_label", "run_of"]
+__all__ = [
+    "DTYPES",
+    "LoadedModel",
+    "has_tokenizer",
+    "load_model",
+    "load_tokenizer",
+    "model_label",
+    "run_of",
+    "without_tokenizer",
+]
 
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
@@ -39,20 +49,19 @@ class LoadedModel:
         tokenizer: None for a model of token ids that spell nothing (synthetic tasks).
         path: the transformers directory.
         label: how results call it.
+        remark: what a user should know about how prompts are encoded, if anything.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     path: Path
     label: str
+    remark: str | None = None
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer. ModelError when there is none."""
         if self.tokenizer is None:
-            raise ModelError(
-                f"{self.path} has no tokenizer: a model trained on synthetic tasks reads token "
-                "ids, not text. Choose a model trained on text."
-            )
+            raise ModelError(without_tokenizer(self.path))
         return self.tokenizer
 
     def describe(self) -> dict[str, Any]:
@@ -98,14 +107,12 @@ def load_model(
     _check_complete(path, report)
     model = model.to(device).eval()  # type: ignore[arg-type]
     tokenizer = load_tokenizer(path)
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise ModelError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size}; they do not belong together."
-        )
+    remark = None
     if tokenizer is not None:
+        check_rows(path, tokenizer, model.get_input_embeddings().weight.shape[0])
         _adopt_marks(tokenizer, model.config)
-    return LoadedModel(model, tokenizer, path, model_label(path))
+        remark = drop_appended(tokenizer)
+    return LoadedModel(model, tokenizer, path, model_label(path), remark)
 
 
 def model_label(path: Path) -> str:
@@ -194,9 +201,30 @@ def _reported(report: Any, name: str) -> list[Any]:
     return list(found)
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a model directory holds a tokenizer."""
+    return any((path / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def without_tokenizer(path: Path) -> str:
+    """What to say and do about a model without a tokenizer that is asked for text."""
+    run = run_of(path)
+    if run is not None:
+        return (
+            f"{model_label(path)} has no tokenizer: it was trained on synthetic tasks and reads "
+            f"token ids, not text. `wuneng eval {run.path}` scores it on its own tasks; for text, "
+            "train on text, as `wuneng train recipes/python-bytes.yaml` does."
+        )
+    return (
+        f"{path} has no tokenizer ({_TOKENIZER_FILES[0]}), so it reads token ids, not text. Copy "
+        "its tokenizer's files there; a model that came from an RWKV-7 .pth gets them with "
+        "`wuneng convert FILE.pth NEW --tokenizer bytes`, `world` or the path of its vocabulary."
+    )
+
+
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model directory; None where there is none. ModelError when broken."""
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(path):
         return None
     from wuneng.model.pretrained import load_any_tokenizer
 

@@ -92,7 +92,8 @@ class TextData(Settings):
     max_documents: PositiveCount | None = None
     """Read at most this many documents of each source."""
     cache_dir: Name | None = None
-    """Tokenised text goes here; default $WUNENG_CACHE or ``.wuneng-cache``."""
+    """Tokenised text goes here; default $WUNENG_CACHE, else the user's cache
+    (``~/.cache/wuneng``); `wuneng cache` lists it."""
 
 
 class RecallTask(Settings):

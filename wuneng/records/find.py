@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from wuneng.errors import ModelError, RecipeError, nearest, reason, shortened
+from wuneng.errors import ModelError, nearest, reason, shortened
 from wuneng.records.checksums import CHECKSUMS
+from wuneng.records.roles import arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, RunDirectory
 
-__all__ = ["arm_names", "find_model"]
+__all__ = ["find_model"]
 
 
 def find_model(
@@ -19,7 +20,8 @@ def find_model(
 
     Args:
         path: a directory with a config.json; an arm's directory; a run directory (or its name
-            under ``runs_root``), which stands for its first arm; or None for the latest run.
+            under ``runs_root``), which stands for its first trained arm with
+            state heads; or None for the latest run.
         arm: the arm of a run directory.
 
     Raises:
@@ -41,21 +43,6 @@ def find_model(
             f"arm) or recipe.yaml (a run){_training_goes_on(place)}"
         )
     return found
-
-
-def arm_names(run: RunDirectory) -> list[str]:
-    """The arms of a run in the order of its recipe. ModelError when the recipe is not readable."""
-    from wuneng.recipe.source import read_yaml
-
-    try:
-        recipe = read_yaml(run.recipe).data
-    except RecipeError as error:
-        raise ModelError(f"{run.recipe} does not name the arms of a run: {error}") from None
-    arms = recipe.get("arms") if isinstance(recipe, dict) else None
-    names = list(arms) if isinstance(arms, dict | list) else []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ModelError(f"{run.recipe} does not name the arms of a run")
-    return names
 
 
 def _latest(runs_root: Path) -> Path:
@@ -88,7 +75,7 @@ def _in_run(run: RunDirectory, arm: str | None) -> Path:
     arms = arm_names(run)
     if arm is not None and arm not in arms:
         raise ModelError(f"{run.path} has no arm '{arm}': {', '.join(arms)}.{nearest(arm, arms)}")
-    chosen = run.arm(arm or arms[0]).path
+    chosen = run.arm(arm or arm_roles(run).main).path
     found = _in_arm(chosen)
     if found is None:
         raise ModelError(
