@@ -135,7 +135,8 @@ def convert(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Of the new parameters.")
+        int,
+        typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Of the new parameters."),
     ] = 0,
     verify: Annotated[
         bool,

@@ -57,7 +57,9 @@ def generate(
     ] = 0.95,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, help="The same seed writes the same text."),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=2**63 - 1, help="The same seed writes the same text."
+        ),
     ] = None,
     arm: Annotated[
         str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
@@ -75,7 +77,7 @@ def generate(
     from wuneng.evaluate.loading import load_model
     from wuneng.records import find_model
 
-    text = _stdin_text() if prompt == "-" else prompt
+    text = _stdin_text() if prompt == "-" else _checked(prompt)
     loaded = load_model(
         find_model(model, arm=arm),
         device=pick_device(device or "auto"),
@@ -107,6 +109,20 @@ def generate(
         )
     if as_json:
         print_json({"schema": 1, "model": loaded.describe(), "prompt": text, **written.record()})
+
+
+def _checked(prompt: str) -> str:
+    """The prompt. InputError where the shell handed over bytes that are not UTF-8."""
+    from wuneng.errors import InputError
+
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"--prompt: expected UTF-8 text, got half a surrogate pair or another byte at "
+            f"character {error.start}"
+        ) from None
+    return prompt
 
 
 def _stdin_text() -> str:

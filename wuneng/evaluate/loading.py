@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wuneng.errors import InputError, ModelError, nearest
+from wuneng.errors import InputError, ModelError, file_errors, nearest, reason
 from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
 from wuneng.records import RunDirectory, verify
@@ -98,7 +98,7 @@ def load_model(
     _register(path, _read_config(path))
     from wuneng.model.pretrained import load_causal_model
 
-    with _one_line(f"{path}: cannot load the model"), _quiet_transformers():
+    with file_errors(f"{path}: cannot load the model", ModelError), _quiet_transformers():
         model, report = load_causal_model(
             path,
             dtype=torch_dtype,
@@ -148,8 +148,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: no config.json; expected a model directory in transformers form")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {reason(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file}: no 'model_type'; expected the configuration of a model")
     return config
@@ -228,7 +228,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         return None
     from wuneng.model.pretrained import load_any_tokenizer
 
-    with _one_line(f"{path}: cannot load the tokenizer"), _quiet_transformers():
+    with file_errors(f"{path}: cannot load the tokenizer", ModelError), _quiet_transformers():
         return load_any_tokenizer(path)
 
 
@@ -257,16 +257,3 @@ def _quiet_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.logging.enable_progress_bar()
-
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Any failure of a loader as one ModelError: a broken file can raise nearly anything."""
-    try:
-        yield
-    except (MemoryError, ModelError):
-        raise
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise ModelError(f"{what}: {reason[:300]}") from error
