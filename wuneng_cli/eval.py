@@ -131,7 +131,7 @@ def evaluate(
     from wuneng.evaluate.results import result_file, write_report
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation
     from wuneng.evaluate.state_controls import parse_state_control
-    from wuneng.records import disk_errors
+    from wuneng.records import usable_directory
 
     control = parse_state_control(state)
     chosen, other, remark = choose_models(model, baseline, control, arm=arm)
@@ -151,8 +151,7 @@ def evaluate(
         check=verify,
     )
     directory = out or default_directory(chosen)
-    with disk_errors(directory):  # found out now, not after an hour of evaluation
-        directory.mkdir(parents=True, exist_ok=True)
+    usable_directory(directory, "--out")  # found out now, not after an hour of evaluation
 
     def notify(message: str) -> None:
         if not quiet:

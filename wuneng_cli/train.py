@@ -115,15 +115,25 @@ def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
     print_line(dump_recipe(recipe))
     for table in plan_tables(planned):
         print_renderable(table)
+    if recipe.data.kind == "text":
+        from wuneng.data.cache_directory import cache_root
+
+        print(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
 def _train(
     recipe: Recipe, out: Path | None, resume: str, *, verify: bool, as_json: bool, quiet: bool
 ) -> None:
+    from wuneng.records.user_cache import OLD_CACHE
     from wuneng.train import make_display, run
     from wuneng_cli.dry_run import sources_of
 
     display = make_display(quiet=quiet, to_stderr=as_json)
+    if OLD_CACHE.is_dir():
+        display.note(
+            f"{OLD_CACHE} is of an earlier version and not used any more: `wuneng cache clear` "
+            "deletes it"
+        )
     sources = sources_of(recipe, check=verify)
     line = ["wuneng", *sys.argv[1:]]
     results = run(recipe, out, resume, display, command_line=line, sources=sources, verify=verify)

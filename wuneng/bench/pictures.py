@@ -11,13 +11,14 @@ marker and dash, so that a picture survives being printed in grey.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wuneng.bench.record import Row, rows_of
 from wuneng.bench.tables import short_length
-from wuneng.records import disk_errors
+from wuneng.records import write_bytes_atomic
 
 __all__ = ["draw"]
 
@@ -72,8 +73,9 @@ def draw(record: dict[str, Any], directory: Path) -> list[Path]:
             continue
         for suffix in _FORMATS:
             path = directory / f"{name}.{suffix}"
-            with disk_errors(path):
-                figure.savefig(path, dpi=150)
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=suffix, dpi=150)
+            write_bytes_atomic(path, drawn.getvalue())
         written.append(directory / f"{name}.png")
         _close(figure)
     return written

@@ -8,13 +8,14 @@ pairs are Linear weights, transposed against RWKV-LM's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from wuneng.convert.layouts import described_keys
 from wuneng.convert.plan import Route
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.errors import ModelError
@@ -137,16 +138,21 @@ def read_rwkv7(source: TensorSource, where: str, settings: Mapping[str, Any] | N
         x070: _shape(source.tensors[name].shape, x070 in transposed)
         for x070, name in stored.items()
     }
-    config = _config(shapes, where, settings)
+    config = _config(shapes, where, settings, source.tensors)
     return Rwkv7(source, stored, frozenset(transposed), config, ignored)
 
 
 def _config(
-    shapes: Mapping[str, tuple[int, ...]], where: str, settings: Mapping[str, Any] | None
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    settings: Mapping[str, Any] | None,
+    held: Collection[str],
 ) -> WuNengConfig:
     def shape(name: str, rank: int = 2) -> tuple[int, ...]:
         if name not in shapes:
-            raise ModelError(f"{where}: no {name}; expected an RWKV-7 (x070) checkpoint")
+            raise ModelError(
+                f"{where}: no {name}; expected an RWKV-7 (x070) checkpoint. {described_keys(held)}"
+            )
         if len(shapes[name]) != rank:
             raise ModelError(f"{where}: {name} has shape {list(shapes[name])}, expected {rank}-d")
         return shapes[name]

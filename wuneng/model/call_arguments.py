@@ -70,7 +70,8 @@ def with_cache(cache: Any, model: Any = None) -> dict[str, Any]:
     Without ``model``: the name that the installed transformers and our own models use. Another
     project's model may know the older name alone.
     """
-    return {CACHE_NAME if model is None else _cache_argument(type(model)): cache}
+    kind: Any = type(model)
+    return {CACHE_NAME if model is None else _cache_argument(kind): cache}
 
 
 @lru_cache

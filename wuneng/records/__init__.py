@@ -8,10 +8,12 @@ from wuneng.records.files import (
     read_json,
     read_jsonl,
     truncate_jsonl_after,
+    write_bytes_atomic,
     write_json,
     write_text_atomic,
 )
 from wuneng.records.find import find_model
+from wuneng.records.places import refuse_links, usable_directory
 from wuneng.records.roles import ArmRoles, arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, ArmDirectory, RunDirectory
 
@@ -29,8 +31,11 @@ __all__ = [
     "finite",
     "read_json",
     "read_jsonl",
+    "refuse_links",
     "truncate_jsonl_after",
+    "usable_directory",
     "verify",
+    "write_bytes_atomic",
     "write_json",
     "write_sealed_json",
     "write_text_atomic",
