@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,6 +215,9 @@ def without_tokenizer(path: Path) -> str:
             f"token ids, not text. `wuneng eval {run.path}` scores it on its own tasks; for text, "
             "train on text, as `wuneng train recipes/python-bytes.yaml` does."
         )
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        record = json.loads((path / "convert.json").read_text(encoding="utf-8"))
+        return f"{path} has no tokenizer: {record['without_tokenizer']}."
     return (
         f"{path} has no tokenizer ({_TOKENIZER_FILES[0]}), so it reads token ids, not text. Copy "
         "its tokenizer's files there; a model that came from an RWKV-7 .pth gets them with "
