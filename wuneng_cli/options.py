@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "size"]
+__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "Verbose", "size"]
 
 
 def size(text: str) -> int:
@@ -48,4 +48,8 @@ Model = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print no progress, only the result and warnings."),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Print every table, not only the answer."),
 ]
