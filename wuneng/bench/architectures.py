@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import torch
 
 from wuneng.bench.model_gate import Twin
 from wuneng.bench.peer_models import build_fla, fla_config, fla_extra, fla_twin, require_fla
-from wuneng.bench.request import BenchRequest
+from wuneng.bench.request import DEFAULT_AGAINST, BenchRequest
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.counting import describe, match
@@ -113,6 +113,8 @@ class Comparison:
     architectures: list[Architecture]
     training: dict[str, Any]
     """Fields of a recipe's ``training:`` that a benchmark's step takes over."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Arms that nobody named and that cannot be made of the model, and why."""
 
 
 def choose(request: BenchRequest) -> Comparison:
@@ -122,24 +124,23 @@ def choose(request: BenchRequest) -> Comparison:
         InputError: an unknown preset, or a path that is neither a recipe nor a model.
         ModelError: the directory holds no WuNeng model.
     """
-    arms = [arm for arm in request.against if arm != "mamba"]  # operators alone
+    named = request.against is not None
+    against = DEFAULT_AGAINST if request.against is None else request.against
+    arms = [arm for arm in against if arm != "mamba"]  # operators alone
     if not set(request.what) & {"prefill", "decode", "train"}:
         arms = [arm for arm in arms if arm != "fla"]
     if request.model is None:
         name, fields = _preset(request.preset)
-        return _comparison(name, WuNengConfig(**fields), arms)
+        return _comparison(name, WuNengConfig(**fields), arms, named=named)
     path = Path(request.model)
     if path.suffix in (".yaml", ".yml"):
-        return _from_recipe(path, arms)
-    return _from_directory(request.model, arms)
+        return _from_recipe(path, arms, named=named)
+    return _from_directory(request.model, arms, named=named)
 
 
 def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
-    """The baseline of that name, as recipes' built-in arms are: same width and depth.
-
-    Raises:
-        InputError: the arm cannot be made of this configuration.
-    """
+    """The baseline of that name, as recipes' built-in arms are: same width and depth. InputError
+    where the arm cannot be made of this configuration."""
     derived = copy.deepcopy(config)
     if arm in ("mha", "mha-shift", "llama"):
         if not config.num_attention_heads:
@@ -183,21 +184,32 @@ def _comparison(
     config: WuNengConfig,
     arms: list[str],
     *,
+    named: bool,
     first: str = "wuneng",
     build: Callable[[], Any] | None = None,
     configs: dict[str, WuNengConfig] | None = None,
     training: dict[str, Any] | None = None,
 ) -> Comparison:
-    """``configs``: arms that a recipe states itself; the others are derived."""
+    """``configs``: arms that a recipe states itself; the others are derived. Those that nobody
+    ``named`` are left out where they cannot be, or are the model itself."""
     stated = configs or {}
     found = [_architecture(first, config, build)]
+    left_out = {}
     for arm in arms:
         try:
             own = None if arm == "fla" else stated.get(arm)
-            found.append(_architecture(arm, own or derive(config, arm)))
-        except ValueError as error:
-            raise InputError(f"--against {arm}: {error}") from error
-    return Comparison(name, found, training or {})
+            chosen = own or derive(config, arm)
+        except (InputError, ValueError) as error:
+            reason = str(error).removeprefix(f"--against {arm}: ")
+            if named:
+                raise InputError(f"--against {arm}: {reason}") from error
+            left_out[arm] = reason
+            continue
+        if not named and not own and chosen.to_dict() == config.to_dict():
+            left_out[arm] = "the model is one itself"
+        else:
+            found.append(_architecture(arm, chosen))
+    return Comparison(name, found, training or {}, left_out)
 
 
 def _architecture(
@@ -258,7 +270,7 @@ def _preset(preset: str | None) -> tuple[str, dict[str, Any]]:
     return preset, {"vocab_size": _PRESET_VOCABULARY, **PRESETS[preset]}
 
 
-def _from_recipe(path: Path, arms: list[str]) -> Comparison:
+def _from_recipe(path: Path, arms: list[str], *, named: bool) -> Comparison:
     from wuneng.recipe import load_recipe
     from wuneng.train.arms import arm_config
 
@@ -271,6 +283,7 @@ def _from_recipe(path: Path, arms: list[str]) -> Comparison:
         recipe.name,
         stated[first],
         [arm for arm in arms if arm != first],
+        named=named,
         first=first,
         configs=stated,
         training={name: getattr(recipe.training, name) for name in kept},
@@ -298,7 +311,7 @@ def _vocabulary(recipe: Recipe) -> int:
     return len(byte_tokenizer() if data.tokenizer == "bytes" else load_tokenizer(data.tokenizer))
 
 
-def _from_directory(model: str, arms: list[str]) -> Comparison:
+def _from_directory(model: str, arms: list[str], *, named: bool) -> Comparison:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from wuneng.records import find_model
@@ -317,4 +330,4 @@ def _from_directory(model: str, arms: list[str]) -> Comparison:
     def build() -> Any:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
-    return _comparison(path.name, config, arms, build=build)
+    return _comparison(path.name, config, arms, named=named, build=build)
