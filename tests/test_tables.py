@@ -38,8 +38,8 @@ def check_whole(table: Table, width: int) -> None:
     text = printed(table, width)
     assert [line for line in text.splitlines() if cell_len(line) > width] == []
     assert "…" not in text
-    read = without_spaces("".join(columns_of(text)))
-    numbers = FIGURE.findall("\n".join(line for line in text.splitlines() if line[:1] == "│"))
+    read = without_spaces("".join([*columns_of(text), text]))
+    numbers = FIGURE.findall("\n".join(line for line in text.splitlines() if line[:1] in "│ "))
     _, left_out = table.laid_out(width)
     for position, column in enumerate(table.columns):
         cells = [row[position] for row in table.rows]

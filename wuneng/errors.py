@@ -5,6 +5,7 @@
     │   ├── RecipeError         a recipe file or a --set override
     │   ├── DataError           text, token or evaluation files
     │   ├── ModelError          a model or run directory, or its configuration
+    │   ├── DamagedError        a finished file is not what was written
     │   └── TaskError           an evaluation task that is unknown or not available
     └── RunError                exit code 1: something failed while running
         ├── NonFiniteError      a loss or gradient became NaN or infinite
@@ -23,6 +24,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
+    "DamagedError",
     "DataError",
     "DiskError",
     "InputError",
@@ -58,6 +60,10 @@ class DataError(InputError):
 
 class ModelError(InputError):
     """A model or run directory is missing or is not what it should be."""
+
+
+class DamagedError(InputError):
+    """A finished record or export is not what was written: damaged on the disk, or edited."""
 
 
 class TaskError(InputError):

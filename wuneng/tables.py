@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from wuneng.foreign.text import shown
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
@@ -52,6 +54,9 @@ class Column:
     spare: bool = False
     """May be left out where there is no room, if the table says where else the figures are."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heading", shown(self.heading))
+
     @property
     def words(self) -> bool:
         """Whether its cells may be broken like text."""
@@ -79,6 +84,7 @@ class Table:
     def add_row(self, *cells: str) -> None:
         """One row; cells that are not given are empty."""
         assert len(cells) <= len(self.columns), "more cells than columns"
+        cells = tuple(shown(cell) for cell in cells)  # before anything is measured
         self.rows.append((*cells, *[""] * (len(self.columns) - len(cells))))
 
     def add_section(self) -> None:
@@ -139,7 +145,7 @@ class _Piece(NamedTuple):
     table: Table
     widths: list[int]
     fits: bool = True
-    """Else one figure and the name of its row are too wide to stand beside each other."""
+    """Else a figure and the names of its row are too wide to stand beside each other."""
 
     @property
     def height(self) -> int:
@@ -158,11 +164,13 @@ class _Piece(NamedTuple):
         ]
 
     def _listed(self) -> Iterator[str]:
-        """A paragraph for each row, a line for each cell."""
+        """The names of each row, then a line for each of its figures."""
         for row in self.table.rows:
-            for column, cell in zip(self.table.columns, row, strict=True):
-                if cell:
-                    yield cell if column.name else f"  {column.heading}: {cell}"
+            cells = list(zip(self.table.columns, row, strict=True))
+            yield ", ".join(cell for column, cell in cells if column.name and cell)
+            for column, cell in cells:
+                if cell and not column.name:
+                    yield f"  {column.heading}: {cell}"
 
     def drawn(self) -> RenderableType:
         """The table with frames, every cell broken into lines here and nowhere else."""
@@ -185,12 +193,12 @@ class _Piece(NamedTuple):
 
 def console(*, stderr: bool = False) -> Console:
     """The console that results are printed to: as wide as the terminal, or ``COLUMNS`` says."""
-    from rich.console import Console
+    from wuneng.foreign.terminal import PlainConsole
 
-    plain = Console(stderr=stderr, highlight=False)
+    plain = PlainConsole(stderr=stderr)
     if plain.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
         return plain
-    return Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+    return PlainConsole(stderr=stderr, width=_PIPE_WIDTH)
 
 
 def _fitted(table: Table, width: int, whole_cells: bool = False) -> _Piece | None:
@@ -214,15 +222,16 @@ def _cut(table: Table, width: int, whole_cells: bool) -> Iterator[_Piece]:
     """Pieces with the row names and as many other columns as fit, at least one."""
     names = [n for n, column in enumerate(table.columns) if column.name]
     figures = [n for n, column in enumerate(table.columns) if not column.name]
+    if any(_fitted(table._only([*names, n]), width) is None for n in figures):
+        yield _Piece(table, _least_widths(table), fits=False)
+        return
     while figures:
-        taken, piece = 0, None
+        taken, piece = 1, _fitted(table._only([*names, figures[0]]), width)
         while taken < len(figures):
             part = table._only([*names, *figures[: taken + 1]])
-            wider = _fitted(part, width, whole_cells) or (None if piece else _fitted(part, width))
-            if wider is None and piece is not None:
+            if (wider := _fitted(part, width, whole_cells)) is None:
                 break
-            piece = wider or _Piece(part, _least_widths(part), fits=False)
-            taken += 1
+            taken, piece = taken + 1, wider
         assert piece is not None
         yield piece
         figures = figures[taken:]

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_error, print_json, print_renderable, print_text
+from wuneng_cli.render import (
+    print_error,
+    print_json,
+    print_line,
+    print_renderable,
+    print_text,
+)
 
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
@@ -122,6 +128,8 @@ def bench(
             help="With --compare: exit 1 when a figure is worse by more than this, beyond noise.",
         ),
     ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -130,6 +138,9 @@ def bench(
     operators, prefill, decoding and training steps over several lengths. What is timed is first
     checked against the reference; nothing that differs from it gets a speed.
     """
+    from wuneng.device import require_one_process
+
+    require_one_process()
     from wuneng.bench.record import failures, nothing_measured, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
     from wuneng.errors import InputError
@@ -152,7 +163,7 @@ def bench(
         seconds=seconds,
         base=None if old is None else BenchRequest.from_json(old["request"]),
     )
-    record, directory = _measure(request, out, quiet=quiet)
+    record, directory = _measure(request, out, verify=verify, quiet=quiet)
     passed = old is None or _compare(old, record, limit, as_json=as_json, verbose=verbose)
     if old is None or not as_json:
         _show(record, directory, as_json=as_json, verbose=verbose)
@@ -164,17 +175,21 @@ def bench(
 
 
 def _measure(
-    request: BenchRequest, out: Path | None, *, quiet: bool
+    request: BenchRequest, out: Path | None, *, verify: bool, quiet: bool
 ) -> tuple[dict[str, Any], Path]:
+    from wuneng.bench.architectures import RECIPES
     from wuneng.bench.pictures import draw
     from wuneng.bench.record import write_record
     from wuneng.bench.session import run_benchmark
-    from wuneng.records import RUNS_ROOT, RunDirectory, disk_errors
+    from wuneng.records import RUNS_ROOT, RunDirectory, disk_errors, find_model
+    from wuneng.records import verify as verify_files
 
     def notify(message: str) -> None:
         if not quiet:
-            print(message, file=sys.stderr)
+            print_line(message, stderr=True)
 
+    if verify and request.model is not None and Path(request.model).suffix not in RECIPES:
+        verify_files(find_model(request.model))
     line = ["wuneng", *sys.argv[1:]]
     if out is not None:  # found out now, not after minutes of measuring
         with disk_errors(out):
@@ -198,7 +213,7 @@ def _show(record: dict[str, Any], directory: Path, *, as_json: bool, verbose: bo
         else:
             print_renderable(piece)
     more = "" if verbose else " --verbose prints all of it."
-    print(f"\nEverything is in {directory}.{more}")
+    print_line(f"\nEverything is in {directory}.{more}")
 
 
 def _compare(
@@ -223,5 +238,5 @@ def _compare(
     if table.rows:
         print_renderable(table)
     for warning in comparison.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print_line(f"warning: {warning}", stderr=True)
     return passed

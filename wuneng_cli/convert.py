@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable
+from wuneng_cli.render import print_json, print_line, print_renderable
 
 if TYPE_CHECKING:
     from wuneng.convert import Check, GraftSettings
@@ -140,8 +139,12 @@ def convert(
     ] = 0,
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Compare logits before anything is kept."),
+        typer.Option(
+            "--verify/--no-verify",
+            help="Check the source's checksums, and compare logits before anything is kept.",
+        ),
     ] = True,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -151,6 +154,9 @@ def convert(
     WuNeng without attention; a WuNeng becomes a directory that transformers loads by itself. On any
     failure nothing is left at DESTINATION.
     """
+    from wuneng.device import require_one_process
+
+    require_one_process()
     from wuneng.convert import Request, VerificationError
     from wuneng.convert import convert as carry_out
 
@@ -173,11 +179,12 @@ def convert(
         tokenizer=tokenizer,
         stock=stock,
         verify=verify,
+        check_source=verify,
     )
 
     def note(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr)
+            print_line(line, stderr=True)
 
     try:
         outcome = carry_out(request, note)
@@ -191,8 +198,8 @@ def convert(
     if outcome.checks:
         print_renderable(_checks_table(outcome.checks))
     for line in _summary(outcome.record):
-        print(line)
-    print(f"\nEverything is in {outcome.directory}.")
+        print_line(line)
+    print_line(f"\nEverything is in {outcome.directory}.")
 
 
 def _graft(

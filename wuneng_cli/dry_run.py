@@ -42,13 +42,16 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def sources_of(recipe: Recipe) -> Sources | None:
-    """What finds and converts the models that a recipe names; None where it names none."""
+def sources_of(recipe: Recipe, *, check: bool = True) -> Sources | None:
+    """What finds and converts the models that a recipe names; None where it names none.
+
+    ``check``: compare their files with their checksums before a conversion.
+    """
     if recipe.source is None and not any(arm.distill for arm in recipe.arms.values()):
         return None
     from wuneng.convert import ConvertedSources
 
-    return ConvertedSources()
+    return ConvertedSources(check=check)
 
 
 def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable, print_text
+from wuneng_cli.render import print_json, print_line, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.evaluate.session import EvaluationReport
@@ -106,13 +106,17 @@ def evaluate(
             "--log-samples", help="Keep every item's prompt, target and answers in eval.json."
         ),
     ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Score MODEL on evaluation tasks and, beside a baseline, say what the difference is worth:
     paired on the same items, with a 95 % interval, a p-value and the chance level.
     """
-    from wuneng.device import environment, pick_device
+    from wuneng.device import environment, pick_device, require_one_process
+
+    require_one_process()
     from wuneng.evaluate.choice import choose_models, default_directory
     from wuneng.evaluate.results import result_file, write_report
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation
@@ -132,6 +136,7 @@ def evaluate(
         state=control,
         dtype=dtype,
         log_samples=log_samples,
+        check=verify,
     )
     directory = out or default_directory(chosen)
     with disk_errors(directory):  # found out now, not after an hour of evaluation
@@ -139,7 +144,7 @@ def evaluate(
 
     def notify(message: str) -> None:
         if not quiet:
-            print(message, file=sys.stderr, flush=True)
+            print_line(message, stderr=True)
 
     if remark:
         notify(remark)
@@ -173,4 +178,4 @@ def _print(report: EvaluationReport, file: Path, *, as_json: bool, quiet: bool) 
     print_renderable(report_table(report))
     for line in () if quiet else remarks(report):
         print_text(line)
-    print(f"\nEverything is in {file}.")
+    print_line(f"\nEverything is in {file}.")

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from wuneng.foreign import shown
 from wuneng_cli import options
-from wuneng_cli.render import print_json
+from wuneng_cli.render import print_json, print_line
 
 __all__ = ["generate", "register"]
 
@@ -63,6 +64,8 @@ def generate(
     ] = None,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -74,27 +77,31 @@ def generate(
 
     text = _stdin_text() if prompt == "-" else prompt
     loaded = load_model(
-        find_model(model, arm=arm), device=pick_device(device or "auto"), dtype=dtype
+        find_model(model, arm=arm),
+        device=pick_device(device or "auto"),
+        dtype=dtype,
+        check=verify,
     )
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if not quiet:
-        print(f"{loaded.label}, {loaded.model.device}", file=sys.stderr)
+        print_line(f"{loaded.label}, {loaded.model.device}", stderr=True)
     # With --json only the result belongs on stdout.
     stream = sys.stderr if as_json else sys.stdout
 
     def write(piece: str) -> None:
         if not (as_json and quiet):
-            stream.write(piece)
+            # A model may have learnt escape sequences; into a file they go as they are.
+            stream.write(shown(piece) if stream.isatty() else piece)
             stream.flush()
 
     written = generate_text(loaded, text, sampling, write)
     write("\n")
     if not quiet:
         rate = written.tokens / max(written.seconds, 1e-9)
-        print(
+        print_line(
             f"{written.tokens} tokens in {written.seconds:.1f} s ({rate:.1f} a second), "
             f"{written.ended}, seed {written.seed}",
-            file=sys.stderr,
+            stderr=True,
         )
     if as_json:
         print_json({"schema": 1, "model": loaded.describe(), "prompt": text, **written.record()})

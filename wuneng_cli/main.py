@@ -6,6 +6,7 @@ Nothing here, nor at the top of a command's module, imports torch: help answers 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from typing import Annotated, Any
 
@@ -13,9 +14,10 @@ import typer
 from typer.core import TyperGroup
 
 from wuneng.errors import WuNengError
+from wuneng.foreign import shown
 from wuneng_cli import bench, convert, generate, train
 from wuneng_cli import eval as eval_command
-from wuneng_cli.render import print_error
+from wuneng_cli.render import print_error, print_line
 
 __all__ = ["app", "main"]
 
@@ -26,19 +28,35 @@ _EXAMPLES = """Examples:
   wuneng train my.yaml --dry-run               check a recipe and see its sizes
   wuneng eval --tasks arc,hellaswag            score the latest run
   wuneng generate --prompt "Once upon a time"  let it write
+  wuneng convert my-llama upgraded             add state heads to a model you have
   wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
 
 Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.
 """
 
 
+#: click's class; typer brings a click of its own from 0.26 on.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
 class _Commands(TyperGroup):
     """Reports the errors that are meant for the user in one message, without a traceback."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse; what is quoted of a mistaken command line is shown, not obeyed."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except _UsageError as error:
+            _make_harmless(error)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; its exit code is the error's."""
         try:
             return super().invoke(ctx)
+        except _UsageError as error:
+            _make_harmless(error)
+            raise
         except WuNengError as error:
             print_error(str(error))
             raise typer.Exit(error.exit_code) from None
@@ -50,6 +68,17 @@ class _Commands(TyperGroup):
                 raise
             print_error(f"the disk is full: {error}")
             raise typer.Exit(1) from None
+
+
+def _make_harmless(error: Exception) -> None:
+    error.message = shown(error.message)  # type: ignore[attr-defined]
+
+
+class _PlainFormatter(logging.Formatter):
+    """Log lines name files too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 app = typer.Typer(
@@ -68,7 +97,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from wuneng import __version__
 
-        print(f"wuneng {__version__}")
+        print_line(f"wuneng {__version__}")
         raise typer.Exit
 
 
@@ -94,6 +123,8 @@ def main() -> None:
     """Entry point of the console script."""
     # An unreachable hub is told in our own words; its client's warnings would come before them.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PlainFormatter())
     app(prog_name="wuneng")
 
 

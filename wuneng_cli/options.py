@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "Verbose", "size"]
+__all__ = [
+    "Device",
+    "Dtype",
+    "Json",
+    "Model",
+    "Quiet",
+    "TrustRemoteCode",
+    "Verbose",
+    "Verify",
+    "size",
+]
 
 
 def size(text: str) -> int:
@@ -18,6 +28,15 @@ def size(text: str) -> int:
         return parse_size(text)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _trust(context: typer.Context, value: bool) -> bool:
+    """For as long as the command runs; loaders ask ``wuneng.foreign.is_trusted``."""
+    from wuneng.foreign import remote_code_trusted
+
+    if value:
+        context.with_resource(remote_code_trusted())
+    return value
 
 
 Device = Annotated[
@@ -45,6 +64,13 @@ Model = Annotated[
         "latest run's first arm.",
     ),
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Compare the files of finished runs and models with their checksums before use.",
+    ),
+]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print no progress, only the result and warnings."),
@@ -52,4 +78,12 @@ Quiet = Annotated[
 Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Print every table, not only the answer."),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        callback=_trust,
+        help="Run code that comes with a model or tokenizer. Without it such code is never run.",
+    ),
 ]

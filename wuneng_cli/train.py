@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable, print_text
+from wuneng_cli.render import print_json, print_line, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
@@ -76,6 +76,8 @@ def train(
         ),
     ] = False,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -85,8 +87,11 @@ def train(
     Everything lands in a run directory: the resolved recipe, metrics.jsonl, checkpoints and the
     trained model of each arm, and results.json with the arms side by side.
     """
+    from wuneng.device import require_one_process
     from wuneng.recipe import load_recipe
 
+    if not dry_run:
+        require_one_process()
     overrides = list(changes or [])
     if device is not None:
         overrides.append(f"device={device}")
@@ -94,7 +99,7 @@ def train(
     if dry_run:
         _print_plan(loaded, as_json=as_json)
     else:
-        _train(loaded, out, resume, as_json=as_json, quiet=quiet)
+        _train(loaded, out, resume, verify=verify, as_json=as_json, quiet=quiet)
 
 
 def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
@@ -106,25 +111,29 @@ def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
         return
     from wuneng.recipe import dump_recipe
 
-    print(dump_recipe(recipe))
+    print_line(dump_recipe(recipe))
     for table in plan_tables(planned):
         print_renderable(table)
 
 
-def _train(recipe: Recipe, out: Path | None, resume: str, *, as_json: bool, quiet: bool) -> None:
+def _train(
+    recipe: Recipe, out: Path | None, resume: str, *, verify: bool, as_json: bool, quiet: bool
+) -> None:
     from wuneng.train import make_display, run
     from wuneng_cli.dry_run import sources_of
 
     display = make_display(quiet=quiet, to_stderr=as_json)
-    sources = sources_of(recipe)
+    sources = sources_of(recipe, check=verify)
     line = ["wuneng", *sys.argv[1:]]
-    results = run(recipe, out, resume, display, command_line=line, sources=sources)
+    results = run(recipe, out, resume, display, command_line=line, sources=sources, verify=verify)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})
         return
     print_renderable(results.table)
+    if results.paired is not None:
+        print_renderable(results.paired)
     print_text(results.sentence)
-    print(f"\nEverything is in {results.directory}.")
+    print_line(f"\nEverything is in {results.directory}.")
     if recipe.data.kind == "text":  # a model of synthetic tasks neither reads nor writes
-        print(f"Next: wuneng generate {results.directory} --prompt ...")
-        print(f"      wuneng eval {results.directory} --tasks hellaswag,piqa")
+        print_line(f"Next: wuneng generate {results.directory} --prompt ...")
+        print_line(f"      wuneng eval {results.directory} --tasks hellaswag,piqa")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wuneng import WuNengConfig, WuNengForCausalLM
+from wuneng.model.call_arguments import cache_of
 
 RENAMED = {
     "emb.weight": "model.embed_tokens.weight",
@@ -99,5 +100,5 @@ def test_expected_logits_token_by_token(trained):
     with torch.no_grad():
         for byte in b'"in':
             out = model(torch.tensor([[byte]]), past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            cache = cache_of(out)
     torch.testing.assert_close(out.logits[0, -1], expected, rtol=0, atol=1e-5)

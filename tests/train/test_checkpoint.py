@@ -13,7 +13,8 @@ import torch
 
 from tests.train.tiny import TinyModel, counting_batch, fill, tiny_training
 from wuneng.errors import CheckpointError, DiskError
-from wuneng.train import atomic, checkpoint
+from wuneng.records import atomic
+from wuneng.train import checkpoint
 from wuneng.train.optimizer import build_optimizer, named_state
 from wuneng.train.step import Numerics, take_step
 from wuneng.train.trainer_state import TrainerState, capture_rng, restore_rng

@@ -290,7 +290,8 @@ def test_seeds_draw_their_own_heads(place: Path, tmp_path: Path) -> None:
     starts = [tensors_of(results.directory / "wuneng" / f"seed-{n}" / "start") for n in (0, 1)]
     name = "model.layers.0.state_heads.r_proj.weight"
     assert not torch.equal(starts[0][name], starts[1][name])
-    assert "paired" not in results.record
+    pair = next(p for p in results.record["paired"] if p["arms"] == ["source", "wuneng"])
+    assert (pair["seeds"], pair["test"]) == (2, "paired-t")
     source = results.record["arms"]["source"]
     assert source["final_loss"] is None
     assert source["quality_std"]["text/loss"] == 0.0

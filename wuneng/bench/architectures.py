@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.bench.model_gate import Twin
-from wuneng.bench.peer_models import build_fla, fla_config, fla_extra, fla_twin, require_fla
+from wuneng.bench.peer_models import (
+    build_fla,
+    build_llama,
+    fla_config,
+    fla_extra,
+    fla_twin,
+    require_fla,
+)
 from wuneng.bench.request import DEFAULT_AGAINST, BenchRequest
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.model import WuNengConfig, WuNengForCausalLM
@@ -26,7 +33,15 @@ from wuneng.model.skeleton import Skeleton
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
 
-__all__ = ["DEFAULT_MODEL", "PRESETS", "Architecture", "Comparison", "choose", "derive"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "PRESETS",
+    "RECIPES",
+    "Architecture",
+    "Comparison",
+    "choose",
+    "derive",
+]
 
 #: State and middle heads add 3.7 to 4.2 % to each of these.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -49,6 +64,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 _PRESET_VOCABULARY = 50304
+#: ``--model`` with one of these suffixes is a recipe.
+RECIPES = (".yaml", ".yml")
 #: Small enough for two cores to train it at 8k tokens in seconds.
 DEFAULT_MODEL: dict[str, Any] = {
     "hidden_size": 256,
@@ -133,7 +150,7 @@ def choose(request: BenchRequest) -> Comparison:
         name, fields = _preset(request.preset)
         return _comparison(name, WuNengConfig(**fields), arms, named=named)
     path = Path(request.model)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in RECIPES:
         return _from_recipe(path, arms, named=named)
     return _from_directory(request.model, arms, named=named)
 
@@ -219,7 +236,9 @@ def _architecture(
         count = sum(p.numel() for p in Skeleton(config).parameters()) - fla_extra(config)
         return Architecture(arm, config, lambda: build_fla(config), count, require_fla, fla_twin)
     if build is None:
-        build = (lambda: _llama(config)) if arm == "llama" else (lambda: _random_weights(config))
+        build = (
+            (lambda: build_llama(config)) if arm == "llama" else (lambda: _random_weights(config))
+        )
     count = sum(p.numel() for p in Skeleton(config).parameters())
     return Architecture(arm, config, build, count)
 
@@ -227,37 +246,6 @@ def _architecture(
 def _random_weights(config: WuNengConfig) -> WuNengForCausalLM:
     torch.manual_seed(0)
     return WuNengForCausalLM(copy.deepcopy(config))
-
-
-def _llama(config: WuNengConfig) -> Any:
-    """transformers' Llama with the shapes of a plain-attention WuNeng."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    names = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_act",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope_parameters",
-        "attention_bias",
-        "mlp_bias",
-        "tie_word_embeddings",
-    )
-
-    class BatchLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
-        """Takes the argument for packed documents, which a benchmark's batches do not use."""
-
-        def forward(self, *args: Any, document_ids: None = None, **kwargs: Any) -> Any:
-            return super().forward(*args, **kwargs)
-
-    torch.manual_seed(0)
-    return BatchLlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}))
 
 
 def _preset(preset: str | None) -> tuple[str, dict[str, Any]]:
@@ -312,13 +300,12 @@ def _vocabulary(recipe: Recipe) -> int:
 
 
 def _from_directory(model: str, arms: list[str], *, named: bool) -> Comparison:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    from wuneng.model.pretrained import load_causal_model, load_configuration
     from wuneng.records import find_model
 
     path = find_model(model)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = load_configuration(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: config.json cannot be read: {error}") from error
     if not isinstance(config, WuNengConfig):
@@ -328,6 +315,6 @@ def _from_directory(model: str, arms: list[str], *, named: bool) -> Comparison:
         )
 
     def build() -> Any:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return load_causal_model(path, dtype=torch.float32)[0]
 
     return _comparison(path.name, config, arms, named=named, build=build)

@@ -76,7 +76,7 @@ def _cells(row: Row, has_cache: bool) -> list[str]:
         needed = f" ({short_bytes(row.needed_bytes)} needed)" if row.needed_bytes else ""
         return [row.status + needed]
     cells = [
-        f"{row.median_ms:,.3g}" if row.median_ms < 100 else f"{row.median_ms:,.0f}",
+        _milliseconds(row.median_ms),
         f"± {100 * row.spread_ms / row.median_ms / 2:.0f} %",
         f"{row.tokens_per_second:,.0f}",
         _ratio(row),
@@ -87,6 +87,11 @@ def _cells(row: Row, has_cache: bool) -> list[str]:
         cells.append("" if parts[0] is None else " + ".join(short_bytes(p) for p in parts))
     roof = "" if row.roofline_share is None else f"{row.roofline_share:.0%} ({row.bound})"
     return [*cells, roof]
+
+
+def _milliseconds(value: float) -> str:
+    """Three digits, without a power of ten for long times."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def _ratio(row: Row) -> str:
@@ -174,7 +179,9 @@ def comparison_table(comparison: Comparison, *, every: bool = True) -> Table:
         if change.quantity == "status":
             table.add_row(*case, "ok", row.status, "worse", "")
             continue
-        show = short_bytes if change.quantity == "memory" else (lambda ms: f"{ms:,.3g} ms")
+        show = (
+            short_bytes if change.quantity == "memory" else (lambda ms: f"{_milliseconds(ms)} ms")
+        )
         verdict = "none" if change.verdict == "none" else f"{change.relative:+.0%}"
         table.add_row(*case, show(change.old), show(change.new), verdict, f"± {change.allowed:.0%}")
     return table

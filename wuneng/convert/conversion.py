@@ -23,7 +23,7 @@ from wuneng.errors import InputError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import ADDED_PARTS, added_percent, parameters_by_part
 from wuneng.records import write_json
-from wuneng.train.atomic import directory_written_atomically
+from wuneng.records.atomic import directory_written_atomically
 
 __all__ = ["MARGIN", "RECORD", "Conversion", "Outcome", "carry_out", "check_destination"]
 

@@ -36,7 +36,7 @@ from wuneng.errors import ModelError, RunError
 from wuneng.model import WuNengForCausalLM
 from wuneng.model.counting import ADDED_PARTS, added_percent, parameters_by_part
 from wuneng.records import write_json
-from wuneng.train.atomic import directory_written_atomically
+from wuneng.records.atomic import directory_written_atomically
 
 __all__ = ["DcpTensors", "from_dcp", "write_dcp"]
 

@@ -17,6 +17,7 @@ from wuneng.convert.resave import to_wuneng
 from wuneng.convert.source import Located, locate
 from wuneng.convert.transformer import from_transformer
 from wuneng.errors import InputError, nearest
+from wuneng.records import verify
 
 __all__ = ["Request", "convert"]
 
@@ -41,6 +42,7 @@ class Request:
         stock: for ``transformers``: True insists on a stock architecture, False on remote code;
             None takes stock where nothing is lost.
         verify: compare logits before the destination appears.
+        check_source: compare the source's files with their checksums, where it has some.
     """
 
     source: str
@@ -53,12 +55,14 @@ class Request:
     tokenizer: Path | None = None
     stock: bool | None = None
     verify: bool = True
+    check_source: bool = True
 
 
 def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> Outcome:
     """Carry out ``request``; ``note`` hears what is going on.
 
     Raises:
+        DamagedError: a file of the source is not what was written.
         ModelError: the source is missing, broken or of an architecture that does not convert.
         InputError: options that contradict the source or each other; an existing destination.
         VerificationError: the logits differ; nothing was written.
@@ -72,6 +76,10 @@ def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> O
     dtype = _dtype(request.dtype)
     check_destination(request.destination)
     located = locate(request.source)
+    if request.check_source:
+        for origin in (located, locate(request.state_from) if request.state_from else None):
+            if origin is not None and not origin.is_file:
+                verify(origin.path)
     _check_options(request, located)
     if request.to == "dcp":
         return write_dcp(located, request.destination, verify=request.verify, note=note)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wuneng.errors import ModelError
+from wuneng.foreign import check_index
 
 __all__ = ["PthFile", "SafetensorsFiles", "TensorInfo", "TensorSource", "read_json_object"]
 
@@ -147,10 +148,10 @@ def _indexed(kind: type[SafetensorsFiles], directory: Path) -> SafetensorsFiles:
     weight_map = read_json_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{file}: no 'weight_map' from tensor names to files")
+    check_index(directory)
     shards: dict[str, Path] = {}
     for name, shard in weight_map.items():
-        plain = isinstance(shard, str) and shard == Path(shard).name
-        if not plain or not shard.endswith(".safetensors"):
+        if not shard.endswith(".safetensors"):
             raise ModelError(
                 f"{file}: {name} is said to be in {shard!r}; expected the name of a safetensors "
                 "file in the same directory"

@@ -40,9 +40,14 @@ class Batch:
     """The name under which the batch is scored: ``text``, a task's name, or ``mixture``."""
     length: int
     """T, the length that a quality name such as ``recall/accuracy@64`` carries."""
-    target_bytes: int = 0
-    """UTF-8 bytes spelled by the scored labels, the denominator of bits per byte; 0 for tasks whose
-    tokens are not text."""
+    row_bytes: tuple[int, ...] = ()
+    """B numbers: the UTF-8 bytes that each row's scored labels spell, the denominators of bits per
+    byte; empty for tasks whose tokens are not text."""
+
+    @property
+    def target_bytes(self) -> int:
+        """UTF-8 bytes of all rows; 0 for tasks whose tokens are not text."""
+        return sum(self.row_bytes)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on ``device``."""

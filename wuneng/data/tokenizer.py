@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuneng.errors import DataError, nearest
+from wuneng.errors import DataError, ModelError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,11 +94,12 @@ def train_byte_pair_tokenizer(
 def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokenizerFast:
     """``bytes``, a tokenizer directory or ``tokenizer.json``, or a name on the Hugging Face hub.
 
-    Raises DataError, naming ``field``, when there is none or it has no fast form.
+    Raises DataError, naming ``field``, when there is none or it has no fast form, and ModelError
+    when it brings code that the user has not said to trust.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    from wuneng.model.auto_classes import register_configuration
+    from wuneng.model.pretrained import load_any_tokenizer
 
     if name == "bytes":
         return byte_tokenizer()
@@ -108,11 +109,13 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        register_configuration()  # the directory may be one of our models
-        loaded = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+        place = path if path.is_dir() else name
+        loaded = load_any_tokenizer(place, field, local=path.is_dir())
+    except ModelError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
         raise DataError(_not_loaded(name, path, field, error)) from None
-    if not getattr(loaded, "is_fast", False):
+    if not isinstance(loaded, PreTrainedTokenizerFast):
         raise DataError(f"{field}: the tokenizer {name!r} has no fast form (no tokenizer.json)")
     return loaded
 

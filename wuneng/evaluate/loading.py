@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.errors import InputError, ModelError, nearest
-from wuneng.records import RunDirectory
+from wuneng.foreign import code_reference, is_trusted, refusal
+from wuneng.records import RunDirectory, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,34 +66,37 @@ class LoadedModel:
         }
 
 
-def load_model(path: Path, *, device: torch.device, dtype: str = "auto") -> LoadedModel:
-    """Load a transformers directory; code in the directory is never run.
+def load_model(
+    path: Path, *, device: torch.device, dtype: str = "auto", check: bool = True
+) -> LoadedModel:
+    """Load a transformers directory; code in it is run only where the user trusts it.
 
     Args:
         path: holds config.json, weights and, unless the model is synthetic, a tokenizer.
         device: where to put the model.
         dtype: "auto" (as stored), "fp32", "bf16" or "fp16".
+        check: compare the files with their checksums, where there are some.
 
     Raises:
+        DamagedError: a file is not what was written.
         ModelError: not such a directory, a model type that is not known, or files that are
             broken, incomplete or do not fit together.
         InputError: an unknown dtype.
     """
     torch_dtype = _dtype(dtype)
+    if check:
+        verify(path)
     _register(path, _read_config(path))
-    from transformers import AutoModelForCausalLM
+    from wuneng.model.pretrained import load_causal_model
 
     with _one_line(f"{path}: cannot load the model"), _quiet_transformers():
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = load_causal_model(
             path,
             dtype=torch_dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
         )
     _check_complete(path, report)
-    model = model.to(device).eval()
+    model = model.to(device).eval()  # type: ignore[arg-type]
     tokenizer = load_tokenizer(path)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ModelError(
@@ -154,7 +158,10 @@ def _register(path: Path, config: dict[str, Any]) -> None:
     register_models()
     known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
     name = config["model_type"]
-    if name not in known:
+    if name not in known and code_reference(path) is not None:
+        if not is_trusted():
+            raise ModelError(refusal(path))
+    elif name not in known:
         what = "is not a causal language model" if name in CONFIG_MAPPING_NAMES else "is not known"
         raise ModelError(
             f"{path / 'config.json'}: model_type {name!r} {what}.{nearest(name, known)}"
@@ -191,16 +198,10 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model directory; None where there is none. ModelError when broken."""
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer
+    from wuneng.model.pretrained import load_any_tokenizer
 
-    from wuneng.model.auto_classes import register_configuration
-
-    register_configuration()
     with _one_line(f"{path}: cannot load the tokenizer"), _quiet_transformers():
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
-    return found
+        return load_any_tokenizer(path)
 
 
 def _adopt_marks(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
@@ -235,7 +236,7 @@ def _one_line(what: str) -> Iterator[None]:
     """Any failure of a loader as one ModelError: a broken file can raise nearly anything."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, ModelError):
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from wuneng.model.call_arguments import cache_of
+
 __all__ = ["CacheShapes", "PrefixPool"]
 
 
@@ -44,7 +46,7 @@ class CacheShapes:
     def of(cls, base: Any, device: torch.device) -> CacheShapes:
         """Of a model without its output layer."""
         token = torch.zeros(1, 1, dtype=torch.long, device=device)
-        cache = base(token, use_cache=True).past_key_values
+        cache = cache_of(base(token, use_cache=True))
         return cls(
             [
                 _LayerShapes(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wuneng.evaluate.comparison import MetricComparison, TaskComparison
-from wuneng.evaluate.statistics import Estimate
 from wuneng.records import write_json
+from wuneng.statistics import Estimate
 from wuneng.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def _metric_record(metric: MetricComparison) -> dict[str, Any]:
         "baseline": baseline.value if baseline else None,
         "baseline_stderr": baseline.stderr if baseline else None,
         "difference": difference.difference if difference else None,
+        "difference_stderr": difference.stderr if difference else None,
         "ci95": [difference.low, difference.high] if difference else None,
         "p": difference.p if difference else None,
         "p_holm": metric.p_holm,
@@ -180,7 +181,7 @@ def _estimate(metric: MetricComparison, estimate: Estimate) -> str:
 def _number(metric: MetricComparison, value: float, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if metric.scale == "perplexity":
-        return f"{value:{sign}.4g}"
+        return f"{value:{sign}.4g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
     return f"{value:{sign}.4f}" if metric.scale == "bits" else f"{value:{sign}.3f}"
 
 

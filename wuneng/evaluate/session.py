@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from wuneng.evaluate.perplexity import (
 from wuneng.evaluate.state_controls import StateControl, controlled_state
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
 from wuneng.evaluate.tasks import VALIDATION
+from wuneng.records import verify
+from wuneng.records.scratch import scratch_directory
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,8 @@ class EvaluationRequest:
         state: control of the model's state readout; the baseline always runs as it is.
         dtype: "auto" (as stored), "fp32", "bf16" or "fp16".
         log_samples: keep what was asked and answered, item by item.
+        check: compare the models' files, and the recipe of the run that validation text comes
+            from, with their checksums.
     """
 
     model: Path
@@ -57,6 +60,7 @@ class EvaluationRequest:
     state: StateControl = "keep"
     dtype: str = "auto"
     log_samples: bool = False
+    check: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,22 @@ def run_evaluation(
         progress: show the harness' bars on stderr.
 
     Raises:
+        DamagedError: a file of a model or its run is not what was written.
         TaskError, DataError: before any model is loaded, when a task or its data cannot be had.
         ModelError: a model that cannot be loaded, or lacks what was asked of it.
     """
+    if request.check:
+        verify(request.model)
+        if request.baseline is not None:
+            verify(request.baseline)
     names = [name for name in request.tasks if name != VALIDATION]
-    with tempfile.TemporaryDirectory(prefix="wuneng-eval-") as workspace:
+    with scratch_directory("wuneng-eval-") as workspace:
         loaded = LoadedTasks([], {}, {}, [])
         if names or VALIDATION not in request.tasks:
             loaded = load_tasks(
                 names,
                 data_dir=request.data_dir,
-                workspace=Path(workspace),
+                workspace=workspace,
                 num_fewshot=request.num_fewshot,
                 on_full_index=lambda: notify(
                     "not all of the tasks are in the common suite: indexing every task "
@@ -129,6 +138,8 @@ def run_evaluation(
 def _validation_text(request: EvaluationRequest) -> ValidationText:
     paths = [path for path in (request.model, request.baseline) if path is not None]
     run = next((run for run in map(run_of, paths) if run is not None), None)
+    if run is not None and request.check:
+        verify(run.path, [run.recipe.name])
     tokenizers = [load_tokenizer(path) for path in paths]
     by_row = True
     if len(tokenizers) == 2 and tokenizers[0] is not None and tokenizers[1] is not None:
@@ -152,7 +163,7 @@ class _Job:
         self, path: Path, state: StateControl
     ) -> tuple[dict[str, Any], list[TaskOutcomes]]:
         """Load one model, evaluate it, and let go of it."""
-        loaded = load_model(path, device=self.device, dtype=self.request.dtype)
+        loaded = load_model(path, device=self.device, dtype=self.request.dtype, check=False)
         described = {**loaded.describe(), "state": state}
         label = loaded.label if state == "keep" else f"{loaded.label} (state {state})"
         model = HarnessModel(
@@ -200,8 +211,9 @@ def _remarks(label: str, model: HarnessModel) -> list[str]:
     remarks = []
     if model.truncated_requests:
         remarks.append(
-            f"{label}: {model.truncated_requests} questions were cut from the left to fit its "
-            f"context of {model.max_length} tokens."
+            f"{label}: {model.truncated_requests:,} questions were cut from the left to fit its "
+            f"context of {model.max_length} tokens; the longest kept {model.least_kept:.0%} of "
+            "its tokens."
         )
     if model.merged_requests:
         remarks.append(

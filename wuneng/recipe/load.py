@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from wuneng.errors import RecipeError, nearest
+from wuneng.foreign import check_link
 from wuneng.recipe.arms import DEFAULT_ARMS, built_in
 from wuneng.recipe.messages import describe
 from wuneng.recipe.overrides import apply_override
@@ -85,6 +86,7 @@ def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
 
 def _check_file(path: Path) -> None:
     if path.is_file():
+        check_link(path)
         return
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.y*ml"))

@@ -28,7 +28,10 @@ SOURCE_TOKENIZER = "source"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 #: Names that a run directory uses for something else.
-_RESERVED = ("latest", "recipe.yaml", "environment.json", "results.json", "report.html")
+_RESERVED = (
+    *("latest", "recipe.yaml", "environment.json", "results.json", "checksums.json"),
+    "report.html",
+)
 
 
 def _directory_name(value: Any) -> Any:

@@ -21,6 +21,7 @@ __all__ = [
     "append_jsonl",
     "disk_errors",
     "finite",
+    "json_text",
     "read_json",
     "read_jsonl",
     "truncate_jsonl_after",
@@ -75,8 +76,12 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         DiskError: the disk is full or refuses to be written.
     """
-    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text_atomic(path, text + "\n")
+    write_text_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What ``write_json`` writes of ``value``."""
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -87,6 +92,10 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, byte {error.start}: not UTF-8 text") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of 5,000 digits
+        raise DataError(f"{path}: not valid JSON: {error}") from None
 
 
 def append_jsonl(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from wuneng.errors import ModelError, nearest
+from wuneng.records.checksums import CHECKSUMS
 from wuneng.records.runs import RUNS_ROOT, RunDirectory
 
 __all__ = ["arm_names", "find_model"]
@@ -95,7 +96,8 @@ def _in_arm(place: Path) -> Path | None:
     seeds = [s for s in place.glob("seed-*") if re.fullmatch(r"seed-\d+", s.name)]
     seeds.sort(key=lambda seed: int(seed.name.removeprefix("seed-")))
     for directory in (place, *seeds):
-        if (directory / "model" / "config.json").is_file():
+        # A model of ours without its config.json is damaged, not absent: its loader says so.
+        if any((directory / "model" / name).is_file() for name in ("config.json", CHECKSUMS)):
             return directory / "model"
     return None
 

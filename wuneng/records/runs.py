@@ -3,10 +3,13 @@
 runs/<name>/recipe.yaml          resolved; training from it repeats the run
             environment.json     versions, device, command line, git commit
             results.json         the arms side by side; there once the run is complete
+            checksums.json       of recipe.yaml and results.json
             <arm>[/seed-<n>]/metrics.jsonl
             <arm>[/seed-<n>]/checkpoints/step-<n>/
             <arm>[/seed-<n>]/model/
-            <arm>[/seed-<n>]/rows.json       text: nats of each validation row
+            <arm>[/seed-<n>]/rows.json       what each row of the end evaluation scored
+            <arm>[/seed-<n>]/result.json     the arm's figures; there once the arm is complete
+            <arm>[/seed-<n>]/checksums.json  of the arm's files above; exports have their own
             <arm>[/seed-<n>]/start/          the converted source, where a recipe has init_from
             <arm>[/seed-<n>]/teacher/        the converted teacher, where it has distill
 runs/latest -> <name>
@@ -56,8 +59,13 @@ class ArmDirectory:
 
     @property
     def rows(self) -> Path:
-        """What each row of validation text cost; there once the arm is complete."""
+        """What each row of the end evaluation scored; there once the arm is complete."""
         return self.path / "rows.json"
+
+    @property
+    def result(self) -> Path:
+        """The arm's figures; written last, so that it marks the arm as complete."""
+        return self.path / "result.json"
 
     @property
     def model(self) -> Path:

@@ -17,9 +17,9 @@ from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
 from wuneng.model.counting import describe
 from wuneng.recipe import Recipe
-from wuneng.records import ArmDirectory, read_jsonl
+from wuneng.records import CHECKSUMS, ArmDirectory, read_jsonl
+from wuneng.records.atomic import directory_written_atomically, remove_leftovers
 from wuneng.train.arms import ArmConfigs, has_token_shift, kind_of
-from wuneng.train.atomic import directory_written_atomically, remove_leftovers
 from wuneng.train.display import Display
 from wuneng.train.distillation import Teacher, teacher_name
 from wuneng.train.loggers import open_loggers
@@ -50,19 +50,25 @@ def run_arm(
     device: torch.device,
     display: Display,
     configs: ArmConfigs,
+    *,
+    check: bool = True,
 ) -> None:
     """Train ``arm`` in ``place`` on ``data``, which stands at its first batch.
+
+    Args:
+        check: compare the models it starts from with their checksums.
 
     Raises:
         Interrupted: a signal came; the arm is saved.
         InputError, NonFiniteError, DiskError, CheckpointError: as ``wuneng.train.run``.
     """
     remove_leftovers(place.path)
+    (place.path / CHECKSUMS).unlink(missing_ok=True)  # of files that are written anew
     facts = _facts(recipe, arm, configs)
     training = recipe.arm_training(arm)
     display.note(f"{arm} (seed {seed}): {_in_words(facts, training.total_steps)} on {device}")
-    teacher = _teacher(recipe, arm, seed, place, device, configs, display)
-    model = _model(recipe, arm, seed, place, configs, display).to(device)
+    teacher = _teacher(recipe, arm, seed, place, device, configs, display, check)
+    model = _model(recipe, arm, seed, place, configs, display, check).to(device)
     title = f"{recipe.name}/{arm}/seed-{seed}"
     job = ArmJob(
         arm=arm,
@@ -94,6 +100,7 @@ def _model(
     place: ArmDirectory,
     configs: ArmConfigs,
     display: Display,
+    check: bool,
 ) -> WuNengForCausalLM:
     """The arm's model at its first step: drawn from the seed, or loaded, frozen and adapted."""
     settings = recipe.arms[arm]
@@ -106,7 +113,7 @@ def _model(
     start = configs.sources.directory(
         settings.init_from, settings.model, place.start, seed, display.note
     )
-    model = load_start(start)
+    model = load_start(start, check=check)
     seed_everything(seed)  # after a conversion, which a resumed run does not repeat
     if settings.lora is not None:
         add_adapters(model, settings.lora, lora_ranks(recipe, arm, configs))
@@ -122,12 +129,13 @@ def _teacher(
     device: torch.device,
     configs: ArmConfigs,
     display: Display,
+    check: bool,
 ) -> Teacher | None:
     name, settings = teacher_name(recipe, arm), recipe.arms[arm].distill
     if name is None or settings is None:
         return None
     directory = configs.sources.directory(name, PLAIN, place.teacher, seed, display.note)
-    model = load_start(directory).to(device).eval().requires_grad_(False)
+    model = load_start(directory, check=check).to(device).eval().requires_grad_(False)
     return Teacher(model, settings)
 
 

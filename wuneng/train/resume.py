@@ -18,7 +18,7 @@ from typing import Any
 from wuneng.errors import InputError, WuNengError
 from wuneng.recipe import Recipe, load_recipe
 from wuneng.records import RUNS_ROOT, RunDirectory
-from wuneng.train.lock import is_locked
+from wuneng.records.lock import is_locked
 
 __all__ = ["choose_run", "differences"]
 

@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.data.batch import Prepared
-from wuneng.device import autocast_dtype, environment, pick_device
-from wuneng.errors import InputError
+from wuneng.device import autocast_dtype, environment, pick_device, require_one_process
+from wuneng.errors import DamagedError, InputError
 from wuneng.recipe import SOURCE_TOKENIZER, Recipe, TextData, dump_recipe
 from wuneng.records import RUNS_ROOT, RunDirectory, read_json, write_json, write_text_atomic
+from wuneng.records import verify as verify_files
+from wuneng.records.lock import locked
 from wuneng.train.arm_run import run_arm
 from wuneng.train.arms import ArmConfigs
 from wuneng.train.display import Display, make_display
-from wuneng.train.lock import locked
 from wuneng.train.loggers import check_installed
 from wuneng.train.lora import check_peft
-from wuneng.train.results import arm_directory, finished_record, write_results
+from wuneng.train.paired_table import paired_table
+from wuneng.train.results import arm_directory, finished_record, train_again, write_results
 from wuneng.train.resume import choose_run
 from wuneng.train.signals import Interrupted, how_to_resume
 from wuneng.train.starting_point import Sources, source_tokenizer
@@ -54,6 +56,11 @@ class Results:
         return results_table(self.record)
 
     @property
+    def paired(self) -> Table | None:
+        """The paired differences of the arms; None where nothing was paired."""
+        return paired_table(self.record)
+
+    @property
     def sentence(self) -> str:
         """What the figures do and do not show."""
         return str(self.record["summary"])
@@ -68,6 +75,7 @@ def run(
     runs_root: Path = RUNS_ROOT,
     command_line: Sequence[str] | None = None,
     sources: Sources | None = None,
+    verify: bool = True,
 ) -> Results:
     """Train every arm of ``recipe`` from every seed and compare them.
 
@@ -80,14 +88,18 @@ def run(
         command_line: goes into environment.json; default this process's.
         sources: finds, and converts where need be, what ``init_from`` names; by default only
             models that are WuNeng already.
+        verify: compare what finished arms left, and models that arms start from, with their
+            checksums.
 
     Raises:
+        DamagedError: a finished file is not what was written.
         InputError: the recipe does not fit the data, the machine or the run to be resumed. A run
             in which nothing was trained yet then leaves nothing behind.
         NonFiniteError: a loss or gradient is not finite.
         DiskError: the disk is full; the last good checkpoint stands.
         Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
     """
+    require_one_process()
     display = make_display() if display is None else display
     check_installed(recipe.loggers)
     if any(arm.lora for arm in recipe.arms.values()):
@@ -101,9 +113,11 @@ def run(
         with locked(directory.path), _reproducible(recipe, device), _not_begun_in_vain(directory):
             _open_records(directory, recipe, resumed=stored is not None, line=command_line)
             for seed in recipe.seeds:
-                _run_seed(recipe, seed, directory, device, display, runs_root, sources)
+                _run_seed(recipe, seed, directory, device, display, runs_root, sources, verify)
             directory.update_latest(runs_root)
-            return Results(directory.path, write_results(directory, recipe))
+            if verify:
+                _check_old_results(directory, display)
+            return Results(directory.path, write_results(directory, recipe, check=verify))
     except Interrupted as stopped:
         where = how_to_resume(directory.path)
         raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
@@ -167,6 +181,15 @@ def _not_begun_in_vain(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
+def _check_old_results(directory: RunDirectory, display: Display) -> None:
+    """Warn of a results.json that was altered: it is about to be made anew from its arms."""
+    try:
+        if directory.results.exists():
+            verify_files(directory.path)
+    except DamagedError as error:
+        display.warn(f"{str(error).partition('. ')[0]}; it is made anew from what the arms left")
+
+
 def _run_seed(
     recipe: Recipe,
     seed: int,
@@ -175,13 +198,17 @@ def _run_seed(
     display: Display,
     runs_root: Path,
     sources: Sources | None,
+    check: bool,
 ) -> None:
     """Every arm that is not finished yet, all from the same first batch."""
     pending = []
     for arm in recipe.arms:
-        if finished_record(arm_directory(directory, recipe, arm, seed)) is None:
+        place = arm_directory(directory, recipe, arm, seed)
+        if finished_record(place, check=check) is None:
             pending.append(arm)
         else:
+            if check:
+                verify_files(place.model, advice=train_again(place))
             display.note(f"{arm} (seed {seed}): finished before, skipped")
     if not pending:
         return
@@ -197,7 +224,7 @@ def _run_seed(
     for arm in pending:
         data.train.load_state_dict(copy.deepcopy(beginning))
         place = arm_directory(directory, recipe, arm, seed)
-        run_arm(recipe, arm, seed, data, place, device, display, configs)
+        run_arm(recipe, arm, seed, data, place, device, display, configs, check=check)
 
 
 def _prepare(recipe: Recipe, seed: int, sources: Sources | None) -> Prepared:

@@ -15,7 +15,7 @@ from typing import Any
 from wuneng.bench.pictures.lengths import against_length, decoding
 from wuneng.bench.pictures.ratio import ratio
 from wuneng.bench.pictures.roofline import roofline
-from wuneng.bench.record import rows_of
+from wuneng.bench.record import Row, rows_of
 from wuneng.records import disk_errors
 
 __all__ = ["draw"]
@@ -37,23 +37,29 @@ def draw(record: dict[str, Any], directory: Path) -> list[Path]:
     from matplotlib import pyplot
 
     rows = [row for row in rows_of(record) if row.median_ms is not None]
-    figures = {
+    written = []
+    # Names of models and arms are shown as they are: a "$" in them begins no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        for name, figure in _figures(rows, record).items():
+            for suffix in _FORMATS:
+                path = directory / f"{name}.{suffix}"
+                with disk_errors(path):
+                    if figure is None:
+                        path.unlink(missing_ok=True)
+                    else:
+                        figure.savefig(path, dpi=150)
+            if figure is not None:
+                written.append(directory / f"{name}.png")
+                pyplot.close(figure)
+    return written
+
+
+def _figures(rows: list[Row], record: dict[str, Any]) -> dict[str, Any]:
+    """A figure by the name of its file; None where there is nothing to draw."""
+    return {
         "ratio": ratio(rows, record),
         "time": against_length(rows, "median_ms", "milliseconds", record),
         "memory": against_length(rows, "peak_bytes", "peak memory, MiB", record),
         "decode": decoding(rows),
         "roofline": roofline(rows, record),
     }
-    written = []
-    for name, figure in figures.items():
-        for suffix in _FORMATS:
-            path = directory / f"{name}.{suffix}"
-            with disk_errors(path):
-                if figure is None:
-                    path.unlink(missing_ok=True)
-                else:
-                    figure.savefig(path, dpi=150)
-        if figure is not None:
-            written.append(directory / f"{name}.png")
-            pyplot.close(figure)
-    return written

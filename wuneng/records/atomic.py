@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wuneng.errors import DiskError
+from wuneng.records.checksums import CHECKSUMS, seal_directory
 
 __all__ = [
     "check_free_space",
@@ -31,11 +32,14 @@ _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 @contextmanager
-def directory_written_atomically(final: Path, bytes_needed: int) -> Iterator[Path]:
+def directory_written_atomically(
+    final: Path, bytes_needed: int, *, checksums: str = CHECKSUMS
+) -> Iterator[Path]:
     """A temporary directory to fill; it becomes ``final`` when the block ends without an error.
 
     An existing ``final`` is replaced only after the new one is complete. When anything fails the
-    temporary directory is removed and ``final`` is as it was.
+    temporary directory is removed and ``final`` is as it was. Checksums of all files are put
+    beside them, in the file ``checksums``.
 
     Raises:
         DiskError: the disk is full, over quota or read-only; names path, bytes needed and free.
@@ -49,6 +53,7 @@ def directory_written_atomically(final: Path, bytes_needed: int) -> Iterator[Pat
         check_free_space(final, bytes_needed)
         temporary.mkdir()
         yield temporary
+        seal_directory(temporary, checksums)
         _flush_tree(temporary)
         if final.exists():
             final.rename(replaced)

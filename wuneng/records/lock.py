@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from wuneng.errors import RunError
-from wuneng.records import disk_errors
+from wuneng.records.files import disk_errors
 
 __all__ = ["is_locked", "locked"]
 
