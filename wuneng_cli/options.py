@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "TrustRemoteCode", "Verify", "size"]
+__all__ = [
+    "Device",
+    "Dtype",
+    "Json",
+    "Model",
+    "Quiet",
+    "TrustRemoteCode",
+    "Verbose",
+    "Verify",
+    "size",
+]
 
 
 def size(text: str) -> int:
@@ -64,6 +74,10 @@ Verify = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print no progress, only the result and warnings."),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Print every table, not only the answer."),
 ]
 TrustRemoteCode = Annotated[
     bool,
