@@ -118,7 +118,7 @@ def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
     if recipe.data.kind == "text":
         from wuneng.data.cache_directory import cache_root
 
-        print(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
+        print_line(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
 def _train(

@@ -17,8 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from wuneng.foreign import shown_line
-from wuneng.foreign.terminal import PlainConsole, print_line
+from wuneng.foreign import print_line, shown_line
+from wuneng.foreign.terminal import PlainConsole
 
 __all__ = ["Display", "PanelDisplay", "PlainDisplay", "Progress", "QuietDisplay", "make_display"]
 
