@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,9 @@ class Panic(BaseException):
         (_raise(SystemExit(2)), "no message"),
         (_raise(SystemExit(3)), "exit code"),
         (_raise(DataError("")), "no message"),
-        (_raise(DataError("x" * 30_000)), "long message"),
+        (_raise(DataError("x" * 30_000)), "refused"),
+        (_raise(SystemExit("x")), "exit code"),
+        (lambda: (print("x" * 30_000, file=sys.stderr), sys.exit(2)), "long message"),
         (_raise(KeyError("x")), "traceback"),
         (_raise(Panic("x")), "traceback"),
         (_raise(MemoryError()), "memory"),
