@@ -149,6 +149,7 @@ def convert(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Convert a checkpoint and prove that it still computes the same.
 

@@ -70,6 +70,7 @@ def generate(
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Continue a text with a trained model, token by token."""
     from wuneng.records import find_model

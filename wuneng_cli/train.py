@@ -81,6 +81,7 @@ def train(
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Train the arms of RECIPE one after another, on the same batches from the same seed, and
     compare them.
