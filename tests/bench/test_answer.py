@@ -70,7 +70,9 @@ def test_nothing_stands_beside() -> None:
     alone = record(row("wuneng", 1024), row("rwkv7", 1024), arms=("wuneng", "rwkv7"))
     told = ["There is no ratio to mha: it is not among the arms (--against)."]
     assert list(sentences(alone)) == told
-    assert [cells[-1] for cells in answer_table(alone).rows] == ["10 ms", "10 ms"]
+    table = answer_table(alone)
+    assert table.title == "time of a call"
+    assert [cells[-1] for cells in table.rows] == ["10 ms", "10 ms"]
 
 
 def test_a_recipe_whose_first_arm_is_mha() -> None:

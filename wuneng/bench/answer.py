@@ -60,7 +60,9 @@ def answer_table(record: dict[str, Any]) -> Table:
     names = ["", *(["batch"] if several else []), "arm"]
     columns = [Column(name, name=True) for name in names]
     columns += [Column(short_length(length)) for length in lengths]
-    table = Table("times the speed of attention (mha, sdpa), ± noise", columns)
+    beside = any(row.speed_ratio for row in rows)
+    title = "times the speed of attention (mha, sdpa), ± noise" if beside else "time of a call"
+    table = Table(title, columns)
     absent: dict[str, None] = {}
     for group in _groups(list(_shown(rows, record))):
         heading = [_name(group[0]), *([str(group[0].batch)] if several else [])]
