@@ -13,6 +13,7 @@ from wuneng_cli.render import print_json, print_line, print_renderable, print_te
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
+    from wuneng.train import Results
 
 __all__ = ["register", "train"]
 
@@ -80,6 +81,7 @@ def train(
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Train the arms of RECIPE one after another, on the same batches from the same seed, and
     compare them.
@@ -117,7 +119,7 @@ def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
     if recipe.data.kind == "text":
         from wuneng.data.cache_directory import cache_root
 
-        print(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
+        print_line(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
 def _train(
@@ -144,6 +146,15 @@ def _train(
         print_renderable(results.paired)
     print_text(results.sentence)
     print_line(f"\nEverything is in {results.directory}.")
-    if recipe.data.kind == "text":  # a model of synthetic tasks neither reads nor writes
-        print_line(f"Next: wuneng generate {results.directory} --prompt ...")
-        print_line(f"      wuneng eval {results.directory} --tasks hellaswag,piqa")
+    for title, command in zip(("Next:", "     "), _next(results, recipe.data.kind), strict=False):
+        print_line(f"{title} {command}")
+
+
+def _next(results: Results, kind: str) -> list[str]:
+    """Commands that work for this run as it is, without a network."""
+    run = results.directory
+    if kind == "text":
+        return [f'wuneng generate {run} --prompt "..."', f"wuneng eval {run}"]
+    # A model of synthetic tasks neither reads nor writes.
+    has_state = any(arm["kind"] == "hybrid" for arm in results.record["arms"].values())
+    return [f"wuneng eval {run}", *([f"wuneng eval {run} --state zero"] if has_state else [])]
