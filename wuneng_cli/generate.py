@@ -70,20 +70,20 @@ def generate(
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Continue a text with a trained model, token by token."""
-    from wuneng.device import pick_device
-    from wuneng.evaluate.generation import Sampling, generate_text
-    from wuneng.evaluate.loading import load_model
     from wuneng.records import find_model
+    from wuneng_cli.startup import light_imports
 
     text = _stdin_text() if prompt == "-" else _checked(prompt)
-    loaded = load_model(
-        find_model(model, arm=arm),
-        device=pick_device(device or "auto"),
-        dtype=dtype,
-        check=verify,
-    )
+    place = find_model(model, arm=arm)
+    with light_imports():
+        from wuneng.device import pick_device
+        from wuneng.evaluate.generation import Sampling, generate_text
+        from wuneng.evaluate.loading import load_model
+
+        loaded = load_model(place, device=pick_device(device or "auto"), dtype=dtype, check=verify)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if not quiet:
         print_line(f"{loaded.label}, {loaded.model.device}", stderr=True)

@@ -47,12 +47,19 @@ def byte_alphabet() -> list[str]:
     return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Token i is byte i, and 256 is ``<|endoftext|>``: 257 tokens, any UTF-8 text round-trips."""
+def byte_tokenizer(*, end_is_zero: bool = False) -> PreTrainedTokenizerFast:
+    """Token i is byte i, and 256 is ``<|endoftext|>``: 257 tokens, any UTF-8 text round-trips.
+
+    ``end_is_zero``: 256 tokens for a model without a row more; byte 0 is the end of a text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    unknown = None
+    if end_is_zero:  # byte 0 has no letter then, and what is not known becomes token 0
+        vocabulary = {END_OF_TEXT: 0, **{c: byte for c, byte in vocabulary.items() if byte}}
+        unknown = END_OF_TEXT
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])

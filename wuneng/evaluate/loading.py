@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,12 +159,17 @@ def _register(path: Path, config: dict[str, Any]) -> None:
     """Make our Auto classes known, and refuse a model type that nobody knows."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from wuneng.model.auto_classes import register_models
+    from wuneng.model.configuration import WuNengConfig
 
     register_models()
-    known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
     name = config["model_type"]
+    if name in (WuNengConfig.model_type, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return
+    # What somebody else registered counts too; asking imports two hundred configurations.
+    known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
     if name not in known and code_reference(path) is not None:
         if not is_trusted():
             raise ModelError(refusal(path))
@@ -215,6 +220,9 @@ def without_tokenizer(path: Path) -> str:
             f"token ids, not text. `wuneng eval {run.path}` scores it on its own tasks; for text, "
             "train on text, as `wuneng train recipes/python-bytes.yaml` does."
         )
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        record = json.loads((path / "convert.json").read_text(encoding="utf-8"))
+        return f"{path} has no tokenizer: {record['without_tokenizer']}."
     return (
         f"{path} has no tokenizer ({_TOKENIZER_FILES[0]}), so it reads token ids, not text. Copy "
         "its tokenizer's files there; a model that came from an RWKV-7 .pth gets them with "

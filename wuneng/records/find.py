@@ -41,6 +41,7 @@ def find_model(
         raise ModelError(
             f"no model in {place}: expected config.json (a transformers directory), model/ (an "
             f"arm) or recipe.yaml (a run){_training_goes_on(place)}"
+            f"{''.join(map(_convert_first, sorted(place.glob('*.pth'))[:1]))}"
         )
     return found
 
@@ -63,12 +64,22 @@ def _existing(path: Path, runs_root: Path) -> Path:
     except OSError as error:  # a name too long, no access
         raise ModelError(f"model {shortened(str(path), 200)}: {reason(error)}") from None
     if path.exists():
-        raise ModelError(f"model {path} is a file, expected a directory")
+        raise ModelError(f"model {path} is a file, expected a directory{_convert_first(path)}")
     parents = [d for d in (path.parent, runs_root) if d.is_dir()]
     near = nearest(path.name, (p.name for d in parents for p in d.iterdir() if p.is_dir()))
     other = runs_root / path
     also = "" if other == path else f" (nor does {other})"
     raise ModelError(f"model {path} does not exist{also}.{near}")
+
+
+def _convert_first(file: Path) -> str:
+    """What to do about a checkpoint that is no model directory yet."""
+    if file.suffix != ".pth":
+        return ""
+    return (
+        f"; an RWKV-7 .pth is converted first: `wuneng convert {file} {file.stem} --tokenizer "
+        f"bytes` (or world, or the path of its vocabulary), then name {file.stem}"
+    )
 
 
 def _in_run(run: RunDirectory, arm: str | None) -> Path:
