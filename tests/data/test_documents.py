@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as arrow
@@ -54,6 +55,7 @@ def test_parquet_in_batches(tmp_path: Path) -> None:
         (b'{"text": "\\ud83d"}', r"line 3: field 'text' holds half a surrogate pair"),
         (b'{"text": 1,}', r"line 3: not valid JSON: [^:]* at column 1[12]$"),
         (b"[" * 100_000, r"line 3: not valid JSON"),
+        (b'{"n": ' + b"9" * 5000 + b"}", r"line 3: not valid JSON: Exceeds the limit"),
     ],
 )
 def test_bad_json_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
@@ -103,3 +105,28 @@ def test_bad_parquet(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 but nothing else")
     with pytest.raises(DataError, match=r"a\.parquet: not a readable parquet file"):
         read(path)
+
+
+def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
+    offsets = arrow.array([0, 3, 5], arrow.int32()).buffers()[1]
+    text = arrow.Array.from_buffers(
+        arrow.string(), 2, [None, offsets, arrow.py_buffer(b"one\xff\xfe")]
+    )
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"text": text}), path)
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: expected UTF-8 text, got other bytes"):
+        read(path)
+
+
+def test_a_packed_line_of_three_gigabytes(tmp_path: Path) -> None:
+    """Three thousand members of a megabyte each, three megabytes in all, and no end of a line."""
+    member = gzip.compress(b"x" * (1 << 20), 9, mtime=0)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(member * 3000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a\.jsonl\.gz, line 1: longer than 128 MiB"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 30
+    finally:
+        tracemalloc.stop()

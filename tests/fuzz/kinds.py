@@ -80,7 +80,7 @@ def make_originals(place: Path) -> Originals:
         os._exit(1)
     if os.waitpid(child, 0)[1]:
         raise RuntimeError("the originals could not be made")
-    import_the_rest()
+    import_the_rest(place)
     originals = Originals(place)
     originals.models = {path.name: path for path in place.iterdir()}
     return originals

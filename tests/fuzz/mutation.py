@@ -31,7 +31,20 @@ _TEXTS = (
         "\x1b[31m",
     ),
     *("\ud800", "\u2028", "é" * 50, "x" * 300, "x" * 5000, "../x", "/etc/passwd", "a/b", ".", ".."),
-    *("model.safetensors", "%s{0}{x}", "[/]", "[red]", "(", "(?P<a>", "\\", "\n", "1e5", "8k", "٣"),
+    *(
+        "model.safetensors",
+        "m" * 300 + ".safetensors",
+        "%s{0}{x}",
+        "[/]",
+        "[red]",
+        "(",
+        "(?P<a>",
+        "\\",
+        "\n",
+        "1e5",
+        "8k",
+        "٣",
+    ),
 )
 _YAML = (
     *("!!int abc", "!!float x", "!!bool foo", "!!timestamp 2020-99-99", "!!null x", "!!binary x"),
@@ -76,7 +89,7 @@ _YAML = (
 def mutated_bytes(random: Random, content: bytes, changes: int = 3) -> bytes:
     """``content`` with one to ``changes`` local changes: bits, runs, cuts, repetitions."""
     data = bytearray(content)
-    for _ in range(random.randint(1, changes)):
+    for _ in range(_few(random, changes)):
         random.choice(_BYTE_CHANGES)(random, data)
     return bytes(data)
 
@@ -84,9 +97,14 @@ def mutated_bytes(random: Random, content: bytes, changes: int = 3) -> bytes:
 def mutated_text(random: Random, text: str, changes: int = 3) -> str:
     """YAML-like text with lines moved, doubled, cut, reindented, or a value replaced."""
     lines = text.split("\n")
-    for _ in range(random.randint(1, changes)):
+    for _ in range(_few(random, changes)):
         random.choice(_LINE_CHANGES)(random, lines)
     return "\n".join(lines)
+
+
+def _few(random: Random, most: int) -> int:
+    """One more often than many: the first mistake that a reader meets hides the others."""
+    return min(random.randint(1, most), random.randint(1, most))
 
 
 def value_text(random: Random) -> str:
@@ -100,7 +118,7 @@ def value_text(random: Random) -> str:
 def mutated_json(random: Random, value: Any, changes: int = 3) -> Any:
     """A copy of a JSON value with one to ``changes`` nodes replaced, removed, renamed or nested."""
     root = [copy.deepcopy(value)]
-    for _ in range(random.randint(1, changes)):
+    for _ in range(_few(random, changes)):
         places: list[tuple[Any, Any]] = [(root, 0)]
         for container, key in places:
             inner = container[key]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +50,36 @@ def fill(place: Path) -> None:
     _tokenizers(place)
     _data(place / "data")
     _run(place)
+    _use_all(place)
 
 
-def import_the_rest() -> None:
-    """What the cases would import: in the forks, each would pay for it again."""
-    import lm_eval.tasks  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-    from transformers.models.llama import modeling_llama  # noqa: F401
+def import_the_rest(place: Path) -> None:
+    """What using the originals imported: in the forks, each would pay for it again."""
+    for name in json.loads((place / "modules.json").read_text("utf-8")):
+        with suppress(Exception):
+            importlib.import_module(name)
 
-    import wuneng_cli.dry_run
+
+def _use_all(place: Path) -> None:
+    """Load, as the cases do, and note which modules that took."""
     import wuneng_cli.main  # noqa: F401
-    from wuneng.model.auto_classes import register_models
+    from wuneng.data.sources import FileSource
+    from wuneng.evaluate.choice import choose_models
+    from wuneng.evaluate.loading import load_model
+    from wuneng.evaluate.local_data import LocalDirectory
+    from wuneng.recipe import load_recipe
+    from wuneng_cli.dry_run import plan
 
-    register_models()
+    for kind in ("llama", "qwen2", "qwen3", "mistral", "wuneng"):
+        load_model(place / kind, device=torch.device("cpu"))
+    convert(Request(str(place / "wuneng"), place / "export", to="transformers", verify=False))
+    convert(Request(str(place / "fla"), place / "converted", verify=False))
+    list(FileSource([str(place / "data")], "data.train", "text", None).files)
+    list(FileSource([str(place / "data" / "documents.parquet")], "x", "text", None).documents())
+    LocalDirectory(place / "data", place)
+    choose_models(str(place / "run"), None)
+    plan(load_recipe(place / "tiny.yaml"))
+    (place / "modules.json").write_text(json.dumps(sorted(sys.modules)), encoding="utf-8")
 
 
 def _tokenizers(place: Path) -> None:

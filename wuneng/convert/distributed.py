@@ -200,10 +200,12 @@ class _Reader(dcp.FileSystemReader):
         if not isinstance(metadata, Metadata) or not isinstance(stored, dict):
             raise ModelError(f"{file}: not the metadata of a checkpoint")
         storage = getattr(metadata, "storage_meta", None) or StorageMeta()
+        if not isinstance(storage, StorageMeta):
+            raise ModelError(f"{file}: not the metadata of a checkpoint")
         storage.load_id = self.load_id
         metadata.storage_meta = storage
         data = metadata.storage_data or {}
-        if not isinstance(data, dict) or not isinstance(storage, StorageMeta):
+        if not isinstance(data, dict):
             raise ModelError(f"{file}: not the metadata of a checkpoint")
         for info in data.values():
             name = str(getattr(info, "relative_path", ""))

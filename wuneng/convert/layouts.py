@@ -37,5 +37,5 @@ def described_keys(keys: Collection[Any]) -> str:
     shown = ", ".join(shortened(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
     for pattern, meaning in _LAYOUTS:
         if any(re.match(pattern, name) for name in names):
-            return f"It holds {len(names):,} keys: {shown}. These are the keys of {meaning}"
+            return f"It holds {len(names):,} keys: {shown}; these are the keys of {meaning}"
     return f"It holds {len(names):,} keys: {shown}"

@@ -156,7 +156,7 @@ def _indexed(kind: type[SafetensorsFiles], directory: Path) -> SafetensorsFiles:
     check_index(directory)
     shards: dict[str, Path] = {}
     for name, shard in weight_map.items():
-        if not shard.endswith(".safetensors"):
+        if not shard.endswith(".safetensors") or len(shard) > 255:
             raise ModelError(
                 f"{file}: {shortened(name)} is said to be in {shortened(repr(shard))}; expected "
                 "the name of a safetensors file in the same directory"
