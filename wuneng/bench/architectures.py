@@ -29,6 +29,7 @@ from wuneng.errors import InputError, ModelError, nearest
 from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.counting import describe, match
 from wuneng.model.skeleton import Skeleton
+from wuneng.recipe.arms import replaced_heads
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
@@ -183,14 +184,14 @@ def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
 
 def _replacing(config: WuNengConfig) -> WuNengConfig:
     """State heads in the place of as many attention heads; the width of the rest unchanged."""
-    heads = config.num_attention_heads - config.num_state_heads
-    if heads < 1:
+    states, heads = replaced_heads(config.num_attention_heads, config.num_state_heads)
+    if heads < 1 or states < 1:
         raise InputError(
             f"--against replace: {config.num_state_heads} state heads cannot take the place of "
             f"{config.num_attention_heads} attention heads"
         )
     groups = min(config.num_key_value_heads or heads, heads)
-    config.num_attention_heads = heads
+    config.num_attention_heads, config.num_state_heads = heads, states
     config.num_key_value_heads = max(g for g in range(1, groups + 1) if heads % g == 0)
     config.check()
     return config
