@@ -61,6 +61,10 @@ def test_what_is_not_the_files_fault_passes(raised: BaseException) -> None:
         raise raised
 
 
+def test_messages_end_somewhere() -> None:
+    assert len(str(errors.DataError("x" * 100_000))) == 8003
+
+
 def test_reasons_are_one_short_line() -> None:
     assert errors.reason(ValueError("\n  first\nsecond")) == "first"
     assert errors.reason(ValueError()) == "ValueError"

@@ -44,11 +44,17 @@ __all__ = [
 #: Longer names are like nothing; comparing them would take minutes.
 _LONGEST_COMPARED = 200
 
+#: A file's values are quoted in messages; whoever quotes too much of them stops here.
+_LONGEST_MESSAGE = 8000
+
 
 class WuNengError(Exception):
-    """Base of every error whose message is meant for the user."""
+    """Base of every error whose message is meant for the user, and of bounded length."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return shortened(super().__str__(), _LONGEST_MESSAGE)
 
 
 class InputError(WuNengError):

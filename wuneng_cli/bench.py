@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_error, print_json, print_line, print_renderable
+from wuneng_cli.render import (
+    print_error,
+    print_json,
+    print_line,
+    print_renderable,
+    print_text,
+)
 
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
@@ -70,7 +76,9 @@ def bench(
     against: Annotated[
         str | None,
         typer.Option(
-            "--against", metavar="A,B", help="What stands beside it. [default: mha,rwkv7]"
+            "--against",
+            metavar="A,B",
+            help="What stands beside it. [default: mha,rwkv7, where the model allows]",
         ),
     ] = None,
     batch: Annotated[
@@ -124,6 +132,7 @@ def bench(
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure WuNeng beside the parameter-matched plain-attention baseline and pure RWKV-7 heads:
     operators, prefill, decoding and training steps over several lengths. What is timed is first
@@ -132,7 +141,7 @@ def bench(
     from wuneng.device import require_one_process
 
     require_one_process()
-    from wuneng.bench.record import failures, read_record
+    from wuneng.bench.record import failures, nothing_measured, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
     from wuneng.errors import InputError
 
@@ -155,10 +164,10 @@ def bench(
         base=None if old is None else BenchRequest.from_json(old["request"]),
     )
     record, directory = _measure(request, out, verify=verify, quiet=quiet)
+    passed = old is None or _compare(old, record, limit, as_json=as_json, verbose=verbose)
     if old is None or not as_json:
-        _show(record, directory, as_json=as_json)
-    passed = old is None or _compare(old, record, limit, as_json=as_json)
-    failed = failures(record)
+        _show(record, directory, as_json=as_json, verbose=verbose)
+    failed = [*failures(record), *filter(None, [nothing_measured(record)])]
     for line in failed:
         print_error(line)
     if failed or not passed:
@@ -191,22 +200,28 @@ def _measure(
     return record, directory
 
 
-def _show(record: dict[str, Any], directory: Path, *, as_json: bool) -> None:
-    from wuneng.bench.tables import machine_line, record_tables
+def _show(record: dict[str, Any], directory: Path, *, as_json: bool, verbose: bool) -> None:
+    from wuneng.bench.answer import report
 
     if as_json:
         print_json({"directory": str(directory), **record})
         return
-    for table in record_tables(record):
-        print_renderable(table)
-    for name, version in record["peers"].items():
-        print_line(f"{name}: {version}")
-    print_line(machine_line(record))
-    print_line(f"\nEverything is in {directory}.")
+    for piece in report(record, verbose=verbose):
+        if isinstance(piece, str):
+            print_text(piece)
+        else:
+            print_renderable(piece)
+    more = "" if verbose else " --verbose prints all of it."
+    print_line(f"\nEverything is in {directory}.{more}")
 
 
 def _compare(
-    old: dict[str, Any], new: dict[str, Any], limit: float | None, *, as_json: bool
+    old: dict[str, Any],
+    new: dict[str, Any],
+    limit: float | None,
+    *,
+    as_json: bool,
+    verbose: bool,
 ) -> bool:
     """Show the comparison; False when it fails the limit."""
     from wuneng.bench.compare import compare_records, sentence
@@ -217,8 +232,10 @@ def _compare(
     if as_json:
         print_json({**new, "comparison": {**comparison.to_json(), "passed": passed}})
         return passed
-    print_renderable(comparison_table(comparison))
+    print_text(sentence(comparison.changes, limit))
+    table = comparison_table(comparison, every=verbose)
+    if table.rows:
+        print_renderable(table)
     for warning in comparison.warnings:
         print_line(f"warning: {warning}", stderr=True)
-    print_line(sentence(comparison.changes, limit))
     return passed

@@ -136,7 +136,8 @@ def convert(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Of the new parameters.")
+        int,
+        typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Of the new parameters."),
     ] = 0,
     verify: Annotated[
         bool,
@@ -148,6 +149,7 @@ def convert(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Convert a checkpoint and prove that it still computes the same.
 

@@ -120,6 +120,7 @@ def evaluate(
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Score MODEL on evaluation tasks and, beside a baseline, say what the difference is worth:
     paired on the same items, with a 95 % interval, a p-value and the chance level.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +17,7 @@ from wuneng.foreign import shown
 from wuneng_cli import bench, cache, convert, generate, train
 from wuneng_cli import eval as eval_command
 from wuneng_cli.render import print_error, print_line
+from wuneng_cli.silence import silenced
 
 __all__ = ["app", "main"]
 
@@ -54,7 +54,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; its exit code is the error's."""
         try:
-            return super().invoke(ctx)
+            with silenced():
+                return super().invoke(ctx)
         except _UsageError as error:
             _make_harmless(error)
             raise
@@ -125,8 +126,6 @@ for _command in (train, eval_command, generate, convert, bench, cache):
 
 def main() -> None:
     """Entry point of the console script."""
-    # An unreachable hub is told in our own words; its client's warnings would come before them.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PlainFormatter())
     app(prog_name="wuneng")

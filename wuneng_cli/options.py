@@ -6,7 +6,25 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "TrustRemoteCode", "Verify", "size"]
+__all__ = [
+    "Device",
+    "Dtype",
+    "Json",
+    "Model",
+    "Quiet",
+    "TrustRemoteCode",
+    "Verbose",
+    "Verify",
+    "size",
+]
+
+
+def _let_dependencies_speak(wanted: bool) -> bool:
+    if wanted:
+        from wuneng_cli.silence import lift
+
+        lift()
+    return wanted
 
 
 def size(text: str) -> int:
@@ -64,6 +82,16 @@ Verify = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print no progress, only the result and warnings."),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_let_dependencies_speak,
+        is_eager=True,
+        help="Print everything, with the warnings and log lines of other packages.",
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool,

@@ -81,6 +81,7 @@ def train(
     verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Train the arms of RECIPE one after another, on the same batches from the same seed, and
     compare them.
@@ -118,7 +119,7 @@ def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
     if recipe.data.kind == "text":
         from wuneng.data.cache_directory import cache_root
 
-        print(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
+        print_line(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
 def _train(

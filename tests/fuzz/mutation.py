@@ -241,9 +241,8 @@ def _rename_key(random: Random, lines: list[str]) -> None:
     at = random.randrange(len(lines))
     head, colon, rest = lines[at].partition(":")
     indent = head[: len(head) - len(head.lstrip())]
-    lines[at] = (
-        f"{indent}{random.choice((head.strip() + 's', value_text(random), 'model', 'data', 'task'))}{colon}{rest}"
-    )
+    names = (head.strip() + "s", value_text(random), "model", "data", "task")
+    lines[at] = f"{indent}{random.choice(names)}{colon}{rest}"
 
 
 def _move(random: Random, lines: list[str]) -> None:

@@ -33,7 +33,7 @@ SECONDS = 10.0
 #: Seconds on the clock, for a case that waits for something that never comes.
 CLOCK_SECONDS = 60.0
 GROWTH = 2 << 30
-LONGEST_MESSAGE = 20_000
+LONGEST_MESSAGE = 10_000
 _CASES_OF_WORKER = 250
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from wuneng.convert.layouts import described_keys
 from wuneng.convert.plan import Route
 from wuneng.convert.tensor_files import TensorSource
-from wuneng.errors import ModelError
+from wuneng.errors import ModelError, shortened
 from wuneng.model import WuNengConfig
 
 __all__ = ["Rwkv7", "read_rwkv7"]
@@ -218,11 +218,14 @@ def _fla_settings(settings: Mapping[str, Any], where: str) -> float:
     for name, value in expected.items():
         if settings.get(name, value) != value:
             raise ModelError(
-                f"{where}: {name} is {settings[name]!r}; only {value!r} is supported for RWKV-7"
+                f"{where}: {name} is {shortened(repr(settings[name]))}; only {value!r} is "
+                "supported for RWKV-7"
             )
     eps = settings.get("norm_eps", 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise ModelError(f"{where}: norm_eps must be a small positive number, got {eps!r}")
+        raise ModelError(
+            f"{where}: norm_eps must be a small positive number, got {shortened(repr(eps))}"
+        )
     return eps
 
 

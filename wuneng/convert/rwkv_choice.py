@@ -17,6 +17,7 @@ from wuneng.convert.rwkv_tokenizer import is_world_vocabulary, world_tokenizer
 from wuneng.convert.source import Located
 from wuneng.data.tokenizer import byte_tokenizer
 from wuneng.errors import ModelError, nearest
+from wuneng.foreign import regular_file_inside
 
 __all__ = ["BYTES", "WORLD", "ChosenTokenizer", "choose_tokenizer"]
 
@@ -119,7 +120,8 @@ def _find_world(beside: Path) -> Path:
 
 
 def _vocabularies(directory: Path) -> list[Path]:
-    return [file for file in sorted(directory.glob("*.txt")) if is_world_vocabulary(file)]
+    found = [file for file in sorted(directory.glob("*.txt")) if is_world_vocabulary(file)]
+    return [regular_file_inside(file, directory) for file in found]
 
 
 def _made(tokenizer: Any) -> ChosenTokenizer:

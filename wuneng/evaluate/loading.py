@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wuneng.errors import InputError, ModelError, nearest
+from wuneng.errors import InputError, ModelError, file_errors, nearest, reason
 from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
 from wuneng.records import RunDirectory, verify
@@ -98,7 +98,7 @@ def load_model(
     _register(path, _read_config(path))
     from wuneng.model.pretrained import load_causal_model
 
-    with _one_line(f"{path}: cannot load the model"), _quiet_transformers():
+    with file_errors(f"{path}: cannot load the model", ModelError), _quiet_transformers():
         model, report = load_causal_model(
             path,
             dtype=torch_dtype,
@@ -148,8 +148,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: no config.json; expected a model directory in transformers form")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {reason(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file}: no 'model_type'; expected the configuration of a model")
     return config
@@ -159,12 +159,17 @@ def _register(path: Path, config: dict[str, Any]) -> None:
     """Make our Auto classes known, and refuse a model type that nobody knows."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from wuneng.model.auto_classes import register_models
+    from wuneng.model.configuration import WuNengConfig
 
     register_models()
-    known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
     name = config["model_type"]
+    if name in (WuNengConfig.model_type, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return
+    # What somebody else registered counts too; asking imports two hundred configurations.
+    known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
     if name not in known and code_reference(path) is not None:
         if not is_trusted():
             raise ModelError(refusal(path))
@@ -231,7 +236,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         return None
     from wuneng.model.pretrained import load_any_tokenizer
 
-    with _one_line(f"{path}: cannot load the tokenizer"), _quiet_transformers():
+    with file_errors(f"{path}: cannot load the tokenizer", ModelError), _quiet_transformers():
         return load_any_tokenizer(path)
 
 
@@ -260,16 +265,3 @@ def _quiet_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.logging.enable_progress_bar()
-
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Any failure of a loader as one ModelError: a broken file can raise nearly anything."""
-    try:
-        yield
-    except (MemoryError, ModelError):
-        raise
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise ModelError(f"{what}: {reason[:300]}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from wuneng.errors import ModelError, nearest
+from wuneng.errors import ModelError, nearest, reason, shortened
 from wuneng.records.checksums import CHECKSUMS
 from wuneng.records.roles import arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, RunDirectory
@@ -57,9 +57,12 @@ def _latest(runs_root: Path) -> Path:
 
 
 def _existing(path: Path, runs_root: Path) -> Path:
-    for candidate in (path, runs_root / path):
-        if candidate.is_dir():
-            return candidate
+    try:
+        for candidate in (path, runs_root / path):
+            if candidate.is_dir():
+                return candidate
+    except OSError as error:  # a name too long, no access
+        raise ModelError(f"model {shortened(str(path), 200)}: {reason(error)}") from None
     if path.exists():
         raise ModelError(f"model {path} is a file, expected a directory{_convert_first(path)}")
     parents = [d for d in (path.parent, runs_root) if d.is_dir()]

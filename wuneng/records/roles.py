@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from wuneng.errors import ModelError
+from wuneng.errors import ModelError, RecipeError
 from wuneng.records.runs import RunDirectory
 
 __all__ = ["ArmRoles", "arm_names", "arm_roles"]
@@ -50,14 +48,18 @@ def arm_roles(run: RunDirectory) -> ArmRoles:
 
 def _arms(run: RunDirectory) -> tuple[Mapping[str, Any], dict[str, Mapping[str, Any]]]:
     """The recipe, and the settings of each arm."""
+    # Through the recipe's own reader, which has bounds; only where a run is looked at.
+    from wuneng.recipe.source import read_yaml
+
     try:
-        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-        given = recipe["arms"]
-        arms = {str(name): given[name] if isinstance(given, dict) else None for name in given}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        recipe = read_yaml(run.recipe).data
+    except RecipeError as error:
         raise ModelError(f"{run.recipe} does not name the arms of a run: {error}") from None
-    if not arms:
+    given = recipe.get("arms") if isinstance(recipe, dict) else None
+    names = list(given) if isinstance(given, dict | list) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise ModelError(f"{run.recipe} does not name the arms of a run: there are none")
+    arms = {name: given[name] if isinstance(given, dict) else None for name in names}
     return recipe, {name: arm if isinstance(arm, Mapping) else {} for name, arm in arms.items()}
 
 
