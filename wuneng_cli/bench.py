@@ -181,7 +181,7 @@ def _measure(
     from wuneng.bench.pictures import draw
     from wuneng.bench.record import write_record
     from wuneng.bench.session import run_benchmark
-    from wuneng.records import RUNS_ROOT, RunDirectory, disk_errors, find_model
+    from wuneng.records import RUNS_ROOT, RunDirectory, find_model, usable_directory
     from wuneng.records import verify as verify_files
 
     def notify(message: str) -> None:
@@ -191,9 +191,8 @@ def _measure(
     if verify and request.model is not None and Path(request.model).suffix not in RECIPES:
         verify_files(find_model(request.model))
     line = ["wuneng", *sys.argv[1:]]
-    if out is not None:  # found out now, not after minutes of measuring
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
+    # Found out now, not after minutes of measuring.
+    usable_directory(out or RUNS_ROOT / "bench", "--out")
     record = run_benchmark(request, command_line=line, notify=notify)
     directory = out or RunDirectory.create(record["model"], RUNS_ROOT / "bench").path
     write_record(directory, record)

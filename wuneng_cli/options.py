@@ -19,6 +19,14 @@ __all__ = [
 ]
 
 
+def _let_dependencies_speak(wanted: bool) -> bool:
+    if wanted:
+        from wuneng_cli.silence import lift
+
+        lift()
+    return wanted
+
+
 def size(text: str) -> int:
     """Parser of a size option: ``512``, ``8k``, ``1M``. Usage error for anything else."""
     from wuneng.errors import InputError
@@ -61,7 +69,7 @@ Model = Annotated[
         metavar="MODEL",
         show_default=False,
         help="A directory in transformers format, a run, or an arm of a run. Left out: the "
-        "latest run's first arm.",
+        "latest run. A run stands for its trained arm with state heads (--arm names another).",
     ),
 ]
 Verify = Annotated[
@@ -77,7 +85,13 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Print every table, not only the answer."),
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_let_dependencies_speak,
+        is_eager=True,
+        help="Print everything, with the warnings and log lines of other packages.",
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool,

@@ -144,7 +144,7 @@ def test_an_interrupted_write_leaves_the_old_ones(
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    target = (checkpoint, "save_file") if moment == "save_file" else (atomic, "_flush_tree")
+    target = (checkpoint, "save_file") if moment == "save_file" else (atomic, "flush_tree")
     target = target if hasattr(*target) else (atomic, "flush")
     monkeypatch.setattr(*target, interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -16,7 +16,7 @@ from pathlib import Path
 from wuneng.bench.request import WHATS, make_request
 from wuneng.bench.schema import SCHEMA
 from wuneng.errors import WuNengError
-from wuneng.foreign.terminal import print_line
+from wuneng.foreign import print_line
 
 
 def main(arguments: list[str] | None = None) -> int:

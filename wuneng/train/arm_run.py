@@ -17,7 +17,7 @@ from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
 from wuneng.model.counting import describe
 from wuneng.recipe import Recipe
-from wuneng.records import CHECKSUMS, ArmDirectory, read_jsonl
+from wuneng.records import CHECKSUMS, ArmDirectory, read_jsonl, refuse_links
 from wuneng.records.atomic import directory_written_atomically, remove_leftovers
 from wuneng.train.arms import ArmConfigs, has_token_shift, kind_of
 from wuneng.train.display import Display
@@ -62,6 +62,7 @@ def run_arm(
         Interrupted: a signal came; the arm is saved.
         InputError, NonFiniteError, DiskError, CheckpointError: as ``wuneng.train.run``.
     """
+    refuse_links(place.path, place.checkpoints, place.model, place.start, place.teacher)
     remove_leftovers(place.path)
     (place.path / CHECKSUMS).unlink(missing_ok=True)  # of files that are written anew
     facts = _facts(recipe, arm, configs)

@@ -125,7 +125,10 @@ class ArmTraining:
         else:
             self._resume(found)
         # Lines after the checkpoint are of steps that are taken again: they would be doubled.
-        truncate_jsonl_after(job.directory.metrics, self.state.step)
+        damaged = truncate_jsonl_after(job.directory.metrics, self.state.step)
+        if damaged:
+            lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            self.display.warn(f"{job.directory.metrics}: damaged and left out: line {lines}")
         self._clock = time.perf_counter() - self.state.seconds
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:

@@ -9,6 +9,7 @@ roofline  FLOP/s reached against FLOPs per byte, under the machine's two roofs
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from wuneng.bench.pictures.lengths import against_length, decoding
 from wuneng.bench.pictures.ratio import ratio
 from wuneng.bench.pictures.roofline import roofline
 from wuneng.bench.record import Row, rows_of
-from wuneng.records import disk_errors
+from wuneng.records import disk_errors, write_bytes_atomic
 
 __all__ = ["draw"]
 
@@ -43,11 +44,13 @@ def draw(record: dict[str, Any], directory: Path) -> list[Path]:
         for name, figure in _figures(rows, record).items():
             for suffix in _FORMATS:
                 path = directory / f"{name}.{suffix}"
-                with disk_errors(path):
-                    if figure is None:
+                if figure is None:
+                    with disk_errors(path):
                         path.unlink(missing_ok=True)
-                    else:
-                        figure.savefig(path, dpi=150)
+                else:
+                    drawn = io.BytesIO()
+                    figure.savefig(drawn, format=suffix, dpi=150)
+                    write_bytes_atomic(path, drawn.getvalue())
             if figure is not None:
                 written.append(directory / f"{name}.png")
                 pyplot.close(figure)
