@@ -35,6 +35,43 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
     assert read(path) == ["one\ntwo", "é\u2028x"]
 
 
+#: What text from elsewhere holds: line ends of every kind, NUL, a mark inside, letters outside BMP.
+ODD = "a\r\nb\rc\x00d\u2028e\u2029f\x85g\x0bh\x0ci\ufeffj\x1ck\U0001f600l\ufffdm\x7f"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_odd_characters_and_windows_lines(
+    tmp_path: Path, mark: str, end: str, escaped: bool
+) -> None:
+    """Only a line feed ends a row, whatever str.splitlines thinks; the text stays as it is."""
+    texts = [ODD, "second", ODD + "third\n"]
+    rows = (json.dumps({"text": text}, ensure_ascii=escaped) for text in texts)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((mark + "".join(row + end for row in rows)).encode())
+    assert read(path) == texts
+
+
+def test_odd_characters_in_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(("\ufeff" + ODD + "\r\n").encode())
+    assert read(path) == [ODD + "\r\n"]
+
+
+def test_odd_characters_in_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"text": [ODD, "\ufeff" + ODD]}), path)
+    assert [text.removeprefix("\ufeff") for text in read(path)] == [ODD, ODD]
+
+
+def test_a_raw_nul_in_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a\x00b"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: not valid JSON"):
+        read(path)
+
+
 def test_parquet_in_batches(tmp_path: Path) -> None:
     texts = [f"document {i}" for i in range(1000)]
     path = tmp_path / "a.parquet"

@@ -58,6 +58,15 @@ def test_tokens_and_byte_counts_are_those_of_the_documents(
     assert corpus.tokens.dtype == np.uint16
 
 
+def test_odd_characters_are_bytes_like_others(
+    cache: Path, write_jsonl: Callable[[str, list[str]], Path]
+) -> None:
+    odd = ["a\r\nb\x00c\u2028d\ufeffe\x85", "\x00", "\u2028\r\n", "\U0001f600\r"]
+    corpus = tokenized(source(write_jsonl("a.jsonl", odd)), ENCODER, cache)
+    assert texts(corpus) == odd
+    assert corpus.byte_counts.tolist() == [len(text.encode()) for text in odd]
+
+
 def test_second_time_nothing_is_tokenised(
     cache: Path, writes: list[Path], write_jsonl: Callable[[str, list[str]], Path]
 ) -> None:
