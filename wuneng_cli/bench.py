@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_error, print_json, print_line, print_renderable
+from wuneng_cli.render import (
+    print_error,
+    print_json,
+    print_line,
+    print_renderable,
+    print_text,
+)
 
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
@@ -70,7 +76,9 @@ def bench(
     against: Annotated[
         str | None,
         typer.Option(
-            "--against", metavar="A,B", help="What stands beside it. [default: mha,rwkv7]"
+            "--against",
+            metavar="A,B",
+            help="What stands beside it. [default: mha,rwkv7, where the model allows]",
         ),
     ] = None,
     batch: Annotated[
@@ -133,7 +141,7 @@ def bench(
     from wuneng.device import require_one_process
 
     require_one_process()
-    from wuneng.bench.record import failures, read_record
+    from wuneng.bench.record import failures, nothing_measured, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
     from wuneng.errors import InputError
 
@@ -156,10 +164,10 @@ def bench(
         base=None if old is None else BenchRequest.from_json(old["request"]),
     )
     record, directory = _measure(request, out, verify=verify, quiet=quiet)
+    passed = old is None or _compare(old, record, limit, as_json=as_json, verbose=verbose)
     if old is None or not as_json:
-        _show(record, directory, as_json=as_json)
-    passed = old is None or _compare(old, record, limit, as_json=as_json)
-    failed = failures(record)
+        _show(record, directory, as_json=as_json, verbose=verbose)
+    failed = [*failures(record), *filter(None, [nothing_measured(record)])]
     for line in failed:
         print_error(line)
     if failed or not passed:
@@ -173,7 +181,7 @@ def _measure(
     from wuneng.bench.pictures import draw
     from wuneng.bench.record import write_record
     from wuneng.bench.session import run_benchmark
-    from wuneng.records import RUNS_ROOT, RunDirectory, disk_errors, find_model
+    from wuneng.records import RUNS_ROOT, RunDirectory, find_model, usable_directory
     from wuneng.records import verify as verify_files
 
     def notify(message: str) -> None:
@@ -183,9 +191,8 @@ def _measure(
     if verify and request.model is not None and Path(request.model).suffix not in RECIPES:
         verify_files(find_model(request.model))
     line = ["wuneng", *sys.argv[1:]]
-    if out is not None:  # found out now, not after minutes of measuring
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
+    # Found out now, not after minutes of measuring.
+    usable_directory(out or RUNS_ROOT / "bench", "--out")
     record = run_benchmark(request, command_line=line, notify=notify)
     directory = out or RunDirectory.create(record["model"], RUNS_ROOT / "bench").path
     write_record(directory, record)
@@ -193,22 +200,28 @@ def _measure(
     return record, directory
 
 
-def _show(record: dict[str, Any], directory: Path, *, as_json: bool) -> None:
-    from wuneng.bench.tables import machine_line, record_tables
+def _show(record: dict[str, Any], directory: Path, *, as_json: bool, verbose: bool) -> None:
+    from wuneng.bench.answer import report
 
     if as_json:
         print_json({"directory": str(directory), **record})
         return
-    for table in record_tables(record):
-        print_renderable(table)
-    for name, version in record["peers"].items():
-        print_line(f"{name}: {version}")
-    print_line(machine_line(record))
-    print_line(f"\nEverything is in {directory}.")
+    for piece in report(record, verbose=verbose):
+        if isinstance(piece, str):
+            print_text(piece)
+        else:
+            print_renderable(piece)
+    more = "" if verbose else " --verbose prints all of it."
+    print_line(f"\nEverything is in {directory}.{more}")
 
 
 def _compare(
-    old: dict[str, Any], new: dict[str, Any], limit: float | None, *, as_json: bool
+    old: dict[str, Any],
+    new: dict[str, Any],
+    limit: float | None,
+    *,
+    as_json: bool,
+    verbose: bool,
 ) -> bool:
     """Show the comparison; False when it fails the limit."""
     from wuneng.bench.compare import compare_records, sentence
@@ -219,8 +232,10 @@ def _compare(
     if as_json:
         print_json({**new, "comparison": {**comparison.to_json(), "passed": passed}})
         return passed
-    print_renderable(comparison_table(comparison))
+    print_text(sentence(comparison.changes, limit))
+    table = comparison_table(comparison, every=verbose)
+    if table.rows:
+        print_renderable(table)
     for warning in comparison.warnings:
         print_line(f"warning: {warning}", stderr=True)
-    print_line(sentence(comparison.changes, limit))
     return passed

@@ -22,7 +22,7 @@ _EXAMPLES = """Examples:
   wuneng convert Qwen/Qwen2.5-0.5B upgraded                   add state and middle heads
   wuneng convert my-llama upgraded --state-heads 4 --cross-head concat --dtype bf16
   wuneng convert my-llama upgraded --state-from rwkv7.pth --state-head-dim 64 --cross-head none
-  wuneng convert rwkv7-world.pth rwkv7                        the same function, as a WuNeng
+  wuneng convert rwkv7.pth rwkv7 --tokenizer world            the same function, as a WuNeng
   wuneng convert runs/text shared --to transformers           for people without this package
   wuneng convert upgraded sharded --to dcp                    a distributed checkpoint
   wuneng convert sharded again                                and back
@@ -126,16 +126,18 @@ def convert(
         typer.Option("--dtype", metavar="NAME", help="fp32, bf16 or fp16. [default: the source's]"),
     ] = None,
     tokenizer: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--tokenizer",
-            metavar="PATH",
-            help="For an RWKV-7 .pth: its World vocabulary file, or a directory with a tokenizer. "
-            "[default: rwkv_vocab*.txt beside it]",
+            metavar="bytes|world|PATH",
+            help="For an RWKV-7 .pth: bytes; world, whose vocabulary file is beside it or in the "
+            "package rwkv; such a file; or a directory with a tokenizer. [default: "
+            "rwkv_vocab*.txt beside it]",
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Of the new parameters.")
+        int,
+        typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Of the new parameters."),
     ] = 0,
     verify: Annotated[
         bool,
@@ -287,6 +289,8 @@ def _summary(record: dict[str, Any]) -> list[str]:
         lines.append(
             f"  warm start  {len(start['tensors'])} tensors of {start['from']}, not an equivalence"
         )
+    if record.get("without_tokenizer"):
+        lines.append(f"  tokenizer   none: {record['without_tokenizer']}")
     if not record["verified"]:
         lines.append("  not verified: logits were not compared (--no-verify)")
     return lines

@@ -57,7 +57,9 @@ def generate(
     ] = 0.95,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, help="The same seed writes the same text."),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=2**63 - 1, help="The same seed writes the same text."
+        ),
     ] = None,
     arm: Annotated[
         str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
@@ -74,7 +76,7 @@ def generate(
     from wuneng.records import find_model
     from wuneng_cli.startup import light_imports
 
-    text = _stdin_text() if prompt == "-" else prompt
+    text = _stdin_text() if prompt == "-" else _checked(prompt)
     place = find_model(model, arm=arm)
     with light_imports():
         from wuneng.device import pick_device
@@ -85,6 +87,8 @@ def generate(
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if not quiet:
         print_line(f"{loaded.label}, {loaded.model.device}", stderr=True)
+        if loaded.remark:
+            print_line(loaded.remark, stderr=True)
     # With --json only the result belongs on stdout.
     stream = sys.stderr if as_json else sys.stdout
 
@@ -105,6 +109,20 @@ def generate(
         )
     if as_json:
         print_json({"schema": 1, "model": loaded.describe(), "prompt": text, **written.record()})
+
+
+def _checked(prompt: str) -> str:
+    """The prompt. InputError where the shell handed over bytes that are not UTF-8."""
+    from wuneng.errors import InputError
+
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"--prompt: expected UTF-8 text, got half a surrogate pair or another byte at "
+            f"character {error.start}"
+        ) from None
+    return prompt
 
 
 def _stdin_text() -> str:

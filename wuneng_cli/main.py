@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from wuneng.errors import WuNengError
 from wuneng.foreign import shown
-from wuneng_cli import bench, convert, generate, train
+from wuneng_cli import bench, cache, convert, generate, train
 from wuneng_cli import eval as eval_command
 from wuneng_cli.render import print_error, print_line
 from wuneng_cli.silence import silenced
@@ -26,10 +26,11 @@ _EXAMPLES = """Examples:
 \b
   wuneng train recipes/quickstart.yaml         compare three arms on the CPU
   wuneng train my.yaml --dry-run               check a recipe and see its sizes
-  wuneng eval --tasks arc,hellaswag            score the latest run
-  wuneng generate --prompt "Once upon a time"  let it write
+  wuneng eval                                  score the latest run on its held-out data
+  wuneng generate runs/text --prompt "It was"  let a model that was trained on text write
   wuneng convert my-llama upgraded             add state heads to a model you have
   wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
+  wuneng cache                                 what is kept between commands, and where
 
 Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.
 """
@@ -64,6 +65,9 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             print_error("interrupted")
             raise typer.Exit(130) from None
+        except MemoryError as error:
+            print_error(f"not enough memory: {str(error) or 'the system gave no more'}")
+            raise typer.Exit(1) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -116,7 +120,7 @@ def _options(
     """
 
 
-for _command in (train, eval_command, generate, convert, bench):
+for _command in (train, eval_command, generate, convert, bench, cache):
     _command.register(app)
 
 

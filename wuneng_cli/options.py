@@ -69,7 +69,7 @@ Model = Annotated[
         metavar="MODEL",
         show_default=False,
         help="A directory in transformers format, a run, or an arm of a run. Left out: the "
-        "latest run's first arm.",
+        "latest run. A run stands for its trained arm with state heads (--arm names another).",
     ),
 ]
 Verify = Annotated[
@@ -87,9 +87,10 @@ Verbose = Annotated[
     bool,
     typer.Option(
         "--verbose",
+        "-v",
         callback=_let_dependencies_speak,
         is_eager=True,
-        help="Print more, with the warnings, log lines and progress bars of other packages.",
+        help="Print everything, with the warnings and log lines of other packages.",
     ),
 ]
 TrustRemoteCode = Annotated[

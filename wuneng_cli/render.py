@@ -9,7 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from wuneng.foreign.text import shown
+from wuneng.foreign import print_line, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,13 +28,6 @@ def print_error(message: str) -> None:
     """``error: ...`` on stderr; further lines, one for each further problem, are indented."""
     first, *more = message.rstrip("\n").split("\n")
     print_line("\n".join([f"error: {first}", *(f"       {line}" for line in more)]), stderr=True)
-
-
-def print_line(text: str = "", *, stderr: bool = False) -> None:
-    """A line, or several, as they are; what a terminal would obey is shown instead."""
-    from wuneng.foreign.terminal import print_line as write
-
-    write(text, stderr=stderr)
 
 
 def print_json(value: Any) -> None:

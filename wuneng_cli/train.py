@@ -13,6 +13,7 @@ from wuneng_cli.render import print_json, print_line, print_renderable, print_te
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
+    from wuneng.train import Results
 
 __all__ = ["register", "train"]
 
@@ -124,15 +125,25 @@ def _print_plan(recipe: Recipe, *, measure: bool, as_json: bool, verbose: bool) 
     print_renderable(plan_table(planned))
     for line in plan_lines(planned):
         print_text(line)
+    if recipe.data.kind == "text":
+        from wuneng.data.cache_directory import cache_root
+
+        print_line(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
 def _train(
     recipe: Recipe, out: Path | None, resume: str, *, verify: bool, as_json: bool, quiet: bool
 ) -> None:
+    from wuneng.records.user_cache import OLD_CACHE
     from wuneng.train import make_display, run
     from wuneng_cli.dry_run import sources_of
 
     display = make_display(quiet=quiet, to_stderr=as_json)
+    if OLD_CACHE.is_dir():
+        display.note(
+            f"{OLD_CACHE} is of an earlier version and not used any more: `wuneng cache clear` "
+            "deletes it"
+        )
     sources = sources_of(recipe, check=verify)
     line = ["wuneng", *sys.argv[1:]]
     results = run(recipe, out, resume, display, command_line=line, sources=sources, verify=verify)
@@ -144,6 +155,15 @@ def _train(
         print_renderable(results.paired)
     print_text(results.sentence)
     print_line(f"\nEverything is in {results.directory}.")
-    if recipe.data.kind == "text":  # a model of synthetic tasks neither reads nor writes
-        print_line(f"Next: wuneng generate {results.directory} --prompt ...")
-        print_line(f"      wuneng eval {results.directory} --tasks hellaswag,piqa")
+    for title, command in zip(("Next:", "     "), _next(results, recipe.data.kind), strict=False):
+        print_line(f"{title} {command}")
+
+
+def _next(results: Results, kind: str) -> list[str]:
+    """Commands that work for this run as it is, without a network."""
+    run = results.directory
+    if kind == "text":
+        return [f'wuneng generate {run} --prompt "..."', f"wuneng eval {run}"]
+    # A model of synthetic tasks neither reads nor writes.
+    has_state = any(arm["kind"] == "hybrid" for arm in results.record["arms"].values())
+    return [f"wuneng eval {run}", *([f"wuneng eval {run} --state zero"] if has_state else [])]

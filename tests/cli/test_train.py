@@ -269,4 +269,6 @@ def test_a_run_from_end_to_end(tiny: str) -> None:
     assert "recall/accuracy@32" in out
     assert "step 2/2" not in out, "quiet shows no progress"
     assert "Everything is in again" in out
-    assert "Next:" not in out, "a model of synthetic tasks can be neither evaluated nor prompted"
+    assert "Next: wuneng eval again\n" in out
+    assert "wuneng eval again --state zero" in out
+    assert "generate" not in out, "a model of synthetic tasks cannot be prompted"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 
 from wuneng import WuNengConfig, WuNengForCausalLM
+from wuneng.ops import native
+
+Result = TypeVar("Result")
 
 BASE: dict[str, Any] = {
     "vocab_size": 61,
@@ -115,3 +122,13 @@ def small_model(variant: str = "default", **overrides: Any) -> WuNengForCausalLM
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def plainly(model: Any, run: Callable[[Any], Result]) -> tuple[Result, Result]:
+    """What ``run`` makes of a model by the plain formulas: in float32, and of a twin in float64.
+
+    The reference and the oracle of ``tests.precision``.
+    """
+    plain = {"WUNENG_BACKEND": "reference", "WUNENG_CROSS_HEAD": "reference"}
+    with mock.patch.dict(os.environ, plain), native.torch_instead():
+        return run(model), run(copy.deepcopy(model).double())

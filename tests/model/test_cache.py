@@ -3,11 +3,16 @@
 import pytest
 import torch
 
-from tests.model.small import VARIANTS, small_model
+from tests.model.small import VARIANTS, plainly, small_model
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.model import WuNengCache
 from wuneng.model.call_arguments import cache_of
 
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+
+def assert_logits(found, model, ids, rows=slice(None), tokens=slice(None)):
+    """As exact as the plain formulas over the whole of ``ids`` at once, without a cache."""
+    whole = plainly(model, lambda m: m(ids, use_cache=False).logits[rows, tokens])
+    assert_as_exact(found, *whole, floor=CHUNKED_FLOOR)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -15,13 +20,13 @@ def test_prefill_then_steps_equal_the_full_forward(variant):
     model = small_model(variant)
     ids = torch.randint(0, 61, (2, 45))
     with torch.no_grad():
-        expected = model(ids, use_cache=False).logits
+        assert_logits(model(ids, use_cache=False).logits, model, ids)
         out = model(ids[:, :19], use_cache=True)
         pieces = [out.logits]
         for start, stop in [*((t, t + 1) for t in range(19, 38)), (38, 45)]:
             out = model(ids[:, start:stop], past_key_values=cache_of(out), use_cache=True)
             pieces.append(out.logits)
-    torch.testing.assert_close(torch.cat(pieces, 1), expected, **CLOSE)
+        assert_logits(torch.cat(pieces, 1), model, ids)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -35,8 +40,7 @@ def test_left_and_right_pads_contribute_nothing(variant):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         out = model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
         for row, start in ((0, 13), (1, 0), (2, 29)):
-            alone = model(ids[row : row + 1, start:], use_cache=False).logits[0]
-            torch.testing.assert_close(out.logits[row, start:], alone, **CLOSE)
+            assert_logits(out.logits[row : row + 1, start:], model, ids[row : row + 1, start:])
         # and the state that decoding goes on from is the unpadded one
         step = torch.randint(0, 61, (3, 1))
         mask = torch.cat([mask, torch.ones_like(step)], 1)
@@ -50,13 +54,11 @@ def test_left_and_right_pads_contribute_nothing(variant):
         ).logits
         for row, start in ((0, 13), (1, 0), (2, 29)):
             whole = torch.cat([ids[row : row + 1, start:], step[row : row + 1]], 1)
-            alone = model(whole, use_cache=False).logits[0, -1:]
-            torch.testing.assert_close(after[row], alone, **CLOSE)
+            assert_logits(after[row : row + 1], model, whole, tokens=slice(-1, None))
         right = torch.ones_like(ids)
         right[1, 17:] = 0
-        padded = model(ids, attention_mask=right, use_cache=False).logits[1, :17]
-        alone = model(ids[1:2, :17], use_cache=False).logits[0]
-        torch.testing.assert_close(padded, alone, **CLOSE)
+        padded = model(ids, attention_mask=right, use_cache=False).logits[1:2, :17]
+        assert_logits(padded, model, ids[1:2, :17])
 
 
 @pytest.mark.parametrize("variant", ["default", "snapshots", "pure-rwkv7", "mha-shift", "sliding"])
@@ -95,7 +97,7 @@ def test_reorder_repeat_and_select_move_every_tensor():
     ids = torch.randint(0, 61, (3, 20))
     step = torch.randint(0, 61, (3, 1))
     with torch.no_grad():
-        expected = model(torch.cat([ids, step], 1), use_cache=False).logits[:, -1]
+        whole = torch.cat([ids, step], 1)
         for method, argument, rows in (
             ("reorder_cache", torch.tensor([2, 0, 1]), [2, 0, 1]),
             ("batch_repeat_interleave", 2, [0, 0, 1, 1, 2, 2]),
@@ -104,7 +106,7 @@ def test_reorder_repeat_and_select_move_every_tensor():
             cache = cache_of(model(ids, use_cache=True))
             getattr(cache, method)(argument)
             got = model(step[rows], past_key_values=cache, use_cache=True).logits[:, -1]
-            torch.testing.assert_close(got, expected[rows], **CLOSE)
+            assert_logits(got, model, whole, rows, -1)
 
 
 def test_cache_holds_what_it_says():

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.model.small import VARIANTS, small_model
+from tests.model.small import VARIANTS, plainly, small_model
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
 from wuneng.model.call_arguments import cache_of
 from wuneng.ops import native
@@ -31,38 +32,37 @@ def _model(variant: str) -> WuNengForCausalLM:
     return small_model(variant, **WIDE, **sizes)
 
 
-def _loss(model: WuNengForCausalLM, ids: Tensor, **arguments: Any) -> tuple[Tensor, list[Tensor]]:
+def _results(model: WuNengForCausalLM, ids: Tensor, **arguments: Any) -> dict[str, Tensor]:
+    """Logits, and the gradient of every parameter by name."""
     model.zero_grad()
     logits = model(ids, use_cache=False, **arguments).logits
     F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    return logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits.detach(), **gradients}
 
 
 @pytest.mark.parametrize("variant", VARIANTS_WITH_STATE)
-def test_logits_and_gradients(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_and_gradients(variant: str) -> None:
     model = _model(variant)
     ids = torch.randint(0, 61, (2, 40))
     documents = torch.arange(40).expand(2, 40) // 17
     arguments: dict[str, Any] = {} if "state" in variant else {"document_ids": documents}
     with mock.patch.object(operator, "_kernels", side_effect=operator._kernels) as kernels:
-        logits, gradients = _loss(model, ids, **arguments)
+        found = _results(model, ids, **arguments)
     assert bool(kernels.called) == ("snapshots" not in VARIANTS[variant])
-    monkeypatch.setenv("WUNENG_BACKEND", "reference")
-    expected, expected_gradients = _loss(model, ids, **arguments)
-    assert torch.allclose(logits, expected, atol=2e-5)
-    for got, wanted in zip(gradients, expected_gradients, strict=True):
-        assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max().clamp_min(1e-3)
+    plain = plainly(model, lambda m: _results(m, ids, **arguments))
+    assert_as_exact(found, *plain, floor=CHUNKED_FLOOR)
 
 
 @pytest.mark.parametrize("variant", VARIANTS_WITH_STATE)
-def test_left_padded_generation(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_left_padded_generation(variant: str) -> None:
     """Prompt with pads, then one token at a time: C kernels for state, projections and mixing."""
     model = _model(variant)
     ids = torch.randint(1, 61, (2, 9))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
 
-    def decode() -> Tensor:
+    def decode(model: WuNengForCausalLM) -> Tensor:
         with torch.no_grad():
             out = model(ids, attention_mask=mask, use_cache=True)
             seen, logits = mask, [out.logits[:, -1]]
@@ -73,7 +73,4 @@ def test_left_padded_generation(variant: str, monkeypatch: pytest.MonkeyPatch) -
                 logits.append(out.logits[:, -1])
         return torch.stack(logits)
 
-    found = decode()
-    monkeypatch.setenv("WUNENG_BACKEND", "reference")
-    monkeypatch.setenv("WUNENG_CROSS_HEAD", "reference")
-    assert torch.allclose(found, decode(), atol=5e-5)
+    assert_as_exact(decode(model), *plainly(model, decode), floor=CHUNKED_FLOOR)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.model.small import plainly
+from tests.precision import assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.model.call_arguments import cache_of
 
@@ -86,12 +88,21 @@ def trained(shared_data):
     return model, torch.from_numpy(expected)
 
 
+def assert_expected(found, expected, model):
+    """Ours and the published logits, which another program computed in float32, are equally far
+    from float64: each is the other's reference."""
+    with torch.no_grad():
+        _, exact = plainly(model, lambda m: m(torch.tensor([list(b'"in')])).logits[0, -1])
+    assert_as_exact(found, expected, exact)
+    assert_as_exact(expected, found, exact)
+
+
 def test_expected_logits(trained):
     model, expected = trained
     ids = torch.tensor([list(b'"in')])
     with torch.no_grad():
         logits = model(ids).logits[0, -1]
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert_expected(logits, expected, model)
 
 
 def test_expected_logits_token_by_token(trained):
@@ -101,4 +112,4 @@ def test_expected_logits_token_by_token(trained):
         for byte in b'"in':
             out = model(torch.tensor([[byte]]), past_key_values=cache, use_cache=True)
             cache = cache_of(out)
-    torch.testing.assert_close(out.logits[0, -1], expected, rtol=0, atol=1e-5)
+    assert_expected(out.logits[0, -1], expected, model)

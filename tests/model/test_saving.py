@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.model.small import BASE, VARIANTS, small_model
+from tests.precision import assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM
 
 
@@ -65,9 +66,9 @@ def test_missing_branch_is_initialised_and_the_rest_kept(tmp_path):
     assert torch.all(heads.k_a == 1.02)
     assert not torch.all(heads.w0 == heads.w0[0])
     assert torch.equal(heads.w1, torch.zeros_like(heads.w1))
-    torch.testing.assert_close(
-        heads.r_proj.weight @ heads.r_proj.weight.T, torch.eye(16), rtol=0, atol=1e-5
-    )
+    orthogonal = torch.linalg.qr(torch.randn(32, 16)).Q.T
+    found, reference = (x @ x.T for x in (heads.r_proj.weight, orthogonal))
+    assert_as_exact(found, reference, torch.eye(16).double())
 
 
 def test_initial_values_follow_the_seed():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.model.small import BASE, VARIANTS, small_model
+from tests.model.small import BASE, VARIANTS, plainly, small_model
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM
 
 
@@ -28,7 +29,9 @@ def test_causal(variant):
     changed[0, 25:] = (changed[0, 25:] + 1) % 61
     with torch.no_grad():
         before, after = model(ids).logits, model(changed).logits
-    torch.testing.assert_close(before[:, :25], after[:, :25], rtol=0, atol=1e-5)
+        prefix = plainly(model, lambda m: m(ids[:, :25]).logits)
+    for logits in (before, after):
+        assert_as_exact(logits[:, :25], *prefix, floor=CHUNKED_FLOOR)
     assert not torch.allclose(before[:, 25:], after[:, 25:], atol=1e-3)
 
 
@@ -89,10 +92,10 @@ def test_attention_implementations_agree(implementation):
     ids = torch.randint(0, 61, (2, 24))
     documents = torch.tensor([[0] * 9 + [1] * 15, [0] * 24])
     with torch.no_grad():
-        expected = model(ids, document_ids=documents, use_cache=False).logits
+        sides = plainly(model, lambda m: m(ids, document_ids=documents, use_cache=False).logits)
         model.set_attn_implementation(implementation)
         got = model(ids, document_ids=documents, use_cache=False).logits
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert_as_exact(got, *sides, floor=CHUNKED_FLOOR)
 
 
 def test_activation_checkpointing_gives_the_same_gradients():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.small import VARIANTS, small_model
+from tests.model.small import VARIANTS, plainly, small_model
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
 from wuneng.layers import token_path
 from wuneng.model import modeling
@@ -48,12 +49,18 @@ def _decode(model: WuNengForCausalLM, short: bool = True) -> tuple[Tensor, int]:
     return torch.cat(logits, dim=1), taken
 
 
+def _assert_right(found: Tensor, model: WuNengForCausalLM) -> None:
+    """No less exact than the modules by the plain formulas."""
+    plain = plainly(model, lambda m: _decode(m, short=False)[0])
+    assert_as_exact(found, *plain, floor=CHUNKED_FLOOR)
+
+
 @pytest.mark.parametrize("variant", SHORT + LONG)
 def test_both_ways_agree(variant: str) -> None:
     model = _model(variant)
     found, taken = _decode(model)
-    expected, _ = _decode(model, short=False)
-    assert torch.allclose(found, expected, atol=1e-5)
+    _assert_right(found, model)
+    _assert_right(_decode(model, short=False)[0], model)
     layers = len(VARIANTS[variant].get("state_layers", (0, 1)))
     assert taken == (5 * layers if variant in SHORT else 0)
 
@@ -78,7 +85,7 @@ def test_changed_and_replaced_weights_count_at_once() -> None:
         found, taken = _decode(model)
         assert taken == 10
         assert not torch.allclose(found, before, atol=1e-5)
-        assert torch.allclose(found, _decode(model, short=False)[0], atol=1e-5)
+        _assert_right(found, model)
         before = found
 
 
@@ -91,8 +98,8 @@ def test_other_batches_and_a_copy_have_their_own_memory() -> None:
             parameter.mul_(1.2)
         one = cache_of(model(torch.tensor([[5]]), use_cache=True))
         model(torch.tensor([[6]]), past_key_values=one, use_cache=True)
-    assert torch.allclose(_decode(twin)[0], _decode(twin, short=False)[0], atol=1e-5)
-    assert torch.allclose(_decode(model)[0], _decode(model, short=False)[0], atol=1e-5)
+    _assert_right(_decode(twin)[0], twin)
+    _assert_right(_decode(model)[0], model)
 
 
 def test_the_cache_that_was_given_is_not_written_to() -> None:
@@ -128,7 +135,7 @@ def test_whatever_watches_or_differs_takes_the_modules(
         block.state_heads.r_proj = other
         found, taken = _decode(model)
         assert taken == 5
-        assert torch.allclose(found, _decode(model, short=False)[0], atol=1e-5)
+        _assert_right(found, model)
         return
     if who == "environment":
         monkeypatch.setenv("WUNENG_BACKEND", "chunked")
@@ -146,4 +153,5 @@ def test_torch_can_be_asked_for_meanwhile() -> None:
         assert taken == 0
     found, taken = _decode(model)
     assert taken == 10
-    assert torch.allclose(found, expected, atol=1e-5)
+    _assert_right(expected, model)
+    _assert_right(found, model)

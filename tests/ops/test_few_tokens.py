@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.precision import assert_as_exact
 from wuneng.ops import LowRank, cross_head, head_projections, low_rank, native
 from wuneng.ops.native import few_tokens
 
@@ -18,14 +19,14 @@ def _weights(inner: int, rank: int, width: int) -> LowRank:
     )
 
 
-def _exact(x: Tensor, weights: LowRank, tanh: bool) -> Tensor:
-    down, up, bias = (u.double() for u in weights)
-    inner = x.double() @ down
+def _plainly(x: Tensor, weights: LowRank, tanh: bool, dtype: torch.dtype) -> Tensor:
+    down, up, bias = (u.to(dtype) for u in weights)
+    inner = x.to(dtype) @ down
     return bias + (inner.tanh() if tanh else inner) @ up
 
 
-def _close(got: Tensor, expected: Tensor) -> bool:
-    return bool((got.double() - expected).abs().max() < 1e-5 * expected.abs().max())
+def _both(x: Tensor, weights: LowRank, tanh: bool) -> list[Tensor]:
+    return [_plainly(x, weights, tanh, dtype) for dtype in (torch.float32, torch.float64)]
 
 
 @pytest.mark.parametrize("tanh", [False, True])
@@ -36,7 +37,7 @@ def test_low_rank(tokens: tuple[int, int], sizes: tuple[int, int, int], tanh: bo
     assert few_tokens.takes(16, 1, x, *weights)
     got = low_rank(x, weights, tanh=tanh, size=16)
     assert got.shape == (*tokens, sizes[2])
-    assert _close(got, _exact(x, weights, tanh))
+    assert_as_exact(got, *_both(x, weights, tanh))
 
 
 @pytest.mark.parametrize("inner", [64, 100, 5])
@@ -44,9 +45,9 @@ def test_projections_of_one_input(inner: int) -> None:
     x, receptance = torch.randn(2, 1, inner), torch.randn(48, inner)
     decay, rate = _weights(inner, 8, 48), _weights(inner, 24, 48)
     r, w, a = head_projections(x, receptance, decay, rate, size=16)
-    assert _close(r, x.double() @ receptance.double().T)
-    assert _close(w, _exact(x, decay, True))
-    assert _close(a, _exact(x, rate, False))
+    assert_as_exact(r, x @ receptance.T, x.double() @ receptance.double().T)
+    assert_as_exact(w, *_both(x, decay, True))
+    assert_as_exact(a, *_both(x, rate, False))
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
@@ -65,8 +66,8 @@ def test_cross_head(kind: str, heads: tuple[int, int], size: int) -> None:
     assert few_tokens.takes(size, 1, *tensors)
     found = cross_head(kind, *tensors, eps=1e-5)  # type: ignore[arg-type]
     exact = [None if x is None else x.double() for x in tensors]
-    expected = cross_head(kind, *exact, eps=1e-5, backend="reference")  # type: ignore[arg-type]
-    assert all(_close(x, y) for x, y in zip(found, expected, strict=True))
+    sides = [cross_head(kind, *xs, eps=1e-5, backend="reference") for xs in (tensors, exact)]
+    assert_as_exact(found, *sides)
 
 
 def test_what_is_left_to_torch() -> None:
@@ -88,6 +89,7 @@ def test_gradients_take_torch_and_agree() -> None:
     x, weights = torch.randn(1, 2, 40), _weights(40, 6, 16)
     leaves = LowRank(*(u.clone().requires_grad_() for u in weights))
     graded = low_rank(x, leaves, tanh=True, size=16)
-    assert torch.allclose(graded, low_rank(x, weights, tanh=True, size=16), atol=1e-5)
+    for found in (graded, low_rank(x, weights, tanh=True, size=16)):
+        assert_as_exact(found, *_both(x, weights, True))
     graded.sum().backward()
     assert all(u.grad is not None for u in leaves)

@@ -16,6 +16,8 @@ from tests.ops.triton_interpreter import (  # isort: split
 import triton
 import triton.language as tl
 
+from tests.precision import assert_as_exact
+
 VALUES = torch.cat(
     [
         torch.randn(1000, generator=torch.Generator().manual_seed(0))
@@ -75,7 +77,7 @@ def test_dot_in_a_kernel() -> None:
     product = torch.empty(16, 16)
     with faithful():
         _matrix_product[(1,)](x, y, product, SIZE=16)
-    torch.testing.assert_close(product, x.float() @ y.float())
+    assert_as_exact(product, x.float() @ y.float(), x.double() @ y.double())
 
 
 @pytest.mark.parametrize("kernel", [_add_halves, _sum_halves])

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from tests.ops.triton_interpreter import faithful  # isort: split
 
-from tests.ops.triton_checks import INPUTS, Case, relative_error
+from tests.ops.triton_checks import INPUTS, Case
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import Snapshots, wkv7
 from wuneng.ops.wkv7 import triton_autograd, triton_launch
+from wuneng.ops.wkv7.reference import wkv7_reference
 from wuneng.ops.wkv7.step import step
 from wuneng.ops.wkv7.triton_autograd import wkv7_triton
 from wuneng.ops.wkv7.triton_step import wkv7_triton_step
@@ -75,8 +77,8 @@ def test_the_same_inputs_give_the_same_bits() -> None:
 
 def test_a_sequence_fed_in_pieces_gives_the_same_result() -> None:
     case = Case(tokens=50, count=2)
-    leaves = {name: x.detach() for name, x in tensors(case).items()}
-    whole = case.run(leaves, wkv7_triton)
+    exact = case.leaves()
+    leaves = {name: x.detach() for name, x in case.tested_leaves(exact).items()}
     state, ring, pieces = leaves["initial_state"], None, []
     for begin, end in ((0, 11), (11, 12), (12, 48), (48, 50)):
         piece = [x[:, begin:end] for x in six(leaves)]
@@ -84,19 +86,28 @@ def test_a_sequence_fed_in_pieces_gives_the_same_result() -> None:
         snapshots = Snapshots(16, leaves["weights"][:, begin:end], ring, position)
         y, state, ring = wkv7_triton(*piece, initial_state=state, snapshots=snapshots)
         pieces.append(y)
-    for tested, exact in zip([torch.cat(pieces, 1), state, ring], whole, strict=True):
-        assert relative_error(tested, exact.double()) < 1e-6
+    loops = [case.run(x, wkv7_reference) for x in (leaves, exact)]
+    assert_as_exact([torch.cat(pieces, 1), state, ring], *loops, floor=CHUNKED_FLOOR)
 
 
 def test_gradient_of_y_alone_and_of_the_state_alone() -> None:
-    leaves = tensors(Case(tokens=20))
-    names = list(leaves)
-    y, state, _ = wkv7_triton(*six(leaves), initial_state=leaves["initial_state"])
-    both = torch.autograd.grad((y, state), list(leaves.values()), (y, state), retain_graph=True)
-    of_y = torch.autograd.grad(y, list(leaves.values()), y, retain_graph=True)
-    of_state = torch.autograd.grad(state, list(leaves.values()), state)
-    for name, whole, first, second in zip(names, both, of_y, of_state, strict=True):
-        assert relative_error(first + second, whole.double()) < 1e-6, name
+    case = Case(tokens=20)
+    exact = {name: x.requires_grad_() for name, x in case.leaves().items()}
+    rough = case.tested_leaves(exact)
+    for wanted in (lambda y, state: y, lambda y, state: state, lambda y, state: [y, state]):
+        gradients = []
+        for leaves, operator in (
+            (rough, wkv7_triton),
+            (rough, wkv7_reference),
+            (exact, wkv7_reference),
+        ):
+            y, state, *_ = case.run(leaves, operator)
+            outputs = wanted(y, state)
+            found = torch.autograd.grad(
+                outputs, list(leaves.values()), outputs, materialize_grads=True, allow_unused=True
+            )
+            gradients.append(dict(zip(leaves, found, strict=True)))
+        assert_as_exact(*gradients, floor=CHUNKED_FLOOR)
 
 
 def test_states_are_kept_only_for_a_backward_pass() -> None:
@@ -165,7 +176,8 @@ def test_the_interface_reaches_the_kernels() -> None:
 
 
 def test_the_interface_decodes_with_the_step_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    leaves = {name: x.detach() for name, x in tensors(Case(batch=2, tokens=1)).items()}
+    wide = Case(batch=2, tokens=1).leaves()
+    leaves = {name: x.float() for name, x in wide.items()}
     calls = []
 
     def counted(*arguments: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,10 +187,11 @@ def test_the_interface_decodes_with_the_step_kernel(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(triton_autograd, "wkv7_triton_step", counted)
     state = leaves["initial_state"]
     tested = wkv7(*six(leaves), initial_state=state, backend="triton")
-    exact = wkv7(*six(leaves), initial_state=state, backend="reference")
+    reference, exact = (
+        wkv7(*six(x), initial_state=x["initial_state"], backend="reference") for x in (leaves, wide)
+    )
     assert len(calls) == 1
-    for x, y in zip(tested, exact, strict=True):
-        assert relative_error(x, y.double()) < 1e-6
+    assert_as_exact(tested, reference, exact)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
@@ -192,9 +205,10 @@ def test_step(size: int, dtype: torch.dtype, has_state: bool) -> None:
         y, new = wkv7_triton_step(
             *(x.to(dtype) for x in exact), None if state is None else state.float()
         )
-    expected_y, expected_new = step(*exact, state)
-    assert relative_error(new, expected_new) < 1e-6
-    assert relative_error(y, expected_y) < (1e-6 if dtype == torch.float32 else 4e-3)
+    rough = step(*(x.float() for x in exact), None if state is None else state.float())
+    assert y.dtype == dtype
+    assert new.dtype == torch.float32
+    assert_as_exact((y, new), rough, step(*exact, state))
 
 
 def test_step_in_place() -> None:
@@ -215,12 +229,14 @@ def test_one_token_without_gradients_takes_the_step(count: int) -> None:
     case = Case(batch=2, tokens=1, heads=2, count=count)
     if count:
         case.seen = (15, 32)
-    leaves = tensors(case)
+    exact = case.leaves()
+    leaves = case.tested_leaves(exact)
+    loops = [case.run(x, wkv7_reference) for x in (leaves, exact)]
     scanned = case.run(leaves, wkv7_triton)
     with torch.no_grad():
         stepped = case.run(leaves, wkv7_triton)
-    for x, y in zip(stepped, scanned, strict=True):
-        assert relative_error(x, y.detach().double()) < 1e-6
+    for found in (stepped, scanned):
+        assert_as_exact(found, *loops, floor=CHUNKED_FLOOR)
 
 
 def test_launch_splits_values_when_heads_are_few() -> None:

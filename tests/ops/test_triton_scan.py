@@ -14,8 +14,6 @@ from tests.ops.triton_interpreter import faithful  # isort: split
 from tests.ops.triton_checks import Case, assert_close, compare
 from wuneng.ops.wkv7.triton_autograd import wkv7_triton
 
-FLOAT32 = 3e-6
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _poisoned_memory() -> Iterator[None]:
@@ -42,42 +40,44 @@ def _poisoned_memory() -> Iterator[None]:
     ids=lambda case: f"T{case.tokens}-N{case.size}" + ("" if case.initial else "-from-zero"),
 )
 def test_outputs_and_gradients_for_any_length_and_head_size(case: Case) -> None:
-    assert_close(case, FLOAT32)
+    assert_close(case)
 
 
 @pytest.mark.parametrize("chunk", [16, 32, 64])
 @pytest.mark.parametrize("values", [16, 32])
 def test_every_chunk_length_and_value_split(chunk: int, values: int) -> None:
-    assert_close(Case(tokens=70, size=32, chunk=chunk, values=values), FLOAT32)
+    assert_close(Case(tokens=70, size=32, chunk=chunk, values=values))
 
 
 @pytest.mark.parametrize("values", [0, 16])
 def test_packed_sequences_do_not_meet(values: int) -> None:
     case = Case(tokens=55, heads=2, size=32, lengths=(1, 0, 16, 21, 17), values=values)
-    assert_close(case, FLOAT32)
+    assert_close(case)
 
 
 @pytest.mark.parametrize("decay", ["none", "strongest", "both"])
 @pytest.mark.parametrize("rate", [1.0, 2.0])
 def test_decays_at_both_ends_and_both_rates(decay: str, rate: float) -> None:
-    assert_close(Case(tokens=49, decay=decay, rate=rate), FLOAT32)
+    assert_close(Case(tokens=49, decay=decay, rate=rate))
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 7, 16, 40, 200])
 @pytest.mark.parametrize("chunk", [16, 32])
 def test_runs_of_identical_tokens(repeats: int, chunk: int) -> None:
     """Text is full of them, and there the powers of A explode: the inverse must not form any."""
-    assert_close(Case(tokens=repeats + 21, repeats=repeats, chunk=chunk), 1e-5)
+    assert_close(Case(tokens=repeats + 21, repeats=repeats, chunk=chunk))
 
 
 def test_a_whole_sequence_of_one_token_at_rate_two() -> None:
-    """b's gradient is a small difference here: the recurrence itself loses 6e-6 in float32."""
-    assert_close(Case(tokens=64, repeats=64, rate=2.0, chunk=64), 5e-5)
+    """b's gradient is a small difference here: what the recurrence itself loses in float32 varies
+    threefold with the last bits of its inputs, which are therefore rounded once more."""
+    case = Case(tokens=64, repeats=64, rate=2.0, chunk=64, rounding=torch.float32)
+    assert_close(case)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
 def test_zero_tiny_and_huge_inputs(scale: float) -> None:
-    assert_close(Case(tokens=37, scale=scale), FLOAT32)
+    assert_close(Case(tokens=37, scale=scale))
 
 
 def test_all_inputs_zero() -> None:
@@ -125,8 +125,7 @@ def test_drawn_shapes(
             rate=rate,
             lengths=tuple(lengths) if cuts else (),
             seed=seed,
-        ),
-        1e-5,
+        )
     )
 
 
@@ -142,10 +141,10 @@ def test_drawn_shapes(
     ids=["fresh", "two-batch-rows", "packed", "continued", "packed-and-continued"],
 )
 def test_snapshots(case: Case) -> None:
-    assert_close(case, FLOAT32)
+    assert_close(case)
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 1.5e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "case",
     [
@@ -157,17 +156,17 @@ def test_snapshots(case: Case) -> None:
     ],
     ids=["plain", "packed-split", "repeated-tokens", "decays", "snapshots"],
 )
-def test_half_precision_operands(case: Case, dtype: torch.dtype, limit: float) -> None:
+def test_half_precision_operands(case: Case, dtype: torch.dtype) -> None:
     case.dtype = dtype
     case.generator.manual_seed(3)
     with faithful(rounds_tf32=True):
-        assert_close(case, limit)
+        assert_close(case)
 
 
 def test_half_precision_at_inference_chunk_length() -> None:
     case = Case(tokens=70, size=32, dtype=torch.bfloat16, chunk=32)
     with faithful(rounds_tf32=True):
-        assert_close(case, 1.5e-2)
+        assert_close(case)
 
 
 def test_one_tf32_pass_stays_accurate_on_repeated_tokens() -> None:
@@ -175,7 +174,7 @@ def test_one_tf32_pass_stays_accurate_on_repeated_tokens() -> None:
     torch.set_float32_matmul_precision("high")
     try:
         with faithful(rounds_tf32=True):
-            assert_close(Case(tokens=61, repeats=40), 5e-3)
+            assert_close(Case(tokens=61, repeats=40, rounding="tf32"))
             assert max(compare(Case(tokens=61)).values()) > 1e-5  # tf32 was really emulated
     finally:
         torch.set_float32_matmul_precision("highest")

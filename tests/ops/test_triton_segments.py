@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from tests.ops.triton_interpreter import faithful  # isort: split
 
-from tests.ops.triton_checks import INPUTS, Case, assert_close, relative_error
+from tests.ops.triton_checks import INPUTS, Case, assert_close
+from tests.precision import CHUNKED_FLOOR, assert_as_exact, losses, relative_error
+from wuneng.ops.wkv7.reference import wkv7_reference
 from wuneng.ops.wkv7.triton_autograd import wkv7_triton
 from wuneng.ops.wkv7.triton_launch import segment_length
 from wuneng.ops.wkv7.triton_tables import (
@@ -21,8 +23,6 @@ from wuneng.ops.wkv7.triton_tables import (
     full_table,
     max_segments,
 )
-
-FLOAT32 = 3e-6
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,7 +49,7 @@ def _poisoned_memory() -> Iterator[None]:
     ids=["tail-of-1", "batch-from-zero", "split", "N64", "N128", "shorter", "one", "none"],
 )
 def test_outputs_and_gradients(case: Case) -> None:
-    assert_close(case, FLOAT32)
+    assert_close(case)
 
 
 @pytest.mark.parametrize(
@@ -63,29 +63,29 @@ def test_outputs_and_gradients(case: Case) -> None:
 )
 def test_errors_do_not_grow_with_segments(segments: int, decay: str) -> None:
     """Without decay nothing is forgotten: an error of the first segment reaches the last."""
-    assert_close(Case(tokens=16 * segments, segments=segments, decay=decay), FLOAT32)
+    assert_close(Case(tokens=16 * segments, segments=segments, decay=decay))
 
 
 @pytest.mark.parametrize(("repeats", "rate"), [(60, 1.0), (60, 2.0)])
 def test_runs_of_identical_tokens(repeats: int, rate: float) -> None:
     """One that crosses cuts: there a segment's transition is nearly a projection."""
-    assert_close(Case(tokens=80, repeats=repeats, rate=rate, segments=5), 1e-5)
+    assert_close(Case(tokens=80, repeats=repeats, rate=rate, segments=5))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("repeats", [1, 16, 40, 400])
 @pytest.mark.parametrize("rate", [1.0, 2.0])
 def test_long_runs_of_identical_tokens(repeats: int, rate: float) -> None:
-    assert_close(Case(tokens=repeats + 100, repeats=repeats, rate=rate, segments=16), 2e-5)
+    assert_close(Case(tokens=repeats + 100, repeats=repeats, rate=rate, segments=16))
 
 
 def test_rate_two_and_strongest_decay() -> None:
-    assert_close(Case(tokens=49, segments=3, decay="strongest", rate=2.0), FLOAT32)
+    assert_close(Case(tokens=49, segments=3, decay="strongest", rate=2.0))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e4])
 def test_zero_and_huge_inputs(scale: float) -> None:
-    assert_close(Case(tokens=33, scale=scale, segments=2), FLOAT32)
+    assert_close(Case(tokens=33, scale=scale, segments=2))
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,11 @@ def test_zero_and_huge_inputs(scale: float) -> None:
     ids=["packed", "empties", "on-a-cut", "continued", "packed-continued"],
 )
 def test_packed_continued_and_snapshots(case: Case) -> None:
-    assert_close(case, FLOAT32)
+    assert_close(case)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "limit"),
-    [(torch.bfloat16, 1.5e-2), pytest.param(torch.float16, 2e-3, marks=pytest.mark.slow)],
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize(
     "case",
@@ -117,11 +116,11 @@ def test_packed_continued_and_snapshots(case: Case) -> None:
     ],
     ids=["snapshots", "repeated-tokens"],
 )
-def test_half_precision_operands(case: Case, dtype: torch.dtype, limit: float) -> None:
+def test_half_precision_operands(case: Case, dtype: torch.dtype) -> None:
     case.dtype = dtype
     case.generator.manual_seed(3)
     with faithful(rounds_tf32=True):
-        assert_close(case, limit)
+        assert_close(case)
 
 
 def operator_arguments(case: Case, keeps_states: bool, segments: int) -> tuple[object, ...]:
@@ -136,6 +135,7 @@ def operator_arguments(case: Case, keeps_states: bool, segments: int) -> tuple[o
 def test_stored_states_lie_as_one_pass_puts_them(
     lengths: tuple[int, ...], seen: tuple[int, ...]
 ) -> None:
+    """Each way may lose what the loop's roundings justify, so both are at most twice that apart."""
     stored = []
     for segments in (1, 4):
         case = Case(tokens=70, lengths=lengths, seen=seen)
@@ -143,9 +143,12 @@ def test_stored_states_lie_as_one_pass_puts_them(
         with torch.no_grad():
             arguments = operator_arguments(case, True, segments)
             stored.append(torch.ops.wuneng.wkv7_triton_forward(*arguments))
+    case = Case(tokens=70, lengths=lengths)
+    exact = case.leaves()
+    rough, wide = (case.run(x, wkv7_reference) for x in (case.tested_leaves(exact), exact))
+    allowed = max(loss.allowed for loss in losses(rough, rough, wide, CHUNKED_FLOOR))
     for segmented, whole in zip(stored[1], stored[0], strict=True):
-        assert segmented.shape == whole.shape
-        assert relative_error(segmented, whole.double()) < 1e-6
+        assert relative_error(segmented, whole.double()) <= 2 * allowed
 
 
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -179,19 +182,19 @@ def test_the_same_bits_again_and_when_compiled(lengths: tuple[int, ...]) -> None
 def test_gradient_of_the_final_state_alone() -> None:
     """It crosses every segment, and no y helps it along."""
     case = Case(tokens=60, segments=4)
-    gradients = []
+    exact = {name: x.requires_grad_() for name, x in case.leaves().items()}
+    leaves = case.tested_leaves(exact)
+
+    def gradients(operator: Callable[..., object], leaves: dict[str, Tensor], **how: int) -> object:
+        state = case.run(leaves, operator, **how)[1]
+        wanted = {name: x for name, x in leaves.items() if name != "r"}
+        found = torch.autograd.grad(state, list(wanted.values()), torch.ones_like(state))
+        return dict(zip(wanted, found, strict=True))
+
+    loops = gradients(wkv7_reference, leaves), gradients(wkv7_reference, exact)
     for segments in (1, 4):
-        case.generator.manual_seed(0)
-        leaves = case.tested_leaves(case.leaves())
-        _, state, _ = wkv7_triton(
-            *(leaves[name] for name in INPUTS),
-            initial_state=leaves["initial_state"],
-            segments=segments,
-        )
-        wanted = [x for name, x in leaves.items() if name != "r"]
-        gradients.append(torch.autograd.grad(state, wanted, torch.ones_like(state)))
-    for whole, segmented in zip(*gradients, strict=True):
-        assert relative_error(segmented, whole.double()) < 1e-6
+        found = gradients(wkv7_triton, leaves, segments=segments)
+        assert_as_exact(found, *loops, floor=CHUNKED_FLOOR)
 
 
 def test_when_segments_are_chosen() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.ops.triton_interpreter import faithful  # isort: split
 
-from tests.ops.triton_checks import Case, assert_close, relative_error
+from tests.ops.triton_checks import Case, assert_close
+from tests.precision import assert_as_exact, operand
 from wuneng.ops import Snapshots
 from wuneng.ops.wkv7.snapshot_products import read_snapshots_in_products
 from wuneng.ops.wkv7.triton_snapshots import read_snapshots
@@ -71,28 +72,31 @@ class Reads:
         r, y, states = (leaves[name] for name in ("r", "y", "states"))
         return read(r, y, states, snapshots, self.bounds, CHUNK)  # type: ignore[operator]
 
-    def errors(self) -> dict[str, float]:
-        """Of the kernels, relative to the products in float32 on the same values."""
-        exact = {name: x.detach().float().requires_grad_() for name, x in self.leaves.items()}
-        expected = self.run(read_snapshots_in_products, exact)
-        found = self.run(read_snapshots, self.leaves)
-        weights = [torch.randn(x.shape, generator=self.random) for x in expected]
-        weights = [g.to(x.dtype).float() for g, x in zip(weights, found, strict=True)]
-        named = {"mixed": (found[0], expected[0]), "ring": (found[1], expected[1])}
-        gradients = []
-        for outputs, leaves in ((found, self.leaves), (expected, exact)):
+    def sides(self) -> list[dict[str, Tensor]]:
+        """Outputs and gradients: the kernels', and the products' in float32 (on operands rounded
+        as the kernels may round them) and in float64."""
+        exact = {name: x.detach().double().requires_grad_() for name, x in self.leaves.items()}
+        rough = {
+            name: operand(exact[name].detach(), x.dtype).requires_grad_()
+            for name, x in self.leaves.items()
+        }
+        products = read_snapshots_in_products
+        calls = [(self.leaves, read_snapshots), (rough, products), (exact, products)]
+        all_outputs = [self.run(read, leaves) for leaves, read in calls]
+        seeds = [torch.randn(x.shape, generator=self.random).to(x.dtype) for x in all_outputs[0]]
+        named = []
+        for outputs, (leaves, _) in zip(all_outputs, calls, strict=True):
             # Without snapshots the products' ring depends on nothing.
-            pairs = [(x, g) for x, g in zip(outputs, weights, strict=True) if x.requires_grad]
+            pairs = [(x, g) for x, g in zip(outputs, seeds, strict=True) if x.requires_grad]
             total = sum((x * g.to(x.dtype)).sum() for x, g in pairs)
             wanted = list(leaves.values())
-            gradients.append(
-                torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(
+                total, wanted, allow_unused=True, materialize_grads=True
             )
-        for name, *pair in zip(self.leaves, *gradients, strict=True):
-            named["d_" + name] = tuple(pair)
-        for x, y in named.values():
-            assert x.shape == y.shape
-        return {name: relative_error(x, y.detach().double()) for name, (x, y) in named.items()}
+            both = {"mixed": outputs[0], "ring": outputs[1]}
+            both |= {"d_" + name: x for name, x in zip(leaves, gradients, strict=True)}
+            named.append({name: x.detach() for name, x in both.items()})
+        return named
 
 
 @pytest.mark.parametrize(
@@ -122,8 +126,7 @@ class Reads:
     ),
 )
 def test_against_products_in_torch(reads: Reads) -> None:
-    errors = reads.errors()
-    assert max(errors.values()) < 1e-6, errors
+    assert_as_exact(*reads.sides())
 
 
 @pytest.mark.slow
@@ -141,16 +144,14 @@ def test_drawn_sequences(
 ) -> None:
     own = tuple(seen[: len(lengths)]) if continued else ()
     reads = Reads(sum(lengths), count, every, lengths=tuple(lengths), seen=own, seed=seed)
-    errors = reads.errors()
-    assert max(errors.values()) < 1e-6, errors
+    assert_as_exact(*reads.sides())
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 6e-3), (torch.float16, 8e-4)])
-def test_half_precision(dtype: torch.dtype, limit: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
     with faithful():
         for seen in ((), (7, 32)):
-            errors = Reads(70, 2, 32, batch=2, heads=2, seen=seen, dtype=dtype).errors()
-            assert max(errors.values()) < limit, errors
+            assert_as_exact(*Reads(70, 2, 32, 2, 2, seen=seen, dtype=dtype).sides())
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_half_precision(dtype: torch.dtype, limit: float) -> None:
     ids=["every-48", "repeated-tokens", "continued", "huge", "zero"],
 )
 def test_operator_against_float64(case: Case) -> None:
-    assert_close(case, 1e-5)
+    assert_close(case)
 
 
 def test_weights_of_another_type() -> None:
@@ -177,7 +178,7 @@ def test_weights_of_another_type() -> None:
     assert ring.dtype == torch.float32
     gradients = torch.autograd.grad(mixed.float().sum(), list(reads.leaves.values()))
     assert [g.dtype for g in gradients] == [x.dtype for x in reads.leaves.values()]
-    assert max(reads.errors().values()) < 2e-3
+    assert_as_exact(*reads.sides())
 
 
 def test_gradient_of_the_ring_alone() -> None:

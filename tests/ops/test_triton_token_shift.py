@@ -10,12 +10,10 @@ from torch import Tensor
 
 from tests.ops.triton_interpreter import faithful  # isort: split
 
-from tests.ops.triton_checks import relative_error
+from tests.ops.test_token_shift import sides
+from tests.precision import assert_as_exact
 from wuneng.ops import token_shift_triton as kernels
-from wuneng.ops.token_shift import token_shift_reference
 from wuneng.ops.token_shift_triton import token_shift_triton
-
-LIMITS = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,28 +25,18 @@ def _poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def assert_close(u: Tensor, mu: Tensor, limit: float) -> None:
+def assert_close(u: Tensor, mu: Tensor) -> None:
     """Output and both gradients; ``u`` and ``mu`` are in the tested dtype."""
-    seed = torch.randn(u.shape).to(u.dtype)
-    exact = [x.double().requires_grad_() for x in (u, mu)]
-    expected = token_shift_reference(*exact)
-    tested = [x.detach().requires_grad_() for x in (u, mu)]
     with faithful():
-        found = token_shift_triton(*tested)
-        gradients = torch.autograd.grad(found, tested, seed)
-    wanted = torch.autograd.grad(expected, exact, seed.double())
-    assert found.dtype == u.dtype
-    assert relative_error(found, expected.detach()) <= limit
-    for x, y, leaf in zip(gradients, wanted, tested, strict=True):
-        assert x.dtype == leaf.dtype
-        assert relative_error(x, y) <= limit
+        results = sides(token_shift_triton, u, mu)
+    assert_as_exact(*results)
 
 
-@pytest.mark.parametrize("dtype", list(LIMITS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(2, 37, 6), (1, 1, 3), (3, 16, 128), (1, 17, 130)])
 def test_output_and_gradients(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    assert_close(torch.randn(shape).to(dtype), torch.rand(shape[-1]).to(dtype), LIMITS[dtype])
+    assert_close(torch.randn(shape).to(dtype), torch.rand(shape[-1]).to(dtype))
 
 
 @pytest.mark.parametrize("per_processor", [1, 3])
@@ -58,20 +46,20 @@ def test_programs_that_walk_over_many_tiles(
     monkeypatch.setattr(kernels, "PROGRAMS_PER_PROCESSOR", per_processor)
     assert kernels.backward_split(9, 1, 1) == (9 // per_processor, per_processor)
     torch.manual_seed(0)
-    assert_close(torch.randn(3, 40, 20), torch.rand(20), 1e-6)
+    assert_close(torch.randn(3, 40, 20), torch.rand(20))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 1e18])
 def test_zero_tiny_and_huge(scale: float) -> None:
     torch.manual_seed(0)
-    assert_close(scale * torch.randn(1, 19, 8), torch.tensor([0.0, 1.0] * 4), 1e-6)
+    assert_close(scale * torch.randn(1, 19, 8), torch.tensor([0.0, 1.0] * 4))
 
 
 def test_slices_are_not_copied_and_mu_may_be_wider() -> None:
     torch.manual_seed(0)
     wide = torch.randn(2, 9, 12).to(torch.bfloat16)
-    assert_close(wide[..., 3:9], torch.rand(6), 4e-3)
-    assert_close(wide.transpose(1, 2), torch.rand(9), 4e-3)
+    assert_close(wide[..., 3:9], torch.rand(6))
+    assert_close(wide.transpose(1, 2), torch.rand(9))
 
 
 def test_no_tokens() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.ops.wkv7_cases import INPUT_NAMES, Case
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import Snapshots, wkv7, wkv7_step
 
 
@@ -13,18 +14,21 @@ def float32_leaves(case: Case) -> dict[str, torch.Tensor]:
     return {name: x.float() for name, x in case.leaves.items()}
 
 
+def loops(case: Case) -> list[tuple[torch.Tensor, ...]]:
+    """The token loop in float32 and in float64."""
+    return [case.run(leaves, "reference") for leaves in (float32_leaves(case), case.leaves)]
+
+
 @pytest.mark.parametrize("initial_state", [False, True])
 def test_steps_equal_the_loop(initial_state: bool) -> None:
     case = Case(batch=3, tokens=40, size=32, initial_state=initial_state)
     leaves = float32_leaves(case)
-    expected, final = case.run(case.leaves, "reference")
     state, ys = leaves.get("initial_state"), []
     for t in range(case.tokens):
         y, state = wkv7_step(*[leaves[name][:, t] for name in INPUT_NAMES], state)
         ys.append(y)
     assert state is not None
-    torch.testing.assert_close(torch.stack(ys, 1).double(), expected, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(state.double(), final, atol=1e-4, rtol=1e-5)
+    assert_as_exact((torch.stack(ys, 1), state), *loops(case))
 
 
 def test_step_is_differentiable() -> None:
@@ -36,8 +40,7 @@ def test_step_is_differentiable() -> None:
 
     expected = case.values_and_gradients("reference", torch.float64)
     found = case.values_and_gradients(call, torch.float64)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=name)
+    assert_as_exact(found, expected, expected)
 
 
 @pytest.mark.parametrize("prefill", [0, 1, 15, 16, 40])
@@ -45,7 +48,6 @@ def test_step_is_differentiable() -> None:
 def test_decoding_with_snapshots_equals_the_whole(prefill: int, count: int) -> None:
     """Prefill, then token by token through the one-token path, across several boundaries."""
     case = Case(batch=2, tokens=90, every=16, count=count)
-    expected = case.run(case.leaves, "reference")
     leaves = float32_leaves(case)
     ys, state, ring = [], None, None
     spans = [(0, prefill)] if prefill else []
@@ -60,27 +62,23 @@ def test_decoding_with_snapshots_equals_the_whole(prefill: int, count: int) -> N
                 snapshots=Snapshots(16, weights, ring, position),
             )
             ys.append(y)
-    found = (torch.cat(ys, 1), state, ring)
-    for one, other in zip(found, expected, strict=True):
-        assert one is not None
-        torch.testing.assert_close(one.double(), other, atol=1e-4, rtol=1e-5)
+    assert state is not None
+    assert ring is not None
+    assert_as_exact((torch.cat(ys, 1), state, ring), *loops(case), floor=CHUNKED_FLOOR)
 
 
 def test_sequences_at_different_positions_decode_together() -> None:
     case = Case(batch=3, tokens=1, initial_state=True, every=16, count=2, position=(15, 32, 7))
-    expected = case.run(case.leaves, "reference")
     with torch.no_grad():
         found = case.run(float32_leaves(case), "chunked")
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
+    assert_as_exact(found, *loops(case))
 
 
 def test_packed_decoding_of_one_document() -> None:
     case = Case(lengths=(1,), initial_state=True)
     with torch.no_grad():
         found = case.run(float32_leaves(case), "chunked")
-    for one, other in zip(found, case.run(case.leaves, "reference"), strict=True):
-        torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
+    assert_as_exact(found, *loops(case))
 
 
 def test_state_stays_float32_and_is_not_overwritten() -> None:

@@ -1,8 +1,8 @@
 """What the WKV-7 kernels are checked against, on any device: inputs, the float64 oracle, errors.
 
-``compare`` runs ``wkv7_triton`` and the token-by-token reference in float64 on the same (rounded)
-inputs and returns the relative error of every output and every gradient, so one line of a test
-states what is accepted of all of them.
+``assert_close`` runs ``wkv7_triton`` and the token-by-token reference, in float64 and in float32,
+on the same (rounded) inputs: no output and no gradient may lose more than the reference's own
+roundings justify.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.precision import CHUNKED_FLOOR, assert_as_exact, operand, relative_error, rounded_again
 from wuneng.ops.wkv7.reference import wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.triton_autograd import wkv7_triton
@@ -32,6 +33,7 @@ class Case:
         lengths: packed sequences instead of a batch; they sum to ``tokens``.
         seen: tokens before this call, per sequence: continued sequences, with a ring.
         count, every: snapshots.
+        rounding: of float32 operands in the reference, where the kernel rounds them too ("tf32").
     """
 
     batch: int = 1
@@ -52,6 +54,7 @@ class Case:
     chunk: int = 0
     values: int = 0
     segments: int = 0
+    rounding: torch.dtype | str | None = None
     initial: bool = True
     generator: torch.Generator = field(init=False)
 
@@ -140,44 +143,55 @@ class Case:
         }
 
 
-def relative_error(tested: Tensor, exact: Tensor) -> float:
-    """||tested - exact|| / ||exact||; without the divisor where exact is zero; NaN is infinite."""
-    difference = (tested.detach().cpu().double() - exact).norm()
-    norm = exact.norm()
-    error = float(difference / norm if norm > 0 else difference)
-    return error if error == error else float("inf")
+def sides(case: Case) -> list[dict[str, Tensor]]:
+    """y, final state, ring and every leaf's gradient: the kernels', the token loop's in float32
+    (on operands rounded as the kernels may round them) and in float64."""
+    exact_leaves = {name: x.requires_grad_() for name, x in case.leaves().items()}
+    tested_leaves = case.tested_leaves(exact_leaves)
+    choices = {"chunk": case.chunk, "values": case.values, "segments": case.segments}
+    tested = case.run(tested_leaves, wkv7_triton, **choices)
+    # The incoming gradients must be representable too.
+    seeds = [case.normal(*x.shape).to(x.dtype).double() for x in tested]
+    rough_leaves = {
+        name: _rough(case, name, x.detach()).requires_grad_() for name, x in exact_leaves.items()
+    }
+    return [
+        _named(tested, tested_leaves, seeds),
+        *(
+            _named(case.run(leaves, wkv7_reference), leaves, seeds)
+            for leaves in (rough_leaves, exact_leaves)
+        ),
+    ]
+
+
+def _rough(case: Case, name: str, x: Tensor) -> Tensor:
+    if name in ("initial_state", "ring"):
+        return x.float()
+    if case.rounding is not None:
+        return rounded_again(x, case.rounding).float()
+    return operand(x, case.dtype)
+
+
+def _named(
+    outputs: list[Tensor], leaves: dict[str, Tensor], seeds: list[Tensor]
+) -> dict[str, Tensor]:
+    gradients = torch.autograd.grad(
+        outputs,
+        list(leaves.values()),
+        [seed.to(x) for seed, x in zip(seeds, outputs, strict=True)],
+        materialize_grads=True,
+    )
+    named = dict(zip(("y", "final_state", "final_ring"), outputs, strict=False))
+    named |= {"d" + name: x for name, x in zip(leaves, gradients, strict=True)}
+    return {name: x.detach() for name, x in named.items()}
 
 
 def compare(case: Case) -> dict[str, float]:
-    """Relative error of y, the final state, the ring and every leaf's gradient."""
-    exact_leaves = {name: x.requires_grad_() for name, x in case.leaves().items()}
-    tested_leaves = case.tested_leaves(exact_leaves)
-    exact = case.run(exact_leaves, wkv7_reference)
-    choices = {"chunk": case.chunk, "values": case.values, "segments": case.segments}
-    tested = case.run(tested_leaves, wkv7_triton, **choices)
-    names = ["y", "final_state", "final_ring"][: len(exact)]
-    errors = {
-        name: relative_error(x, y.detach()) for name, x, y in zip(names, tested, exact, strict=True)
-    }
-    weights = [case.normal(*x.shape) for x in exact]
-    # The incoming gradients must be representable too.
-    weights = [g.to(x.dtype).double() for g, x in zip(weights, tested, strict=True)]
-    exact_gradients = torch.autograd.grad(
-        exact, list(exact_leaves.values()), weights, materialize_grads=True
-    )
-    tested_gradients = torch.autograd.grad(
-        tested,
-        list(tested_leaves.values()),
-        [g.to(x) for g, x in zip(weights, tested, strict=True)],
-    )
-    for name, x, y in zip(exact_leaves, tested_gradients, exact_gradients, strict=True):
-        errors["d" + name] = relative_error(x, y)
-    return errors
+    """Largest relative error of y, the final state, the ring and every leaf's gradient."""
+    found, _, exact = sides(case)
+    return {name: relative_error(x, exact[name]) for name, x in found.items()}
 
 
-def assert_close(case: Case, limit: float) -> None:
-    """Fail with every error of the case if one is above ``limit``."""
-    errors = compare(case)
-    worst = max(errors, key=lambda name: errors[name])
-    listing = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    assert errors[worst] <= limit, f"{worst} is off by more than {limit:.0e}: {listing}"
+def assert_close(case: Case, floor: float = CHUNKED_FLOOR) -> None:
+    """Fail with every number of the case if a tensor loses too much."""
+    assert_as_exact(*sides(case), what=case, floor=floor)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import Snapshots, wkv7
 from wuneng.ops.wkv7.snapshots import boundary
 
@@ -140,37 +141,14 @@ def boundaries(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
-def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Largest difference of each tensor relative to its largest entry.
-
-    A tensor that is tiny beside the others is measured against a thousandth of the largest of its
-    kind, outputs or gradients; d_w, which is a difference of sums as large as the other gradients
-    and may cancel to nothing, against a tenth.
-    """
-    assert found.keys() == expected.keys()
-    largest = {
-        kind: max(
-            float(x.abs().max())
-            for name, x in expected.items()
-            if name.startswith("d_") == kind and x.numel()
+def assert_matches(case: Case, backend: str | Backend = "chunked") -> None:
+    """float32 outputs and all gradients as close to float64 as the recurrence's in float32."""
+    sides = [
+        case.values_and_gradients(how, dtype)
+        for how, dtype in (
+            (backend, torch.float32),
+            ("reference", torch.float32),
+            ("reference", torch.float64),
         )
-        for kind in (False, True)
-    }
-    measured = {}
-    for name, reference in expected.items():
-        assert found[name].shape == reference.shape, name
-        if not reference.numel():
-            continue
-        assert found[name].isfinite().all(), f"{name} is not finite"
-        floor = (0.1 if name == "d_w" else 1e-3) * largest[name.startswith("d_")]
-        size = max(float(reference.abs().max()), floor, 1e-30)
-        measured[name] = float((found[name].double() - reference.double()).abs().max()) / size
-    return measured
-
-
-def assert_matches(case: Case, backend: str = "chunked", tolerance: float = 1e-5) -> None:
-    """float32 outputs and all gradients within ``tolerance`` of the float64 recurrence."""
-    expected = case.values_and_gradients("reference", torch.float64)
-    found = case.values_and_gradients(backend, torch.float32)
-    wrong = {name: e for name, e in errors(found, expected).items() if not e <= tolerance}
-    assert not wrong, f"relative errors {wrong} exceed {tolerance} for {case}"
+    ]
+    assert_as_exact(*sides, what=case, floor=CHUNKED_FLOOR)

@@ -16,7 +16,7 @@ from pathlib import Path
 from wuneng.bench.request import WHATS, make_request
 from wuneng.bench.schema import SCHEMA
 from wuneng.errors import WuNengError
-from wuneng.foreign.terminal import print_line
+from wuneng.foreign import print_line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,20 +44,21 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(name, type=int)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--out", type=Path, help="write bench.json, bench.csv and pictures here")
+    parser.add_argument("--verbose", action="store_true", help="print every table too")
     return parser
 
 
 def _measure(options: argparse.Namespace) -> int:
+    from wuneng.bench.answer import report
     from wuneng.bench.pictures import draw
-    from wuneng.bench.record import failures, write_record
+    from wuneng.bench.record import failures, nothing_measured, write_record
     from wuneng.bench.session import run_benchmark
-    from wuneng.bench.tables import machine_line, record_tables
     from wuneng.device import require_one_process
-    from wuneng.tables import console
+    from wuneng.tables import Table, console
 
     require_one_process()
     given = vars(options).copy()
-    out = given.pop("out")
+    out, verbose = given.pop("out"), given.pop("verbose")
     request = make_request(**given)
 
     def notify(message: str) -> None:
@@ -65,14 +66,13 @@ def _measure(options: argparse.Namespace) -> int:
 
     command = ["python", "-m", "wuneng.bench", *sys.argv[1:]]
     record = run_benchmark(request, command_line=command, notify=notify)
-    for table in record_tables(record):
-        console().print(table)
-    print_line(machine_line(record))
+    for piece in report(record, verbose=verbose):
+        console().print(piece) if isinstance(piece, Table) else print_line(piece)
     if out is not None:
         write_record(out, record)
         draw(record, out)
         print_line(f"Written to {out}")
-    failed = failures(record)
+    failed = [*failures(record), *filter(None, [nothing_measured(record)])]
     for line in failed:
         print_line(f"error: {line}", stderr=True)
     return 1 if failed else 0

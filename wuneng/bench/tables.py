@@ -166,11 +166,13 @@ def machine_line(record: dict[str, Any]) -> str:
     )
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Every common figure, the changes beyond noise in words."""
+def comparison_table(comparison: Comparison, *, every: bool = True) -> Table:
+    """Every common figure, or those alone that changed beyond noise."""
     names = [Column(name, name=True) for name in ("what", "length", "batch", "arm", "figure")]
     table = Table("against the earlier record", [*names, *_columns("before now change noise")])
     for change in comparison.changes:
+        if change.verdict == "none" and not every:
+            continue
         row = change.row
         what = f"{row.what}: {row.operation}" if row.what == "ops" else row.what
         case = (what, short_length(row.seq_len), str(row.batch), row.arm, change.quantity)

@@ -38,7 +38,8 @@ class Request:
         dtype: ``fp32``, ``bf16`` or ``fp16``; None keeps the source's.
         seed: of new parameters.
         state_from: an RWKV-7 to start state heads from.
-        tokenizer: for an RWKV-7 without one: a World vocabulary file or a directory.
+        tokenizer: for an RWKV-7 without one: ``bytes``, ``world``, a World vocabulary file or a
+            directory.
         stock: for ``transformers``: True insists on a stock architecture, False on remote code;
             None takes stock where nothing is lost.
         verify: compare logits before the destination appears.
@@ -52,7 +53,7 @@ class Request:
     dtype: str | None = None
     seed: int = 0
     state_from: str | None = None
-    tokenizer: Path | None = None
+    tokenizer: str | Path | None = None
     stock: bool | None = None
     verify: bool = True
     check_source: bool = True
@@ -93,7 +94,11 @@ def _build(request: Request, located: Located, dtype: torch.dtype | None) -> Con
     if located.kind == "dcp":
         return from_dcp(located, dtype=dtype)
     if located.kind == "rwkv7":
-        return from_rwkv7(located, dtype=dtype, tokenizer=request.tokenizer)
+        return from_rwkv7(
+            located,
+            dtype=dtype,
+            tokenizer=None if request.tokenizer is None else str(request.tokenizer),
+        )
     if located.kind == "wuneng" and request.graft is None and request.state_from is None:
         return to_wuneng(located, dtype=dtype)
     return from_transformer(

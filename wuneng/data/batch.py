@@ -87,6 +87,19 @@ class ValidationData(Protocol):
         ...
 
 
+#: How the line of a description begins that depends on the number of steps.
+EPOCHS = "the run sees "
+
+
+def same_data(description: str, other: str) -> bool:
+    """Whether two descriptions are of the same data, for however many steps."""
+
+    def of_data(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith(EPOCHS)]
+
+    return of_data(description) == of_data(other)
+
+
 @dataclass
 class Prepared:
     """Everything that a run needs from its data settings."""

@@ -39,7 +39,7 @@ class HarnessEncoding(HFLM):
             self.truncated_requests += 1
             self.least_kept = min(self.least_kept, max(0, room) / tokens)
 
-    def _encode_pairs(self, pairs: list[tuple[str, str]]) -> None:
+    def _encode_all(self, pairs: list[tuple[str, str]]) -> None:
         """Have at hand what the harness will encode of these (question, answer) pairs, one by one;
         four answers to one question encode the question once."""
         texts: dict[tuple[str, bool | None], None] = {}
@@ -49,9 +49,9 @@ class HarnessEncoding(HFLM):
             else:
                 texts[(question + answer, None)] = None
                 texts[(question.rstrip(), None)] = None
-        self._encode_all(texts)
+        self._encode_texts(texts)
 
-    def _encode_all(self, texts: Mapping[tuple[str, bool | None], None]) -> None:
+    def _encode_texts(self, texts: Mapping[tuple[str, bool | None], None]) -> None:
         """Texts, and whether they get marks, all at once: a quarter of the time."""
         mark = self.tokenizer.decode(self.prefix_token_id)
         by_marks: dict[bool | None, list[tuple[str, bool | None]]] = {}

@@ -91,7 +91,7 @@ class HarnessModel(HarnessEncoding):
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
         """The harness' scoring; the bar only where wanted, and texts tokenised all at once."""
-        self._encode_pairs([request.args for request in requests])
+        self._encode_all([request.args for request in requests])
         try:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.progress)
         except NotFinite as found:
@@ -110,7 +110,7 @@ class HarnessModel(HarnessEncoding):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The harness' generation; the bar only where wanted, and cut questions counted."""
-        self._encode_all({(request.args[0], None): None for request in requests})
+        self._encode_texts({(request.args[0], None): None for request in requests})
         try:
             self._count_cuts(requests)
             return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.progress)

@@ -1,8 +1,7 @@
-"""The one console that everything is printed through: nothing in a text is obeyed."""
+"""The one console that tables and panels are printed through: nothing in a text is obeyed."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TextIO
 
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from wuneng.foreign.text import shown
 
-__all__ = ["PlainConsole", "print_line"]
+__all__ = ["PlainConsole"]
 
 
 class PlainConsole(Console):
@@ -43,9 +42,3 @@ class PlainConsole(Console):
                 yield segment
             else:
                 yield Segment(shown(segment.text), segment.style, segment.control)
-
-
-def print_line(text: object = "", *, stderr: bool = False, file: TextIO | None = None) -> None:
-    """``print`` for a line that holds what others have named."""
-    stream = file if file is not None else sys.stderr if stderr else sys.stdout
-    print(shown(str(text)), file=stream, flush=True)

@@ -1,4 +1,7 @@
-"""Normalisations: RMSNorm as Llama computes it, and the per-head GroupNorm of RWKV-7."""
+"""Normalisations: RMSNorm as Llama computes it, and the per-head GroupNorm of RWKV-7.
+
+Statistics are float32 whatever half precision comes in, and float64 for float64.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm of the last dimension in float32, with Llama's order of casts."""
+    """Root-mean-square norm of the last dimension, with Llama's order of casts."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -16,9 +19,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = x.dtype
-        x32 = x.to(torch.float32)
-        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(dtype)
+        wide = _widened(x)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(dtype)
 
 
 class HeadRMSNorm(nn.Module):
@@ -30,15 +33,15 @@ class HeadRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.to(torch.float32)
-        x32 = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)
+        wide = _widened(x)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
 
 
 class HeadGroupNorm(nn.Module):
     """RWKV-7's ``ln_x``: each head ``[..., heads, N]`` normalised on its own, affine per channel.
 
-    ``eps`` is 64e-5 in RWKV-LM; statistics are float32.
+    ``eps`` is 64e-5 in RWKV-LM.
     """
 
     def __init__(self, heads: int, head_dim: int, eps: float) -> None:
@@ -48,10 +51,14 @@ class HeadGroupNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = nn.functional.layer_norm(x.to(torch.float32), x.shape[-1:], eps=self.eps)
-        return torch.addcmul(self.bias, x32.to(x.dtype), self.weight)
+        wide = nn.functional.layer_norm(_widened(x), x.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.bias, wide.to(x.dtype), self.weight)
 
 
 def make_norm(kind: str, size: int, eps: float) -> nn.Module:
     """The block's norm: ``rmsnorm`` (Llama) or ``layernorm`` (RWKV-7)."""
     return RMSNorm(size, eps) if kind == "rmsnorm" else nn.LayerNorm(size, eps=eps)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

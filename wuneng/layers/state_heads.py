@@ -329,7 +329,9 @@ class StateHeads(nn.Module):
     def _snapshots(self, x: Tensor, slot: Any) -> Snapshots:
         """Which earlier states to read beside the present one, and how much of each (our
         reading of the paper's multi-token state processing)."""
-        gamma = self.snapshot_proj(x).float().unflatten(-1, (self.heads, -1)).softmax(-1)
+        logits = self.snapshot_proj(x)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        gamma = wide.unflatten(-1, (self.heads, -1)).softmax(-1)
         ring = None if slot is None else slot.get("ring")
         position = None if slot is None else slot.get("position")
         return Snapshots(self.config.snapshot_every, gamma, ring, position)

@@ -20,7 +20,7 @@ from wuneng.model.auto_classes import register_configuration, register_models
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load_any_tokenizer", "load_causal_model", "load_configuration"]
+__all__ = ["load_any_tokenizer", "load_causal_model", "load_configuration", "try_tokenizer"]
 
 
 def load_causal_model(directory: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -79,7 +79,7 @@ def load_any_tokenizer(
 
     Raises:
         ModelError: it needs code of its own.
-        Exception: whatever transformers raises over broken files.
+        BaseException: whatever transformers and tokenizers raise over broken files.
     """
     from transformers import AutoTokenizer
 
@@ -88,7 +88,18 @@ def load_any_tokenizer(
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(place), local_files_only=local, trust_remote_code=is_trusted()
         )
+    try_tokenizer(found)
     return found
+
+
+def try_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Use a tokenizer once: files of wrong types load, and break down over the first text.
+
+    Raises:
+        BaseException: whatever the tokenizer raises; Rust's panics are no ``Exception``.
+    """
+    # More tokens than any limit of an ordinary model would only make transformers warn.
+    tokenizer.decode(tokenizer("Hello, wörld 1\n", verbose=False)["input_ids"])
 
 
 @contextmanager

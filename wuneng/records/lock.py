@@ -6,12 +6,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from wuneng.errors import RunError
-from wuneng.records.files import disk_errors
+from wuneng.errors import InputError, RunError
+from wuneng.records.files import disk_errors, open_no_link
+from wuneng.records.leftovers import lock
 
-__all__ = ["is_locked", "locked"]
+__all__ = ["LOCK", "InUse", "is_locked", "locked"]
+
+LOCK = ".lock"
+
+
+class InUse(RunError):
+    """Another process trains in the directory."""
 
 
 @contextmanager
@@ -22,43 +28,37 @@ def locked(directory: Path) -> Iterator[None]:
     such locks (Windows), nothing is locked.
 
     Raises:
-        RunError: another process holds it.
+        InUse: another process holds it.
+        InputError: something that is no file of ours is in the lock's place.
         DiskError: the lock file cannot be made.
     """
-    path = directory / ".lock"
+    path = directory / LOCK
+    if path.is_symlink() or path.is_dir():
+        kind = "a symbolic link" if path.is_symlink() else "a directory"
+        raise InputError(f"{path} is {kind}, expected a file of our own; remove it")
     with disk_errors(path):
         directory.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    with file:
-        if not _lock(file):
-            file.seek(0)
-            raise RunError(
-                f"another process (id {file.read().strip() or 'unknown'}) is training in "
+        descriptor = open_no_link(path, os.O_RDWR | os.O_CREAT)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        if lock(descriptor) is False:
+            holder = file.read().decode("ascii", "replace").strip()
+            raise InUse(
+                f"another process (id {holder or 'unknown'}) is training in "
                 f"{directory}. Wait for it, or choose another --out"
             )
         with disk_errors(path):
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(str(os.getpid()).encode("ascii"))
         yield
 
 
 def is_locked(directory: Path) -> bool:
     """Whether another process is training in ``directory`` at this moment."""
     try:
-        with (directory / ".lock").open(encoding="utf-8") as file:
-            return not _lock(file)
-    except FileNotFoundError:
+        descriptor = open_no_link(directory / LOCK, os.O_RDONLY)
+    except OSError:
         return False
-
-
-def _lock(file: IO[str]) -> bool:
     try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return lock(descriptor) is False
+    finally:
+        os.close(descriptor)

@@ -27,7 +27,7 @@ from wuneng.records.checksums import fault, read_checksums
 from wuneng.train.optimizer import load_named_state, named_state
 from wuneng.train.trainer_state import TrainerState
 
-__all__ = ["Checkpoint", "latest_usable", "restore", "save", "verify"]
+__all__ = ["Checkpoint", "latest_usable", "restore", "rotate", "save", "verify"]
 
 MODEL, OPTIMIZER, TRAINER, MANIFEST = (
     "model.safetensors",
@@ -54,8 +54,11 @@ def save(
     state: TrainerState,
     *,
     keep: int,
+    protected: int | None = None,
 ) -> Path:
     """Write ``parent/step-<state.step>``, and only then delete all but the newest ``keep``.
+
+    The checkpoint of step ``protected`` stays besides.
 
     Checkpoints of later steps (found altered when the run was resumed before them) go as well.
 
@@ -69,7 +72,7 @@ def save(
         save_file({name: t.contiguous() for name, t in weights.items()}, temporary / MODEL)
         save_file(moments, temporary / OPTIMIZER)
         (temporary / TRAINER).write_text(json.dumps(state.to_json()), encoding="utf-8")
-    _rotate(parent, state.step, keep)
+    rotate(parent, state.step, keep, protected)
     return final
 
 
@@ -140,10 +143,11 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _rotate(parent: Path, newest: int, keep: int) -> None:
+def rotate(parent: Path, newest: int, keep: int, protected: int | None = None) -> None:
+    """Delete all checkpoints but the newest ``keep`` up to step ``newest``, and ``protected``."""
     steps = sorted(_steps(parent), reverse=True)
     kept = [step for step in steps if step <= newest][: max(1, keep)]
-    for step in set(steps) - set(kept):
+    for step in set(steps) - {*kept, protected}:
         remove_directory(parent / f"step-{step}")
 
 

@@ -17,8 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from wuneng.foreign import shown_line
-from wuneng.foreign.terminal import PlainConsole, print_line
+from wuneng.foreign import print_line, shown_line
+from wuneng.foreign.terminal import PlainConsole
 
 __all__ = ["Display", "PanelDisplay", "PlainDisplay", "Progress", "QuietDisplay", "make_display"]
 
@@ -134,11 +134,11 @@ class PanelDisplay:
 
     def note(self, message: str) -> None:
         """A line above the panel."""
-        self._console.print(message, markup=False)
+        self._console.print(message, highlight=False, markup=False)
 
     def warn(self, message: str) -> None:
         """A yellow line above the panel."""
-        self._console.print(f"warning: {message}", style="yellow", markup=False)
+        self._console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
 
     def close(self) -> None:
         """Take the panel away."""

@@ -51,6 +51,10 @@ class Column:
     scale: Scale
     higher_is_better: bool
 
+    def __post_init__(self) -> None:
+        if self.values.shape != self.weights.shape:
+            raise ValueError(f"{len(self.values)} values, but {len(self.weights)} weights")
+
     def estimate(self) -> Estimate:
         """The figure and its standard error over rows."""
         return estimate(self.values, self.weights, self.scale)
@@ -111,4 +115,7 @@ def _text(task: str, parts: list[Mapping[str, Any]]) -> dict[str, Column]:
 
 
 def _array(numbers: Any) -> Array:
-    return np.asarray(numbers, dtype=np.float64)
+    found = np.asarray(numbers, dtype=np.float64)
+    if found.ndim != 1:
+        raise ValueError(f"expected one number for each row, got an array of {found.shape}")
+    return found

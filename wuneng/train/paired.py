@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from wuneng.errors import DataError, file_errors
 from wuneng.recipe import Recipe
 from wuneng.records import RunDirectory, read_json
 from wuneng.statistics import PairedDifference, paired_by_seed
@@ -70,7 +71,8 @@ def _columns(run: RunDirectory, arm: str) -> dict[str, Column]:
     rows.json does not tell the bytes of a row."""
     path = run.arm(arm).rows
     stored = read_json(path) if path.exists() else {}
-    return columns(stored["rows"]) if stored.get("schema") == ROWS_SCHEMA else {}
+    with file_errors(f"{path}: not the rows of an end evaluation", DataError):
+        return columns(stored["rows"]) if stored.get("schema") == ROWS_SCHEMA else {}
 
 
 def _judged(arms: Mapping[str, Mapping[str, Any]], first: str, second: str) -> list[str]:

@@ -26,6 +26,7 @@ from wuneng.records import (
 from wuneng.train.figures import ROWS_SCHEMA
 from wuneng.train.paired import paired_differences
 from wuneng.train.quality import Quality
+from wuneng.train.record_check import record_problem
 from wuneng.train.summary import closing_sentence
 from wuneng.train.trainer_state import TrainerState
 
@@ -126,6 +127,8 @@ def finished_record(directory: ArmDirectory, *, check: bool = True) -> dict[str,
     record = read_json(path)
     if not isinstance(record, dict) or record.get("schema") != 1:
         raise DataError(f"{path} is not the result of an arm. {train_again(directory)}")
+    if problem := record_problem(record):
+        raise DataError(f"{path} is no arm's result: {problem}. {train_again(directory)}")
     return record
 
 

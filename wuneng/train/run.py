@@ -7,9 +7,10 @@ kills the process in between, the same command takes up where the last checkpoin
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,19 @@ import torch
 
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype, environment, pick_device, require_one_process
-from wuneng.errors import DamagedError, InputError
+from wuneng.errors import DamagedError, DataError, InputError
 from wuneng.recipe import SOURCE_TOKENIZER, Recipe, TextData, dump_recipe
-from wuneng.records import RUNS_ROOT, RunDirectory, read_json, write_json, write_text_atomic
+from wuneng.records import (
+    RUNS_ROOT,
+    RunDirectory,
+    read_json,
+    refuse_links,
+    write_json,
+    write_text_atomic,
+)
 from wuneng.records import verify as verify_files
-from wuneng.records.lock import locked
+from wuneng.records.atomic import remove_leftovers
+from wuneng.records.lock import LOCK
 from wuneng.train.arm_run import run_arm
 from wuneng.train.arms import ArmConfigs
 from wuneng.train.display import Display, make_display
@@ -30,7 +39,7 @@ from wuneng.train.loggers import check_installed
 from wuneng.train.lora import check_peft
 from wuneng.train.paired_table import paired_table
 from wuneng.train.results import arm_directory, finished_record, train_again, write_results
-from wuneng.train.resume import choose_run
+from wuneng.train.resume import claimed_run
 from wuneng.train.signals import Interrupted, how_to_resume
 from wuneng.train.starting_point import Sources, source_tokenizer
 from wuneng.train.summary import results_table
@@ -106,23 +115,22 @@ def run(
         check_peft()
     pick_device(recipe.device)  # complains before a directory is made
     place = out.path if isinstance(out, RunDirectory) else out
-    directory, stored = choose_run(recipe, place, str(resume), runs_root)
-    recipe = _settled(recipe) if stored is None else stored
-    device = pick_device(recipe.device)
-    try:
-        with locked(directory.path), _reproducible(recipe, device), _not_begun_in_vain(directory):
-            _open_records(directory, recipe, resumed=stored is not None, line=command_line)
-            for seed in recipe.seeds:
-                _run_seed(recipe, seed, directory, device, display, runs_root, sources, verify)
-            directory.update_latest(runs_root)
-            if verify:
-                _check_old_results(directory, display)
-            return Results(directory.path, write_results(directory, recipe, check=verify))
-    except Interrupted as stopped:
-        where = how_to_resume(directory.path)
-        raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
-    finally:
-        display.close()
+    with closing(display), claimed_run(recipe, place, str(resume), runs_root) as claimed:
+        directory, stored = claimed
+        recipe = _settled(recipe) if stored is None else stored
+        device = pick_device(recipe.device)
+        try:
+            with _reproducible(recipe, device), _not_begun_in_vain(directory):
+                _open_records(directory, recipe, stored is not None, command_line, display)
+                for seed in recipe.seeds:
+                    _run_seed(recipe, seed, directory, device, display, runs_root, sources, verify)
+                directory.update_latest(runs_root)
+                if verify:
+                    _check_old_results(directory, display)
+                return Results(directory.path, write_results(directory, recipe, check=verify))
+        except Interrupted as stopped:
+            where = how_to_resume(directory.path)
+            raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
 
 
 def _settled(recipe: Recipe) -> Recipe:
@@ -153,16 +161,30 @@ def _reproducible(recipe: Recipe, device: torch.device) -> Iterator[None]:
 
 
 def _open_records(
-    directory: RunDirectory, recipe: Recipe, *, resumed: bool, line: Sequence[str] | None
+    directory: RunDirectory,
+    recipe: Recipe,
+    resumed: bool,
+    line: Sequence[str] | None,
+    display: Display,
 ) -> None:
-    """recipe.yaml and environment.json; a resumed run adds its session to the latter."""
+    """recipe.yaml and environment.json; a resumed run adds its session to the latter.
+
+    environment.json only describes: a damaged one is set aside and never blocks a run.
+    """
+    remove_leftovers(directory.path)
+    session = environment(sys.argv if line is None else line)
     if not resumed:
         write_text_atomic(directory.recipe, dump_recipe(recipe))
-    session = environment(sys.argv if line is None else line)
-    if directory.environment.exists():
-        first = read_json(directory.environment)
-        first.setdefault("resumed", []).append(session)
-        session = first
+    elif os.path.lexists(directory.environment):
+        try:
+            first = read_json(directory.environment)
+            first.setdefault("resumed", []).append(session)
+            session = first
+        except (DataError, AttributeError) as error:  # not JSON, or other JSON than ours
+            reason = error if isinstance(error, DataError) else "not what was written"
+            aside = directory.environment.with_suffix(".damaged.json")
+            directory.environment.replace(aside)
+            display.warn(f"{directory.environment} is damaged ({reason}); kept as {aside.name}")
     write_json(directory.environment, session)
 
 
@@ -172,7 +194,7 @@ def _not_begun_in_vain(directory: RunDirectory) -> Iterator[None]:
     try:
         yield
     except InputError:
-        own = {directory.recipe, directory.environment, directory.path / ".lock"}
+        own = {directory.recipe, directory.environment, directory.path / LOCK}
         with suppress(OSError):
             if set(directory.path.iterdir()) <= own:
                 for file in own:
@@ -212,6 +234,10 @@ def _run_seed(
             display.note(f"{arm} (seed {seed}): finished before, skipped")
     if not pending:
         return
+    if isinstance(recipe.data, TextData):
+        from wuneng.data.cache_directory import cache_root
+
+        display.note(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
     data = _prepare(recipe, seed, sources)
     configs = ArmConfigs(recipe, data.vocab_size, data.tokenizer, sources)
     check_patterns(recipe, configs)
@@ -224,6 +250,7 @@ def _run_seed(
     for arm in pending:
         data.train.load_state_dict(copy.deepcopy(beginning))
         place = arm_directory(directory, recipe, arm, seed)
+        refuse_links(directory.path / arm)
         run_arm(recipe, arm, seed, data, place, device, display, configs, check=check)
 
 

@@ -49,19 +49,20 @@ def read_snapshots_in_products(
         chunk: tokens between two stored states; divides ``snapshots.every``.
 
     Returns:
-        y ``[B, T, S, N]`` in its dtype, and the ring ``[B or sequences, n, S, N, N]`` float32.
+        y ``[B, T, S, N]`` in its dtype, and the ring ``[B or sequences, n, S, N, N]`` float32
+        (float64 of float64 states).
     """
     extents = sequence_extents(r, cu_seqlens, snapshots.position, chunk)
     kept = (snapshots.ring, snapshots.count, snapshots.every, extents, chunk)
     with torch.autocast(r.device.type, enabled=False):
         ring = final_ring(states, *kept)
-        mixed = snapshots.weights[..., :1].float() * y.float()
+        mixed = _wide(snapshots.weights[..., :1]) * _wide(y)
         if snapshots.count == 0 or r.shape[1] == 0:
             return mixed.to(y.dtype), ring
         windows = _Windows(r, snapshots, extents, cu_seqlens is not None)
         sequence, window = windows.sequence_and_index()
         read_WESN = windows.spread(r).to(states.dtype)
-        gamma_WESn = windows.spread(snapshots.weights[..., 1:]).float()
+        gamma_WESn = _wide(windows.spread(snapshots.weights[..., 1:]))
         total_WSEN = torch.zeros((), device=r.device)
         for newest in range(snapshots.count):
             tokens = (window - newest) * snapshots.every
@@ -128,11 +129,16 @@ def final_ring(
     slots = []
     for back in range(count):
         tokens = (newest - back) * every
-        state = _states_after(tokens, sequence, states, ring, count, every, extents, chunk).float()
+        state = _wide(_states_after(tokens, sequence, states, ring, count, every, extents, chunk))
         slots.append(torch.where((tokens > 0).view(-1, 1, 1, 1), state, 0.0))
     if not slots:
         return states.new_empty(len(sequence), 0, *states.shape[1:], dtype=torch.float32)
     return torch.stack(slots, dim=1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32, or float64 of float64: what the kernels are judged against."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Windows:

@@ -1,0 +1,142 @@
+"""How exact a result must be: measured by what the plain formula itself loses in the same case.
+
+A bound written as a number holds for the processor it was found on. Another one orders its sums
+differently, and a problem that is badly conditioned loses more than one that is not. So a result is
+judged by three things:
+
+    exact       the plain formula in float64
+    reference   the plain formula in float32, on the same values
+    found       what is tested
+
+Of each tensor the largest difference from ``exact`` counts, relative to the largest entry of
+``exact``. ``found`` may lose ``FACTOR`` times what ``reference`` loses. A reference that happens to
+be exact would make that impossible: ``FLOOR`` units in the last place are always allowed, and the
+rounding of the output where its dtype is narrower.
+
+In half precision the reference's results are rounded to the dtype of what is tested. Where a kernel
+may round operands inside too, the formula's inputs are rounded once more in that dtype
+(:func:`rounded_again`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: How often the reference's own loss a result may lose: that is one way of ordering the sums, which
+#: may have been a lucky one.
+FACTOR = 8.0
+#: The same in half precision, where the loss is the dtype's, whoever sums.
+FACTOR_OF_HALF = 4.0
+#: Units in the last place of a tensor's largest entry that are allowed whatever the reference does.
+FLOOR = 8.0
+#: The same for the recurrence in chunks, which divides products of decays over tens of tokens: the
+#: logarithms are large numbers of nearly equal size, where the token loop multiplies one by one.
+CHUNKED_FLOOR = 24.0
+#: Of float64 results, which nothing more exact is there to judge: the algebra shows, not roundings.
+FLOOR_OF_FLOAT64 = 4096.0
+
+Tensors = Tensor | Mapping[str, Tensor] | Iterable[Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Largest differences from the exact tensor, relative to its largest entry."""
+
+    name: str
+    found: float
+    reference: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the result is as exact as it has to be."""
+        return self.found <= self.allowed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: off by {self.found:.1e}, the plain formula by {self.reference:.1e}, "
+            f"allowed {self.allowed:.1e}"
+        )
+
+
+def assert_as_exact(
+    found: Tensors, reference: Tensors, exact: Tensors, what: object = "", floor: float = FLOOR
+) -> None:
+    """Fail with every number of the case if a tensor loses too much.
+
+    Args:
+        found, reference, exact: one tensor, or the same number of them, by name or in order.
+        what: said first in the message.
+        floor: units in the last place, ``FLOOR`` or ``CHUNKED_FLOOR``.
+    """
+    all_of_them = losses(found, reference, exact, floor)
+    wrong = [str(loss) for loss in all_of_them if not loss.passed]
+    right = [str(loss) for loss in all_of_them if loss.passed]
+    assert not wrong, "\n".join([f"{what} less exact than it has to be", *wrong, "within:", *right])
+
+
+def losses(found: Tensors, reference: Tensors, exact: Tensors, floor: float = FLOOR) -> list[Loss]:
+    """What each tensor loses, what the reference does, and what is allowed."""
+    names, sides = None, []
+    for side in (found, reference, exact):
+        named = _named(side)
+        names = names or list(named)
+        assert list(named) == names, f"other tensors: {list(named)} and {names}"
+        sides.append(named)
+    return [_loss(name, *(side[name] for side in sides), floor) for name in names or ()]
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Largest difference over the largest exact entry, undivided where that is 0; NaN is inf."""
+    assert found.shape == exact.shape, f"shape {list(found.shape)}, not {list(exact.shape)}"
+    if not exact.numel():
+        return 0.0
+    wide = exact.detach().cpu().double()
+    assert wide.isfinite().all(), "the exact tensor is not finite"
+    difference = float((found.detach().cpu().double() - wide).abs().max())
+    scale = float(wide.abs().max())
+    error = difference / scale if scale > 0 else difference
+    return error if error == error else float("inf")
+
+
+def rounded_again(x: Tensor, dtype: torch.dtype | str, seed: int = 0) -> Tensor:
+    """x with every entry off by at most half a unit in the last place of ``dtype`` (or "tf32")."""
+    unit = 2.0**-10 if isinstance(dtype, str) else torch.finfo(dtype).eps
+    generator = torch.Generator().manual_seed(seed)
+    off = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1
+    return (x.double() * (1 + off * unit / 2)).to(x.dtype)
+
+
+def operand(x: Tensor, dtype: torch.dtype | str) -> Tensor:
+    """float32 of a float64 leaf, rounded again if the kernel rounds its operands to ``dtype``."""
+    return x.float() if dtype == torch.float32 else rounded_again(x, dtype).float()
+
+
+def _loss(name: str, found: Tensor, reference: Tensor, exact: Tensor, floor: float) -> Loss:
+    assert exact.dtype == torch.float64, f"{name}: an oracle in {exact.dtype}"
+    narrow = found.dtype not in (torch.float32, torch.float64)
+    lost = relative_error(reference.to(found.dtype) if narrow else reference, exact)
+    if found.dtype == torch.float64:
+        always = FLOOR_OF_FLOAT64 * torch.finfo(torch.float64).eps
+    else:
+        always = floor * torch.finfo(torch.float32).eps
+        if narrow:
+            always += torch.finfo(found.dtype).eps / 2
+    return Loss(
+        name,
+        relative_error(found, exact),
+        lost,
+        max((FACTOR_OF_HALF if narrow else FACTOR) * lost, always),
+    )
+
+
+def _named(tensors: Tensors) -> dict[str, Tensor]:
+    if isinstance(tensors, Tensor):
+        return {"result": tensors}
+    if isinstance(tensors, Mapping):
+        return dict(tensors)
+    return {str(index): x for index, x in enumerate(tensors)}
