@@ -141,9 +141,33 @@ def convert_tables() -> Iterator[Table]:
     )
 
 
+def dry_run_tables() -> Iterator[Table]:
+    from wuneng_cli.dry_run import plan_table
+
+    parts = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms")
+    for arms in (3, 10):
+        entries = {
+            (LONG_ARM if n == 1 else f"arm-number-{n}"): {
+                "parts": {part: 1_234_567_890 + n + 10 * k for k, part in enumerate(parts)},
+                "parameters": SEVEN_B + n,
+                "trainable_parameters": 123_456_789 + n,
+                "added_percent": 34.5 + n,
+                "intermediate_size": 28_672 + n,
+                "match": "parameters",
+                "training_flops": 1.23e21 * (n + 1),
+                "memory": {"total": 123.4 * 2**30 + n * 2**30},
+                "disk_bytes": 234.5 * 2**30 + n * 2**30,
+                "seconds": 1_234_567.8 * (n + 1),
+            }
+            for n in range(arms)
+        }
+        yield plan_table({"name": "a recipe", "arms": entries})
+
+
 TABLES: dict[str, Callable[[], Iterator[Table]]] = {
     "train": results_tables,
     "eval": eval_tables,
     "bench": bench_tables,
     "convert": convert_tables,
+    "dry run": dry_run_tables,
 }

@@ -72,10 +72,17 @@ def train(
         bool,
         typer.Option(
             "--dry-run",
-            help="Train nothing: print the resolved recipe, parameters by part, what state and "
-            "middle heads add, steps, tokens and estimated memory.",
+            help="Train nothing: print parameters by part, what state and middle heads add, "
+            "tokens, FLOPs, memory, disk and time; with --verbose the resolved recipe too.",
         ),
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="With --dry-run: estimate the time from about a second of each arm's steps.",
+        ),
+    ] = True,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     verify: options.Verify = True,
@@ -99,23 +106,25 @@ def train(
         overrides.append(f"device={device}")
     loaded = load_recipe(recipe, overrides)
     if dry_run:
-        _print_plan(loaded, as_json=as_json)
+        _print_plan(loaded, measure=measure, as_json=as_json, verbose=verbose)
     else:
         _train(loaded, out, resume, verify=verify, as_json=as_json, quiet=quiet)
 
 
-def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
-    from wuneng_cli.dry_run import plan, plan_tables
+def _print_plan(recipe: Recipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
+    from wuneng_cli.dry_run import plan, plan_lines, plan_table
 
-    planned = plan(recipe)
+    planned = plan(recipe, measure=measure)
     if as_json:
         print_json(planned)
         return
-    from wuneng.recipe import dump_recipe
+    if verbose:
+        from wuneng.recipe import dump_recipe
 
-    print_line(dump_recipe(recipe))
-    for table in plan_tables(planned):
-        print_renderable(table)
+        print_line(dump_recipe(recipe))
+    print_renderable(plan_table(planned))
+    for line in plan_lines(planned):
+        print_text(line)
     if recipe.data.kind == "text":
         from wuneng.data.cache_directory import cache_root
 

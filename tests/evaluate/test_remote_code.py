@@ -87,7 +87,7 @@ def recipe(data: str = "", rest: str = SIZES) -> str:
 #: Commands that need the code: what is planted, and their arguments; PLANTED is the directory.
 NEED = {
     "train, tokenizer": ("tokenizer", ["train", "TOKENIZER"]),
-    "train, tokenizer, planned": ("tokenizer", ["train", "TOKENIZER", "--dry-run"]),
+    "train, tokenizer, planned": ("tokenizer", ["train", "TOKENIZER", "--dry-run", "--no-measure"]),
     "bench, recipe's tokenizer": ("tokenizer", ["bench", "--model", "TOKENIZER"]),
     "eval": ("model", ["eval", "PLANTED", "--tasks", "arc", "--data-dir", "FILES"]),
     "eval, baseline": (

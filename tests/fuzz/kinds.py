@@ -104,7 +104,7 @@ class Recipes:
         file = directory / "r.yaml"
         file.write_bytes(content)
         if random.random() < 0.025:
-            return lambda: _command("train", "r.yaml", "--dry-run")
+            return lambda: _command("train", "r.yaml", "--dry-run", "--no-measure")
 
         def twice() -> None:
             recipe = load_recipe(file)
@@ -130,7 +130,7 @@ class Overrides:
         changes = [_override(random) for _ in range(random.randint(1, 3))]
         if random.random() < 0.05:
             flags = [flag for change in changes for flag in ("--set", change)]
-            return lambda: _command("train", "r.yaml", "--dry-run", *flags)
+            return lambda: _command("train", "r.yaml", "--dry-run", "--no-measure", *flags)
         return lambda: load_recipe(directory / "r.yaml", changes)
 
 

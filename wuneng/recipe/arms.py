@@ -81,7 +81,7 @@ def _replacing(base: ModelSettings) -> dict[str, Any]:
 
 
 def replaced_heads(total: int, states: int) -> tuple[int, int]:
-    """State heads in place of some of ``total`` attention heads, and how many of these are left.
+    """State heads in the place of some of ``total`` attention heads, and how many are left.
 
     Where there are as many state heads as attention heads, or more, half of the attention heads are
     replaced: an arm of one kind of heads would be ``rwkv7``. No state heads: nothing to replace.
