@@ -152,6 +152,7 @@ def _first(metadata: Any) -> Any:
     ("change", "message"),
     [
         (lambda m: setattr(_first(m), "size", torch.Size([1 << 60, 1 << 30])), "more than the"),
+        (lambda m: delattr(_first(m), "size"), "metadata: not usable metadata: .* no attribute"),
         (lambda m: setattr(_first(m), "size", "wide"), "no shape, type and pieces of a tensor"),
         (lambda m: setattr(_first(m), "chunks", None), "no shape, type and pieces of a tensor"),
         (lambda m: setattr(_first(m).properties, "dtype", 3), "no shape, type and pieces"),
