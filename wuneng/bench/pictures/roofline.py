@@ -14,6 +14,7 @@ from wuneng.bench.pictures.axes import (
     GREY,
     KINDS,
     arms_of,
+    head,
     panels,
     plain_numbers,
     styles_of,
@@ -46,7 +47,7 @@ def roofline(rows: Sequence[Row], record: dict[str, Any]) -> Any | None:
     heading = (
         f"{subject(record)}: roofline, {bandwidth / 1e9:,.1f} GB/s and {peak / 1e9:,.0f} GFLOP/s"
     )
-    figure.suptitle(heading, fontsize=10, color=GREY)
+    head(figure, heading)
     return figure
 
 
