@@ -132,6 +132,10 @@ def test_no_two_series_of_a_panel_share_a_colour(full_record: Any) -> None:
         handles = axis.get_legend().legend_handles
         colours = [line.get_color() for line in handles if line.get_linestyle() != "None"]
         assert len(set(colours)) == len(colours) >= 3
+        figure.canvas.draw()
+        legend, inside = axis.get_legend().get_window_extent(), axis.get_window_extent()
+        assert legend.y1 <= inside.y0, "it covers points"
+        assert legend.y0 >= 0
     pyplot.close(figure)
     known = ["sdpa", "triton", "native", "chunked", "reference", "mamba2", "eager", "fla-chunk"]
     many = [*known, *(f"arm-{n}" for n in range(20)), "wuneng", "mha"]

@@ -93,8 +93,15 @@ def _legend(axis: Any, colours: dict[str, str], markers: dict[str, str]) -> None
         Line2D([], [], color=GREY, marker=marker, markerfacecolor="none", linestyle="", label=kind)
         for kind, marker in markers.items()
     ]
-    columns = 1 if len(arms + kinds) <= 10 else 2
-    axis.legend(handles=arms + kinds, fontsize=7, frameon=False, loc="lower right", ncols=columns)
+    # below the panel: within it, points lie wherever there would be room
+    axis.legend(
+        handles=arms + kinds,
+        fontsize=7,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12),
+        ncols=4,
+    )
 
 
 def _kind(row: Row) -> str:
