@@ -26,7 +26,7 @@ PARAGRAPH = (
 _TOKENS = 48
 _STEPS = 10
 
-#: Logits ``[positions, vocab]`` in float32 by the way of asking.
+#: Logits ``[positions, vocab]`` in float32 (float64 of a model in float64) by the way of asking.
 Answers = dict[str, Tensor]
 
 
@@ -83,7 +83,7 @@ def ask(model: Any, probe: Probe) -> Answers:
     answers = {"full forward": _rows(model(probe.rows, use_cache=False).logits)}
     ids, mask = probe.padded
     logits = model(ids, attention_mask=mask, use_cache=False).logits
-    answers["left padding"] = logits[mask.bool()].float()
+    answers["left padding"] = _wide(logits[mask.bool()])
     start = probe.prefill
     out = model(ids[:, :start], attention_mask=mask[:, :start], use_cache=True)
     pieces = [out.logits]
@@ -95,7 +95,7 @@ def ask(model: Any, probe: Probe) -> Answers:
             use_cache=True,
         )
         pieces.append(out.logits)
-    answers["cache, token by token"] = torch.cat(pieces, dim=1)[mask.bool()].float()
+    answers["cache, token by token"] = _wide(torch.cat(pieces, dim=1)[mask.bool()])
     return answers
 
 
@@ -108,4 +108,8 @@ def ask_reference(logits: Callable[[Tensor], Tensor], probe: Probe) -> Answers:
 
 
 def _rows(logits: Tensor) -> Tensor:
-    return logits.flatten(0, 1).float()
+    return _wide(logits.flatten(0, 1))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
