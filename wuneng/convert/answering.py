@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 def answers_to(
     model: Any, rows: Tensor, ids: Tensor, mask: Tensor, start: int
 ) -> dict[str, Tensor]:
-    """Logits ``[positions, vocab]``, float32 or wider, at every real position, by the way of asking.
+    """Logits ``[positions, vocab]`` at every real position, by the way of asking; float32 at least.
 
     Args:
         rows: ``[B, T]``, without pads.
