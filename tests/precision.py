@@ -20,8 +20,9 @@ may round operands inside too, the formula's inputs are rounded once more in tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ CHUNKED_FLOOR = 24.0
 FLOOR_OF_FLOAT64 = 4096.0
 
 Tensors = Tensor | Mapping[str, Tensor] | Iterable[Tensor]
+Result = TypeVar("Result", bound=Tensors)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,19 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     scale = float(wide.abs().max())
     error = difference / scale if scale > 0 else difference
     return error if error == error else float("inf")
+
+
+def worst(references: Sequence[Result], exact: Result) -> Result:
+    """Of each tensor the reference that lost most: a badly conditioned case has lucky ones."""
+    names, wide = list(_named(exact)), _named(exact)
+    sides = [_named(reference) for reference in references]
+    chosen = {
+        name: max((side[name] for side in sides), key=lambda x, n=name: relative_error(x, wide[n]))
+        for name in names
+    }
+    if isinstance(exact, Tensor):
+        return chosen[names[0]]
+    return chosen if isinstance(exact, Mapping) else list(chosen.values())  # type: ignore[return-value]
 
 
 def rounded_again(x: Tensor, dtype: torch.dtype | str, seed: int = 0) -> Tensor:

@@ -16,6 +16,7 @@ from tests.precision import (
     losses,
     relative_error,
     rounded_again,
+    worst,
 )
 
 CASE = Case(batch=2, tokens=50, size=16, initial_state=True)
@@ -140,6 +141,15 @@ def test_sides_that_do_not_belong_together() -> None:
         assert_as_exact(x, x, x.float())
     with pytest.raises(AssertionError, match="not finite"):
         assert_as_exact(x, x, x * torch.inf)
+
+
+def test_the_worst_of_several_references() -> None:
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    near, far = exact.float() + 1e-6, exact.float() + 1e-4
+    assert torch.equal(worst([near, far], exact), far)
+    chosen = worst([{"a": near, "b": far}, {"a": far, "b": near}], {"a": exact, "b": exact})
+    assert all(torch.equal(x, far) for x in chosen.values())
+    assert torch.equal(worst([[near], [far]], [exact])[0], far)
 
 
 def test_zero_and_empty() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from wuneng.bench.answer import answer_table, report, sentences
 from wuneng.bench.compare import PROCESS_NOISE, ratio_noise
+from wuneng.bench.pictures import _figures
 from wuneng.bench.pictures.axes import styles_of
 from wuneng.bench.pictures.roofline import roofline
 from wuneng.bench.record import Row, nothing_measured, rows_of
@@ -131,9 +132,39 @@ def test_no_two_series_of_a_panel_share_a_colour(full_record: Any) -> None:
         handles = axis.get_legend().legend_handles
         colours = [line.get_color() for line in handles if line.get_linestyle() != "None"]
         assert len(set(colours)) == len(colours) >= 3
+        figure.canvas.draw()
+        legend, inside = axis.get_legend().get_window_extent(), axis.get_window_extent()
+        assert legend.y1 <= inside.y0, "it covers points"
+        assert legend.y0 >= 0
     pyplot.close(figure)
     known = ["sdpa", "triton", "native", "chunked", "reference", "mamba2", "eager", "fla-chunk"]
     many = [*known, *(f"arm-{n}" for n in range(20)), "wuneng", "mha"]
     styles = styles_of(many)
     assert len({style["color"] for style in styles.values()}) == len(many)
     assert styles["wuneng"]["color"] != styles["chunked"]["color"]
+
+
+def test_headings_lie_within_their_figures() -> None:
+    """One panel is narrow, and names of models are long."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row("mha", n, 1.0) for n in (16, 32)] + [row("wuneng", n, 0.9) for n in (16, 32)]
+    rows = [{**made, "flops": 1e9, "bytes": 1e6, "peak_bytes": 2**20} for made in rows]
+    told = record(*rows) | {
+        "model": "a-model-whose-name-is-as-long-as-WWWW-many-WWWW-in-the-hub-$are$",
+        "machine": {"accelerator": "NVIDIA H100 80GB HBM3", "threads": 1, "dtype": "bfloat16"},
+        "roofline": {"bandwidth_bytes_per_second": 3e12, "matmul_flops": 8e14},
+        "exponents": [],
+    }
+    with matplotlib.rc_context({"text.parse_math": False}):
+        for name, figure in _figures(rows_of(told), told).items():
+            if figure is None:
+                continue
+            figure.canvas.draw()
+            box = figure._suptitle.get_window_extent()
+            assert box.x0 >= 0, name
+            assert box.x1 <= figure.bbox.x1, name
+            pyplot.close(figure)

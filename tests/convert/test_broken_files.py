@@ -232,8 +232,8 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     [
         (
             ["model.layers.0.self_attn.q_proj.weight", "b", "c", "d", "e"],
-            r"It holds 5 keys: .*, b, .*, \.\.\.; these are the keys of a Transformer "
-            "such as Llama",
+            r"It holds 5 keys: model\.layers\.0\.self_attn\.q_proj\.weight, b, c, d, \.\.\.; "
+            "these are the keys of a Transformer such as Llama, Qwen or Mistral",
         ),
         (["layers.3.attention.wq.weight"], "keys of Llama in Meta's layout"),
         (["transformer.h.0.attn.c_attn.weight"], "keys of GPT-2, which does not convert"),

@@ -68,6 +68,7 @@ def test_exit_codes(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert run(source, out, "--no-such-option")[0] == 2
     # a tolerance that not even equality meets
     monkeypatch.setattr("wuneng.convert.comparison.TOLERANCE", {torch.float32: -1.0})
+    monkeypatch.setattr("wuneng.convert.comparison.FACTOR", -1.0)
     code, said, error = run(source, out)
     assert code == 1
     assert "DIFFERS" in error

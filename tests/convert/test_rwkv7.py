@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.convert.rwkv_files import random_x070, save_fla
 from tests.convert.sources import assert_same_bits, save_source, tensors_of
+from tests.model.small import plainly
+from tests.precision import assert_as_exact
 from wuneng.convert import GraftSettings, Request, convert
 from wuneng.errors import InputError, ModelError
 
@@ -20,10 +22,19 @@ def _expected(folder: Path) -> torch.Tensor:
     return torch.from_numpy(np.fromfile(folder / "expected-logits-7v0-834K.bin", dtype="<f4"))
 
 
-def _last_logits(directory: Path) -> torch.Tensor:
+def _assert_expected(directory: Path, folder: Path) -> None:
+    """Our logits and the published ones, of another program in float32, lose equally much."""
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
+
+    def last_logits(model: Any) -> torch.Tensor:
+        found: torch.Tensor = model(torch.tensor([list(b'"in')])).logits[0, -1]
+        return found
+
     with torch.no_grad():
-        return model(torch.tensor([list(b'"in')])).logits[0, -1]
+        found, (_, exact) = last_logits(model), plainly(model, last_logits)
+    published = _expected(folder)
+    assert_as_exact(found, published, exact)
+    assert_as_exact(published, found, exact)
 
 
 def test_trained_model_from_both_layouts(shared_data: Path, tmp_path: Path) -> None:
@@ -32,10 +43,10 @@ def test_trained_model_from_both_layouts(shared_data: Path, tmp_path: Path) -> N
     outcome = convert(Request(str(file), tmp_path / "pth"))
     assert outcome.record["max_abs_logit_difference"] < 1e-5
     assert outcome.record["tensors"] == {"kept": 399, "new": 12, "dropped": {}}
-    torch.testing.assert_close(_last_logits(tmp_path / "pth"), _expected(folder), rtol=0, atol=1e-5)
+    _assert_expected(tmp_path / "pth", folder)
     fla = save_fla(tmp_path / "source", torch.load(file, weights_only=True))
     convert(Request(str(fla), tmp_path / "fla"))
-    torch.testing.assert_close(_last_logits(tmp_path / "fla"), _expected(folder), rtol=0, atol=1e-5)
+    _assert_expected(tmp_path / "fla", folder)
     assert_same_bits(tensors_of(tmp_path / "pth"), tensors_of(tmp_path / "fla"))
 
 

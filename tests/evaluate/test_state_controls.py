@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model.small import plainly
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.errors import InputError, ModelError
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.state_controls import controlled_state, parse_state_control
@@ -78,7 +80,9 @@ def test_permute_does_not_let_the_future_in(model: Any) -> None:
     changed = ids.clone()
     changed[:, 8:] = 7
     with controlled_state(model, "permute"):
-        assert torch.allclose(logits(model, ids)[:, :8], logits(model, changed)[:, :8], atol=1e-5)
+        exact = plainly(model, lambda m: logits(m, ids[:, :8]))
+        for found in (logits(model, ids), logits(model, changed)):
+            assert_as_exact(found[:, :8], *exact, floor=CHUNKED_FLOOR)
 
 
 def test_permute_with_pads_moves_rows_not_packed_tokens(model: Any) -> None:
@@ -112,9 +116,10 @@ def test_the_harness_model_brings_a_companion(load: Load, wuneng_directory: Path
         found = harness.logits(second)
         beside = torch.full_like(second, harness.prefix_token_id)
         beside[:, :9] = first
-        expected = logits(model, torch.cat([second, beside]))[:1]
+        pair = torch.cat([second, beside])
+        exact = plainly(model, lambda m: logits(m, pair)[:1])
     assert found.shape[0] == 1
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert_as_exact(found, *exact, floor=CHUNKED_FLOOR)
 
 
 def test_generation_runs_under_every_control(load: Load, wuneng_directory: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.precision import assert_as_exact
 from tests.train.tiny import TinyModel, counting_batch, tiny_training
 from wuneng.data.batch import Batch
 from wuneng.errors import DataError, NonFiniteError
@@ -14,9 +15,10 @@ from wuneng.train.step import Numerics, StepOutcome, micro_batches, prepare_mode
 CPU = Numerics(torch.device("cpu"))
 
 
-def one_step(batch: Batch, **changes: Any) -> tuple[StepOutcome, TinyModel]:
+def one_step(batch: Batch, *, wide: bool = False, **changes: Any) -> tuple[StepOutcome, TinyModel]:
+    """A step and its model, whose weights are those of every call (in float64 if ``wide``)."""
     torch.manual_seed(0)
-    model = TinyModel()
+    model = TinyModel().double() if wide else TinyModel()
     model.dropout.p = 0.0
     training = tiny_training(**changes)
     optimizer = build_optimizer(model, training)
@@ -30,12 +32,18 @@ def test_micro_batches_give_the_mean_over_the_whole_batch(rows: int) -> None:
     assert len(set(scored)) > 1, "a mean of means would be right as well: the test shows nothing"
     whole, model = one_step(batch, clip=0.0)
     pieces, other = one_step(batch, clip=0.0, micro_batch_size=rows)
-    assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)
-    assert pieces.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
-    for (name, one), (_, two) in zip(
-        model.named_parameters(), other.named_parameters(), strict=True
-    ):
-        torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-7, msg=name)
+    exact, third = one_step(batch, clip=0.0, wide=True)
+
+    def named(outcome: StepOutcome, model: TinyModel, dtype: torch.dtype) -> dict[str, Any]:
+        numbers = {"loss": outcome.loss, "norm": outcome.grad_norm}
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        return gradients | {name: torch.tensor(x, dtype=dtype) for name, x in numbers.items()}
+
+    assert_as_exact(
+        named(pieces, other, torch.float32),
+        named(whole, model, torch.float32),
+        named(exact, third, torch.float64),
+    )
 
 
 def test_loss_is_the_mean_over_scored_tokens() -> None:
@@ -43,9 +51,13 @@ def test_loss_is_the_mean_over_scored_tokens() -> None:
     outcome, _ = one_step(batch)
     torch.manual_seed(0)
     model = TinyModel().eval()
-    logits = model(batch.input_ids).logits
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-    assert outcome.loss == pytest.approx(expected.item(), rel=1e-6)
+
+    def mean(model: TinyModel) -> torch.Tensor:
+        logits = model(batch.input_ids).logits.flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, batch.labels.flatten())
+
+    reference, exact = mean(model), mean(model.double())
+    assert_as_exact(torch.tensor(outcome.loss), reference, exact)
     assert outcome.tokens == batch.input_ids.numel()
 
 
@@ -136,5 +148,6 @@ def test_activation_checkpointing_changes_memory_and_not_the_step() -> None:
         optimizer = build_optimizer(model, training)
         batch = counting_batch(0, 4)
         outcomes.append(take_step(model, optimizer, batch, training, CPU, step=1, arm="t"))
-    assert outcomes[1].loss == pytest.approx(outcomes[0].loss, rel=1e-6)
-    assert outcomes[1].grad_norm == pytest.approx(outcomes[0].grad_norm, rel=1e-5)
+    # The same operations in the same order.
+    assert outcomes[1].loss == outcomes[0].loss
+    assert outcomes[1].grad_norm == outcomes[0].grad_norm

@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.convert.sources import save_source, tensors_of
+from tests.precision import assert_as_exact
 from tests.train.tiny import Watcher
 from wuneng.convert import ConvertedSources
 from wuneng.errors import InputError, ModelError, RecipeError
@@ -127,8 +128,12 @@ def test_adapters_are_merged_into_weights_that_stayed(place: Path, finished: Res
     name = "model.layers.1.mlp.up_proj"
     assert torch.equal(stored[f"{name}.base_layer.weight"], source[f"{name}.weight"])
     down, up = (stored[f"{name}.lora_{letter}.default.weight"] for letter in "AB")
-    expected = source[f"{name}.weight"] + 2.0 * up @ down
-    torch.testing.assert_close(merged[f"{name}.weight"], expected)
+    base = source[f"{name}.weight"]
+    reference, exact = (
+        base.to(dtype) + 2.0 * up.to(dtype) @ down.to(dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert_as_exact(merged[f"{name}.weight"], reference, exact)
     assert up.abs().max() > 0
 
 

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 def answers_to(
     model: Any, rows: Tensor, ids: Tensor, mask: Tensor, start: int
 ) -> dict[str, Tensor]:
-    """Float32 logits ``[positions, vocab]`` at every real position, by the way of asking.
+    """Logits ``[positions, vocab]`` at every real position, by the way of asking; float32 at least.
 
     Args:
         rows: ``[B, T]``, without pads.
@@ -36,7 +36,11 @@ def answers_to(
     answers["cache, token by token"] = torch.cat(pieces, dim=1)[real]
     generated = _generated(model, ids, mask, start)
     answers["generate()"] = generated[real[:, start - 1 : -1]]
-    return {name: logits.float().contiguous() for name, logits in answers.items()}
+    return {name: _wide(logits).contiguous() for name, logits in answers.items()}
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _cache(out: Any) -> dict[str, Any]:

@@ -80,11 +80,18 @@ class DcpTensors:
         """Read the metadata. ModelError when it is broken, hostile or holds no WuNeng model."""
         self.directory = directory
         self._reader = _Reader(directory)
-        stored = self._reader.read_metadata().state_dict_metadata
-        _check_tensors(stored, directory)
-        prefix = _prefix(stored, directory)
         self._keys: dict[str, str] = {}
         self.tensors: dict[str, TensorInfo] = {}
+        # Unpickling fills objects with anything, or with nothing.
+        with file_errors(f"{directory / DCP_METADATA}: not usable metadata", ModelError):
+            stored = self._reader.read_metadata().state_dict_metadata
+            _check_tensors(stored, directory)
+            others = self._sort(stored)
+        self.dropped = {f"{part}.*": f"{n} entries, not the model" for part, n in others.items()}
+
+    def _sort(self, stored: dict[str, Any]) -> Counter[str]:
+        """Note the model's tensors; count what else there is, by the first part of its name."""
+        prefix = _prefix(stored, self.directory)
         others: Counter[str] = Counter()
         for key, info in stored.items():
             if not key.startswith(prefix) or not isinstance(info, TensorStorageMetadata):
@@ -93,18 +100,19 @@ class DcpTensors:
             name = _unwrapped(key[len(prefix) :])
             self._keys[name] = key
             self.tensors[name] = TensorInfo(
-                tuple(info.size), info.properties.dtype, directory / DCP_METADATA
+                tuple(info.size), info.properties.dtype, self.directory / DCP_METADATA
             )
-        self.dropped = {f"{part}.*": f"{n} entries, not the model" for part, n in others.items()}
+        return others
 
     def read(self, name: str) -> Tensor:
         info = self.tensors[name]
-        state = {self._keys[name]: torch.empty(info.shape, dtype=info.dtype)}
         # torn or missing shards raise many classes of errors
         with file_errors(f"{self.directory}: cannot read {name}", ModelError), _plainly():
+            state = {self._keys[name]: torch.empty(info.shape, dtype=info.dtype)}
             dcp.load(state, storage_reader=self._reader, no_dist=True)
-        tensor = state[self._keys[name]]
-        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+            tensor = state[self._keys[name]]
+            lowest_and_highest = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor
+        if not torch.isfinite(lowest_and_highest).all():
             raise ModelError(f"{self.directory}: {name} holds values that are NaN or infinite")
         return tensor
 

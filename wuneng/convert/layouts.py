@@ -34,8 +34,13 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
 def described_keys(keys: Collection[Any]) -> str:
     """``it holds 3 keys: a, b, c`` and, where their names tell it, the layout they belong to."""
     names = [str(key) for key in keys]
-    shown = ", ".join(shortened(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
     for pattern, meaning in _LAYOUTS:
-        if any(re.match(pattern, name) for name in names):
-            return f"It holds {len(names):,} keys: {shown}; these are the keys of {meaning}"
-    return f"It holds {len(names):,} keys: {shown}"
+        telling = next((name for name in names if re.match(pattern, name)), None)
+        if telling is not None:
+            first = [telling, *(name for name in names if name != telling)]
+            return f"It holds {len(names):,} keys: {_some(first)}; these are the keys of {meaning}"
+    return f"It holds {len(names):,} keys: {_some(names)}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(shortened, names[:4])) + (", ..." if len(names) > 4 else "")

@@ -29,7 +29,7 @@ PARAGRAPH = (
 _TOKENS = 48
 _STEPS = 10
 
-#: Logits ``[positions, vocab]`` in float32 by the way of asking.
+#: Logits ``[positions, vocab]`` in float32 (float64 of a model in float64) by the way of asking.
 Answers = dict[str, Tensor]
 
 

@@ -18,20 +18,23 @@ __all__ = ["Rwkv7Reference"]
 
 
 class Rwkv7Reference:
-    """Holds the checkpoint's tensors in float32 and runs one sequence at a time."""
+    """Holds the checkpoint's tensors in float32 (or float64) and runs one sequence at a time."""
 
-    def __init__(self, checkpoint: Rwkv7) -> None:
-        self.config = checkpoint.config
-        self.weights = {name: checkpoint.read(name).float() for name in checkpoint.stored}
+    def __init__(self, checkpoint: Rwkv7, dtype: torch.dtype = torch.float32) -> None:
+        self.config, self.dtype = checkpoint.config, dtype
+        self.weights = {name: checkpoint.read(name).to(dtype) for name in checkpoint.stored}
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits ``[T, vocab]`` float32 of one sequence of ids ``[T]``."""
+        """Logits ``[T, vocab]`` in ``dtype`` of one sequence of ids ``[T]``."""
         layers, width = self.config.num_hidden_layers, self.config.hidden_size
         heads, size = self.config.num_state_heads, self.config.state_head_dim
-        mixed = [torch.zeros(width) for _ in range(layers)]
-        fed = [torch.zeros(width) for _ in range(layers)]
-        states = [torch.zeros(heads, size, size) for _ in range(layers)]  # type: ignore[arg-type]
+        mixed = [torch.zeros(width, dtype=self.dtype) for _ in range(layers)]
+        fed = [torch.zeros(width, dtype=self.dtype) for _ in range(layers)]
+        states = [
+            torch.zeros(heads, size, size, dtype=self.dtype)  # type: ignore[arg-type]
+            for _ in range(layers)
+        ]
         rows = []
         for token in ids.tolist():
             x = self.weights["emb.weight"][token]

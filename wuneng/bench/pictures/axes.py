@@ -7,6 +7,7 @@ its own marker and dash, so that a picture survives being printed in grey.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "KINDS",
     "arms_of",
     "cases_of",
+    "head",
     "log_lengths",
     "panels",
     "plain_numbers",
@@ -60,6 +62,8 @@ _STYLES = {
     "fused": (_OLIVE, "*", "--"),
     "compiled": (_INDIGO, ">", ":"),
 }
+#: Of a wide letter at the headings' 10 points, so that no heading is wider than its figure.
+_INCHES_A_CHARACTER = 0.1
 _OTHER_MARKERS = ("h", "*", "p", ">", "d", "<")
 
 
@@ -165,6 +169,12 @@ def plain_numbers(axis: Any) -> None:
     # On less than a decade matplotlib puts ticks at 3.5, 4, 4.5: no two may read the same.
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1e3 else f"{v:.3g}"))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def head(figure: Any, text: str) -> None:
+    """A heading above all panels, in as many lines as the figure's width takes."""
+    characters = int(figure.get_figwidth() / _INCHES_A_CHARACTER)
+    figure.suptitle(textwrap.fill(text, characters), fontsize=10, color=GREY)
 
 
 def subject(record: dict[str, Any]) -> str:

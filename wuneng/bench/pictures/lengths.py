@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from wuneng.bench.pictures.axes import (
-    GREY,
     arms_of,
     cases_of,
+    head,
     log_lengths,
     panels,
     styles_in,
@@ -41,7 +41,7 @@ def against_length(
         axis.legend(handles, labels, fontsize=7, frameon=False)
     for axis in axes[:: min(len(axes), 3)]:
         axis.set_ylabel(label)
-    figure.suptitle(f"{subject(record)}, batch {cases[0][1][0].batch}", fontsize=10, color=GREY)
+    head(figure, f"{subject(record)}, batch {cases[0][1][0].batch}")
     return figure
 
 
@@ -87,5 +87,5 @@ def decoding(rows: Sequence[Row]) -> Any | None:
         axis.set_title(f"batch {batch}", fontsize=10)
         axis.legend(fontsize=8, frameon=False)
     axes[0].set_ylabel("milliseconds per token")
-    figure.suptitle("decoding: latency against context", fontsize=10, color=GREY)
+    head(figure, "decoding: latency against context")
     return figure

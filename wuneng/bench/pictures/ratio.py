@@ -10,6 +10,7 @@ from wuneng.bench.pictures.axes import (
     GREY,
     arms_of,
     cases_of,
+    head,
     log_lengths,
     panels,
     styles_in,
@@ -39,7 +40,7 @@ def ratio(rows: Sequence[Row], record: dict[str, Any]) -> Any | None:
         axis.legend(fontsize=7, frameon=False)
         axis.set_ylabel(f"times {yardstick}'s speed", fontsize=8)
     heading = f"{subject(record)}, batch {cases[0][1][0].batch}: speed beside attention, ± noise"
-    figure.suptitle(heading, fontsize=10, color=GREY)
+    head(figure, heading)
     return figure
 
 

@@ -14,6 +14,7 @@ from wuneng.bench.pictures.axes import (
     GREY,
     KINDS,
     arms_of,
+    head,
     panels,
     plain_numbers,
     styles_of,
@@ -46,7 +47,7 @@ def roofline(rows: Sequence[Row], record: dict[str, Any]) -> Any | None:
     heading = (
         f"{subject(record)}: roofline, {bandwidth / 1e9:,.1f} GB/s and {peak / 1e9:,.0f} GFLOP/s"
     )
-    figure.suptitle(heading, fontsize=10, color=GREY)
+    head(figure, heading)
     return figure
 
 
@@ -92,8 +93,15 @@ def _legend(axis: Any, colours: dict[str, str], markers: dict[str, str]) -> None
         Line2D([], [], color=GREY, marker=marker, markerfacecolor="none", linestyle="", label=kind)
         for kind, marker in markers.items()
     ]
-    columns = 1 if len(arms + kinds) <= 10 else 2
-    axis.legend(handles=arms + kinds, fontsize=7, frameon=False, loc="lower right", ncols=columns)
+    # below the panel: within it, points lie wherever there would be room
+    axis.legend(
+        handles=arms + kinds,
+        fontsize=7,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12),
+        ncols=4,
+    )
 
 
 def _kind(row: Row) -> str:
