@@ -53,6 +53,7 @@ from wuneng.evaluate.prefix_cache import CacheShapes
 from wuneng.evaluate.request_plan import shared_prefixes
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks, quiet_harness
 from wuneng.model import WuNengConfig, WuNengForCausalLM
+from wuneng.model.call_arguments import cache_of, with_cache
 from wuneng.records import write_json
 
 ARMS = {"wuneng": {"num_state_heads": 2}, "mha": {"num_state_heads": 0}}
@@ -139,7 +140,7 @@ class Bare:
     @torch.inference_mode()
     def prepare(self) -> None:
         ids = torch.zeros(ROWS, self.mean_prefix, dtype=torch.long)
-        self.cache = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        self.cache = cache_of(self.model(ids, use_cache=True, logits_to_keep=1))
         shapes = CacheShapes.of(self.model.base_model, self.model.device)
         state = shapes.row_bytes(0)
         self.kept_bytes = {
@@ -159,7 +160,7 @@ class Bare:
         for ids in self.prefixes:
             self.model(ids, use_cache=True, logits_to_keep=1)
         for ids in self.endings:
-            self.model(ids, use_cache=True, past_key_values=copied(self.cache, len(ids)))
+            self.model(ids, use_cache=True, **with_cache(copied(self.cache, len(ids))))
 
 
 def harness_itself(loaded: LoadedModel, tasks: LoadedTasks, items: int) -> None:

@@ -19,10 +19,11 @@ from wuneng.records import write_json
 COMMANDS = {
     "wuneng --help": ["--help"],
     "wuneng bench --help": ["bench", "--help"],
-    "wuneng train recipes/quickstart.yaml --dry-run": [
+    "wuneng train recipes/quickstart.yaml --dry-run --no-measure": [
         "train",
         "recipes/quickstart.yaml",
         "--dry-run",
+        "--no-measure",
     ],
 }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # No test may need the network. Here, because the first import of huggingface_hub reads it.
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+# No test writes into the cache of who runs them; what is started from here inherits the place.
+_CACHE = tempfile.mkdtemp(prefix="wuneng-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE
+os.environ.pop("WUNENG_CACHE", None)
 
 # One thread for each process: tests share their cores, and threads that spin steal them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

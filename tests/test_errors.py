@@ -13,7 +13,7 @@ def test_every_class_is_exported_and_drawn() -> None:
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.WuNengError)
     }
-    assert classes | {"nearest"} == set(errors.__all__)
+    assert classes | {"file_errors", "nearest", "reason", "shortened"} == set(errors.__all__)
     assert all(name in (errors.__doc__ or "") for name in classes)
 
 
@@ -35,3 +35,37 @@ def test_exit_codes() -> None:
 )
 def test_nearest(name: str, hint: str) -> None:
     assert errors.nearest(name, ["num_state_heads", "mha-shift", "mha"]) == hint
+
+
+def test_names_without_end_are_like_nothing() -> None:
+    assert errors.nearest("x" * 1_000_000, ["x" * 199]) == ""
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException: not an Exception."""
+
+
+@pytest.mark.parametrize("raised", [Panic("two\nlines"), ValueError("two\nlines"), KeyError("two")])
+def test_what_a_library_raises_over_a_file(raised: BaseException) -> None:
+    with (
+        pytest.raises(errors.DataError, match=r"^x\.json: not readable: '?two'?$") as caught,
+        errors.file_errors("x.json: not readable", errors.DataError),
+    ):
+        raise raised
+    assert caught.value.__cause__ is raised
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), MemoryError(), errors.TaskError("x")])
+def test_what_is_not_the_files_fault_passes(raised: BaseException) -> None:
+    with pytest.raises(type(raised)), errors.file_errors("x", errors.DataError):
+        raise raised
+
+
+def test_messages_end_somewhere() -> None:
+    assert len(str(errors.DataError("x" * 100_000))) == 8003
+
+
+def test_reasons_are_one_short_line() -> None:
+    assert errors.reason(ValueError("\n  first\nsecond")) == "first"
+    assert errors.reason(ValueError()) == "ValueError"
+    assert errors.reason(ValueError("x" * 1000), 10) == "x" * 10 + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,25 @@ FLOORS: list[set[str]] = [
     {"wuneng.model"},
     {"wuneng.layers"},
     {"wuneng.ops"},
-    {"wuneng.recipe", "wuneng.records", "wuneng.device", "wuneng.errors"},
+    {"wuneng.tables"},
+    {
+        "wuneng.recipe",
+        "wuneng.records",
+        "wuneng.statistics",
+        "wuneng.device",
+        "wuneng.errors",
+        "wuneng.foreign",
+    },
 ]
 
 #: Rooms whose modules must be importable without these.
-LIGHT_ROOMS = ("wuneng.recipe", "wuneng.records", "wuneng.errors")
+LIGHT_ROOMS = (
+    "wuneng.recipe",
+    "wuneng.records",
+    "wuneng.tables",
+    "wuneng.errors",
+    "wuneng.foreign",
+)
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 
 
@@ -164,6 +179,18 @@ def test_light_rooms_import_nothing_heavy() -> None:
         if target.partition(".")[0] in HEAVY
     ]
     assert not heavy, "\n".join(heavy)
+
+
+def test_statistics_need_numpy_alone() -> None:
+    modules = sources()
+    outside = {
+        target.partition(".")[0]
+        for module, path in modules.items()
+        if room(module) == "wuneng.statistics"
+        for target, _, _ in imports(path, modules)
+        if room(target) != "wuneng.statistics"
+    }
+    assert outside <= {"numpy", *sys.stdlib_module_names}
 
 
 def test_commands_import_nothing_heavy_at_the_top() -> None:

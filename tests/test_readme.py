@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,7 @@ def test_the_first_two_blocks_are_one_line_each(repository: Path) -> None:
 def _run(repository: Path, place: Path, readme: str, tool: str) -> subprocess.CompletedProcess[str]:
     (place / ".ci").mkdir()
     shutil.copy(repository / ".ci" / "run", place / ".ci" / "run")
+    (place / ".ci" / "lowest").write_text("echo lowest >> ran\n", encoding="utf-8")
     (place / "README.md").write_text(readme, encoding="utf-8")
     (place / "tool").write_text(tool, encoding="utf-8")
     (place / "tool").chmod(0o755)
@@ -57,7 +60,33 @@ def test_ci_runs_the_second_block_then_the_checks(repository: Path, tmp_path: Pa
     done = _run(repository, tmp_path, FAKE_README, tool)
     assert done.returncode == 0, done.stderr
     ran = (tmp_path / "ran").read_text().splitlines()
-    assert ran == ["second", "ruff check .", "ruff format --check .", "mypy "]
+    assert ran == ["second", "ruff check .", "ruff format --check .", "mypy ", "lowest"]
+
+
+def test_lowest_versions_are_those_of_the_project(repository: Path) -> None:
+    script = repository / ".ci" / "lowest_versions.py"
+    out = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    pins = dict(line.split("==") for line in out.stdout.splitlines())
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    bounded = {
+        re.split(r"[\[<>=]", requirement)[0]: requirement
+        for requirement in project["dependencies"]
+        if ">=" in requirement
+    }
+    assert set(pins) == set(bounded) - {"torch"} | {"peft"}
+    for name, version in pins.items():
+        assert f">={version}" in bounded.get(name, "peft>=" + version)
+
+
+@pytest.mark.parametrize("name", ["transformers", "lm-eval", "torch"])
+def test_libraries_whose_internals_we_touch_have_an_upper_bound(
+    repository: Path, name: str
+) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    found = [r for r in project["dependencies"] if re.split(r"[\[<>=]", r)[0] == name]
+    assert len(found) == 1
+    assert ",<" in found[0]
+    assert found[0].split(",<")[1] not in ("6", "1", "3")  # a whole major version is no bound
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

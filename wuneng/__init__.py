@@ -12,12 +12,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wuneng.model import WuNengConfig, WuNengForCausalLM, WuNengModel
+    from wuneng.model import WuNengCache, WuNengConfig, WuNengForCausalLM, WuNengModel
 
 __version__ = "0.1.0"
-__all__ = ["WuNengConfig", "WuNengForCausalLM", "WuNengModel", "__version__"]
+__all__ = ["WuNengCache", "WuNengConfig", "WuNengForCausalLM", "WuNengModel", "__version__"]
 
-_MODEL_NAMES = ("WuNengConfig", "WuNengForCausalLM", "WuNengModel")
+_MODEL_NAMES = ("WuNengCache", "WuNengConfig", "WuNengForCausalLM", "WuNengModel")
 
 
 def __getattr__(name: str) -> Any:

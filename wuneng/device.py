@@ -21,8 +21,10 @@ from wuneng.errors import InputError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast_dtype", "environment", "pick_device"]
+__all__ = ["autocast_dtype", "environment", "pick_device", "require_one_process"]
 
+# What torchrun, accelerate and the MPI launchers tell each process that they start.
+_WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _KINDS = ("auto", "cpu", "cuda", "mps")
 _PACKAGES = (
     "wuneng",
@@ -83,6 +85,24 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU; on the CPU use fp32 or bf16")
     return known[precision]
+
+
+def require_one_process() -> None:
+    """Refuse to be one of several processes that a launcher started.
+
+    Each of them would do all of the work, into a directory of its own.
+
+    Raises:
+        InputError: the launcher's variable says that there are several.
+    """
+    for name in _WORLD_SIZES:
+        size = os.environ.get(name, "")
+        if size.isdecimal() and int(size) > 1:
+            raise InputError(
+                f"{name} is {size}: expected one process, got {size}. The work is not divided "
+                "among processes yet, each would repeat all of it. Start it without the launcher "
+                "(torchrun, accelerate, mpirun); --device cuda:N chooses among several GPUs"
+            )
 
 
 def environment(command_line: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     │   ├── RecipeError         a recipe file or a --set override
     │   ├── DataError           text, token or evaluation files
     │   ├── ModelError          a model or run directory, or its configuration
+    │   ├── DamagedError        a finished file is not what was written
     │   └── TaskError           an evaluation task that is unknown or not available
     └── RunError                exit code 1: something failed while running
         ├── NonFiniteError      a loss or gradient became NaN or infinite
@@ -19,10 +20,12 @@ and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
+    "DamagedError",
     "DataError",
     "DiskError",
     "InputError",
@@ -32,14 +35,26 @@ __all__ = [
     "RunError",
     "TaskError",
     "WuNengError",
+    "file_errors",
     "nearest",
+    "reason",
+    "shortened",
 ]
+
+#: Longer names are like nothing; comparing them would take minutes.
+_LONGEST_COMPARED = 200
+
+#: A file's values are quoted in messages; whoever quotes too much of them stops here.
+_LONGEST_MESSAGE = 8000
 
 
 class WuNengError(Exception):
-    """Base of every error whose message is meant for the user."""
+    """Base of every error whose message is meant for the user, and of bounded length."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return shortened(super().__str__(), _LONGEST_MESSAGE)
 
 
 class InputError(WuNengError):
@@ -58,6 +73,10 @@ class DataError(InputError):
 
 class ModelError(InputError):
     """A model or run directory is missing or is not what it should be."""
+
+
+class DamagedError(InputError):
+    """A finished record or export is not what was written: damaged on the disk, or edited."""
 
 
 class TaskError(InputError):
@@ -87,9 +106,38 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     Letter case and ``-``/``_`` are ignored while comparing; the known spelling is returned.
     """
+    if len(name) > _LONGEST_COMPARED:
+        return ""
     spellings = {_folded(candidate): candidate for candidate in known}
     close = difflib.get_close_matches(_folded(name), spellings, n=1, cutoff=0.6)
     return f" Did you mean '{spellings[close[0]]}'?" if close else ""
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """``text``, or its first ``limit`` characters and ``...``."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def reason(error: BaseException, limit: int = 300) -> str:
+    """What an error says, as one line of bounded length; its class where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return shortened(next(filter(None, lines), type(error).__name__), limit)
+
+
+@contextmanager
+def file_errors(what: str, kind: type[WuNengError]) -> Iterator[None]:
+    """Whatever a library raises over a file that the user gave, as one error of ``kind``.
+
+    ``what`` names the file and what it should have been; the library's first line follows. Use it
+    around the reading of a file alone: elsewhere it would hide bugs of this package. Rust's panics
+    (tokenizers, safetensors) are no ``Exception``, but they are the file's fault all the same.
+    """
+    try:
+        yield
+    except (WuNengError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{what}: {reason(error)}") from error
 
 
 def _folded(name: str) -> str:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_error, print_json, print_renderable
+from wuneng_cli.render import (
+    print_error,
+    print_json,
+    print_line,
+    print_renderable,
+    print_text,
+)
 
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
@@ -70,7 +76,9 @@ def bench(
     against: Annotated[
         str | None,
         typer.Option(
-            "--against", metavar="A,B", help="What stands beside it. [default: mha,rwkv7]"
+            "--against",
+            metavar="A,B",
+            help="What stands beside it. [default: mha,rwkv7, where the model allows]",
         ),
     ] = None,
     batch: Annotated[
@@ -120,14 +128,20 @@ def bench(
             help="With --compare: exit 1 when a figure is worse by more than this, beyond noise.",
         ),
     ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure WuNeng beside the parameter-matched plain-attention baseline and pure RWKV-7 heads:
     operators, prefill, decoding and training steps over several lengths. What is timed is first
     checked against the reference; nothing that differs from it gets a speed.
     """
-    from wuneng.bench.record import failures, read_record
+    from wuneng.device import require_one_process
+
+    require_one_process()
+    from wuneng.bench.record import failures, nothing_measured, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
     from wuneng.errors import InputError
 
@@ -149,11 +163,11 @@ def bench(
         seconds=seconds,
         base=None if old is None else BenchRequest.from_json(old["request"]),
     )
-    record, directory = _measure(request, out, quiet=quiet)
+    record, directory = _measure(request, out, verify=verify, quiet=quiet)
+    passed = old is None or _compare(old, record, limit, as_json=as_json, verbose=verbose)
     if old is None or not as_json:
-        _show(record, directory, as_json=as_json)
-    passed = old is None or _compare(old, record, limit, as_json=as_json)
-    failed = failures(record)
+        _show(record, directory, as_json=as_json, verbose=verbose)
+    failed = [*failures(record), *filter(None, [nothing_measured(record)])]
     for line in failed:
         print_error(line)
     if failed or not passed:
@@ -161,21 +175,24 @@ def bench(
 
 
 def _measure(
-    request: BenchRequest, out: Path | None, *, quiet: bool
+    request: BenchRequest, out: Path | None, *, verify: bool, quiet: bool
 ) -> tuple[dict[str, Any], Path]:
+    from wuneng.bench.architectures import RECIPES
     from wuneng.bench.pictures import draw
     from wuneng.bench.record import write_record
     from wuneng.bench.session import run_benchmark
-    from wuneng.records import RUNS_ROOT, RunDirectory, disk_errors
+    from wuneng.records import RUNS_ROOT, RunDirectory, find_model, usable_directory
+    from wuneng.records import verify as verify_files
 
     def notify(message: str) -> None:
         if not quiet:
-            print(message, file=sys.stderr)
+            print_line(message, stderr=True)
 
+    if verify and request.model is not None and Path(request.model).suffix not in RECIPES:
+        verify_files(find_model(request.model))
     line = ["wuneng", *sys.argv[1:]]
-    if out is not None:  # found out now, not after minutes of measuring
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
+    # Found out now, not after minutes of measuring.
+    usable_directory(out or RUNS_ROOT / "bench", "--out")
     record = run_benchmark(request, command_line=line, notify=notify)
     directory = out or RunDirectory.create(record["model"], RUNS_ROOT / "bench").path
     write_record(directory, record)
@@ -183,22 +200,28 @@ def _measure(
     return record, directory
 
 
-def _show(record: dict[str, Any], directory: Path, *, as_json: bool) -> None:
-    from wuneng.bench.tables import machine_line, record_tables
+def _show(record: dict[str, Any], directory: Path, *, as_json: bool, verbose: bool) -> None:
+    from wuneng.bench.answer import report
 
     if as_json:
         print_json({"directory": str(directory), **record})
         return
-    for table in record_tables(record):
-        print_renderable(table)
-    for name, version in record["peers"].items():
-        print(f"{name}: {version}")
-    print(machine_line(record))
-    print(f"\nEverything is in {directory}.")
+    for piece in report(record, verbose=verbose):
+        if isinstance(piece, str):
+            print_text(piece)
+        else:
+            print_renderable(piece)
+    more = "" if verbose else " --verbose prints all of it."
+    print_line(f"\nEverything is in {directory}.{more}")
 
 
 def _compare(
-    old: dict[str, Any], new: dict[str, Any], limit: float | None, *, as_json: bool
+    old: dict[str, Any],
+    new: dict[str, Any],
+    limit: float | None,
+    *,
+    as_json: bool,
+    verbose: bool,
 ) -> bool:
     """Show the comparison; False when it fails the limit."""
     from wuneng.bench.compare import compare_records, sentence
@@ -209,8 +232,10 @@ def _compare(
     if as_json:
         print_json({**new, "comparison": {**comparison.to_json(), "passed": passed}})
         return passed
-    print_renderable(comparison_table(comparison))
+    print_text(sentence(comparison.changes, limit))
+    table = comparison_table(comparison, every=verbose)
+    if table.rows:
+        print_renderable(table)
     for warning in comparison.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(sentence(comparison.changes, limit))
+        print_line(f"warning: {warning}", stderr=True)
     return passed

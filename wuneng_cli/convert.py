@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable
+from wuneng_cli.render import print_json, print_line, print_renderable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from wuneng.convert import Check, GraftSettings
+    from wuneng.tables import Table
 
 __all__ = ["convert", "register"]
 
@@ -24,7 +22,7 @@ _EXAMPLES = """Examples:
   wuneng convert Qwen/Qwen2.5-0.5B upgraded                   add state and middle heads
   wuneng convert my-llama upgraded --state-heads 4 --cross-head concat --dtype bf16
   wuneng convert my-llama upgraded --state-from rwkv7.pth --state-head-dim 64 --cross-head none
-  wuneng convert rwkv7-world.pth rwkv7                        the same function, as a WuNeng
+  wuneng convert rwkv7.pth rwkv7 --tokenizer world            the same function, as a WuNeng
   wuneng convert runs/text shared --to transformers           for people without this package
   wuneng convert upgraded sharded --to dcp                    a distributed checkpoint
   wuneng convert sharded again                                and back
@@ -128,23 +126,30 @@ def convert(
         typer.Option("--dtype", metavar="NAME", help="fp32, bf16 or fp16. [default: the source's]"),
     ] = None,
     tokenizer: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--tokenizer",
-            metavar="PATH",
-            help="For an RWKV-7 .pth: its World vocabulary file, or a directory with a tokenizer. "
-            "[default: rwkv_vocab*.txt beside it]",
+            metavar="bytes|world|PATH",
+            help="For an RWKV-7 .pth: bytes; world, whose vocabulary file is beside it or in the "
+            "package rwkv; such a file; or a directory with a tokenizer. [default: "
+            "rwkv_vocab*.txt beside it]",
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Of the new parameters.")
+        int,
+        typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Of the new parameters."),
     ] = 0,
     verify: Annotated[
         bool,
-        typer.Option("--verify/--no-verify", help="Compare logits before anything is kept."),
+        typer.Option(
+            "--verify/--no-verify",
+            help="Check the source's checksums, and compare logits before anything is kept.",
+        ),
     ] = True,
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Convert a checkpoint and prove that it still computes the same.
 
@@ -152,6 +157,9 @@ def convert(
     WuNeng without attention; a WuNeng becomes a directory that transformers loads by itself. On any
     failure nothing is left at DESTINATION.
     """
+    from wuneng.device import require_one_process
+
+    require_one_process()
     from wuneng.convert import Request, VerificationError
     from wuneng.convert import convert as carry_out
 
@@ -174,11 +182,12 @@ def convert(
         tokenizer=tokenizer,
         stock=stock,
         verify=verify,
+        check_source=verify,
     )
 
     def note(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr)
+            print_line(line, stderr=True)
 
     try:
         outcome = carry_out(request, note)
@@ -192,8 +201,8 @@ def convert(
     if outcome.checks:
         print_renderable(_checks_table(outcome.checks))
     for line in _summary(outcome.record):
-        print(line)
-    print(f"\nEverything is in {outcome.directory}.")
+        print_line(line)
+    print_line(f"\nEverything is in {outcome.directory}.")
 
 
 def _graft(
@@ -239,13 +248,11 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _checks_table(checks: list[Check]) -> Table:
-    from rich.table import Table
+    from wuneng.tables import Column, Table
 
-    table = Table(title="converted against source", title_justify="left")
-    for name in ("", "dtype"):
-        table.add_column(name)
-    for name in ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict"):
-        table.add_column(name, justify="right")
+    headings = ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict")
+    names = [Column("", name=True), Column("dtype", name=True)]
+    table = Table("converted against source", [*names, *map(Column, headings)])
     for check in checks:
         table.add_row(
             check.name,
@@ -282,6 +289,8 @@ def _summary(record: dict[str, Any]) -> list[str]:
         lines.append(
             f"  warm start  {len(start['tensors'])} tensors of {start['from']}, not an equivalence"
         )
+    if record.get("without_tokenizer"):
+        lines.append(f"  tokenizer   none: {record['without_tokenizer']}")
     if not record["verified"]:
         lines.append("  not verified: logits were not compared (--no-verify)")
     return lines

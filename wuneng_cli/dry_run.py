@@ -1,4 +1,6 @@
-"""What a recipe would take, found out without training anything or allocating a model."""
+"""What a recipe would take, found out without training anything: counted from names and shapes,
+the time from about a second of steps of each arm where that is wanted.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 from wuneng_cli.render import short_bytes
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from wuneng.recipe import Recipe, Training
+    from wuneng.tables import Table
     from wuneng.train.arms import ArmConfigs
     from wuneng.train.starting_point import Sources
+    from wuneng.train.trainable import ArmSizes
 
-__all__ = ["plan", "plan_tables", "sources_of"]
+__all__ = ["plan", "plan_lines", "plan_table", "sources_of"]
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
+def plan(recipe: Recipe, *, measure: bool = False) -> dict[str, Any]:
     """Sizes and costs of every arm, ready for JSON.
+
+    Args:
+        measure: time some steps of every arm that trains; else ``seconds`` are None.
 
     Raises:
         DataError: files or a tokenizer that the recipe names are missing.
@@ -39,28 +44,29 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "tokens_per_step": training.tokens_per_step,
         "steps": training.total_steps,
         "tokens": training.total_tokens,
-        "arms": {name: _arm(recipe, name, configs) for name in recipe.arms},
+        "arms": {name: _arm(recipe, name, configs, measure) for name in recipe.arms},
     }
 
 
-def sources_of(recipe: Recipe) -> Sources | None:
-    """What finds and converts the models that a recipe names; None where it names none."""
+def sources_of(recipe: Recipe, *, check: bool = True) -> Sources | None:
+    """What finds and converts the models that a recipe names; None where it names none.
+
+    ``check``: compare their files with their checksums before a conversion.
+    """
     if recipe.source is None and not any(arm.distill for arm in recipe.arms.values()):
         return None
     from wuneng.convert import ConvertedSources
 
-    return ConvertedSources()
+    return ConvertedSources(check=check)
 
 
-def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:
-    """The plan for people: sizes of the arms side by side, then the length of the run."""
-    from rich.table import Table
+def plan_table(planned: dict[str, Any]) -> Table:
+    """What each arm is and takes, side by side."""
+    from wuneng.tables import Column, Table
 
     arms = planned["arms"]
-    table = Table(title=f"{planned['name']}: the arms", title_justify="left")
-    table.add_column("")
-    for name in arms:
-        table.add_column(name, justify="right")
+    columns = [Column("", name=True), *map(Column, arms)]
+    table = Table(f"{planned['name']}: what it would take", columns, turns=True)
     for part in dict.fromkeys(part for arm in arms.values() for part in arm["parts"]):
         table.add_row(part, *(f"{arm['parts'].get(part, 0):,}" for arm in arms.values()))
     table.add_section()
@@ -78,17 +84,46 @@ def plan_tables(planned: dict[str, Any]) -> Iterator[Table]:
     table.add_row(
         "estimated memory", *(short_bytes(arm["memory"]["total"]) for arm in arms.values())
     )
-    yield table
-    run = Table(title="each arm's run", title_justify="left", show_header=False)
-    run.add_row("tokens per step", f"{planned['tokens_per_step']:,}")
-    run.add_row("steps", f"{planned['steps']:,}")
-    run.add_row("tokens", f"{planned['tokens']:,}")
-    run.add_row("seeds", ", ".join(map(str, planned["seeds"])))
-    run.add_row("vocabulary", f"{planned['vocab_size']:,}")
-    yield run
+    table.add_row("disk", *(short_bytes(arm["disk_bytes"]) for arm in arms.values()))
+    table.add_row("estimated time", *(_duration(arm["seconds"]) for arm in arms.values()))
+    return table
 
 
-def _arm(recipe: Recipe, name: str, configs: ArmConfigs) -> dict[str, Any]:
+def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
+    """The length of the run, what all of it takes, and why a time is missing."""
+    seeds, arms = planned["seeds"], planned["arms"]
+    yield (
+        f"each arm: {planned['tokens']:,} tokens, {planned['steps']:,} steps of "
+        f"{planned['tokens_per_step']:,}; seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}; vocabulary {planned['vocab_size']:,}"
+    )
+    disk = len(seeds) * sum(arm["disk_bytes"] for arm in arms.values())
+    times = [arm["seconds"] for arm in arms.values()]
+    whole = f"all of it: {short_bytes(disk)} on disk"
+    if None not in times:
+        whole += (
+            f", and about {_duration(len(seeds) * sum(times))} of training steps, measured here "
+            "for a second each; data and validation come on top"
+        )
+    yield whole
+    reasons = dict.fromkeys(arm["not_measured"] for arm in arms.values() if arm["not_measured"])
+    yield from (f"time not measured: {reason}" for reason in reasons)
+
+
+def _duration(seconds: float | None) -> str:
+    """Two digits at most: it is an estimate."""
+    if seconds is None:
+        return "–"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 or not seconds else f"{seconds:.1f} s"
+    for size, unit in ((86_400, "days"), (3_600, "h")):
+        if seconds >= 1.5 * size:
+            value = seconds / size
+            return f"{value:,.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}"
+    return f"{seconds / 60:.0f} min"
+
+
+def _arm(recipe: Recipe, name: str, configs: ArmConfigs, measure: bool) -> dict[str, Any]:
     from wuneng.model.counting import describe, memory_estimate, total_parameters
     from wuneng.train.trainable import arm_sizes
 
@@ -117,7 +152,30 @@ def _arm(recipe: Recipe, name: str, configs: ArmConfigs) -> dict[str, Any]:
         "learning_rate": training.learning_rate,
         "training_flops": sizes.flops_per_token * tokens,
         "memory": {**memory, "total": sum(memory.values())},
+        "disk_bytes": _disk(sizes, training, trains=tokens > 0),
+        **_time(recipe, name, configs, sizes.flops_per_token * tokens, measure),
     }
+
+
+def _disk(sizes: ArmSizes, training: Training, *, trains: bool) -> int:
+    """Bytes of one seed: the model, and the checkpoints that are kept (weights and moments)."""
+    checkpoint = 4 * sizes.parameters + 8 * sizes.trainable
+    return 4 * sizes.parameters + (training.keep_checkpoints * checkpoint if trains else 0)
+
+
+def _time(
+    recipe: Recipe, name: str, configs: ArmConfigs, flops: float, measure: bool
+) -> dict[str, Any]:
+    """Seconds of one seed, and why there are none."""
+    if not flops:
+        return {"seconds": 0.0, "not_measured": ""}
+    if not measure:
+        return {"seconds": None, "not_measured": "--no-measure"}
+    from wuneng.train.measured import measured_speed
+
+    speed = measured_speed(recipe, name, configs(name))
+    rate = speed.flops_per_second
+    return {"seconds": None if rate is None else flops / rate, "not_measured": speed.not_measured}
 
 
 def _activation_bytes(recipe: Recipe, training: Training) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable, print_text
+from wuneng_cli.render import print_json, print_line, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.evaluate.session import EvaluationReport
@@ -19,16 +19,17 @@ __all__ = ["evaluate", "register"]
 _EXAMPLES = """Examples:
 
 \b
-  wuneng eval --tasks reasoning --data-dir my-test-sets
-  wuneng eval runs/text --tasks validation              held-out text of the run's recipe
+  wuneng eval                                           the latest run on its held-out data
+  wuneng eval runs/quickstart --state zero              what is lost without the state
+  wuneng eval runs/text --tasks reasoning --data-dir my-test-sets
   wuneng eval runs/text --baseline runs/text/mha-shift --tasks arc,piqa --limit 200
-  wuneng eval runs/text --tasks hellaswag --state zero  what is lost without the state
   wuneng eval path/to/llama --tasks mmlu --num-fewshot 5 --batch-size 8
 
 Aliases: arc = arc_easy + arc_challenge; obqa = openbookqa; lambada = lambada_openai; reasoning =
 arc_easy, arc_challenge, hellaswag, piqa, winogrande, openbookqa, boolq, sciq and lambada_openai.
 Any other task of lm-evaluation-harness goes by its own name (mmlu, gsm8k, copa, ...). `validation`
-is the held-out text of the recipe that a run was trained from.
+is the held-out text of the recipe that a run was trained from, `synthetic` its synthetic tasks;
+without --tasks, a run is scored on whichever of the two it has.
 
 --data-dir: .jsonl and .jsonl.gz files, recognised by the fields of their rows: ARC, HellaSwag,
 PIQA, WinoGrande, OpenBookQA, BoolQ, COPA, LAMBADA, SciQ, MMLU and GSM8K. The split is a word in
@@ -45,18 +46,27 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    tasks: Annotated[
-        str, typer.Option("--tasks", "-t", metavar="A,B", help="Tasks, groups and aliases.")
-    ],
     model: options.Model = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            "-t",
+            metavar="A,B",
+            help="Tasks, groups and aliases. [default: the held-out data of the run's recipe]",
+        ),
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
             "--baseline",
             metavar="MODEL",
             help="Compare with this model on the same items: a directory, or an arm of MODEL's "
-            "run. For a run the default is its arm mha, with --state the same model untouched; "
-            "none compares with nothing.",
+            "run. For a run the default is its arm mha (after an upgrade: the source), with "
+            "--state the same model untouched; none compares with nothing.",
         ),
     ] = None,
     data_dir: Annotated[
@@ -106,25 +116,32 @@ def evaluate(
             "--log-samples", help="Keep every item's prompt, target and answers in eval.json."
         ),
     ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Score MODEL on evaluation tasks and, beside a baseline, say what the difference is worth:
     paired on the same items, with a 95 % interval, a p-value and the chance level.
     """
-    from wuneng.device import environment, pick_device
-    from wuneng.evaluate.choice import choose_models, default_directory
+    from wuneng.device import environment, pick_device, require_one_process
+
+    require_one_process()
+    from wuneng.evaluate.choice import choose_models, default_directory, default_tasks
     from wuneng.evaluate.results import result_file, write_report
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation
     from wuneng.evaluate.state_controls import parse_state_control
-    from wuneng.records import disk_errors
+    from wuneng.records import usable_directory
 
     control = parse_state_control(state)
-    chosen, other, remark = choose_models(model, baseline, control)
+    chosen, other, remark = choose_models(model, baseline, control, arm=arm)
     request = EvaluationRequest(
         model=chosen,
         baseline=other,
-        tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+        tasks=default_tasks(chosen)
+        if tasks is None
+        else [name.strip() for name in tasks.split(",") if name.strip()],
         data_dir=data_dir,
         limit=limit,
         num_fewshot=num_fewshot,
@@ -132,14 +149,14 @@ def evaluate(
         state=control,
         dtype=dtype,
         log_samples=log_samples,
+        check=verify,
     )
     directory = out or default_directory(chosen)
-    with disk_errors(directory):  # found out now, not after an hour of evaluation
-        directory.mkdir(parents=True, exist_ok=True)
+    usable_directory(directory, "--out")  # found out now, not after an hour of evaluation
 
     def notify(message: str) -> None:
         if not quiet:
-            print(message, file=sys.stderr, flush=True)
+            print_line(message, stderr=True)
 
     if remark:
         notify(remark)
@@ -173,4 +190,4 @@ def _print(report: EvaluationReport, file: Path, *, as_json: bool, quiet: bool) 
     print_renderable(report_table(report))
     for line in () if quiet else remarks(report):
         print_text(line)
-    print(f"\nEverything is in {file}.")
+    print_line(f"\nEverything is in {file}.")

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from wuneng.foreign import shown
 from wuneng_cli import options
-from wuneng_cli.render import print_json
+from wuneng_cli.render import print_json, print_line
 
 __all__ = ["generate", "register"]
 
@@ -56,48 +57,72 @@ def generate(
     ] = 0.95,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, help="The same seed writes the same text."),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=2**63 - 1, help="The same seed writes the same text."
+        ),
     ] = None,
     arm: Annotated[
         str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
     ] = None,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Continue a text with a trained model, token by token."""
-    from wuneng.device import pick_device
-    from wuneng.evaluate.generation import Sampling, generate_text
-    from wuneng.evaluate.loading import load_model
     from wuneng.records import find_model
+    from wuneng_cli.startup import light_imports
 
-    text = _stdin_text() if prompt == "-" else prompt
-    loaded = load_model(
-        find_model(model, arm=arm), device=pick_device(device or "auto"), dtype=dtype
-    )
+    text = _stdin_text() if prompt == "-" else _checked(prompt)
+    place = find_model(model, arm=arm)
+    with light_imports():
+        from wuneng.device import pick_device
+        from wuneng.evaluate.generation import Sampling, generate_text
+        from wuneng.evaluate.loading import load_model
+
+        loaded = load_model(place, device=pick_device(device or "auto"), dtype=dtype, check=verify)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if not quiet:
-        print(f"{loaded.label}, {loaded.model.device}", file=sys.stderr)
+        print_line(f"{loaded.label}, {loaded.model.device}", stderr=True)
+        if loaded.remark:
+            print_line(loaded.remark, stderr=True)
     # With --json only the result belongs on stdout.
     stream = sys.stderr if as_json else sys.stdout
 
     def write(piece: str) -> None:
         if not (as_json and quiet):
-            stream.write(piece)
+            # A model may have learnt escape sequences; into a file they go as they are.
+            stream.write(shown(piece) if stream.isatty() else piece)
             stream.flush()
 
     written = generate_text(loaded, text, sampling, write)
     write("\n")
     if not quiet:
         rate = written.tokens / max(written.seconds, 1e-9)
-        print(
+        print_line(
             f"{written.tokens} tokens in {written.seconds:.1f} s ({rate:.1f} a second), "
             f"{written.ended}, seed {written.seed}",
-            file=sys.stderr,
+            stderr=True,
         )
     if as_json:
         print_json({"schema": 1, "model": loaded.describe(), "prompt": text, **written.record()})
+
+
+def _checked(prompt: str) -> str:
+    """The prompt. InputError where the shell handed over bytes that are not UTF-8."""
+    from wuneng.errors import InputError
+
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"--prompt: expected UTF-8 text, got half a surrogate pair or another byte at "
+            f"character {error.start}"
+        ) from None
+    return prompt
 
 
 def _stdin_text() -> str:

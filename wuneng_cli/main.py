@@ -6,16 +6,18 @@ Nothing here, nor at the top of a command's module, imports torch: help answers 
 from __future__ import annotations
 
 import errno
-import os
+import logging
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from wuneng.errors import WuNengError
-from wuneng_cli import bench, convert, generate, train
+from wuneng.foreign import shown
+from wuneng_cli import bench, cache, convert, generate, train
 from wuneng_cli import eval as eval_command
-from wuneng_cli.render import print_error
+from wuneng_cli.render import print_error, print_line
+from wuneng_cli.silence import silenced
 
 __all__ = ["app", "main"]
 
@@ -24,32 +26,64 @@ _EXAMPLES = """Examples:
 \b
   wuneng train recipes/quickstart.yaml         compare three arms on the CPU
   wuneng train my.yaml --dry-run               check a recipe and see its sizes
-  wuneng eval --tasks arc,hellaswag            score the latest run
-  wuneng generate --prompt "Once upon a time"  let it write
+  wuneng eval                                  score the latest run on its held-out data
+  wuneng generate runs/text --prompt "It was"  let a model that was trained on text write
+  wuneng convert my-llama upgraded             add state heads to a model you have
   wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
+  wuneng cache                                 what is kept between commands, and where
 
 Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.
 """
 
 
+#: click's class; typer brings a click of its own from 0.26 on.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
 class _Commands(TyperGroup):
     """Reports the errors that are meant for the user in one message, without a traceback."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse; what is quoted of a mistaken command line is shown, not obeyed."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except _UsageError as error:
+            _make_harmless(error)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; its exit code is the error's."""
         try:
-            return super().invoke(ctx)
+            with silenced():
+                return super().invoke(ctx)
+        except _UsageError as error:
+            _make_harmless(error)
+            raise
         except WuNengError as error:
             print_error(str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print_error("interrupted")
             raise typer.Exit(130) from None
+        except MemoryError as error:
+            print_error(f"not enough memory: {str(error) or 'the system gave no more'}")
+            raise typer.Exit(1) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             print_error(f"the disk is full: {error}")
             raise typer.Exit(1) from None
+
+
+def _make_harmless(error: Exception) -> None:
+    error.message = shown(error.message)  # type: ignore[attr-defined]
+
+
+class _PlainFormatter(logging.Formatter):
+    """Log lines name files too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 app = typer.Typer(
@@ -68,7 +102,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from wuneng import __version__
 
-        print(f"wuneng {__version__}")
+        print_line(f"wuneng {__version__}")
         raise typer.Exit
 
 
@@ -86,14 +120,14 @@ def _options(
     """
 
 
-for _command in (train, eval_command, generate, convert, bench):
+for _command in (train, eval_command, generate, convert, bench, cache):
     _command.register(app)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    # An unreachable hub is told in our own words; its client's warnings would come before them.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PlainFormatter())
     app(prog_name="wuneng")
 
 

@@ -6,7 +6,25 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Dtype", "Json", "Model", "Quiet", "size"]
+__all__ = [
+    "Device",
+    "Dtype",
+    "Json",
+    "Model",
+    "Quiet",
+    "TrustRemoteCode",
+    "Verbose",
+    "Verify",
+    "size",
+]
+
+
+def _let_dependencies_speak(wanted: bool) -> bool:
+    if wanted:
+        from wuneng_cli.silence import lift
+
+        lift()
+    return wanted
 
 
 def size(text: str) -> int:
@@ -18,6 +36,15 @@ def size(text: str) -> int:
         return parse_size(text)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _trust(context: typer.Context, value: bool) -> bool:
+    """For as long as the command runs; loaders ask ``wuneng.foreign.is_trusted``."""
+    from wuneng.foreign import remote_code_trusted
+
+    if value:
+        context.with_resource(remote_code_trusted())
+    return value
 
 
 Device = Annotated[
@@ -42,10 +69,35 @@ Model = Annotated[
         metavar="MODEL",
         show_default=False,
         help="A directory in transformers format, a run, or an arm of a run. Left out: the "
-        "latest run's first arm.",
+        "latest run. A run stands for its trained arm with state heads (--arm names another).",
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Compare the files of finished runs and models with their checksums before use.",
     ),
 ]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print no progress, only the result and warnings."),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_let_dependencies_speak,
+        is_eager=True,
+        help="Print everything, with the warnings and log lines of other packages.",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        callback=_trust,
+        help="Run code that comes with a model or tokenizer. Without it such code is never run.",
+    ),
 ]

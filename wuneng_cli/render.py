@@ -1,18 +1,23 @@
-"""How commands print: results on stdout, everything in passing on stderr."""
+"""How commands print: results on stdout, everything in passing on stderr.
+
+Every line goes through ``wuneng.foreign``: names and texts of others are shown, not obeyed.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
+import re
 from typing import TYPE_CHECKING, Any
 
+from wuneng.foreign import print_line, shown
+
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
 __all__ = [
-    "console",
     "print_error",
     "print_json",
+    "print_line",
     "print_renderable",
     "print_text",
     "short_bytes",
@@ -21,35 +26,37 @@ __all__ = [
 
 def print_error(message: str) -> None:
     """``error: ...`` on stderr; further lines, one for each further problem, are indented."""
-    first, *more = message.splitlines() or [""]
-    print("\n".join([f"error: {first}", *(f"       {line}" for line in more)]), file=sys.stderr)
+    first, *more = message.rstrip("\n").split("\n")
+    print_line("\n".join([f"error: {first}", *(f"       {line}" for line in more)]), stderr=True)
 
 
 def print_json(value: Any) -> None:
     """The machine-readable result, alone on stdout; what JSON cannot spell becomes null."""
     from wuneng.records import finite
 
-    print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    print(re.sub(r"[^\n -~]", _json_escape, text))
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that never breaks long values off, also where the output is a file."""
-    from rich.console import Console
-
-    plain = Console(stderr=stderr, highlight=False)
-    # Not a terminal: rich would assume 80 columns and cut tables.
-    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+def _json_escape(match: re.Match[str]) -> str:
+    """JSON's own spelling, for a character that a terminal would obey: the value stays the same."""
+    character = match.group()
+    return character if shown(character) == character else json.dumps(character)[1:-1]
 
 
 def print_renderable(renderable: RenderableType, *, stderr: bool = False) -> None:
     """A table or text through rich."""
+    from wuneng.tables import console
+
     console(stderr=stderr).print(renderable)
 
 
 def print_text(text: str) -> None:
     """A paragraph on stdout: broken between words on a terminal, one line elsewhere."""
+    from wuneng.tables import console
+
     target = console()
-    target.print(text, markup=False, soft_wrap=not target.is_terminal)
+    target.print(text, soft_wrap=not target.is_terminal)
 
 
 def short_bytes(count: float) -> str:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_renderable, print_text
+from wuneng_cli.render import print_json, print_line, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
+    from wuneng.train import Results
 
 __all__ = ["register", "train"]
 
@@ -71,13 +72,23 @@ def train(
         bool,
         typer.Option(
             "--dry-run",
-            help="Train nothing: print the resolved recipe, parameters by part, what state and "
-            "middle heads add, steps, tokens and estimated memory.",
+            help="Train nothing: print parameters by part, what state and middle heads add, "
+            "tokens, FLOPs, memory, disk and time; with --verbose the resolved recipe too.",
         ),
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="With --dry-run: estimate the time from about a second of each arm's steps.",
+        ),
+    ] = True,
     device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    verify: options.Verify = True,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Train the arms of RECIPE one after another, on the same batches from the same seed, and
     compare them.
@@ -85,46 +96,74 @@ def train(
     Everything lands in a run directory: the resolved recipe, metrics.jsonl, checkpoints and the
     trained model of each arm, and results.json with the arms side by side.
     """
+    from wuneng.device import require_one_process
     from wuneng.recipe import load_recipe
 
+    if not dry_run:
+        require_one_process()
     overrides = list(changes or [])
     if device is not None:
         overrides.append(f"device={device}")
     loaded = load_recipe(recipe, overrides)
     if dry_run:
-        _print_plan(loaded, as_json=as_json)
+        _print_plan(loaded, measure=measure, as_json=as_json, verbose=verbose)
     else:
-        _train(loaded, out, resume, as_json=as_json, quiet=quiet)
+        _train(loaded, out, resume, verify=verify, as_json=as_json, quiet=quiet)
 
 
-def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
-    from wuneng_cli.dry_run import plan, plan_tables
+def _print_plan(recipe: Recipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
+    from wuneng_cli.dry_run import plan, plan_lines, plan_table
 
-    planned = plan(recipe)
+    planned = plan(recipe, measure=measure)
     if as_json:
         print_json(planned)
         return
-    from wuneng.recipe import dump_recipe
+    if verbose:
+        from wuneng.recipe import dump_recipe
 
-    print(dump_recipe(recipe))
-    for table in plan_tables(planned):
-        print_renderable(table)
+        print_line(dump_recipe(recipe))
+    print_renderable(plan_table(planned))
+    for line in plan_lines(planned):
+        print_text(line)
+    if recipe.data.kind == "text":
+        from wuneng.data.cache_directory import cache_root
+
+        print_line(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
-def _train(recipe: Recipe, out: Path | None, resume: str, *, as_json: bool, quiet: bool) -> None:
+def _train(
+    recipe: Recipe, out: Path | None, resume: str, *, verify: bool, as_json: bool, quiet: bool
+) -> None:
+    from wuneng.records.user_cache import OLD_CACHE
     from wuneng.train import make_display, run
     from wuneng_cli.dry_run import sources_of
 
     display = make_display(quiet=quiet, to_stderr=as_json)
-    sources = sources_of(recipe)
+    if OLD_CACHE.is_dir():
+        display.note(
+            f"{OLD_CACHE} is of an earlier version and not used any more: `wuneng cache clear` "
+            "deletes it"
+        )
+    sources = sources_of(recipe, check=verify)
     line = ["wuneng", *sys.argv[1:]]
-    results = run(recipe, out, resume, display, command_line=line, sources=sources)
+    results = run(recipe, out, resume, display, command_line=line, sources=sources, verify=verify)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})
         return
     print_renderable(results.table)
+    if results.paired is not None:
+        print_renderable(results.paired)
     print_text(results.sentence)
-    print(f"\nEverything is in {results.directory}.")
-    if recipe.data.kind == "text":  # a model of synthetic tasks neither reads nor writes
-        print(f"Next: wuneng generate {results.directory} --prompt ...")
-        print(f"      wuneng eval {results.directory} --tasks hellaswag,piqa")
+    print_line(f"\nEverything is in {results.directory}.")
+    for title, command in zip(("Next:", "     "), _next(results, recipe.data.kind), strict=False):
+        print_line(f"{title} {command}")
+
+
+def _next(results: Results, kind: str) -> list[str]:
+    """Commands that work for this run as it is, without a network."""
+    run = results.directory
+    if kind == "text":
+        return [f'wuneng generate {run} --prompt "..."', f"wuneng eval {run}"]
+    # A model of synthetic tasks neither reads nor writes.
+    has_state = any(arm["kind"] == "hybrid" for arm in results.record["arms"].values())
+    return [f"wuneng eval {run}", *([f"wuneng eval {run} --state zero"] if has_state else [])]

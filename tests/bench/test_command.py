@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import wuneng.bench.engine
 import wuneng.bench.models
 import wuneng.bench.pictures
 import wuneng.bench.session
 from tests.bench.records import PlantedClock
 from wuneng.bench.__main__ import main
+from wuneng.bench.engine import Missing
 from wuneng.bench.record import write_record
 from wuneng_cli.main import app
 
@@ -40,16 +42,49 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
-def test_tables_and_files(planted: PlantedClock, tmp_path: Path) -> None:
+def test_the_answer_first_then_files(planted: PlantedClock, tmp_path: Path) -> None:
     result = run(*SHORT)
     assert result.exit_code == 0, result.output
-    for expected in ("decode: one more token", "of mha's speed", "growth with length", "GFLOP/s"):
-        assert expected in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("decode: wuneng is level with mha within noise at every length: ")
+    assert "GFLOP/s" in result.stdout
+    assert "growth with length" not in result.stdout
+    assert len(lines) < 20
     assert "decode, 16 tokens, batch 1" in result.stderr
     made = tmp_path / "runs" / "bench" / "small"
     assert {"bench.json", "bench.csv", "decode.png", "roofline.svg"} <= {
         path.name for path in made.iterdir()
     }
+
+
+def test_every_table_when_asked(planted: PlantedClock, undrawn: None) -> None:
+    result = run(*SHORT, "--verbose", "--quiet")
+    assert result.exit_code == 0, result.output
+    for expected in ("decode: one more token", "of mha's speed", "growth with length", "GFLOP/s"):
+        assert expected in result.stdout
+
+
+def test_nothing_measured_for_memory_exits_1(
+    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wuneng.bench.engine, "available_bytes", lambda device: 1000)
+    result = run(*SHORT, "-q")
+    assert result.exit_code == 1, result.output
+    assert "error: nothing was measured: 4 out of memory. The smallest, decode of" in result.stderr
+    assert "at 16 tokens, batch 1: about 0.0 GiB needed" in result.stderr
+    assert "--batch" in result.stderr
+
+
+def test_nothing_measured_for_missing_packages_exits_1(
+    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(row: Any, model: Any, twin: Any) -> Any:
+        raise Missing("planted is not installed")
+
+    monkeypatch.setattr(wuneng.bench.models, "decode_gate", absent)
+    result = run(*SHORT, "-q")
+    assert result.exit_code == 1, result.output
+    assert "error: nothing was measured: 4 missing. wuneng: planted is not inst" in result.stderr
 
 
 def test_json_on_stdout_alone(planted: PlantedClock, undrawn: None, tmp_path: Path) -> None:
@@ -69,7 +104,9 @@ def test_compare_fails_over_a_planted_slowdown(
     planted.factors["mha"] = 1.5
     result = run(*same)
     assert result.exit_code == 1
-    assert "by more than 10%" in result.stdout
+    assert "by more than 10%" in result.stdout.splitlines()[0]
+    assert "none" not in result.stdout, "unchanged figures are for --verbose"
+    assert "none" in run(*same, "--verbose").stdout
 
 
 def test_compare_without_a_limit_only_tells(
@@ -127,7 +164,9 @@ sys.meta_path.insert(0, Absent())
 from wuneng.bench import architectures
 architectures.DEFAULT_MODEL |= {"hidden_size": 64, "num_hidden_layers": 1}
 from wuneng.bench.__main__ import main
-sys.exit(main(["ops,decode,train", "--seq-len", "16,32", "--seconds", "0.1", "--device", "cpu"]))
+from wuneng.bench.engine import Missing
+lengths = ["--seq-len", "16,32", "--seconds", "0.1", "--device", "cpu"]
+sys.exit(main(["ops,decode,train", *lengths, "--verbose"]))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True
@@ -142,7 +181,7 @@ def test_the_module_alone(
 ) -> None:
     arguments = ["ops", "--seq-len", "16,32", "--heads", "1", "--seconds", "1", "--device", "cpu"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
-    assert "ops: forward" in capsys.readouterr().out
+    assert "ops, forward: " in capsys.readouterr().out
     assert (tmp_path / "out" / "bench.json").is_file()
     assert main(["ops", "--seq-len", "x"]) == 2
     assert capsys.readouterr().err.startswith("error: --seq-len")

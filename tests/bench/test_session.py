@@ -13,7 +13,8 @@ import torch
 
 from tests.bench.records import record_of, tiny_request
 from wuneng.bench.architectures import PRESETS, choose, derive
-from wuneng.bench.pictures import _plain_numbers, draw
+from wuneng.bench.pictures import draw
+from wuneng.bench.pictures.axes import plain_numbers
 from wuneng.bench.record import csv_text, read_record, rows_of, write_record
 from wuneng.bench.request import make_request
 from wuneng.bench.schema import SCHEMA, problems
@@ -119,7 +120,7 @@ def test_ticks_can_be_told_apart(span: tuple[float, float]) -> None:
     figure, axes = pyplot.subplots()
     axes.plot([1, 2], span)
     axes.set_yscale("log")
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.yaxis)
     figure.canvas.draw()
     low, high = axes.get_ylim()
     ticks = axes.yaxis.get_major_ticks()
@@ -137,7 +138,7 @@ def test_files_and_pictures(full_record: Any, tmp_path: Path) -> None:
     assert lines[0]["arm"] == full_record["rows"][0]["arm"]
     assert csv_text(rows_of(full_record)) == (tmp_path / "bench.csv").read_text()
     names = {path.name for path in draw(full_record, tmp_path)}
-    assert names == {"time.png", "memory.png", "decode.png", "roofline.png"}
+    assert names == {"ratio.png", "time.png", "memory.png", "decode.png", "roofline.png"}
     for name in names:
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert "<svg" in (tmp_path / name).with_suffix(".svg").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from wuneng_cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["train", "eval", "generate"]
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -43,7 +44,8 @@ def test_a_dry_run_imports_no_model() -> None:
     code = (
         "import sys\n"
         "from wuneng_cli.main import app\n"
-        "app(['train', 'recipes/quickstart.yaml', '--dry-run'], standalone_mode=False)\n"
+        "app(['train', 'recipes/quickstart.yaml', '--dry-run', '--no-measure'],\n"
+        "    standalone_mode=False)\n"
         "heavy = {'transformers.modeling_utils', 'transformers.masking_utils', 'torch._dynamo',\n"
         "         'transformers.models.llama.modeling_llama', 'torch.distributed.tensor',\n"
         "         'scipy', 'triton'}\n"
@@ -112,6 +114,69 @@ def test_usage_errors(arguments: list[str], message: str) -> None:
     assert code == 2
     assert message in err
     assert out == ""
+
+
+WRITING = {
+    "train": ["recipes/quickstart.yaml"],
+    "eval": ["--tasks", "arc"],
+    "convert": ["from", "to"],
+    "bench": [],
+}
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("name", WRITING)
+def test_one_of_several_processes_refuses_to_write(
+    name: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would do everything, into a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, "2")
+    code, out, err = run(name, *WRITING[name])
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {variable} is 2: expected one process")
+    assert "torchrun" in err
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv(variable, "1")
+    assert variable not in run(name, "--no-such-option")[2]
+
+
+def test_every_command_is_judged() -> None:
+    reading = {"generate", "cache"}
+    assert set(COMMANDS) - {*WRITING, *reading} == set()
+
+
+def test_the_library_refuses_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wuneng.errors import InputError
+    from wuneng.recipe import load_recipe
+    from wuneng.train import run as train
+
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(InputError, match="WORLD_SIZE is 8"):
+        train(load_recipe(ROOT / "recipes" / "quickstart.yaml"))
+
+
+def test_python_runs_the_package() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wuneng_cli", "--version"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("wuneng ")
+
+
+def test_torchrun_fails_with_our_message(tmp_path: Path) -> None:
+    pytest.importorskip("torch.distributed.run")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"),
+        *(sys.executable, "-m", "wuneng_cli", "train", str(ROOT / "recipes" / "quickstart.yaml")),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=200
+    )
+    assert done.returncode != 0
+    assert "error: WORLD_SIZE is 2: expected one process" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_arguments_shows_help() -> None:

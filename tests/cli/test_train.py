@@ -43,7 +43,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("name", ["quickstart", "python-bytes", "fineweb-130m"])
 def test_shipped_recipes_can_be_planned(name: str) -> None:
     path = str(RECIPES / f"{name}.yaml")
-    code, out, err = run(path, "--dry-run", "--json")
+    code, out, err = run(path, "--dry-run", "--json", "--no-measure")
     assert (code, err) == (0, "")
     planned = json.loads(out)
     recipe = load_recipe(Path(path))
@@ -57,10 +57,13 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
         assert sum(arm["parts"].values()) == arm["parameters"]
         total = arm["memory"].pop("total")
         assert total == sum(arm["memory"].values()) > 16 * arm["parameters"]
+        kept = recipe.training.keep_checkpoints  # of weights and two moments, beside the model
+        assert arm["disk_bytes"] == 4 * arm["parameters"] * (1 + 3 * kept)
+        assert (arm["seconds"], arm["not_measured"]) == (None, "--no-measure")
 
 
 def test_the_large_recipe_keeps_its_promises() -> None:
-    _, out, _ = run(str(RECIPES / "fineweb-130m.yaml"), "--dry-run", "--json")
+    _, out, _ = run(str(RECIPES / "fineweb-130m.yaml"), "--dry-run", "--json", "--no-measure")
     arm = json.loads(out)["arms"]["wuneng"]
     assert 120e6 < arm["parameters"] < 140e6
     assert 0 < arm["added_percent"] <= 5
@@ -69,7 +72,8 @@ def test_the_large_recipe_keeps_its_promises() -> None:
 def test_a_text_recipe_is_planned_once_it_has_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("once upon a time", encoding="utf-8")
     recipe = str(RECIPES / "text.yaml")
-    code, out, _ = run(recipe, "--dry-run", "--json", "--set", f"data.train={tmp_path}")
+    planning = (recipe, "--dry-run", "--json", "--no-measure")
+    code, out, _ = run(*planning, "--set", f"data.train={tmp_path}")
     assert code == 0
     assert json.loads(out)["vocab_size"] >= 256
     code, out, err = run(recipe, "--dry-run", "--set", "data.train=/no/such/place")
@@ -81,14 +85,56 @@ def test_a_text_recipe_is_planned_once_it_has_text(tmp_path: Path) -> None:
 def test_a_plan_for_people(tiny: str) -> None:
     code, out, err = run(tiny, "--dry-run")
     assert (code, err) == (0, "")
-    for words in ("num_state_heads: 2", "state and middle heads add", "estimated memory",
-                  "feed-forward", "tokens per step", "steps", "mha"):  # fmt: skip
+    for words in ("state and middle heads add", "estimated memory", "feed-forward", "disk",
+                  "estimated time", "each arm: 128 tokens, 2 steps of 64", "mha"):  # fmt: skip
         assert words in out
+    assert "–" not in out, "every arm's time was measured"
+    assert "num_state_heads: 2" not in out
+    assert out.count("\n") <= 24, "one screen"
     assert not Path("runs").exists(), "a dry run writes nothing"
 
 
+def test_the_recipe_comes_with_verbose(tiny: str) -> None:
+    code, out, _ = run(tiny, "--dry-run", "--no-measure", "--verbose")
+    assert code == 0
+    assert "num_state_heads: 2" in out
+    assert "time not measured: --no-measure" in out
+
+
+def test_the_time_is_that_of_as_many_measured_steps(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock on which a step takes 10 ms and 1 ms more for each row: 4 rows, 14 ms; 150 steps."""
+    from wuneng.train import measured
+
+    now, rows = 0.0, 0
+
+    def step(called: Any, optimizer: Any, batch: Any, *_: Any, **__: Any) -> None:
+        nonlocal now, rows
+        rows = batch.input_ids.shape[0]
+        now += 0.010 + 0.001 * rows
+
+    monkeypatch.setattr(measured, "take_step", step)
+    monkeypatch.setattr(measured.time, "perf_counter", lambda: now)
+    code, out, err = run(tiny, "--dry-run", "--json", "--device", "cpu", "--set",
+                         "training.steps=150", "--set", "training.warmup_steps=0")  # fmt: skip
+    assert code == 0, err
+    assert rows == 4, "as many rows as the recipe trains on at once"
+    for arm in json.loads(out)["arms"].values():
+        assert arm["seconds"] == pytest.approx(150 * 0.014)
+        assert arm["not_measured"] == ""
+
+
+def test_what_cannot_be_measured_here_says_why(tiny: str) -> None:
+    huge = ("--set", "model.hidden_size=8k", "--set", "model.num_hidden_layers=80",
+            "--set", "model.num_attention_heads=64", "--device", "cpu")  # fmt: skip
+    code, out, err = run(tiny, "--dry-run", *huge)
+    assert (code, err) == (0, "")
+    assert "time not measured: too large for this machine's processor" in out
+
+
 def test_the_device_option_is_a_field(tiny: str) -> None:
-    _, out, _ = run(tiny, "--dry-run", "--json", "--device", "cpu")
+    _, out, _ = run(tiny, "--dry-run", "--json", "--no-measure", "--device", "cpu")
     assert json.loads(out)["recipe"]["device"] == "cpu"
     code, _, err = run(tiny, "--dry-run", "--device", "gpu")
     assert code == 2
@@ -223,4 +269,6 @@ def test_a_run_from_end_to_end(tiny: str) -> None:
     assert "recall/accuracy@32" in out
     assert "step 2/2" not in out, "quiet shows no progress"
     assert "Everything is in again" in out
-    assert "Next:" not in out, "a model of synthetic tasks can be neither evaluated nor prompted"
+    assert "Next: wuneng eval again\n" in out
+    assert "wuneng eval again --state zero" in out
+    assert "generate" not in out, "a model of synthetic tasks cannot be prompted"

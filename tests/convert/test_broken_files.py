@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.convert.sources import save_source
 from wuneng.convert import Request, convert
 from wuneng.errors import ModelError
+from wuneng.records import find_model
 
 SHARD, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -121,6 +122,10 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index outside": (_index({NORM: "../model.safetensors"}), "in the same directory"),
     "index of a pickle": (_index({NORM: "weights.bin"}), "the name of a safetensors file"),
     "index of nothing": (_index({NORM: "model-2.safetensors"}), "lists model-2.safetensors"),
+    "shard of 5,000 characters": (
+        _index({NORM: "m" * 5000 + ".safetensors"}),
+        "is said to be in|which is not there",
+    ),
     "index without a map": (_index({}), "no 'weight_map'"),
     "index lies": (
         _index({"model.extra": "model-00001-of-00001.safetensors"}),
@@ -220,3 +225,44 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         convert(Request(str(tmp_path / "weights.bin"), tmp_path / "out"))
     with pytest.raises(ModelError, match="no directory here, and it cannot be fetched"):
         convert(Request("nobody-here/no-such-model", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["model.layers.0.self_attn.q_proj.weight", "b", "c", "d", "e"],
+            r"It holds 5 keys: model\.layers\.0\.self_attn\.q_proj\.weight, b, c, d, \.\.\.; "
+            "these are the keys of a Transformer such as Llama, Qwen or Mistral",
+        ),
+        (["layers.3.attention.wq.weight"], "keys of Llama in Meta's layout"),
+        (["transformer.h.0.attn.c_attn.weight"], "keys of GPT-2, which does not convert"),
+        (["backbone.layers.0.mixer.A_log"], "keys of Mamba, which does not convert"),
+        (["model.layers.0.attn.r_proj.weight"], "keys of RWKV-7 in the fla layout; convert the"),
+        (["model.layers.1.state_heads.r_proj.weight"], "keys of a WuNeng; convert the directory"),
+        (["a", "b"], "It holds 2 keys: a, b$"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_refused_file_is_told_its_keys(
+    names: list[str], message: str, suffix: str, tmp_path: Path
+) -> None:
+    tensors = {name: torch.ones(2) for name in names}
+    file = tmp_path / f"x{suffix}"
+    torch.save(tensors, file) if suffix == ".pth" else save_file(tensors, file)
+    with pytest.raises(ModelError, match=message):
+        convert(Request(str(file), tmp_path / "out"))
+
+
+def test_a_training_checkpoint_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    torch.save({"state_dict": {"emb.weight": torch.ones(2)}, "epoch": 3}, file)
+    with pytest.raises(ModelError, match="keys of a training checkpoint with the weights inside"):
+        convert(Request(str(file), tmp_path / "out"))
+
+
+def test_names_that_are_no_paths(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"a\.\.\.: .*File name too long"):
+        convert(Request("a" * 5000, tmp_path / "out"))
+    with pytest.raises(ModelError, match=r"model a+\.\.\.: .*File name too long"):
+        find_model("a" * 5000)

@@ -100,6 +100,8 @@ class Bomb:
 def test_broken_and_hostile_checkpoints(model: Path, tmp_path: Path) -> None:
     def fresh(name: str) -> Path:
         convert(Request(str(model), tmp_path / name, to="dcp", verify=False))
+        # As a run leaves it: with checksums nothing below would be looked at.
+        (tmp_path / name / "checksums.json").unlink()
         return tmp_path / name
 
     def refused(place: Path, message: str) -> None:
@@ -133,3 +135,46 @@ def test_broken_and_hostile_checkpoints(model: Path, tmp_path: Path) -> None:
     refused(other, "expected the checkpoint of a WuNeng")
     with pytest.raises(InputError, match="--dtype does not apply"):
         convert(Request(str(model), tmp_path / "out", to="dcp", dtype="bf16"))
+
+
+def _claims(directory: Path, change: Any) -> None:
+    """Metadata as the run would have written it, changed, without checksums."""
+    (directory / "checksums.json").unlink(missing_ok=True)
+    _rewrite(directory, change)
+
+
+def _first(metadata: Any) -> Any:
+    return metadata.state_dict_metadata[next(iter(metadata.state_dict_metadata))]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(_first(m), "size", torch.Size([1 << 60, 1 << 30])), "more than the"),
+        (lambda m: delattr(_first(m), "size"), "metadata: not usable metadata: .* no attribute"),
+        (lambda m: setattr(_first(m), "size", "wide"), "no shape, type and pieces of a tensor"),
+        (lambda m: setattr(_first(m), "chunks", None), "no shape, type and pieces of a tensor"),
+        (lambda m: setattr(_first(m).properties, "dtype", 3), "no shape, type and pieces"),
+        (lambda m: m.state_dict_metadata.update({5: 5}), "expected names of tensors, got 5"),
+        (lambda m: setattr(m, "state_dict_metadata", [1]), "not the metadata of a checkpoint"),
+        (lambda m: setattr(m, "storage_data", 7), "not the metadata of a checkpoint"),
+        (lambda m: setattr(m, "storage_meta", "x"), "not the metadata of a checkpoint"),
+    ],
+)
+def test_metadata_of_wrong_types(model: Path, tmp_path: Path, change: Any, message: str) -> None:
+    place = tmp_path / "dcp"
+    convert(Request(str(model), place, to="dcp", verify=False))
+    _claims(place, change)
+    with pytest.raises(ModelError, match=message):
+        DcpTensors(place)
+
+
+def test_metadata_that_claims_memory(tmp_path: Path) -> None:
+    """A few bytes of pickle that would have the C unpickler take gigabytes."""
+    (tmp_path / ".metadata").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")
+    with pytest.raises(ModelError, match="not the metadata of a checkpoint"):
+        DcpTensors(tmp_path)
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.")
+    with pytest.raises(ModelError, match="not the metadata of a checkpoint"):
+        DcpTensors(tmp_path)

@@ -22,6 +22,35 @@ from wuneng.convert import GraftSettings, Request, VerificationError, convert
 from wuneng.convert.remote_code import modelling_files
 from wuneng.errors import InputError, ModelError, RunError
 
+#: Every kind of rotary positions that transformers knows and a checkpoint may state.
+ROPE_KINDS: dict[str, dict[str, Any]] = {
+    "base": {"rope_type": "default", "rope_theta": 123_456.0},
+    "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "short_factor": [1.0 + n / 10 for n in range(6)],
+        "long_factor": [2.0 + n for n in range(6)],
+        "original_max_position_embeddings": 32,
+    },
+}
+
 ROUND_TRIPS: dict[str, dict[str, Any]] = {
     "llama": {"kind": "llama", "attention_bias": True, "mlp_bias": True, "max_shard_size": "20KB"},
     "llama-tied-bf16": {"kind": "llama", "tie_word_embeddings": True, "dtype": torch.bfloat16},
@@ -34,6 +63,11 @@ ROUND_TRIPS: dict[str, dict[str, Any]] = {
     "qwen3": {"kind": "qwen3", "head_dim": 20},
     "mistral": {"kind": "mistral", "sliding_window": 7, "head_dim": 10},
     "mistral-no-window": {"kind": "mistral", "sliding_window": None},
+    **{
+        f"{kind}-rope-{name}": {"kind": kind, "head_dim": 12, "rope_parameters": rope}
+        for name, rope in ROPE_KINDS.items()
+        for kind in ("llama", "qwen3")
+    },
 }
 #: What must come back in the configuration, beside the tensors.
 FIELDS = (
@@ -51,6 +85,23 @@ FIELDS = (
 )
 
 
+def assert_same_logits(*directories: Path) -> None:
+    """Within and beyond the length that scaled rotary positions were made for."""
+    models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in directories]
+    for length in (9, 60):
+        ids = torch.randint(0, 97, (2, length), generator=torch.Generator().manual_seed(length))
+        with torch.no_grad():
+            first, *others = (model(ids).logits for model in models)
+        assert all(torch.equal(first, logits) for logits in others), length
+
+
+def test_every_kind_of_rotary_positions_goes_both_ways() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    stated = {rope["rope_type"] for rope in ROPE_KINDS.values()} - {"default"}
+    assert stated == {*ROPE_INIT_FUNCTIONS} - {"default", "proportional"}
+
+
 @pytest.mark.parametrize("name", ROUND_TRIPS)
 def test_transformer_to_wuneng_and_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     source = save_source(tmp_path / "source", **ROUND_TRIPS[name])
@@ -62,6 +113,7 @@ def test_transformer_to_wuneng_and_back_bit_for_bit(name: str, tmp_path: Path) -
     before, after = (AutoConfig.from_pretrained(p) for p in (source, tmp_path / "back"))
     for field in FIELDS:
         assert getattr(before, field, None) == getattr(after, field, None), field
+    assert_same_logits(source, tmp_path / "grafted", tmp_path / "back")
     kind = ROUND_TRIPS[name]["kind"]
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "back")) is CLASSES[kind][1]
     assert sum(len(names) for names in outcome.record["tensors"]["dropped"].values()) > 0

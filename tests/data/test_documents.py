@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as arrow
@@ -34,6 +35,43 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
     assert read(path) == ["one\ntwo", "é\u2028x"]
 
 
+#: What text from elsewhere holds: line ends of every kind, NUL, a mark inside, letters outside BMP.
+ODD = "a\r\nb\rc\x00d\u2028e\u2029f\x85g\x0bh\x0ci\ufeffj\x1ck\U0001f600l\ufffdm\x7f"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_odd_characters_and_windows_lines(
+    tmp_path: Path, mark: str, end: str, escaped: bool
+) -> None:
+    """Only a line feed ends a row, whatever str.splitlines thinks; the text stays as it is."""
+    texts = [ODD, "second", ODD + "third\n"]
+    rows = (json.dumps({"text": text}, ensure_ascii=escaped) for text in texts)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((mark + "".join(row + end for row in rows)).encode())
+    assert read(path) == texts
+
+
+def test_odd_characters_in_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(("\ufeff" + ODD + "\r\n").encode())
+    assert read(path) == [ODD + "\r\n"]
+
+
+def test_odd_characters_in_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"text": [ODD, "\ufeff" + ODD]}), path)
+    assert [text.removeprefix("\ufeff") for text in read(path)] == [ODD, ODD]
+
+
+def test_a_raw_nul_in_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a\x00b"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: not valid JSON"):
+        read(path)
+
+
 def test_parquet_in_batches(tmp_path: Path) -> None:
     texts = [f"document {i}" for i in range(1000)]
     path = tmp_path / "a.parquet"
@@ -54,6 +92,7 @@ def test_parquet_in_batches(tmp_path: Path) -> None:
         (b'{"text": "\\ud83d"}', r"line 3: field 'text' holds half a surrogate pair"),
         (b'{"text": 1,}', r"line 3: not valid JSON: [^:]* at column 1[12]$"),
         (b"[" * 100_000, r"line 3: not valid JSON"),
+        (b'{"n": ' + b"9" * 5000 + b"}", r"line 3: not valid JSON: Exceeds the limit"),
     ],
 )
 def test_bad_json_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
@@ -103,3 +142,28 @@ def test_bad_parquet(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 but nothing else")
     with pytest.raises(DataError, match=r"a\.parquet: not a readable parquet file"):
         read(path)
+
+
+def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
+    offsets = arrow.array([0, 3, 5], arrow.int32()).buffers()[1]
+    text = arrow.Array.from_buffers(
+        arrow.string(), 2, [None, offsets, arrow.py_buffer(b"one\xff\xfe")]
+    )
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"text": text}), path)
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: expected UTF-8 text, got other bytes"):
+        read(path)
+
+
+def test_a_packed_line_of_three_gigabytes(tmp_path: Path) -> None:
+    """Three thousand members of a megabyte each, three megabytes in all, and no end of a line."""
+    member = gzip.compress(b"x" * (1 << 20), 9, mtime=0)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(member * 3000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a\.jsonl\.gz, line 1: longer than 128 MiB"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 30
+    finally:
+        tracemalloc.stop()

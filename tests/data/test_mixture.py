@@ -175,3 +175,9 @@ def test_making_a_batch_takes_no_time_worth_mentioning(prepare: Any) -> None:
         seconds.append(time.perf_counter() - begun)
     # Usually under 1 ms; the bound leaves room for a busy machine.
     assert np.median(seconds) < 0.01
+
+
+def test_preparing_makes_no_batch(prepare: Any) -> None:
+    """A dry run prepares as well: rows of 256 M tokens are not made to see whether they fit."""
+    prepared = prepare(sequence_length=2**28)
+    assert prepared.vocab_size

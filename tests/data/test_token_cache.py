@@ -18,6 +18,7 @@ from wuneng.data.sources import FileSource
 from wuneng.data.token_cache import Corpus, tokenized
 from wuneng.data.tokenizer import byte_tokenizer, train_byte_pair_tokenizer
 from wuneng.errors import DataError, DiskError
+from wuneng.records.leftovers import being_written
 
 ENCODER = Encoder(byte_tokenizer())
 
@@ -55,6 +56,15 @@ def test_tokens_and_byte_counts_are_those_of_the_documents(
     assert not corpus.corrections.any()
     assert isinstance(corpus.tokens, np.memmap)
     assert corpus.tokens.dtype == np.uint16
+
+
+def test_odd_characters_are_bytes_like_others(
+    cache: Path, write_jsonl: Callable[[str, list[str]], Path]
+) -> None:
+    odd = ["a\r\nb\x00c\u2028d\ufeffe\x85", "\x00", "\u2028\r\n", "\U0001f600\r"]
+    corpus = tokenized(source(write_jsonl("a.jsonl", odd)), ENCODER, cache)
+    assert texts(corpus) == odd
+    assert corpus.byte_counts.tolist() == [len(text.encode()) for text in odd]
 
 
 def test_second_time_nothing_is_tokenised(
@@ -179,16 +189,20 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         tokenized(source(path), ENCODER, path / "cache")
 
 
-def test_what_killed_processes_left_is_removed_after_a_day(cache: Path, tmp_path: Path) -> None:
-    old, young = cache / "tokens/.unfinished-old", cache / "tokens/.unfinished-young"
-    for left in (old, young):
-        left.mkdir(parents=True)
-    os.utime(old, (1, 1))
+def test_what_killed_processes_left_is_removed(cache: Path, tmp_path: Path) -> None:
+    left, written = cache / "tokens/.unfinished-left", cache / "tokens/.unfinished-written"
+    for directory in (left, written):
+        directory.mkdir(parents=True)
     path = tmp_path / "a.txt"
     path.write_text("text")
+    with being_written(written):
+        tokenized(source(path), ENCODER, cache)
+        assert not left.exists()
+        assert written.exists()
     tokenized(source(path), ENCODER, cache)
-    assert not old.exists()
-    assert young.exists()
+    path.write_text("other text")
+    tokenized(source(path), ENCODER, cache)
+    assert not written.exists()
 
 
 def test_processes_that_write_the_same_entry_do_not_disturb_each_other(tmp_path: Path) -> None:
@@ -218,4 +232,8 @@ def test_the_place_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert cache_directory.cache_root("given") == tmp_path / "given"
     assert cache_directory.cache_root(None) == tmp_path / "named"
     monkeypatch.delenv("WUNENG_CACHE")
-    assert cache_directory.cache_root(None) == tmp_path / ".wuneng-cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory.cache_root(None) == tmp_path / "xdg" / "wuneng"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # counts for nothing, says its specification
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory.cache_root(None) == tmp_path / ".cache" / "wuneng"

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, TextIteratorStreamer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from wuneng.data.encoding import Encoder
+from wuneng.data.files import find_files
 from wuneng.data.tokenizer import (
     END_OF_TEXT,
     byte_tokenizer,
     load_tokenizer,
     train_byte_pair_tokenizer,
 )
-from wuneng.errors import DataError
+from wuneng.errors import DataError, ModelError
+from wuneng.evaluate import loading
 
 BYTES = byte_tokenizer()
 ENCODER = Encoder(BYTES)
@@ -136,3 +139,42 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
     bare = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     with pytest.raises(DataError, match=r"data\.tokenizer: .* has no end-of-text token"):
         Encoder(PreTrainedTokenizerFast(tokenizer_object=bare))
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException: no Exception."""
+
+
+def _panic(*args: object, **kwargs: object) -> None:
+    raise Panic("index out of bounds")
+
+
+@pytest.mark.parametrize("method", ["from_pretrained", "__call__", "decode"])
+def test_a_panic_in_rust_is_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(PreTrainedTokenizerFast, method, _panic)
+    message = "holds no tokenizer that can be loaded: index out of bounds"
+    with pytest.raises(DataError, match=message):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(ModelError, match="cannot load the tokenizer: index out of bounds"):
+        loading.load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_breaks_down_over_the_first_text(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": [1]}))
+    with pytest.raises(DataError, match="holds no tokenizer that can be loaded: '>' not supported"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(ModelError, match="cannot load the tokenizer: '>' not supported"):
+        loading.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "/" + "b" * 300, "~nobody-of-that-name/x"])
+def test_names_that_are_no_paths(name: str) -> None:
+    with pytest.raises(DataError, match=r"^data\.tokenizer: "):
+        load_tokenizer(name)
+    with pytest.raises(DataError, match=r"^data\.train: "):
+        find_files([name], "data.train")

@@ -135,9 +135,21 @@ def test_stdin_that_is_not_text_is_refused(wuneng: Invoke, llama_directory: Path
     assert "expected UTF-8 text on stdin, got byte 0xff at offset 1" in result.stderr
 
 
+def test_a_prompt_that_is_not_text_is_refused(wuneng: Invoke, llama_directory: Path) -> None:
+    result = wuneng(llama_directory, "--prompt", "a\udcffb")
+    assert result.exit_code == 2
+    assert "--prompt: expected UTF-8 text, got half a surrogate pair" in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [("--max-tokens", "1q"), ("--max-tokens", 0), ("--top-p", 2), ("--temperature", -1)],
+    [
+        ("--seed", 2**63),
+        ("--max-tokens", "1q"),
+        ("--max-tokens", 0),
+        ("--top-p", 2),
+        ("--temperature", -1),
+    ],
 )
 def test_bad_sizes_are_refused(
     wuneng: Invoke, llama_directory: Path, arguments: tuple[object, ...]

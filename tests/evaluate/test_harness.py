@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from wuneng.errors import ModelError, TaskError
 from wuneng.evaluate.harness import run_tasks
@@ -257,3 +258,24 @@ def test_wuneng_scores_are_the_same_at_any_batch_size(
         for one, other in zip(alone[name].items, together[name].items, strict=True):
             scores = one["outcome"]["loglikelihoods"]
             assert other["outcome"]["loglikelihoods"] == pytest.approx(scores, rel=1e-4)
+
+
+def test_questions_cut_for_generation_are_counted(
+    load: Load, make_files: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Few-shot questions of gsm8k in a short context lose most of what they are."""
+    from wuneng.evaluate.session import EvaluationRequest, run_evaluation
+
+    files = make_files(6, "gsm8k_test.jsonl", "gsm8k_train.jsonl")
+    request = EvaluationRequest(
+        tiny("llama", context=128), ["gsm8k"], data_dir=files, limit=3, num_fewshot=5
+    )
+    found = run_evaluation(request, torch.device("cpu"))
+    [note] = [note for note in found.notes if "cut from the left" in note]
+    assert "3 questions were cut" in note
+    share = int(note.split("the longest kept ")[1].split("%")[0])
+    assert 5 < share < 40
+    whole = EvaluationRequest(
+        tiny("llama", context=2048), ["gsm8k"], data_dir=files, limit=3, num_fewshot=5
+    )
+    assert not any("cut" in note for note in run_evaluation(whole, torch.device("cpu")).notes)

@@ -19,6 +19,7 @@ from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.prefix_cache import CacheShapes, PrefixPool
 from wuneng.evaluate.scoring import CallLimits, can_share, score_answers
 from wuneng.evaluate.task_loading import load_tasks
+from wuneng.model.call_arguments import cache_of
 
 Load = Callable[..., Any]
 Make = Callable[..., Any]
@@ -274,7 +275,7 @@ def test_a_request_needs_tokens_on_both_sides(empty: Request) -> None:
 def test_a_pool_holds_what_its_shapes_say(random_wuneng: Make) -> None:
     model = random_wuneng(snapshots=1, snapshot_every=16)
     shapes = CacheShapes.of(model.model, model.device)
-    cache = model.model(torch.zeros(1, 7, dtype=torch.long), use_cache=True).past_key_values
+    cache = cache_of(model.model(torch.zeros(1, 7, dtype=torch.long), use_cache=True))
     assert shapes.row_bytes(7) == cache.key_value_bytes() + cache.state_bytes()
     pool = PrefixPool(shapes, rows=2, width=9)
     model.model(torch.ones(2, 7, dtype=torch.long), past_key_values=pool.filling(0), use_cache=True)

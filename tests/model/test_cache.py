@@ -6,6 +6,7 @@ import torch
 from tests.model.small import VARIANTS, plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.model import WuNengCache
+from wuneng.model.call_arguments import cache_of
 
 
 def assert_logits(found, model, ids, rows=slice(None), tokens=slice(None)):
@@ -23,7 +24,7 @@ def test_prefill_then_steps_equal_the_full_forward(variant):
         out = model(ids[:, :19], use_cache=True)
         pieces = [out.logits]
         for start, stop in [*((t, t + 1) for t in range(19, 38)), (38, 45)]:
-            out = model(ids[:, start:stop], past_key_values=out.past_key_values, use_cache=True)
+            out = model(ids[:, start:stop], past_key_values=cache_of(out), use_cache=True)
             pieces.append(out.logits)
         assert_logits(torch.cat(pieces, 1), model, ids)
 
@@ -48,7 +49,7 @@ def test_left_and_right_pads_contribute_nothing(variant):
             step,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=out.past_key_values,
+            past_key_values=cache_of(out),
             use_cache=True,
         ).logits
         for row, start in ((0, 13), (1, 0), (2, 29)):
@@ -102,7 +103,7 @@ def test_reorder_repeat_and_select_move_every_tensor():
             ("batch_repeat_interleave", 2, [0, 0, 1, 1, 2, 2]),
             ("batch_select_indices", torch.tensor([1, 2]), [1, 2]),
         ):
-            cache = model(ids, use_cache=True).past_key_values
+            cache = cache_of(model(ids, use_cache=True))
             getattr(cache, method)(argument)
             got = model(step[rows], past_key_values=cache, use_cache=True).logits[:, -1]
             assert_logits(got, model, whole, rows, -1)
@@ -110,7 +111,7 @@ def test_reorder_repeat_and_select_move_every_tensor():
 
 def test_cache_holds_what_it_says():
     model = small_model("snapshots")
-    cache = model(torch.randint(0, 61, (2, 50)), use_cache=True).past_key_values
+    cache = cache_of(model(torch.randint(0, 61, (2, 50)), use_cache=True))
     assert isinstance(cache, WuNengCache)
     assert cache.get_seq_length() == 50
     heads, dim, layers, batch = 2, 8, 2, 2
@@ -132,11 +133,11 @@ def test_unsuitable_caches_are_refused():
     with pytest.raises(ValueError, match="cannot hold a recurrent state"):
         model.generate(ids, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ValueError, match="cannot be combined with a cache"):
-        model(ids, document_ids=torch.zeros_like(ids), use_cache=True)
+        model(ids, document_ids=torch.zeros_like(ids), past_key_values=WuNengCache(model.config))
 
 
 def test_state_stays_float32_in_half_precision():
     model = small_model().to(torch.bfloat16)
     out = model(torch.randint(0, 61, (1, 20)), use_cache=True)
     assert out.logits.dtype == torch.bfloat16
-    assert out.past_key_values.layers[0].get("wkv").dtype == torch.float32
+    assert cache_of(out).layers[0].get("wkv").dtype == torch.float32

@@ -7,8 +7,9 @@ from torch import nn
 from tests.model.small import BASE, VARIANTS
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.model import counting
+from wuneng.model import skeleton as skeleton_module
 from wuneng.model.parameter_groups import group_of
-from wuneng.model.skeleton import Skeleton
+from wuneng.model.skeleton import Skeleton, layout
 
 YARN = {
     "rope_type": "yarn",
@@ -125,3 +126,42 @@ def test_memory_grows_with_tokens_and_shrinks_with_checkpointing():
     assert four["activations"] == pytest.approx(4 * one["activations"], rel=0.01)
     assert lean["activations"] < four["activations"]
     assert one["optimizer"] == 2 * one["weights"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"tie_word_embeddings": False, "qk_norm": True},
+        {"state_value_residual": True, "state_layers": [1, 3]},
+        {"state_value_residual": True, "state_layers": [0, 2, 6], "embedding_norm": True},
+        {"num_state_heads": 0, "attention_bias": True},
+    ],
+)
+def test_the_layout_names_what_the_skeleton_holds(extra):
+    config = WuNengConfig(**(BASE | {"num_hidden_layers": 7} | extra))
+    skeleton, built = Skeleton(config), layout(config)
+    shapes = [(name, p.shape) for name, p in skeleton.named_parameters()]
+    assert list(built.parameters.items()) == shapes
+    linears = {n: m for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
+    assert built.linears == {n: (m.in_features, m.out_features) for n, m in linears.items()}
+
+
+def test_a_thousand_layers_build_three(monkeypatch):
+    config = WuNengConfig(
+        **(BASE | {"num_hidden_layers": 1024, "state_layers": [*range(0, 1024, 2)]})
+    )
+    built = []
+    make = skeleton_module._Block.add_parts
+    monkeypatch.setattr(
+        skeleton_module._Block, "add_parts", lambda *args: built.append(args[2]) or make(*args)
+    )
+    assert counting.total_parameters(config) > 1024 * config.hidden_size**2
+    assert built == [0, 1, 2]
+
+
+def test_rotary_settings_that_cannot_be_computed_are_named():
+    config = WuNengConfig(**BASE)
+    config.rope_parameters = {"rope_type": "linear", "rope_theta": 1e4, "factor": "four"}
+    with pytest.raises(ValueError, match="rope_type linear cannot be computed"):
+        layout(config)

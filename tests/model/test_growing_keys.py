@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from tests.model.small import plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.model.cache import HybridLayer
+from wuneng.model.call_arguments import cache_of
 
 
 def _tokens(count: int, rows: int = 2) -> tuple[Tensor, Tensor]:
@@ -112,6 +113,6 @@ def test_a_model_decodes_as_it_reads() -> None:
         cache, parts = None, []
         for span in (ids[:, :10], *ids[:, 10:].split(1, dim=1)):
             out = model(span, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            cache = cache_of(out)
             parts.append(out.logits)
     assert_as_exact(torch.cat(parts, dim=1), *whole, floor=CHUNKED_FLOOR)

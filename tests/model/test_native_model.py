@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.model.small import VARIANTS, plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
+from wuneng.model.call_arguments import cache_of
 from wuneng.ops import native
 from wuneng.ops.native import operator
 
@@ -67,7 +68,7 @@ def test_left_padded_generation(variant: str) -> None:
             seen, logits = mask, [out.logits[:, -1]]
             for token in torch.arange(1, 13).view(6, 1, 2).transpose(1, 2):
                 seen = F.pad(seen, (0, 1), value=1)
-                cache = out.past_key_values
+                cache = cache_of(out)
                 out = model(token, attention_mask=seen, past_key_values=cache, use_cache=True)
                 logits.append(out.logits[:, -1])
         return torch.stack(logits)

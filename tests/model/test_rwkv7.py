@@ -7,6 +7,7 @@ import torch
 from tests.model.small import plainly
 from tests.precision import assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM
+from wuneng.model.call_arguments import cache_of
 
 RENAMED = {
     "emb.weight": "model.embed_tokens.weight",
@@ -110,5 +111,5 @@ def test_expected_logits_token_by_token(trained):
     with torch.no_grad():
         for byte in b'"in':
             out = model(torch.tensor([[byte]]), past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            cache = cache_of(out)
     assert_expected(out.logits[0, -1], expected, model)

@@ -16,6 +16,7 @@ from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
 from wuneng.layers import token_path
 from wuneng.model import modeling
+from wuneng.model.call_arguments import cache_of
 from wuneng.ops import native
 
 pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
@@ -43,7 +44,7 @@ def _decode(model: WuNengForCausalLM, short: bool = True) -> tuple[Tensor, int]:
     with mock.patch.object(modeling, "one_token", one_token), torch.no_grad():
         out, logits = model(ids[:, :4], use_cache=True), []
         for token in ids[:, 4:].split(1, dim=1):
-            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+            out = model(token, past_key_values=cache_of(out), use_cache=True)
             logits.append(out.logits)
     return torch.cat(logits, dim=1), taken
 
@@ -95,7 +96,7 @@ def test_other_batches_and_a_copy_have_their_own_memory() -> None:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.mul_(1.2)
-        one = model(torch.tensor([[5]]), use_cache=True).past_key_values
+        one = cache_of(model(torch.tensor([[5]]), use_cache=True))
         model(torch.tensor([[6]]), past_key_values=one, use_cache=True)
     _assert_right(_decode(twin)[0], twin)
     _assert_right(_decode(model)[0], model)
@@ -104,7 +105,7 @@ def test_other_batches_and_a_copy_have_their_own_memory() -> None:
 def test_the_cache_that_was_given_is_not_written_to() -> None:
     model = _model()
     with torch.no_grad():
-        cache = model(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+        cache = cache_of(model(torch.tensor([[1, 2, 3]]), use_cache=True))
         kept = [dict(layer.states) for layer in cache.layers]
         values = [{n: x.clone() for n, x in states.items()} for states in kept]
         model(torch.tensor([[4]]), past_key_values=cache, use_cache=True)

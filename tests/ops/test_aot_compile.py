@@ -7,16 +7,17 @@ look into, not a number to raise.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
+
+import torch
+
+from tests.ops.aot_resources import QUICK_BUILDS, Build
+from tests.ops.aot_worker import BUILDS, CROSS_HEAD_BUILDS, SCAN_BUILDS, name_of
 
 # Spilled bytes a thread, stores, at head size 64: the larger of Triton 3.6.0's and 3.7.1's. None
 # is allowed of what is not listed.
@@ -54,22 +55,6 @@ ALLOWED_SPILLS_SIZE_128 = {"forward": 0, "backward": 336, "mix_backward": 344}
 SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 
 
-def compiled(
-    repository: Path, cache: Path, *arguments: str, module: str = "aot_resources"
-) -> list[dict[str, Any]]:
-    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", f"tests.ops.{module}", *arguments],
-        cwd=repository,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def assert_within_limits(build: dict[str, Any]) -> None:
     allowed = ALLOWED_SPILLS.get((build["kernel"], build["dtype"], build["arch"]), 0)
     if build["size"] == 128:
@@ -83,19 +68,29 @@ def assert_within_limits(build: dict[str, Any]) -> None:
     assert build["warps"] <= 8, build
 
 
-def test_hopper(repository: Path, tmp_path: Path) -> None:
-    builds = compiled(repository, tmp_path, "--quick")
-    kernels = ["forward", "backward", "step", "readout_backward", "head_step"]
-    kernels += ["segment_gradients", "snapshot_gradients", "mix_backward"]
-    assert [build["kernel"] for build in builds] == kernels
-    for build in builds:
-        assert_within_limits(build)
+def cases(builds: Iterable[Build], quick: Container[Build]) -> list[Any]:
+    """A test case for each build, those that are not ``quick`` marked slow."""
+    return [
+        pytest.param(name_of(build), marks=[] if build in quick else pytest.mark.slow)
+        for build in builds
+    ]
 
 
-@pytest.mark.slow
-def test_every_architecture_head_size_and_type(repository: Path, tmp_path: Path) -> None:
-    builds = compiled(repository, tmp_path)
-    assert {build["arch"] for build in builds} == {80, 90, 100}
-    assert {build["size"] for build in builds} == {32, 64, 128}
-    for build in builds:
-        assert_within_limits(build)
+@pytest.mark.parametrize("name", cases(SCAN_BUILDS, QUICK_BUILDS))
+def test_a_kernel_compiles_within_its_limits(
+    compiled_ahead: Callable[[str], dict[str, Any]], name: str
+) -> None:
+    assert_within_limits(compiled_ahead(name))
+
+
+def test_what_is_compiled() -> None:
+    """Every kernel on every architecture, and at each head size; the quick ones among them."""
+    kernels = {build.kernel for build in SCAN_BUILDS}
+    assert {"forward", "backward", "mix_forward", "mix_backward", "head_step", "step"} <= kernels
+    on = {(build.kernel, build.arch) for build in SCAN_BUILDS}
+    assert on >= {(kernel, arch) for kernel in kernels - {"step"} for arch in (80, 90, 100)}
+    assert {build.size for build in SCAN_BUILDS} == {32, 64, 128}
+    types = {torch.bfloat16, torch.float16, torch.float32}
+    assert {build.dtype for build in SCAN_BUILDS} == types
+    assert set(QUICK_BUILDS) <= set(SCAN_BUILDS)
+    assert len(BUILDS) == len(SCAN_BUILDS) + len(CROSS_HEAD_BUILDS), "two builds of one name"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.ops.test_aot_compile import compiled
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from tests.ops.aot_cross_head import QUICK_BUILDS
+from tests.ops.aot_worker import CROSS_HEAD_BUILDS
+from tests.ops.test_aot_compile import cases
 
 # Spilled bytes a thread, stores: the larger of Triton 3.6.0's and 3.7.1's; others spill nothing.
 # Both gradients of a [2 N, N] matrix stay in registers. On sm_80 the operands of every product
@@ -33,20 +37,16 @@ def assert_within_limits(build: dict[str, Any]) -> None:
     assert build["shared_bytes"] <= SHARED_MEMORY[build["arch"]], build
 
 
-def test_gated_on_hopper(repository: Path, tmp_path: Path) -> None:
-    builds = compiled(repository, tmp_path, "--quick", module="aot_cross_head")
-    assert [x["kernel"] for x in builds] == [
-        "cross_head_forward_gated",
-        "cross_head_backward_gated",
-    ]
-    for build in builds:
-        assert_within_limits(build)
+@pytest.mark.parametrize("name", cases(CROSS_HEAD_BUILDS, QUICK_BUILDS))
+def test_a_kernel_compiles_within_its_limits(
+    compiled_ahead: Callable[[str], dict[str, Any]], name: str
+) -> None:
+    assert_within_limits(compiled_ahead(name))
 
 
-@pytest.mark.slow
-def test_every_kind_architecture_head_size_and_type(repository: Path, tmp_path: Path) -> None:
-    builds = compiled(repository, tmp_path, module="aot_cross_head")
-    assert {build["arch"] for build in builds} == {80, 90, 100}
-    assert len({build["kernel"] for build in builds}) == 6
-    for build in builds:
-        assert_within_limits(build)
+def test_what_is_compiled() -> None:
+    on = {(build.kernel, build.arch) for build in CROSS_HEAD_BUILDS}
+    kernels = {build.kernel for build in CROSS_HEAD_BUILDS}
+    assert len(kernels) == 6
+    assert on == {(kernel, arch) for kernel in kernels for arch in (80, 90, 100)}
+    assert set(QUICK_BUILDS) <= set(CROSS_HEAD_BUILDS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from wuneng.recipe import BUILT_IN_ARMS, Recipe
+from wuneng.errors import RecipeError
+from wuneng.recipe import BUILT_IN_ARMS, Recipe, load_recipe
 from wuneng.recipe.model import PAPER_WIRING
 
 
@@ -60,9 +62,42 @@ def test_replacing_keeps_the_head_size(groups: int | None, left: int | None) -> 
 
 
 def test_replacing_needs_heads_to_replace() -> None:
-    assert "expected fewer than num_attention_heads (2), got 2 (arm replace)" in problems(
-        {"num_attention_heads": 2}, ("replace",)
+    assert "num_attention_heads: expected 2 or more, of which some are replaced, got 1" in problems(
+        {"num_attention_heads": 1}, ("replace",)
     )
+
+
+@pytest.mark.parametrize(
+    ("heads", "states", "found"),
+    [(8, 2, (2, 6)), (4, 4, (2, 2)), (2, 2, (1, 1)), (4, 8, (2, 2)), (6, 6, (3, 3)),
+     (5, 5, (1, 4)), (9, 9, (3, 6))],
+)  # fmt: skip
+def test_as_many_state_heads_replace_half(heads: int, states: int, found: tuple[int, int]) -> None:
+    model = recipe(
+        {"hidden_size": heads * 32, "num_attention_heads": heads, "num_state_heads": states},
+        ["replace"],
+    ).arm_model("replace")
+    assert (model.num_state_heads, model.num_attention_heads) == found
+    assert model.attention_head_size == 32
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("name", [a for a in BUILT_IN_ARMS if a != "wuneng"])
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_built_in_arm_is_for_every_shipped_recipe(path: Path, name: str) -> None:
+    """Or says why not: an upgrade keeps the attention heads that it starts from."""
+    changes = [f"arms=[wuneng, {name}]"]
+    upgrade = path.stem == "upgrade-llama"
+    if upgrade and name == "replace":
+        with pytest.raises(RecipeError, match="are a trained model's"):
+            load_recipe(path, changes)
+    elif upgrade and name in ("mha", "mha-shift"):
+        with pytest.raises(RecipeError, match="this arm has neither"):
+            load_recipe(path, changes)
+    else:
+        assert name in load_recipe(path, changes).arms
 
 
 @pytest.mark.parametrize(

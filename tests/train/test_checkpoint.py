@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.tiny import TinyModel, counting_batch, fill, tiny_training
+from tests.train.tiny import TinyModel, Watcher, counting_batch, fill, tiny_job, tiny_training
 from wuneng.errors import CheckpointError, DiskError
-from wuneng.train import atomic, checkpoint
+from wuneng.records import atomic
+from wuneng.train import checkpoint
+from wuneng.train.loop import ArmTraining
 from wuneng.train.optimizer import build_optimizer, named_state
+from wuneng.train.signals import StopSignals
 from wuneng.train.step import Numerics, take_step
 from wuneng.train.trainer_state import TrainerState, capture_rng, restore_rng
 
@@ -143,7 +146,7 @@ def test_an_interrupted_write_leaves_the_old_ones(
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    target = (checkpoint, "save_file") if moment == "save_file" else (atomic, "_flush_tree")
+    target = (checkpoint, "save_file") if moment == "save_file" else (atomic, "flush_tree")
     target = target if hasattr(*target) else (atomic, "flush")
     monkeypatch.setattr(*target, interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -247,3 +250,16 @@ def test_a_really_full_disk(
         save(small_disk, 20, keep=1)
     assert steps(small_disk) == [10]
     assert checkpoint.verify(small_disk / "step-10").state.step == 10
+
+
+def test_checkpoints_that_a_kill_kept_from_rotation_go_at_the_end(tmp_path: Path) -> None:
+    """Killed after the last checkpoint, before the older ones were deleted."""
+    job = tiny_job(tmp_path, tiny_training(keep_checkpoints=1))
+    with StopSignals() as stop:
+        ArmTraining(job, Watcher(), stop).run()
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(checkpoints / "step-12", checkpoints / "step-9")
+    job = tiny_job(tmp_path, tiny_training(keep_checkpoints=1))
+    with StopSignals() as stop:
+        ArmTraining(job, Watcher(), stop).run()
+    assert [path.name for path in checkpoints.iterdir()] == ["step-12"]

@@ -165,22 +165,24 @@ def test_sigkill_at_random_moments_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "lines", "arm"), [(signal.SIGTERM, 23, "wuneng"), (signal.SIGINT, 71, "mha")]
+)
 def test_the_command_saves_on_signals_and_says_how_to_go_on(
-    tmp_path: Path, undisturbed: dict[str, Any]
+    tmp_path: Path, undisturbed: dict[str, Any], number: signal.Signals, lines: int, arm: str
 ) -> None:
-    for number, lines, arm in ((signal.SIGTERM, 23, "wuneng"), (signal.SIGINT, 71, "mha")):
-        with command(tmp_path) as process:
-            wait_for_lines(tmp_path, lines, lambda: process.poll() is None)
-            process.send_signal(number)
-            output, errors = process.communicate(timeout=150)
-        assert process.returncode == 128 + number
-        assert "Traceback" not in errors
-        assert f"{number.name}: finishing this step" in output + errors
-        last = errors.strip().splitlines()[-1]
-        assert last.startswith(f"error: stopped by a signal; arm '{arm}' is saved at step ")
-        assert "wuneng train runs/killed/recipe.yaml --resume runs/killed" in last
-        step = last.split("at step ")[1].split()[0]
-        assert (tmp_path / "runs" / "killed" / arm / "checkpoints" / f"step-{step}").is_dir()
+    with command(tmp_path) as process:
+        wait_for_lines(tmp_path, lines, lambda: process.poll() is None)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=150)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert f"{number.name}: finishing this step" in output + errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(f"error: stopped by a signal; arm '{arm}', seed 0, is saved at step ")
+    assert "wuneng train runs/killed/recipe.yaml --resume runs/killed" in last
+    step = last.split("at step ")[1].split()[0]
+    assert (tmp_path / "runs" / "killed" / arm / "checkpoints" / f"step-{step}").is_dir()
     with command(tmp_path) as process:
         output, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.data.batch import Batch
+from wuneng.errors import NonFiniteError
 from wuneng.train.quality import measure
 from wuneng.train.step import Numerics
 
@@ -54,7 +55,7 @@ def test_accuracy_by_length_and_loss_at_the_shortest() -> None:
 
 
 def test_bits_per_byte_and_perplexity_of_text() -> None:
-    text = {"task": "text", "target_bytes": 6}
+    text = {"task": "text", "row_bytes": (6,)}
     quality = measure(
         Sure(), [batch([[1, 2]], [[1, 0]], **text), batch([[1, 2]], [[1, 2]], **text)], CPU
     )
@@ -66,6 +67,27 @@ def test_bits_per_byte_and_perplexity_of_text() -> None:
             "text/bits_per_byte": nats / math.log(2) / 12,
         }
     )
+
+
+def test_bits_per_byte_weighs_rows_by_their_bytes() -> None:
+    """Rows of as many tokens may spell few bytes or many; the figure's error has to know."""
+    sizes = (2, 40, 3, 9, 30)
+    labels = [[1, 0], [1, 2], [1, 0], [0, 0], [1, 2]]
+    quality = measure(Sure(), [batch([[1, 2]] * 5, labels, task="text", row_bytes=sizes)], CPU)
+    right, wrong = -math.log(0.6), -math.log(0.1)
+    nats = [right + wrong, 2 * right, right + wrong, 2 * wrong, 2 * right]
+    rate = sum(nats) / sum(sizes)
+    residuals = [n - rate * size for n, size in zip(nats, sizes, strict=True)]
+    error = math.sqrt(5 / 4 * sum(r * r for r in residuals)) / sum(sizes) / math.log(2)
+    assert quality.standard_errors["text/bits_per_byte"] == pytest.approx(error)
+    assert quality.rows["text"]["2"]["bytes"] == list(sizes)
+
+
+def test_a_row_without_scored_positions_has_no_bytes_either() -> None:
+    given = batch([[1, 2]] * 3, [[1, 0], [-100, -100], [1, 2]], task="text", row_bytes=(4, 0, 6))
+    rows = measure(Sure(), [given], CPU, micro_batch_size=2).rows["text"]["2"]
+    assert rows["bytes"] == [4, 6]
+    assert rows["tokens"] == [2, 2]
 
 
 def test_rows_are_the_unit_of_the_standard_error() -> None:
@@ -95,3 +117,27 @@ def test_the_model_comes_back_in_its_mode_even_when_stopped() -> None:
     with pytest.raises(KeyboardInterrupt):
         measure(model, [batch([[1]], [[1]])], CPU, before_batch=stop)
     assert model.training
+
+
+class Blank(Sure):
+    """A model whose third row of a batch has no finite logit."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.layer = nn.Identity()
+
+    def forward(self, input_ids: Tensor, document_ids: Any = None, use_cache: bool = True) -> Any:
+        found = super().forward(input_ids, document_ids, use_cache)
+        spoiled = torch.where(input_ids[..., None] == 4, self.value, found.logits)
+        return SimpleNamespace(logits=self.layer(spoiled))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_stops_with_its_number_and_layer(value: float) -> None:
+    given = batch([[1], [2], [4], [3]], [[1], [2], [1], [3]])
+    message = "validation row 6: .* is layer"
+    with pytest.raises(NonFiniteError, match=message):
+        measure(Blank(value), [batch([[1]] * 4, [[1]] * 4), given], CPU, micro_batch_size=3)
+    ignored = batch([[1], [4]], [[1], [-100]])
+    assert measure(Blank(value), [ignored], CPU).examples["recall/accuracy@1"] == 1

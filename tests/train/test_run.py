@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ import yaml
 from tests.train.tiny import Watcher, fill
 from wuneng.errors import DiskError, InputError, RecipeError, RunError
 from wuneng.recipe import Recipe, load_recipe
-from wuneng.records import RunDirectory, find_model, read_jsonl
-from wuneng.train import Results, arm_run, checkpoint, lock, loop, run
+from wuneng.records import RunDirectory, find_model, lock, read_jsonl
+from wuneng.train import Results, arm_run, checkpoint, loop, run
 from wuneng.train.resume import choose_run, differences
 
 RECIPE: dict[str, Any] = {
@@ -233,6 +235,25 @@ def test_several_seeds_are_averaged_and_kept_apart(tmp_path: Path) -> None:
     rows = read_jsonl(results.directory / "mha" / "seed-4" / "metrics.jsonl")
     assert {row["seed"] for row in rows} == {4}
     assert "means over 2 seeds" in results.sentence
+
+
+def test_arms_are_paired_by_seed(tmp_path: Path) -> None:
+    results, _ = train(tmp_path, "seed=[3,4,5]", "training.steps=3")
+    arms, name = results.record["arms"], "parity/accuracy@16"
+    [pair] = [p for p in results.record["paired"] if p["figure"] == name]
+    ours, theirs = (
+        [seed["quality"][name] for seed in arms[arm]["per_seed"]] for arm in pair["arms"]
+    )
+    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
+    assert pair["seeds"] == 3
+    assert pair["difference"] == pytest.approx(sum(apart) / 3)
+    half = 4.302653 * statistics.stdev(apart) / math.sqrt(3)  # Student's t, two degrees of freedom
+    expected = [pair["difference"] - half, pair["difference"] + half]
+    assert pair["interval"] == pytest.approx(expected, abs=1e-6)
+    assert results.paired is not None
+    assert results.paired.caption == "paired over the same 3 seeds"
+    shown = next(iter(results.paired.columns[1].cells))
+    assert str(shown).startswith(f"{pair['difference']:+.3f} (")
 
 
 def test_arms_read_the_same_batches_and_start_from_the_same_seed(

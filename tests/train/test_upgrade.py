@@ -20,7 +20,7 @@ from tests.train.tiny import Watcher
 from wuneng.convert import ConvertedSources
 from wuneng.errors import InputError, ModelError, RecipeError
 from wuneng.recipe import Recipe, load_recipe
-from wuneng.records import read_jsonl
+from wuneng.records import read_jsonl, verify
 from wuneng.train import Interrupted, Results, arm_run, run
 
 STEPS = 4
@@ -99,6 +99,16 @@ def test_frozen_weights_are_the_sources_bit_for_bit(
     assert source
     for name, tensor in source.items():
         assert torch.equal(trained[name], tensor), name
+
+
+def test_arms_that_start_from_the_same_share_its_files(finished: Results) -> None:
+    starts = {arm: finished.directory / arm / "start" for arm in ("source", "lora")}
+    one, other = (start / "model.safetensors" for start in starts.values())
+    assert one.samefile(other)
+    assert one.stat().st_nlink == 3  # the teacher is the source as well
+    for start in starts.values():
+        verify(start)
+        assert not list(start.glob(".*"))
 
 
 def test_what_is_new_has_moved(finished: Results) -> None:
@@ -295,7 +305,8 @@ def test_seeds_draw_their_own_heads(place: Path, tmp_path: Path) -> None:
     starts = [tensors_of(results.directory / "wuneng" / f"seed-{n}" / "start") for n in (0, 1)]
     name = "model.layers.0.state_heads.r_proj.weight"
     assert not torch.equal(starts[0][name], starts[1][name])
-    assert "paired" not in results.record
+    pair = next(p for p in results.record["paired"] if p["arms"] == ["source", "wuneng"])
+    assert (pair["seeds"], pair["test"]) == (2, "paired-t")
     source = results.record["arms"]["source"]
     assert source["final_loss"] is None
     assert source["quality_std"]["text/loss"] == 0.0
@@ -312,7 +323,7 @@ def test_scoring_the_source_can_be_stopped(
     change = "arms={source: {model: {num_state_heads: 0}, train: none}}"
     with monkeypatch.context() as patch:
         patch.setattr(arm_run, "measure", interrupted)
-        with pytest.raises(Interrupted, match="stopped by a signal while 'source' was scored"):
+        with pytest.raises(Interrupted, match="while arm 'source', seed 0, was scored"):
             train(place, tmp_path / "run", change, "training.learning_rates={}")
     results, _ = train(place, tmp_path / "run", change, "training.learning_rates={}")
     assert results.record["arms"]["source"]["steps"] == 0

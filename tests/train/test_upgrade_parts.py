@@ -182,9 +182,7 @@ def test_a_lead_of_lora_on_these_rows_is_told() -> None:
 
 def test_the_table_shows_intervals_and_differences_from_the_source() -> None:
     table = results_table(results(1.0, 1.05))
-    rows = {
-        row[0]: row[1:] for row in zip(*(column.cells for column in table.columns), strict=True)
-    }
+    rows = {row[0]: row[1:] for row in table.rows}
     half = 1.959964 * 0.02
     assert rows["text/bits_per_byte, 95 % interval"][1] == f"{1 - half:.3f} to {1 + half:.3f}"
     assert rows["text/bits_per_byte against source"] == (

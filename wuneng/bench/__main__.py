@@ -16,18 +16,19 @@ from pathlib import Path
 from wuneng.bench.request import WHATS, make_request
 from wuneng.bench.schema import SCHEMA
 from wuneng.errors import WuNengError
+from wuneng.foreign import print_line
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     options = _parser().parse_args(arguments)
     if options.what == "schema":
-        print(json.dumps(SCHEMA, indent=2))
+        print_line(json.dumps(SCHEMA, indent=2))
         return 0
     try:
         return _measure(options)
     except WuNengError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", stderr=True)
         return error.exit_code
 
 
@@ -43,37 +44,37 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(name, type=int)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--out", type=Path, help="write bench.json, bench.csv and pictures here")
+    parser.add_argument("--verbose", action="store_true", help="print every table too")
     return parser
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from wuneng.bench.answer import report
     from wuneng.bench.pictures import draw
-    from wuneng.bench.record import failures, write_record
+    from wuneng.bench.record import failures, nothing_measured, write_record
     from wuneng.bench.session import run_benchmark
-    from wuneng.bench.tables import machine_line, record_tables
+    from wuneng.device import require_one_process
+    from wuneng.tables import Table, console
 
+    require_one_process()
     given = vars(options).copy()
-    out = given.pop("out")
+    out, verbose = given.pop("out"), given.pop("verbose")
     request = make_request(**given)
 
     def notify(message: str) -> None:
-        print(message, file=sys.stderr)
+        print_line(message, stderr=True)
 
     command = ["python", "-m", "wuneng.bench", *sys.argv[1:]]
     record = run_benchmark(request, command_line=command, notify=notify)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    for table in record_tables(record):
-        console.print(table)
-    print(machine_line(record))
+    for piece in report(record, verbose=verbose):
+        console().print(piece) if isinstance(piece, Table) else print_line(piece)
     if out is not None:
         write_record(out, record)
         draw(record, out)
-        print(f"Written to {out}")
-    failed = failures(record)
+        print_line(f"Written to {out}")
+    failed = [*failures(record), *filter(None, [nothing_measured(record)])]
     for line in failed:
-        print(f"error: {line}", file=sys.stderr)
+        print_line(f"error: {line}", stderr=True)
     return 1 if failed else 0
 
 

@@ -9,24 +9,40 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from wuneng.bench.model_gate import Twin
-from wuneng.bench.peer_models import build_fla, fla_config, fla_extra, fla_twin, require_fla
-from wuneng.bench.request import BenchRequest
+from wuneng.bench.peer_models import (
+    build_fla,
+    build_llama,
+    fla_config,
+    fla_extra,
+    fla_twin,
+    require_fla,
+)
+from wuneng.bench.request import DEFAULT_AGAINST, BenchRequest
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.counting import describe, match
 from wuneng.model.skeleton import Skeleton
+from wuneng.recipe.arms import replaced_heads
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
 
-__all__ = ["DEFAULT_MODEL", "PRESETS", "Architecture", "Comparison", "choose", "derive"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "PRESETS",
+    "RECIPES",
+    "Architecture",
+    "Comparison",
+    "choose",
+    "derive",
+]
 
 #: State and middle heads add 3.7 to 4.2 % to each of these.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -49,6 +65,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 _PRESET_VOCABULARY = 50304
+#: ``--model`` with one of these suffixes is a recipe.
+RECIPES = (".yaml", ".yml")
 #: Small enough for two cores to train it at 8k tokens in seconds.
 DEFAULT_MODEL: dict[str, Any] = {
     "hidden_size": 256,
@@ -113,6 +131,8 @@ class Comparison:
     architectures: list[Architecture]
     training: dict[str, Any]
     """Fields of a recipe's ``training:`` that a benchmark's step takes over."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Arms that nobody named and that cannot be made of the model, and why."""
 
 
 def choose(request: BenchRequest) -> Comparison:
@@ -122,24 +142,23 @@ def choose(request: BenchRequest) -> Comparison:
         InputError: an unknown preset, or a path that is neither a recipe nor a model.
         ModelError: the directory holds no WuNeng model.
     """
-    arms = [arm for arm in request.against if arm != "mamba"]  # operators alone
+    named = request.against is not None
+    against = DEFAULT_AGAINST if request.against is None else request.against
+    arms = [arm for arm in against if arm != "mamba"]  # operators alone
     if not set(request.what) & {"prefill", "decode", "train"}:
         arms = [arm for arm in arms if arm != "fla"]
     if request.model is None:
         name, fields = _preset(request.preset)
-        return _comparison(name, WuNengConfig(**fields), arms)
+        return _comparison(name, WuNengConfig(**fields), arms, named=named)
     path = Path(request.model)
-    if path.suffix in (".yaml", ".yml"):
-        return _from_recipe(path, arms)
-    return _from_directory(request.model, arms)
+    if path.suffix in RECIPES:
+        return _from_recipe(path, arms, named=named)
+    return _from_directory(request.model, arms, named=named)
 
 
 def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
-    """The baseline of that name, as recipes' built-in arms are: same width and depth.
-
-    Raises:
-        InputError: the arm cannot be made of this configuration.
-    """
+    """The baseline of that name, as recipes' built-in arms are: same width and depth. InputError
+    where the arm cannot be made of this configuration."""
     derived = copy.deepcopy(config)
     if arm in ("mha", "mha-shift", "llama"):
         if not config.num_attention_heads:
@@ -165,14 +184,14 @@ def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
 
 def _replacing(config: WuNengConfig) -> WuNengConfig:
     """State heads in the place of as many attention heads; the width of the rest unchanged."""
-    heads = config.num_attention_heads - config.num_state_heads
-    if heads < 1:
+    states, heads = replaced_heads(config.num_attention_heads, config.num_state_heads)
+    if heads < 1 or states < 1:
         raise InputError(
             f"--against replace: {config.num_state_heads} state heads cannot take the place of "
             f"{config.num_attention_heads} attention heads"
         )
     groups = min(config.num_key_value_heads or heads, heads)
-    config.num_attention_heads = heads
+    config.num_attention_heads, config.num_state_heads = heads, states
     config.num_key_value_heads = max(g for g in range(1, groups + 1) if heads % g == 0)
     config.check()
     return config
@@ -183,21 +202,32 @@ def _comparison(
     config: WuNengConfig,
     arms: list[str],
     *,
+    named: bool,
     first: str = "wuneng",
     build: Callable[[], Any] | None = None,
     configs: dict[str, WuNengConfig] | None = None,
     training: dict[str, Any] | None = None,
 ) -> Comparison:
-    """``configs``: arms that a recipe states itself; the others are derived."""
+    """``configs``: arms that a recipe states itself; the others are derived. Those that nobody
+    ``named`` are left out where they cannot be, or are the model itself."""
     stated = configs or {}
     found = [_architecture(first, config, build)]
+    left_out = {}
     for arm in arms:
         try:
             own = None if arm == "fla" else stated.get(arm)
-            found.append(_architecture(arm, own or derive(config, arm)))
-        except ValueError as error:
-            raise InputError(f"--against {arm}: {error}") from error
-    return Comparison(name, found, training or {})
+            chosen = own or derive(config, arm)
+        except (InputError, ValueError) as error:
+            reason = str(error).removeprefix(f"--against {arm}: ")
+            if named:
+                raise InputError(f"--against {arm}: {reason}") from error
+            left_out[arm] = reason
+            continue
+        if not named and not own and chosen.to_dict() == config.to_dict():
+            left_out[arm] = "the model is one itself"
+        else:
+            found.append(_architecture(arm, chosen))
+    return Comparison(name, found, training or {}, left_out)
 
 
 def _architecture(
@@ -207,7 +237,9 @@ def _architecture(
         count = sum(p.numel() for p in Skeleton(config).parameters()) - fla_extra(config)
         return Architecture(arm, config, lambda: build_fla(config), count, require_fla, fla_twin)
     if build is None:
-        build = (lambda: _llama(config)) if arm == "llama" else (lambda: _random_weights(config))
+        build = (
+            (lambda: build_llama(config)) if arm == "llama" else (lambda: _random_weights(config))
+        )
     count = sum(p.numel() for p in Skeleton(config).parameters())
     return Architecture(arm, config, build, count)
 
@@ -215,37 +247,6 @@ def _architecture(
 def _random_weights(config: WuNengConfig) -> WuNengForCausalLM:
     torch.manual_seed(0)
     return WuNengForCausalLM(copy.deepcopy(config))
-
-
-def _llama(config: WuNengConfig) -> Any:
-    """transformers' Llama with the shapes of a plain-attention WuNeng."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    names = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_act",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope_parameters",
-        "attention_bias",
-        "mlp_bias",
-        "tie_word_embeddings",
-    )
-
-    class BatchLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
-        """Takes the argument for packed documents, which a benchmark's batches do not use."""
-
-        def forward(self, *args: Any, document_ids: None = None, **kwargs: Any) -> Any:
-            return super().forward(*args, **kwargs)
-
-    torch.manual_seed(0)
-    return BatchLlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}))
 
 
 def _preset(preset: str | None) -> tuple[str, dict[str, Any]]:
@@ -258,7 +259,7 @@ def _preset(preset: str | None) -> tuple[str, dict[str, Any]]:
     return preset, {"vocab_size": _PRESET_VOCABULARY, **PRESETS[preset]}
 
 
-def _from_recipe(path: Path, arms: list[str]) -> Comparison:
+def _from_recipe(path: Path, arms: list[str], *, named: bool) -> Comparison:
     from wuneng.recipe import load_recipe
     from wuneng.train.arms import arm_config
 
@@ -271,6 +272,7 @@ def _from_recipe(path: Path, arms: list[str]) -> Comparison:
         recipe.name,
         stated[first],
         [arm for arm in arms if arm != first],
+        named=named,
         first=first,
         configs=stated,
         training={name: getattr(recipe.training, name) for name in kept},
@@ -298,14 +300,13 @@ def _vocabulary(recipe: Recipe) -> int:
     return len(byte_tokenizer() if data.tokenizer == "bytes" else load_tokenizer(data.tokenizer))
 
 
-def _from_directory(model: str, arms: list[str]) -> Comparison:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def _from_directory(model: str, arms: list[str], *, named: bool) -> Comparison:
+    from wuneng.model.pretrained import load_causal_model, load_configuration
     from wuneng.records import find_model
 
     path = find_model(model)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = load_configuration(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: config.json cannot be read: {error}") from error
     if not isinstance(config, WuNengConfig):
@@ -315,6 +316,6 @@ def _from_directory(model: str, arms: list[str]) -> Comparison:
         )
 
     def build() -> Any:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return load_causal_model(path, dtype=torch.float32)[0]
 
-    return _comparison(path.name, config, arms, build=build)
+    return _comparison(path.name, config, arms, named=named, build=build)

@@ -20,7 +20,7 @@ from typing import Any
 
 from wuneng.bench.record import Row, identity, rows_of
 
-__all__ = ["Change", "Comparison", "compare_records"]
+__all__ = ["Change", "Comparison", "compare_records", "ratio_noise"]
 
 PROCESS_NOISE = 0.03
 MEMORY_NOISE = 0.01
@@ -130,8 +130,23 @@ def noise_of(row: Row) -> float:
     """Relative noise of a row's median."""
     if not row.median_ms or not row.samples:
         return 0.0
-    spread = (row.spread_ms or 0.0) / row.median_ms
-    return 3.2 * (1 + 3 / row.samples) * spread / math.sqrt(row.samples)
+    return _median_noise((row.spread_ms or 0.0) / row.median_ms, row.samples)
+
+
+def ratio_noise(row: Row) -> float:
+    """Absolute noise of a row's speed ratio, in units of the ratio; also between two processes.
+
+    The machine's drift is not in it: both sides of every round's ratio were timed within it.
+    """
+    if not row.speed_ratio or not row.samples:
+        return 0.0
+    spread = (row.speed_ratio_spread or 0.0) / row.speed_ratio
+    return row.speed_ratio * (_median_noise(spread, row.samples) + PROCESS_NOISE)
+
+
+def _median_noise(spread: float, samples: int) -> float:
+    """Of a median of ``samples`` whose interquartile range is ``spread``."""
+    return 3.2 * (1 + 3 / samples) * spread / math.sqrt(samples)
 
 
 def _changes(old: Row, new: Row, drift: float) -> list[Change]:

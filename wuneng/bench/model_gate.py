@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.bench.gate import GateResult, judge, relative_error
+from wuneng.model.call_arguments import cache_of, with_cache
 
 __all__ = ["Twin", "decode_gate", "gradient_gate", "prefill_gate"]
 
@@ -77,7 +78,7 @@ def decode_gate(row: Any, model: Any, twin: Twin | None = None, steps: int = 4) 
     found = []
     for position in range(ids.shape[1] - steps, ids.shape[1]):
         token = ids[:, position : position + 1]
-        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        out = model(input_ids=token, use_cache=True, **with_cache(cache_of(out), model))
         found.append(out.logits)
     with _reference_of(model, twin) as reference:
         last = torch.cat(found, 1)

@@ -17,6 +17,7 @@ from wuneng.bench.gate import GateResult
 from wuneng.bench.memory import model_bytes, tensor_bytes
 from wuneng.bench.model_gate import decode_gate, gradient_gate, prefill_gate
 from wuneng.bench.record import Row
+from wuneng.model.call_arguments import cache_of, with_cache
 
 __all__ = ["ModelStore", "decode_case", "prefill_case", "train_case"]
 
@@ -91,7 +92,7 @@ def prefill_case(store: ModelStore, architecture: Architecture, batch: int, toke
         @torch.inference_mode()
         def call(index: int) -> Any:
             out = model(input_ids=prompts[index % _INPUT_SETS], use_cache=True, logits_to_keep=1)
-            return out.logits[:, -1].argmax(-1), out.past_key_values
+            return out.logits[:, -1].argmax(-1), cache_of(out)
 
         kv, state = _held_by(call(0)[1])
         return Prepared(call, model_bytes(model), kv, state)
@@ -144,11 +145,11 @@ def _after(model: Any, prompt: Tensor, batch: int) -> Any:
     first, last = prompt[:, :-1], prompt[:, -1:]
     cache = None
     if first.shape[1]:
-        cache = model(input_ids=first, use_cache=True, logits_to_keep=1).past_key_values
+        cache = cache_of(model(input_ids=first, use_cache=True, logits_to_keep=1))
         if batch > 1:
             cache.batch_repeat_interleave(batch)
     last = last.expand(batch, -1)
-    return model(input_ids=last, past_key_values=cache, use_cache=True).past_key_values
+    return cache_of(model(input_ids=last, use_cache=True, **with_cache(cache, model)))
 
 
 class _DecodeStep:
@@ -163,7 +164,9 @@ class _DecodeStep:
 
     @torch.inference_mode()
     def _step(self, token: Tensor) -> Tensor:
-        out = self.model(input_ids=token, past_key_values=_fork(self.cache), use_cache=True)
+        out = self.model(
+            input_ids=token, use_cache=True, **with_cache(_fork(self.cache), self.model)
+        )
         chosen: Tensor = out.logits[:, -1].argmax(-1)
         return chosen
 

@@ -27,7 +27,7 @@ from wuneng.model.skeleton import Skeleton
 if TYPE_CHECKING:
     from wuneng.convert.tensor_files import TensorInfo
 
-__all__ = ["build_fla", "fla_config", "fla_extra", "fla_twin", "require_fla"]
+__all__ = ["build_fla", "build_llama", "fla_config", "fla_extra", "fla_twin", "require_fla"]
 
 _EPS = 1e-5
 #: What our model has and RWKV-7 has not: lambda of every state head, which is one here.
@@ -206,3 +206,34 @@ def fla_twin(model: Any) -> Twin:
             else:
                 raise Unsupported(f"{FLA}'s model cannot be checked against ours: it has no {name}")
     return Twin(twin.eval(), renamed, _TWIN)
+
+
+def build_llama(config: WuNengConfig) -> Any:
+    """transformers' Llama with the shapes of a plain-attention WuNeng."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_parameters",
+        "attention_bias",
+        "mlp_bias",
+        "tie_word_embeddings",
+    )
+
+    class BatchLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
+        """Takes the argument for packed documents, which a benchmark's batches do not use."""
+
+        def forward(self, *args: Any, document_ids: None = None, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    torch.manual_seed(0)
+    return BatchLlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,7 +14,16 @@ from wuneng.bench.schema import SCHEMA_VERSION, problems
 from wuneng.errors import DataError
 from wuneng.records import read_json, write_json, write_text_atomic
 
-__all__ = ["Row", "csv_text", "failures", "identity", "read_record", "rows_of", "write_record"]
+__all__ = [
+    "Row",
+    "csv_text",
+    "failures",
+    "identity",
+    "nothing_measured",
+    "read_record",
+    "rows_of",
+    "write_record",
+]
 
 _IDENTITY = ("what", "operation", "arm", "seq_len", "batch", "dtype")
 
@@ -99,6 +109,26 @@ def failures(record: dict[str, Any]) -> list[str]:
         for row in rows_of(record)
         if row.status in ("failed", "gate failed")
     ]
+
+
+def nothing_measured(record: dict[str, Any]) -> str | None:
+    """A sentence where no case at all was measured, with the reasons; None where one was."""
+    rows = rows_of(record)
+    if record["parts"] or any(row.status == "ok" for row in rows):
+        return None
+    counts = Counter(row.status for row in rows)
+    reasons = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    text = f"nothing was measured: {reasons or 'no case is left of what was asked for'}."
+    if short := [row for row in rows if row.status == "out of memory"]:
+        least = min(short, key=lambda row: row.seq_len * row.batch)
+        text += (
+            f" The smallest, {least.what} of {least.arm} at {least.seq_len} tokens, batch "
+            f"{least.batch}: {least.note}. Shorter lengths (--seq-len), a smaller batch (--batch) "
+            "or a smaller model may fit."
+        )
+    elif rows:
+        text += f" {rows[0].arm}: {rows[0].note}."
+    return text
 
 
 def csv_text(rows: Sequence[Row]) -> str:

@@ -10,6 +10,7 @@ from wuneng.errors import InputError, nearest
 
 __all__ = [
     "ARMS",
+    "DEFAULT_AGAINST",
     "DEFAULT_SECONDS",
     "DTYPES",
     "WHATS",
@@ -46,7 +47,9 @@ class BenchRequest:
     model: str | None = None
     """A recipe, a model or run directory; None: the preset, or a small model."""
     preset: str | None = None
-    against: tuple[str, ...] = DEFAULT_AGAINST
+    against: tuple[str, ...] | None = None
+    """None: ``DEFAULT_AGAINST``, as far as the model has what they stand beside. An arm that is
+    named and cannot be made of the model is refused."""
     batches: tuple[int, ...] = (1,)
     device: str = "auto"
     dtype: str = "auto"

@@ -65,6 +65,8 @@ def run_benchmark(
     device = pick_device(request.device)
     dtype_name, dtype = torch_dtype(request.dtype, device)
     comparison = choose(request)
+    for arm, reason in comparison.left_out.items():
+        notify(f"{arm} is left out: {reason}")
     record_environment = environment(command_line)
     with _threads(request.threads):
         chosen_clock = clock or clock_for(device)
@@ -92,6 +94,7 @@ def run_benchmark(
         "machine": machine.to_json(),
         "model": comparison.name,
         "models": {a.arm: a.to_json() for a in comparison.architectures},
+        "left_out": comparison.left_out,
         "peers": peer_versions(),
         "gates": [result.to_json() for result in engine.gates],
         "rows": [row.to_json() for row in rows],
@@ -150,7 +153,7 @@ def _operator_groups(
     shapes = OperatorShapes(batch, length, heads, size, store.dtype, store.dtype_name, store.device)
     on_gpu = store.device.type == "cuda"
     alone = request.what == ("ops",)
-    peers = [name for name in ("fla", "mamba") if on_gpu or name in request.against]
+    peers = [name for name in ("fla", "mamba") if on_gpu or name in (request.against or ())]
     for operation, cases in operator_groups(shapes, config, peers=peers, compiled=alone):
         title = f"ops, {operation}, {length} tokens, batch {batch}, {heads} heads of {size}"
         yield _Group(title, cases, length**0.5)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from rich.table import Table
-
 from wuneng.bench.compare import Comparison
 from wuneng.bench.record import Row, rows_of
+from wuneng.tables import Column, Table
 
 __all__ = ["comparison_table", "machine_line", "record_tables", "short_bytes", "short_length"]
 
+_ELSEWHERE = "bench.json"
 _TITLES = {
     "prefill": "prefill: from a prompt to its first token",
     "decode": "decode: one more token after a context",
@@ -41,16 +41,21 @@ def _order(row: Row) -> tuple[int, str, int, int]:
 
 def _case_table(title: str, rows: list[Row]) -> Table:
     has_cache = any(row.cache_bytes is not None for row in rows)
-    table = Table(title=title, title_justify="left")
-    for name in ("length", "batch", "arm"):
-        table.add_column(name, justify="left" if name == "arm" else "right")
     yardstick = next((r.speed_ratio_against for r in rows if r.speed_ratio_against), None)
     against = f"of {yardstick}'s speed" if yardstick else ""
-    for name in ("ms", "spread", "tokens/s", against, "peak memory"):
-        table.add_column(name, justify="right")
-    if has_cache:
-        table.add_column("cache (KV + state)", justify="right")
-    table.add_column("of the roof", justify="right")
+    columns = [
+        Column("length", name=True),
+        Column("batch", name=True),
+        Column("arm", name=True),
+        Column("ms"),
+        Column("spread", spare=True),
+        Column("tokens/s"),
+        Column(against),
+        Column("peak memory", spare=True),
+        *([Column("cache (KV + state)", spare=True)] if has_cache else []),
+        Column("of the roof", spare=True),
+    ]
+    table = Table(title, columns, elsewhere=_ELSEWHERE)
     for _, members in groupby(rows, key=lambda row: (row.batch, row.seq_len)):
         group = list(members)
         for index, row in enumerate(group):
@@ -62,8 +67,7 @@ def _case_table(title: str, rows: list[Row]) -> Table:
         for row in rows
         if row.status in ("missing", "unsupported", "skipped")
     )
-    if reasons:
-        table.caption, table.caption_justify = "\n".join(reasons), "left"
+    table.caption = "\n".join(reasons) or None
     return table
 
 
@@ -72,7 +76,7 @@ def _cells(row: Row, has_cache: bool) -> list[str]:
         needed = f" ({short_bytes(row.needed_bytes)} needed)" if row.needed_bytes else ""
         return [row.status + needed]
     cells = [
-        f"{row.median_ms:,.3g}" if row.median_ms < 100 else f"{row.median_ms:,.0f}",
+        _milliseconds(row.median_ms),
         f"± {100 * row.spread_ms / row.median_ms / 2:.0f} %",
         f"{row.tokens_per_second:,.0f}",
         _ratio(row),
@@ -85,6 +89,11 @@ def _cells(row: Row, has_cache: bool) -> list[str]:
     return [*cells, roof]
 
 
+def _milliseconds(value: float) -> str:
+    """Three digits, without a power of ten for long times."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
 def _ratio(row: Row) -> str:
     if row.speed_ratio is None or row.speed_ratio_spread is None:
         return ""
@@ -95,13 +104,9 @@ def _ratio(row: Row) -> str:
 
 def _exponent_table(exponents: list[dict[str, Any]]) -> Table:
     table = Table(
-        title="growth with length, the power of T (in brackets: the last two lengths)",
-        title_justify="left",
+        "growth with length, the power of T (in brackets: the last two lengths)",
+        [*(Column(name, name=True) for name in ("what", "arm", "batch")), *_columns("time memory")],
     )
-    for name in ("what", "arm", "batch"):
-        table.add_column(name)
-    table.add_column("time", justify="right")
-    table.add_column("memory", justify="right")
 
     def series(entry: dict[str, Any]) -> tuple[Any, ...]:
         kinds = ("ops", "prefill", "decode", "train")
@@ -117,16 +122,22 @@ def _exponent_table(exponents: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _columns(headings: str) -> list[Column]:
+    return [Column(heading) for heading in headings.split()]
+
+
 def _slope(entry: dict[str, Any] | None) -> str:
     return "" if entry is None else f"{entry['exponent']:.2f} ({entry['last_exponent']:.2f})"
 
 
 def _parts_table(parts: list[dict[str, Any]]) -> Table:
-    table = Table(title="where the time goes (profiled)", title_justify="left")
-    for name in ("what", "length", "arm", "part"):
-        table.add_column(name, justify="right" if name == "length" else "left")
-    for name in ("forward ms", "backward ms", "share", "operations"):
-        table.add_column(name, justify="right")
+    names = [Column(name, name=True) for name in ("what", "length", "arm", "part")]
+    figures = [Column(name) for name in ("forward ms", "backward ms", "share")]
+    table = Table(
+        "where the time goes (profiled)",
+        [*names, *figures, Column("operations", spare=True)],
+        elsewhere=_ELSEWHERE,
+    )
 
     def group(part: dict[str, Any]) -> tuple[Any, ...]:
         return part.get("what", "train"), part["seq_len"], part["arm"]
@@ -155,21 +166,22 @@ def machine_line(record: dict[str, Any]) -> str:
     )
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Every common figure, the changes beyond noise in words."""
-    table = Table(title="against the earlier record", title_justify="left")
-    for name in ("what", "length", "batch", "arm", "figure"):
-        table.add_column(name, justify="right" if name in ("length", "batch") else "left")
-    for name in ("before", "now", "change", "noise"):
-        table.add_column(name, justify="right")
+def comparison_table(comparison: Comparison, *, every: bool = True) -> Table:
+    """Every common figure, or those alone that changed beyond noise."""
+    names = [Column(name, name=True) for name in ("what", "length", "batch", "arm", "figure")]
+    table = Table("against the earlier record", [*names, *_columns("before now change noise")])
     for change in comparison.changes:
+        if change.verdict == "none" and not every:
+            continue
         row = change.row
         what = f"{row.what}: {row.operation}" if row.what == "ops" else row.what
         case = (what, short_length(row.seq_len), str(row.batch), row.arm, change.quantity)
         if change.quantity == "status":
             table.add_row(*case, "ok", row.status, "worse", "")
             continue
-        show = short_bytes if change.quantity == "memory" else (lambda ms: f"{ms:,.3g} ms")
+        show = (
+            short_bytes if change.quantity == "memory" else (lambda ms: f"{_milliseconds(ms)} ms")
+        )
         verdict = "none" if change.verdict == "none" else f"{change.relative:+.0%}"
         table.add_row(*case, show(change.old), show(change.new), verdict, f"± {change.allowed:.0%}")
     return table

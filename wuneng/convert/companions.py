@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from wuneng.convert.probe import PARAGRAPH
 from wuneng.errors import ModelError, RunError
 from wuneng.evaluate.loading import load_tokenizer
+from wuneng.foreign import regular_file_inside
 from wuneng.records import disk_errors
 
 __all__ = ["check_same_tokens", "copy_companions"]
@@ -32,17 +34,16 @@ def copy_companions(source: Path, destination: Path) -> list[str]:
     """Copy the files as they are; returns their names. Code (``.py``) is never copied.
 
     Raises:
-        ModelError: one is a link out of reach or cannot be read.
+        ModelError: one is a link that leads out of ``source``, or cannot be read.
         DiskError: the disk is full or refuses.
     """
-    found = [source / name for name in _NAMES if (source / name).is_file()]
+    found = [source / name for name in _NAMES if os.path.lexists(source / name)]
     found += [path for pattern in _PATTERNS for path in sorted(source.glob(pattern))]
+    found = [path for path in found if path.suffix != ".py" and not path.is_dir()]
     for path in found:
         target = destination / path.relative_to(source)
-        if not path.is_file() or path.suffix == ".py":
-            continue
         try:
-            data = path.read_bytes()
+            data = regular_file_inside(path, source).read_bytes()
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
         with disk_errors(target):

@@ -7,6 +7,7 @@ puts it in place with one rename.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,8 @@ from wuneng.convert.shard_writer import bytes_of, write_shards
 from wuneng.errors import InputError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import ADDED_PARTS, added_percent, parameters_by_part
-from wuneng.records import write_json
-from wuneng.train.atomic import directory_written_atomically
+from wuneng.records import usable_directory, write_json
+from wuneng.records.atomic import directory_written_atomically
 
 __all__ = ["MARGIN", "RECORD", "Conversion", "Outcome", "carry_out", "check_destination"]
 
@@ -80,10 +81,22 @@ class Outcome:
 
 
 def check_destination(destination: Path) -> None:
-    """Raise InputError if something is at ``destination`` already (an empty directory may be)."""
-    if destination.is_dir() and not any(destination.iterdir()):
-        return
-    if destination.exists() or destination.is_symlink():
+    """Prove that ``destination`` can be made.
+
+    Raises:
+        InputError: something is there already (an empty directory may be), or nothing can be made
+            there.
+        DiskError: the disk is full.
+    """
+    usable_directory(destination.parent, "DESTINATION")
+    try:
+        os.lstat(destination.with_name(f".partial-replaced-{destination.name}"))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"DESTINATION {destination}: {os.strerror(error.errno or 0)}") from error
+    empty = destination.is_dir() and not any(destination.iterdir())
+    if os.path.lexists(destination) and (destination.is_symlink() or not empty):
         raise InputError(
             f"{destination} exists already; name a directory that does not, or delete it first"
         )

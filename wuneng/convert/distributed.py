@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import pickle
 import warnings
 from collections import Counter
@@ -32,11 +33,11 @@ from wuneng.convert.resave import read_config
 from wuneng.convert.source import DCP_METADATA, Located, open_tensors
 from wuneng.convert.tensor_files import TensorInfo, read_json_object
 from wuneng.convert.verify import answers_of
-from wuneng.errors import ModelError, RunError
+from wuneng.errors import ModelError, RunError, file_errors, shortened
 from wuneng.model import WuNengForCausalLM
 from wuneng.model.counting import ADDED_PARTS, added_percent, parameters_by_part
 from wuneng.records import write_json
-from wuneng.train.atomic import directory_written_atomically
+from wuneng.records.atomic import directory_written_atomically
 
 __all__ = ["DcpTensors", "from_dcp", "write_dcp"]
 
@@ -63,6 +64,10 @@ _ALLOWED = {
 }
 
 
+#: Metadata of so many bytes is read by the careful unpickler; it takes a second a megabyte.
+_CAREFULLY = 8 << 20
+
+
 class DcpTensors:
     """The model's tensors of a distributed checkpoint, assembled one at a time from its shards.
 
@@ -75,10 +80,18 @@ class DcpTensors:
         """Read the metadata. ModelError when it is broken, hostile or holds no WuNeng model."""
         self.directory = directory
         self._reader = _Reader(directory)
-        stored = self._reader.read_metadata().state_dict_metadata
-        prefix = _prefix(stored, directory)
         self._keys: dict[str, str] = {}
         self.tensors: dict[str, TensorInfo] = {}
+        # Unpickling fills objects with anything, or with nothing.
+        with file_errors(f"{directory / DCP_METADATA}: not usable metadata", ModelError):
+            stored = self._reader.read_metadata().state_dict_metadata
+            _check_tensors(stored, directory)
+            others = self._sort(stored)
+        self.dropped = {f"{part}.*": f"{n} entries, not the model" for part, n in others.items()}
+
+    def _sort(self, stored: dict[str, Any]) -> Counter[str]:
+        """Note the model's tensors; count what else there is, by the first part of its name."""
+        prefix = _prefix(stored, self.directory)
         others: Counter[str] = Counter()
         for key, info in stored.items():
             if not key.startswith(prefix) or not isinstance(info, TensorStorageMetadata):
@@ -87,21 +100,19 @@ class DcpTensors:
             name = _unwrapped(key[len(prefix) :])
             self._keys[name] = key
             self.tensors[name] = TensorInfo(
-                tuple(info.size), info.properties.dtype, directory / DCP_METADATA
+                tuple(info.size), info.properties.dtype, self.directory / DCP_METADATA
             )
-        self.dropped = {f"{part}.*": f"{n} entries, not the model" for part, n in others.items()}
+        return others
 
     def read(self, name: str) -> Tensor:
         info = self.tensors[name]
-        state = {self._keys[name]: torch.empty(info.shape, dtype=info.dtype)}
-        try:
-            with _plainly():
-                dcp.load(state, storage_reader=self._reader, no_dist=True)
-        except Exception as error:  # torn or missing shards raise many classes of errors
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise ModelError(f"{self.directory}: cannot read {name}: {reason}") from error
-        tensor = state[self._keys[name]]
-        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        # torn or missing shards raise many classes of errors
+        with file_errors(f"{self.directory}: cannot read {name}", ModelError), _plainly():
+            state = {self._keys[name]: torch.empty(info.shape, dtype=info.dtype)}
+            dcp.load(state, storage_reader=self._reader, no_dist=True)
+            tensor = state[self._keys[name]]
+            lowest_and_highest = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor
+        if not torch.isfinite(lowest_and_highest).all():
             raise ModelError(f"{self.directory}: {name} holds values that are NaN or infinite")
         return tensor
 
@@ -191,29 +202,69 @@ class _Reader(dcp.FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         file = Path(self.path) / DCP_METADATA
-        try:
-            metadata = _Unpickler(io.BytesIO(file.read_bytes())).load()
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ModelError(f"{file}: not the metadata of a checkpoint: {error}") from error
-        if not isinstance(metadata, Metadata):
+        with file_errors(f"{file}: not the metadata of a checkpoint", ModelError):
+            metadata = _unpickled(file.read_bytes())
+        stored = getattr(metadata, "state_dict_metadata", None)
+        if not isinstance(metadata, Metadata) or not isinstance(stored, dict):
             raise ModelError(f"{file}: not the metadata of a checkpoint")
         storage = getattr(metadata, "storage_meta", None) or StorageMeta()
+        if not isinstance(storage, StorageMeta):
+            raise ModelError(f"{file}: not the metadata of a checkpoint")
         storage.load_id = self.load_id
         metadata.storage_meta = storage
-        for info in (metadata.storage_data or {}).values():
+        data = metadata.storage_data or {}
+        if not isinstance(data, dict):
+            raise ModelError(f"{file}: not the metadata of a checkpoint")
+        for info in data.values():
             name = str(getattr(info, "relative_path", ""))
             if name != Path(name).name:
                 raise ModelError(f"{file}: refers to a file outside the checkpoint: {name!r}")
         return metadata
 
 
-class _Unpickler(pickle.Unpickler):
+class _Allowing:
+    """The part of an unpickler that finds classes: the few that belong there."""
+
     def find_class(self, module: str, name: str) -> Any:
         if name in _ALLOWED.get(module, ()):
-            return super().find_class(module, name)
+            return super().find_class(module, name)  # type: ignore[misc]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}; such a file is never opened")
+
+
+class _Unpickler(_Allowing, pickle.Unpickler):
+    pass
+
+
+class _CarefulUnpickler(_Allowing, pickle._Unpickler):
+    """Python's own, which takes no memory for what a few bytes claim is coming, but is slower."""
+
+
+def _unpickled(content: bytes) -> Any:
+    kind = _CarefulUnpickler if len(content) <= _CAREFULLY else _Unpickler
+    try:
+        return kind(io.BytesIO(content)).load()
+    except MemoryError as error:
+        raise pickle.UnpicklingError("it claims more than any checkpoint holds") from error
+
+
+def _check_tensors(stored: dict[Any, Any], directory: Path) -> None:
+    """Refuse what the metadata says where it is of the wrong type, or more than the files hold."""
+    file = directory / DCP_METADATA
+    room = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+    for key, info in stored.items():
+        if not isinstance(key, str):
+            raise ModelError(f"{file}: expected names of tensors, got {shortened(repr(key))}")
+        if not isinstance(info, TensorStorageMetadata):
+            continue
+        size, dtype = info.size, getattr(info.properties, "dtype", None)
+        plain = isinstance(size, tuple) and all(type(n) is int and n >= 0 for n in size)
+        if not plain or not isinstance(dtype, torch.dtype) or not isinstance(info.chunks, list):
+            raise ModelError(f"{file}: {shortened(key)} has no shape, type and pieces of a tensor")
+        if math.prod(size) * dtype.itemsize > room:
+            raise ModelError(
+                f"{file}: {shortened(key)} is said to have shape {shortened(str(list(size)))}, "
+                f"more than the {room:,} bytes of the checkpoint"
+            )
 
 
 def _prefix(stored: dict[str, Any], directory: Path) -> str:

@@ -6,15 +6,16 @@ Mistral computes: plain transformers loads it. Any other model takes its modelli
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from wuneng.convert import answering
 from wuneng.convert.architectures import stock_config
 from wuneng.convert.comparison import Check, compare
 from wuneng.convert.conversion import Conversion
@@ -29,6 +30,7 @@ from wuneng.convert.verify import answers_of, check_against_model
 from wuneng.errors import InputError, ModelError, RunError
 from wuneng.model import WuNengConfig
 from wuneng.ops.native import torch_instead
+from wuneng.records.scratch import scratch_directory
 
 __all__ = ["to_transformers"]
 
@@ -132,8 +134,7 @@ def _check_alone(source: Path, written: Path, probe: Probe, dtype: torch.dtype) 
 def _answers_alone(directory: Path, probe: Probe, dtype: torch.dtype) -> Answers:
     ids, mask = probe.padded
     inputs = {"rows": probe.rows, "ids": ids, "mask": mask, "prefill": torch.tensor(probe.prefill)}
-    with tempfile.TemporaryDirectory(prefix="wuneng-export-") as scratch:
-        place = Path(scratch)
+    with scratch_directory("wuneng-export-") as place:
         save_file(inputs, place / "inputs.safetensors")
         # The directory's final name: transformers names the module after it, a dot would break it.
         (place / "exported").symlink_to(directory.resolve(), target_is_directory=True)
@@ -143,9 +144,10 @@ def _answers_alone(directory: Path, probe: Probe, dtype: torch.dtype) -> Answers
             "TRANSFORMERS_VERBOSITY": "error",
         }
         environment.pop("PYTHONPATH", None)
-        command = [sys.executable, "-c", _ALONE, scratch, str(dtype).removeprefix("torch.")]
+        script = inspect.getsource(answering) + _ALONE
+        command = [sys.executable, "-c", script, str(place), str(dtype).removeprefix("torch.")]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=scratch, check=False
+            command, capture_output=True, text=True, env=environment, cwd=place, check=False
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -171,16 +173,5 @@ model = AutoModelForCausalLM.from_pretrained(
 ).eval()
 given = load_file(place / "inputs.safetensors")
 rows, ids, mask, start = (given[name] for name in ("rows", "ids", "mask", "prefill"))
-keep = mask.bool()
-with torch.no_grad():
-    answers = {"full forward": model(rows, use_cache=False).logits.flatten(0, 1)}
-    answers["left padding"] = model(ids, attention_mask=mask, use_cache=False).logits[keep]
-    out = model(ids[:, :start], attention_mask=mask[:, :start], use_cache=True)
-    pieces = [out.logits]
-    for at in range(int(start), ids.shape[1]):
-        out = model(ids[:, at:at + 1], attention_mask=mask[:, :at + 1],
-                    past_key_values=out.past_key_values, use_cache=True)
-        pieces.append(out.logits)
-    answers["cache, token by token"] = torch.cat(pieces, dim=1)[keep]
-save_file({k: v.float().contiguous() for k, v in answers.items()}, place / "answers.safetensors")
+save_file(answers_to(model, rows, ids, mask, int(start)), place / "answers.safetensors")
 """

@@ -1,7 +1,8 @@
 """What two models are asked, to see whether they compute the same.
 
-Real text through the model's tokenizer where there is one; seeded random ids elsewhere. Three ways
-of asking: whole rows, left-padded rows, and left-padded rows continued token by token on a cache.
+Real text through the model's tokenizer where there is one; seeded random ids elsewhere. Four ways
+of asking: whole rows, left-padded rows, left-padded rows continued token by token on a cache, and
+the same continuation written by ``generate()``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from wuneng.convert.answering import answers_to
 
 __all__ = ["PARAGRAPH", "Answers", "Probe", "ask", "ask_reference", "make_probe"]
 
@@ -77,26 +80,10 @@ def make_probe(config: Any, tokenizer: Any, seed: int = 0) -> Probe:
     return Probe(rows, lengths, pad if isinstance(pad, int) and 0 <= pad < vocab else 0, kind)
 
 
-@torch.no_grad()
 def ask(model: Any, probe: Probe) -> Answers:
     """The logits of a causal language model at every real position."""
-    answers = {"full forward": _rows(model(probe.rows, use_cache=False).logits)}
     ids, mask = probe.padded
-    logits = model(ids, attention_mask=mask, use_cache=False).logits
-    answers["left padding"] = _wide(logits[mask.bool()])
-    start = probe.prefill
-    out = model(ids[:, :start], attention_mask=mask[:, :start], use_cache=True)
-    pieces = [out.logits]
-    for position in range(start, ids.shape[1]):
-        out = model(
-            ids[:, position : position + 1],
-            attention_mask=mask[:, : position + 1],
-            past_key_values=out.past_key_values,
-            use_cache=True,
-        )
-        pieces.append(out.logits)
-    answers["cache, token by token"] = _wide(torch.cat(pieces, dim=1)[mask.bool()])
-    return answers
+    return answers_to(model, probe.rows, ids, mask, probe.prefill)
 
 
 def ask_reference(logits: Callable[[Tensor], Tensor], probe: Probe) -> Answers:
@@ -104,12 +91,14 @@ def ask_reference(logits: Callable[[Tensor], Tensor], probe: Probe) -> Answers:
     whole = torch.cat([logits(row) for row in probe.rows])
     pairs = zip(probe.rows, probe.lengths, strict=True)
     cut = torch.cat([logits(row[:length]) for row, length in pairs])
-    return {"full forward": whole, "left padding": cut, "cache, token by token": cut}
-
-
-def _rows(logits: Tensor) -> Tensor:
-    return _wide(logits.flatten(0, 1))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    ids, mask = probe.padded
+    first = probe.prefill - 1
+    spread = cut.new_zeros(*ids.shape, cut.shape[-1])
+    spread[mask.bool()] = cut
+    written = spread[:, first:-1][mask[:, first:-1].bool()]
+    return {
+        "full forward": whole,
+        "left padding": cut,
+        "cache, token by token": cut,
+        "generate()": written,
+    }

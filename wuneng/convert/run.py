@@ -17,6 +17,7 @@ from wuneng.convert.resave import to_wuneng
 from wuneng.convert.source import Located, locate
 from wuneng.convert.transformer import from_transformer
 from wuneng.errors import InputError, nearest
+from wuneng.records import verify
 
 __all__ = ["Request", "convert"]
 
@@ -37,10 +38,12 @@ class Request:
         dtype: ``fp32``, ``bf16`` or ``fp16``; None keeps the source's.
         seed: of new parameters.
         state_from: an RWKV-7 to start state heads from.
-        tokenizer: for an RWKV-7 without one: a World vocabulary file or a directory.
+        tokenizer: for an RWKV-7 without one: ``bytes``, ``world``, a World vocabulary file or a
+            directory.
         stock: for ``transformers``: True insists on a stock architecture, False on remote code;
             None takes stock where nothing is lost.
         verify: compare logits before the destination appears.
+        check_source: compare the source's files with their checksums, where it has some.
     """
 
     source: str
@@ -50,15 +53,17 @@ class Request:
     dtype: str | None = None
     seed: int = 0
     state_from: str | None = None
-    tokenizer: Path | None = None
+    tokenizer: str | Path | None = None
     stock: bool | None = None
     verify: bool = True
+    check_source: bool = True
 
 
 def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> Outcome:
     """Carry out ``request``; ``note`` hears what is going on.
 
     Raises:
+        DamagedError: a file of the source is not what was written.
         ModelError: the source is missing, broken or of an architecture that does not convert.
         InputError: options that contradict the source or each other; an existing destination.
         VerificationError: the logits differ; nothing was written.
@@ -72,6 +77,10 @@ def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> O
     dtype = _dtype(request.dtype)
     check_destination(request.destination)
     located = locate(request.source)
+    if request.check_source:
+        for origin in (located, locate(request.state_from) if request.state_from else None):
+            if origin is not None and not origin.is_file:
+                verify(origin.path)
     _check_options(request, located)
     if request.to == "dcp":
         return write_dcp(located, request.destination, verify=request.verify, note=note)
@@ -85,7 +94,11 @@ def _build(request: Request, located: Located, dtype: torch.dtype | None) -> Con
     if located.kind == "dcp":
         return from_dcp(located, dtype=dtype)
     if located.kind == "rwkv7":
-        return from_rwkv7(located, dtype=dtype, tokenizer=request.tokenizer)
+        return from_rwkv7(
+            located,
+            dtype=dtype,
+            tokenizer=None if request.tokenizer is None else str(request.tokenizer),
+        )
     if located.kind == "wuneng" and request.graft is None and request.state_from is None:
         return to_wuneng(located, dtype=dtype)
     return from_transformer(

@@ -8,16 +8,17 @@ pairs are Linear weights, transposed against RWKV-LM's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from wuneng.convert.layouts import described_keys
 from wuneng.convert.plan import Route
 from wuneng.convert.tensor_files import TensorSource
-from wuneng.errors import ModelError
+from wuneng.errors import ModelError, shortened
 from wuneng.model import WuNengConfig
 
 __all__ = ["Rwkv7", "read_rwkv7"]
@@ -137,16 +138,21 @@ def read_rwkv7(source: TensorSource, where: str, settings: Mapping[str, Any] | N
         x070: _shape(source.tensors[name].shape, x070 in transposed)
         for x070, name in stored.items()
     }
-    config = _config(shapes, where, settings)
+    config = _config(shapes, where, settings, source.tensors)
     return Rwkv7(source, stored, frozenset(transposed), config, ignored)
 
 
 def _config(
-    shapes: Mapping[str, tuple[int, ...]], where: str, settings: Mapping[str, Any] | None
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    settings: Mapping[str, Any] | None,
+    held: Collection[str],
 ) -> WuNengConfig:
     def shape(name: str, rank: int = 2) -> tuple[int, ...]:
         if name not in shapes:
-            raise ModelError(f"{where}: no {name}; expected an RWKV-7 (x070) checkpoint")
+            raise ModelError(
+                f"{where}: no {name}; expected an RWKV-7 (x070) checkpoint. {described_keys(held)}"
+            )
         if len(shapes[name]) != rank:
             raise ModelError(f"{where}: {name} has shape {list(shapes[name])}, expected {rank}-d")
         return shapes[name]
@@ -212,11 +218,14 @@ def _fla_settings(settings: Mapping[str, Any], where: str) -> float:
     for name, value in expected.items():
         if settings.get(name, value) != value:
             raise ModelError(
-                f"{where}: {name} is {settings[name]!r}; only {value!r} is supported for RWKV-7"
+                f"{where}: {name} is {shortened(repr(settings[name]))}; only {value!r} is "
+                "supported for RWKV-7"
             )
     eps = settings.get("norm_eps", 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise ModelError(f"{where}: norm_eps must be a small positive number, got {eps!r}")
+        raise ModelError(
+            f"{where}: norm_eps must be a small positive number, got {shortened(repr(eps))}"
+        )
     return eps
 
 

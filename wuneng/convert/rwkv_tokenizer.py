@@ -15,7 +15,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from wuneng.errors import ModelError
+from wuneng.errors import ModelError, file_errors
+from wuneng.model.pretrained import try_tokenizer
 
 __all__ = ["END_OF_TEXT", "is_world_vocabulary", "read_vocabulary", "world_tokenizer"]
 
@@ -65,19 +66,23 @@ def world_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     tokens = read_vocabulary(file)
     vocabulary = {"".join(letters[b] for b in token): index for token, index in tokens.items()}
     vocabulary[END_OF_TEXT] = 0
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_OF_TEXT))
     words = [word for word in vocabulary if word != END_OF_TEXT]
-    split: Any = pre_tokenizers.Split(Regex(_pattern(words)), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), split]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    # Numbers beyond 32 bits, words too long for a pattern, ...
+    with file_errors(f"{file}: no tokenizer can be made of it", ModelError):
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_OF_TEXT))
+        split: Any = pre_tokenizers.Split(Regex(_pattern(words)), behavior="isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), split]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            eos_token=END_OF_TEXT,
+            pad_token=END_OF_TEXT,
+            clean_up_tokenization_spaces=False,
+        )
+        try_tokenizer(made)
+    return made
 
 
 def _byte_letters() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from wuneng.convert.tensor_files import PthFile, SafetensorsFiles, TensorSource, read_json_object
 from wuneng.convert.unsupported import check_supported
-from wuneng.errors import ModelError
+from wuneng.errors import ModelError, reason, shortened
 from wuneng.records import find_model
 
 __all__ = ["DCP_METADATA", "Located", "locate", "open_tensors"]
@@ -55,7 +55,11 @@ def locate(source: str) -> Located:
         ModelError: nothing is there, or it is an architecture that does not convert.
     """
     path = Path(source)
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name too long, no access
+        raise ModelError(f"{shortened(source, 200)}: {reason(error)}") from None
+    if is_file:
         if path.suffix not in (".pth", ".safetensors"):
             raise ModelError(
                 f"{path}: a file; expected a model directory, or an RWKV-7 .pth or .safetensors"
@@ -98,7 +102,6 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # offline, unknown, gated, interrupted: many classes of errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(
-            f"{name} is no directory here, and it cannot be fetched from the hub: {reason}"
+            f"{name} is no directory here, and it cannot be fetched from the hub: {reason(error)}"
         ) from error

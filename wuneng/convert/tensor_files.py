@@ -8,17 +8,18 @@ names against the index, every value for NaN and infinity. Nothing here unpickle
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from wuneng.errors import ModelError
+from wuneng.convert.layouts import described_keys
+from wuneng.errors import ModelError, file_errors, reason, shortened
+from wuneng.foreign import check_index
 
 __all__ = ["PthFile", "SafetensorsFiles", "TensorInfo", "TensorSource", "read_json_object"]
 
@@ -75,7 +76,9 @@ class SafetensorsFiles:
             for name, info in _header(file).items():
                 if name in self.tensors:
                     other = self.tensors[name].file.name
-                    raise ModelError(f"{file}: holds {name}, which {other} holds as well")
+                    raise ModelError(
+                        f"{file}: holds {shortened(name)}, which {other} holds as well"
+                    )
                 self.tensors[name] = info
 
     @classmethod
@@ -100,7 +103,7 @@ class SafetensorsFiles:
     def read(self, name: str) -> Tensor:
         info = self.tensors[name]
         # Opened anew each time: the pages of a file that stays mapped would add up in memory.
-        with _broken(info.file), safe_open(info.file, framework="pt") as handle:
+        with _usable(info.file), safe_open(info.file, framework="pt") as handle:
             tensor: Tensor = handle.get_tensor(name)
         return _finite(name, tensor, info.file)
 
@@ -120,7 +123,10 @@ class PthFile:
         self.tensors: dict[str, TensorInfo] = {}
         for name, value in self._values.items():
             if not isinstance(name, str) or not isinstance(value, Tensor):
-                raise ModelError(f"{file}: holds {str(name)[:60]!r}, which is not a named tensor")
+                raise ModelError(
+                    f"{file}: holds {shortened(str(name), 60)!r}, which is not a named tensor; "
+                    f"{described_keys(self._values)}"
+                )
             if not value.is_floating_point():
                 raise ModelError(f"{file}: {name} is {value.dtype}; expected floating weights")
             self.tensors[name] = TensorInfo(tuple(value.shape), value.dtype, file)
@@ -136,7 +142,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from None
+        raise ModelError(f"{file}: not readable as JSON: {reason(error)}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{file}: expected a JSON object, got {type(value).__name__}")
     return value
@@ -147,29 +153,31 @@ def _indexed(kind: type[SafetensorsFiles], directory: Path) -> SafetensorsFiles:
     weight_map = read_json_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{file}: no 'weight_map' from tensor names to files")
+    check_index(directory)
     shards: dict[str, Path] = {}
     for name, shard in weight_map.items():
-        plain = isinstance(shard, str) and shard == Path(shard).name
-        if not plain or not shard.endswith(".safetensors"):
+        if not shard.endswith(".safetensors") or len(shard) > 255:
             raise ModelError(
-                f"{file}: {name} is said to be in {shard!r}; expected the name of a safetensors "
-                "file in the same directory"
+                f"{file}: {shortened(name)} is said to be in {shortened(repr(shard))}; expected "
+                "the name of a safetensors file in the same directory"
             )
         shards[shard] = directory / shard
     missing = [name for name, path in shards.items() if not path.is_file()]
     if missing:
-        raise ModelError(f"{directory}: {INDEX} lists {missing[0]}, which is not there")
+        raise ModelError(f"{directory}: {INDEX} lists {shortened(missing[0])}, which is not there")
     source = kind([shards[name] for name in sorted(shards)])
     for name, shard in weight_map.items():
         info = source.tensors.get(name)
         if info is None or info.file.name != shard:
-            raise ModelError(f"{directory / shard}: lacks {name}, which {INDEX} says it holds")
+            raise ModelError(
+                f"{directory / shard}: lacks {shortened(name)}, which {INDEX} says it holds"
+            )
     return source
 
 
 def _header(file: Path) -> dict[str, TensorInfo]:
     found = {}
-    with _broken(file), safe_open(file, framework="pt") as handle:
+    with _usable(file), safe_open(file, framework="pt") as handle:
         for name in handle.keys():  # noqa: SIM118  (not a dict)
             piece = handle.get_slice(name)
             dtype = FLOATS.get(piece.get_dtype())
@@ -184,13 +192,8 @@ def _header(file: Path) -> dict[str, TensorInfo]:
     return found
 
 
-@contextmanager
-def _broken(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise ModelError(f"{file}: not a usable safetensors file: {reason}") from error
+def _usable(file: Path) -> AbstractContextManager[None]:
+    return file_errors(f"{file}: not a usable safetensors file", ModelError)
 
 
 def _load_pth(file: Path) -> dict[Any, Any]:
@@ -201,23 +204,19 @@ def _load_pth(file: Path) -> dict[Any, Any]:
     except MemoryError:
         raise
     except Exception as error:  # a hostile or torn pickle can raise anything
-        lines = str(error).splitlines() or [type(error).__name__]
         hint = ""
         if "mmap can only be used" in str(error):
             return _load_old_pth(file)
         if "eights only" in str(error) or "nsupported" in str(error):
             hint = " It asks for more than tensors; such a file is never opened."
-        raise ModelError(f"{file}: cannot be read as weights: {lines[0][:200]}{hint}") from error
+        raise ModelError(f"{file}: cannot be read as weights: {reason(error)}{hint}") from error
     return _as_dict(file, values)
 
 
 def _load_old_pth(file: Path) -> dict[Any, Any]:
     """Files of torch before 1.6, which cannot be memory-mapped."""
-    try:
+    with file_errors(f"{file}: cannot be read as weights", ModelError):
         values = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ModelError(f"{file}: cannot be read as weights: {lines[0][:200]}") from error
     return _as_dict(file, values)
 
 

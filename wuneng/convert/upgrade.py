@@ -44,6 +44,10 @@ class ConvertedSources:
     Satisfies ``wuneng.train.starting_point.Sources``.
     """
 
+    def __init__(self, *, check: bool = True) -> None:
+        """``check``: compare a source's files with their checksums before it is converted."""
+        self._check = check
+
     def config(self, source: str, model: ModelSettings) -> WuNengConfig:
         """The architecture that starting from ``source`` with the heads of ``model`` gives.
 
@@ -83,7 +87,8 @@ class ConvertedSources:
             return located.path
         if (destination / "config.json").is_file():
             return destination  # of an earlier session: conversions appear complete or not at all
-        request = Request(source, destination, graft=graft_of(model), seed=seed)
+        graft = graft_of(model)
+        request = Request(source, destination, graft=graft, seed=seed, check_source=self._check)
         outcome = convert(request)
         difference = max(check.max_abs_logit_difference for check in outcome.checks)
         record = outcome.record

@@ -108,21 +108,12 @@ def answers_of(directory: Path, dtype: torch.dtype, probe: Probe) -> Answers:
 
 
 def _load(directory: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+    from wuneng.model.pretrained import load_causal_model
 
-    from wuneng.model.auto_classes import register_models
-
-    register_models()
     with _quiet():
-        model, report = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        model, report = load_causal_model(directory, dtype=dtype)
     for name in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        keys = report[name] if isinstance(report, dict) else getattr(report, name)
+        keys = report[name]
         if name == "unexpected_keys":
             keys = [key for key in keys if "rotary_emb.inv_freq" not in str(key)]
         if keys:

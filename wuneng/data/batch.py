@@ -40,9 +40,14 @@ class Batch:
     """The name under which the batch is scored: ``text``, a task's name, or ``mixture``."""
     length: int
     """T, the length that a quality name such as ``recall/accuracy@64`` carries."""
-    target_bytes: int = 0
-    """UTF-8 bytes spelled by the scored labels, the denominator of bits per byte; 0 for tasks whose
-    tokens are not text."""
+    row_bytes: tuple[int, ...] = ()
+    """B numbers: the UTF-8 bytes that each row's scored labels spell, the denominators of bits per
+    byte; empty for tasks whose tokens are not text."""
+
+    @property
+    def target_bytes(self) -> int:
+        """UTF-8 bytes of all rows; 0 for tasks whose tokens are not text."""
+        return sum(self.row_bytes)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on ``device``."""
@@ -80,6 +85,19 @@ class ValidationData(Protocol):
     def batches(self) -> Iterator[Batch]:
         """One pass over the set; each batch is of one task and one length."""
         ...
+
+
+#: How the line of a description begins that depends on the number of steps.
+EPOCHS = "the run sees "
+
+
+def same_data(description: str, other: str) -> bool:
+    """Whether two descriptions are of the same data, for however many steps."""
+
+    def of_data(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith(EPOCHS)]
+
+    return of_data(description) == of_data(other)
 
 
 @dataclass

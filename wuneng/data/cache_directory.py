@@ -8,38 +8,37 @@ same entry at once: the first to finish wins, the other finds the same content t
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import shutil
-import time
-import uuid
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from wuneng.errors import DiskError
+from wuneng.errors import DamagedError, DiskError
+from wuneng.records.atomic import flush_tree
+from wuneng.records.checksums import seal_directory, verify
+from wuneng.records.leftovers import remove_abandoned, temporary_directory
+from wuneng.records.user_cache import UNFINISHED, user_cache
 
 __all__ = ["cache_root", "is_intact", "publish"]
 
 _log = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
-_UNFINISHED = ".unfinished-"
-_ABANDONED_AFTER_SECONDS = 24 * 3600
+_LEFTOVER = re.compile(rf"{re.escape(UNFINISHED)}.+")
 
 
 def cache_root(setting: str | None) -> Path:
-    """The recipe's ``data.cache_dir``, else ``$WUNENG_CACHE``, else ``.wuneng-cache`` here."""
-    chosen = setting or os.environ.get("WUNENG_CACHE") or ".wuneng-cache"
-    return Path(chosen).expanduser().absolute()
+    """The recipe's ``data.cache_dir``, else ``$WUNENG_CACHE``, else the user's cache directory."""
+    chosen = setting or os.environ.get("WUNENG_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else user_cache()
 
 
 def is_intact(entry: Path) -> bool:
     """Whether ``entry`` is complete: every file of its manifest has that size and checksum."""
     try:
-        manifest = json.loads((entry / _MANIFEST).read_text("utf-8"))
-        intact = all(_description(entry / name) == written for name, written in manifest.items())
-    except (OSError, ValueError, AttributeError):
+        intact = verify(entry, manifest=_MANIFEST)
+    except DamagedError:
         intact = False
     if not intact and entry.exists():
         _log.warning("cache entry %s is damaged and is made again", entry)
@@ -53,30 +52,14 @@ def publish(entry: Path, fill: Callable[[Path], None]) -> None:
     """
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(entry.parent)
-        temporary = _new_directory(entry.parent)
+        remove_abandoned(entry.parent, _LEFTOVER)
+        with temporary_directory(entry.parent, UNFINISHED) as temporary:
+            fill(temporary)
+            seal_directory(temporary, _MANIFEST)
+            flush_tree(temporary)
+            _put_in_place(temporary, entry)
     except OSError as error:
         raise _disk_error(entry, error) from error
-    try:
-        fill(temporary)
-        _seal(temporary)
-        _put_in_place(temporary, entry)
-    except OSError as error:
-        raise _disk_error(entry, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _seal(directory: Path) -> None:
-    files = sorted(path for path in directory.iterdir())
-    manifest = {path.name: _description(path) for path in files}
-    (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-    for path in (*files, directory / _MANIFEST, directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _put_in_place(temporary: Path, entry: Path) -> None:
@@ -90,36 +73,12 @@ def _put_in_place(temporary: Path, entry: Path) -> None:
         if is_intact(entry):  # another process was faster
             return
         # Out of the way under a name of its own: whoever has it mapped keeps what is mapped.
-        damaged = _new_directory(entry.parent)
-        try:
+        with (
+            temporary_directory(entry.parent, UNFINISHED) as damaged,
+            suppress(FileNotFoundError),  # another process moved it first
+        ):
             entry.rename(damaged / "damaged")
-        except FileNotFoundError:
-            pass  # another process moved it first
-        finally:
-            shutil.rmtree(damaged, ignore_errors=True)
     raise OSError(f"{entry} is replaced again and again by others")
-
-
-def _new_directory(parent: Path) -> Path:
-    directory = parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
-    directory.mkdir()  # readable to others as the umask says, unlike tempfile's
-    return directory
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Remove what killed processes left behind."""
-    for left in parent.glob(f"{_UNFINISHED}*"):
-        try:
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        except FileNotFoundError:
-            continue
-
-
-def _description(path: Path) -> dict[str, object]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _disk_error(entry: Path, error: OSError) -> DiskError:

@@ -17,10 +17,11 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from wuneng.data.files import file_kind
-from wuneng.errors import DataError, nearest
+from wuneng.data.lines import lines_of, open_bytes
+from wuneng.errors import DataError, file_errors, nearest, reason, shortened
 
 __all__ = ["read_documents", "text_of"]
 
@@ -57,7 +58,7 @@ def text_of(record: object, text_field: str, place: str) -> str:
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected one JSON object a line, got {_described(record)}")
     if text_field not in record:
-        fields = ", ".join(map(repr, record)) or "none"
+        fields = shortened(", ".join(map(repr, record)), 300) or "none"
         raise DataError(
             f"{place}: no field {text_field!r}; the fields are {fields}."
             f"{nearest(text_field, map(str, record))}"
@@ -87,9 +88,9 @@ def _whole_file(path: Path) -> Iterator[str]:
 
 
 def _json_documents(path: Path, text_field: str) -> Iterator[str]:
-    with _open_bytes(path) as lines:
+    with open_bytes(path) as stream:
         offset = 0
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(lines_of(stream, path), start=1):
             content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
             if content.strip():
                 record = _json_record(content, path, number, offset + len(line) - len(content))
@@ -104,39 +105,38 @@ def _json_record(line: bytes, path: Path, number: int, offset: int) -> Any:
         at = error.start
         raise DataError(_not_utf8(path, number, offset + at, line[at])) from None
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
-        raise DataError(f"{path}, line {number}: not valid JSON: {reason}") from None
-    except RecursionError as error:
-        raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
-
-
-def _open_bytes(path: Path) -> IO[bytes]:
-    if path.name.lower().endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
+        what = f"{error.msg} at column {error.colno}"
+        raise DataError(f"{path}, line {number}: not valid JSON: {what}") from None
+    except (RecursionError, ValueError) as error:  # a number of 5,000 digits
+        raise DataError(f"{path}, line {number}: not valid JSON: {reason(error)}") from None
 
 
 def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
-    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    try:
-        with parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            if text_field not in columns:
-                text_of(dict.fromkeys(columns), text_field, str(path))  # raises
-            batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[text_field])
-            yield from _column_documents(batches, text_field, path)
-    except arrow.ArrowException as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from None
+    # Arrow raises its own errors, and Python's over values that are not what their type says.
+    with (
+        file_errors(f"{path}: not a readable parquet file", DataError),
+        parquet.ParquetFile(path) as file,
+    ):
+        columns = file.schema_arrow.names
+        if text_field not in columns:
+            text_of(dict.fromkeys(columns), text_field, str(path))  # raises
+        batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[text_field])
+        yield from _column_documents(batches, text_field, path)
 
 
 def _column_documents(batches: Iterable[Any], text_field: str, path: Path) -> Iterator[str]:
     row = 0
     for batch in batches:
-        for value in batch.column(0).to_pylist():
+        for value in batch.column(0):
             row += 1
-            yield text_of({text_field: value}, text_field, f"{path}, row {row}")
+            place = f"{path}, row {row}"
+            try:
+                text = value.as_py()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{place}: expected UTF-8 text, got other bytes") from error
+            yield text_of({text_field: text}, text_field, place)
 
 
 def _not_utf8(path: Path, line: int, offset: int, byte: int) -> str:

@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from wuneng.errors import DataError, nearest
+from wuneng.errors import DataError, nearest, reason, shortened
 
 __all__ = ["READABLE", "STDLIB", "file_kind", "find_files", "standard_library_files"]
 
@@ -44,8 +44,13 @@ def find_files(sources: Sequence[str], field: str) -> list[Path]:
         raise DataError(f"{field}: expected at least one file, glob or directory, got none")
     found: dict[Path, Path] = {}
     for source in sources:
-        for path in _files_of(source, field):
-            found.setdefault(path.resolve(), path)
+        try:
+            for path in _files_of(source, field):
+                found.setdefault(path.resolve(), path)
+        except (OSError, RuntimeError) as error:  # a name too long, no access, ~nobody
+            raise DataError(
+                f"{field}: {shortened(source, 200)!r} cannot be read: {reason(error)}"
+            ) from None
     return list(found.values())
 
 

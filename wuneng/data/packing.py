@@ -63,16 +63,16 @@ class PackedRows:
         inputs = np.full(shape, self._filler, dtype=np.int64)
         labels = np.full(shape, IGNORED, dtype=np.int64)
         documents = np.empty(shape, dtype=np.int32)
-        target_bytes = 0
-        for b, row in enumerate(rows):
-            target_bytes += self._fill(int(row), inputs[b], labels[b], documents[b])
+        row_bytes = tuple(
+            self._fill(int(row), inputs[b], labels[b], documents[b]) for b, row in enumerate(rows)
+        )
         return Batch(
             input_ids=torch.from_numpy(inputs),
             labels=torch.from_numpy(labels),
             document_ids=torch.from_numpy(documents) if self.boundaries else None,
             task=TASK,
             length=self.sequence_length,
-            target_bytes=target_bytes,
+            row_bytes=row_bytes,
         )
 
     def _fill(

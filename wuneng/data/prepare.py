@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wuneng.data.batch import Prepared, TrainingData
+from wuneng.data.batch import EPOCHS, Prepared, TrainingData
 from wuneng.data.cache_directory import cache_root
 from wuneng.data.corpus_tokenizer import choose_tokenizer
 from wuneng.data.encoding import Encoder
@@ -110,7 +110,7 @@ class _Preparation:
             )
         rows = self._packed(corpus, kept)
         wanted = self.training.total_steps * self.training.batch_size
-        self.notes.append(f"the run sees {wanted / len(rows):.3g} times the training text")
+        self.notes.append(f"{EPOCHS}{wanted / len(rows):.3g} times the training text")
         batches = TextTraining(rows, self.training.batch_size, self.seed, self.encoder.vocab_size)
         return batches, self._packed(other, scored)
 

@@ -80,7 +80,7 @@ class StreamedTraining:
             document_ids=torch.from_numpy(documents.astype(np.int32)) if self.boundaries else None,
             task=TASK,
             length=self.shape[1],
-            target_bytes=int(spelled.sum()),
+            row_bytes=tuple(spelled.sum(axis=1).tolist()),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from wuneng.errors import DataError
 
 __all__ = ["Corpus", "tokenized"]
 
-_VERSION = 1
+_VERSION = 2
 _TOGETHER_DOCUMENTS = 256
 _TOGETHER_CHARACTERS = 1 << 20
 _PER_DOCUMENT = ("offsets", "digests", "byte_counts", "corrections")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wuneng.errors import DataError, nearest
+from wuneng.errors import DataError, ModelError, nearest, reason, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,12 +47,19 @@ def byte_alphabet() -> list[str]:
     return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Token i is byte i, and 256 is ``<|endoftext|>``: 257 tokens, any UTF-8 text round-trips."""
+def byte_tokenizer(*, end_is_zero: bool = False) -> PreTrainedTokenizerFast:
+    """Token i is byte i, and 256 is ``<|endoftext|>``: 257 tokens, any UTF-8 text round-trips.
+
+    ``end_is_zero``: 256 tokens for a model without a row more; byte 0 is the end of a text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    unknown = None
+    if end_is_zero:  # byte 0 has no letter then, and what is not known becomes token 0
+        vocabulary = {END_OF_TEXT: 0, **{c: byte for c, byte in vocabulary.items() if byte}}
+        unknown = END_OF_TEXT
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])
@@ -94,25 +101,34 @@ def train_byte_pair_tokenizer(
 def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokenizerFast:
     """``bytes``, a tokenizer directory or ``tokenizer.json``, or a name on the Hugging Face hub.
 
-    Raises DataError, naming ``field``, when there is none or it has no fast form.
+    Raises DataError, naming ``field``, when there is none or it has no fast form, and ModelError
+    when it brings code that the user has not said to trust.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    from wuneng.model.auto_classes import register_configuration
+    from wuneng.model.pretrained import load_any_tokenizer, try_tokenizer
 
     if name == "bytes":
         return byte_tokenizer()
-    path = Path(name).expanduser()
-    if not path.exists() and not _HUB_NAME.fullmatch(name):
+    try:
+        path = Path(name).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{field}: {shortened(name)!r}: {reason(error)}") from None
+    if not there and not _HUB_NAME.fullmatch(name):
         raise DataError(f"{field}: no tokenizer directory or file {name!r}")
     try:
         if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        register_configuration()  # the directory may be one of our models
-        loaded = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
-    except Exception as error:  # tokenizers raises bare Exception for a malformed file
+            found = PreTrainedTokenizerFast(tokenizer_file=str(path))
+            try_tokenizer(found)
+            return found
+        place = path if path.is_dir() else name
+        loaded = load_any_tokenizer(place, field, local=path.is_dir())
+    except (ModelError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, or panics in Rust
         raise DataError(_not_loaded(name, path, field, error)) from None
-    if not getattr(loaded, "is_fast", False):
+    if not isinstance(loaded, PreTrainedTokenizerFast):
         raise DataError(f"{field}: the tokenizer {name!r} has no fast form (no tokenizer.json)")
     return loaded
 
@@ -139,15 +155,14 @@ def _pieces(documents: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _not_loaded(name: str, path: Path, field: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    reason = reason if len(reason) <= 200 else reason[:197] + "..."
+def _not_loaded(name: str, path: Path, field: str, error: BaseException) -> str:
+    why = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
     if path.is_file():
-        return f"{field}: {name} is not a tokenizer file: {reason}"
+        return f"{field}: {name} is not a tokenizer file: {why}"
     if path.is_dir():
-        return f"{field}: directory {name} holds no tokenizer that can be loaded: {reason}"
+        return f"{field}: directory {name} holds no tokenizer that can be loaded: {why}"
     near = nearest(name, ["bytes"])
     return (
         f"{field}: {name!r} is neither 'bytes' nor a tokenizer directory or file, and as a name on "
-        f"the Hugging Face hub it cannot be had ({reason}).{near}"
+        f"the Hugging Face hub it cannot be had ({why}).{near}"
     )

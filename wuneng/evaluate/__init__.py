@@ -2,5 +2,5 @@
 
 Read in this order: `tasks` (names), `local_formats` and `local_data` (``--data-dir``),
 `task_loading`, `loading` (models), `harness_model`, `harness`, `perplexity`, `state_controls`,
-then `outcomes`, `statistics`, `comparison`, `results`; `session` joins them.
+then `outcomes`, `comparison`, `results`; `session` joins them.
 """

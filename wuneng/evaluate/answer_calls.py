@@ -20,6 +20,8 @@ from torch import Tensor
 from wuneng.evaluate.answers import Answers, Ints
 from wuneng.evaluate.prefix_cache import PrefixPool
 from wuneng.evaluate.request_plan import SharedPrefix
+from wuneng.model.call_arguments import with_cache
+from wuneng.model.finite import NotFinite, all_finite
 
 __all__ = ["AnswerCalls", "Ending"]
 
@@ -135,8 +137,8 @@ class AnswerCalls:
         """Last hidden states ``[B, T, D]``."""
         output = self.base(
             ids.to(self.device),
-            past_key_values=cache,
             use_cache=cache is not None,
+            **with_cache(cache),
             **(masked or {}),
         )
         self.on_tokens(ids.numel())
@@ -168,6 +170,9 @@ class AnswerCalls:
 
     def _put(self, logits: Tensor, slots: Ints, which: Ints) -> None:
         """Write the figures of ``slots``, which rows ``which`` of ``logits`` ``[n, V]`` predict."""
+        if not all_finite(logits):
+            bad = (~torch.isfinite(logits).all(dim=-1)).nonzero().squeeze(1).cpu().numpy()
+            raise NotFinite(self.answers.request_of(int(slots[np.isin(which, bad)].min())))
         scores = F.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         target = torch.from_numpy(self.answers.targets[slots]).to(self.device)
         row = torch.from_numpy(which).to(self.device)

@@ -70,6 +70,10 @@ class Answers:
                     np.arange(low, high),
                 )
 
+    def request_of(self, slot: int) -> int:
+        """The request whose answer token has this slot."""
+        return int(np.searchsorted(self.offsets, slot, side="right")) - 1
+
     def results(self, values: Tensor, greedy: Tensor) -> list[tuple[float, bool]]:
         """For each request its log-likelihood, and whether greedy decoding gives the answer.
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wuneng.errors import ModelError
+from wuneng.errors import ModelError, TaskError
 from wuneng.evaluate.loading import run_of
 from wuneng.evaluate.state_controls import StateControl
-from wuneng.records import RUNS_ROOT, arm_names, find_model
+from wuneng.evaluate.tasks import SYNTHETIC, VALIDATION
+from wuneng.recipe import load_recipe
+from wuneng.records import RUNS_ROOT, arm_names, arm_roles, find_model
 
-__all__ = ["NO_BASELINE", "choose_models", "default_directory"]
+__all__ = ["NO_BASELINE", "choose_models", "default_directory", "default_tasks"]
 
 #: Said instead of a baseline to compare with nothing.
 NO_BASELINE = "none"
-_BASELINE_ARM = "mha"
 
 
 def choose_models(
@@ -21,18 +22,22 @@ def choose_models(
     baseline: str | None,
     state: StateControl = "keep",
     runs_root: Path = RUNS_ROOT,
+    *,
+    arm: str | None = None,
 ) -> tuple[Path, Path | None, str | None]:
     """The transformers directories of model and baseline, and a remark on what was chosen.
 
     Args:
         model: as the user gives it; None is the latest run.
         baseline: the same, or an arm of the model's run, or "none". None: for a run (not one of
-            its arms) its arm "mha"; with a state control the model itself, untouched.
+            its arms) its arm "mha" or, of an upgrade, the untouched source; with a state control
+            the model itself, untouched.
+        arm: of the run that ``model`` is; None is its trained arm with state heads.
 
     Raises:
         ModelError: nothing usable is there.
     """
-    path = find_model(model, runs_root=runs_root)
+    path = find_model(model, arm=arm, runs_root=runs_root)
     if baseline == NO_BASELINE:
         return path, None, None
     if baseline is not None:
@@ -42,13 +47,32 @@ def choose_models(
     run = run_of(path)
     if run is None or not (model is None or _is_run(Path(model), runs_root)):
         return path, None, None
+    other_arm = arm_roles(run).baseline
+    if other_arm is None:
+        return path, None, None
     try:
-        other = find_model(run.path, arm=_BASELINE_ARM, runs_root=runs_root)
+        other = find_model(run.path, arm=other_arm, runs_root=runs_root)
     except ModelError:
         return path, None, None
     if other.resolve() == path.resolve():
         return path, None, None
-    return path, other, f"compared with the run's arm {_BASELINE_ARM} (--baseline changes that)"
+    return path, other, f"compared with the run's arm {other_arm} (--baseline changes that)"
+
+
+def default_tasks(model: Path) -> list[str]:
+    """What a model is scored on where no task is named: the held-out data of its run's recipe.
+
+    Raises:
+        TaskError: it belongs to no run.
+        RecipeError: the recipe cannot be read.
+    """
+    run = run_of(model)
+    if run is None:
+        raise TaskError(
+            f"--tasks: {model} belongs to no run, so it has no held-out data of its own; name "
+            "tasks, as in --tasks arc,hellaswag"
+        )
+    return [SYNTHETIC if load_recipe(run.recipe).data.kind == "synthetic" else VALIDATION]
 
 
 def default_directory(model: Path, runs_root: Path = RUNS_ROOT) -> Path:

@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
-from wuneng.evaluate.statistics import (
-    Estimate,
-    PairedDifference,
-    holm,
-    paired_accuracy_difference,
-    paired_bootstrap,
-)
+from wuneng.statistics import Estimate, PairedDifference, holm, paired_difference
 
 __all__ = ["MetricComparison", "TaskComparison", "compare"]
 
@@ -120,25 +114,14 @@ def _metric(name: str, model: MetricOutcomes, baseline: MetricOutcomes) -> Metri
     if model.kind == "aggregate" or len(scored) == 0:
         return compared
     ours, theirs = model.at(scored), baseline.at(scored)
-    if _is_binary(ours) and _is_binary(theirs):
-        difference = paired_accuracy_difference(ours.values, theirs.values)
-    else:
-        difference = paired_bootstrap(
-            ours.values,
-            theirs.values,
-            model_weights=ours.weights,
-            baseline_weights=theirs.weights,
-            scale=ours.scale,
-        )
-    return replace(compared, difference=difference)
-
-
-def _is_binary(outcomes: MetricOutcomes) -> bool:
-    return (
-        outcomes.scale == "mean"
-        and outcomes.weights is None
-        and bool(np.isin(outcomes.values, (0.0, 1.0)).all())
+    difference = paired_difference(
+        ours.values,
+        theirs.values,
+        model_weights=ours.weights,
+        baseline_weights=theirs.weights,
+        scale=ours.scale,
     )
+    return replace(compared, difference=difference)
 
 
 def _corrected(tasks: list[TaskComparison]) -> list[TaskComparison]:

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from wuneng.errors import InputError
+from wuneng.errors import InputError, NonFiniteError
 from wuneng.evaluate.loading import LoadedModel
+from wuneng.evaluate.not_finite import not_finite_error
+from wuneng.model.finite import FiniteScores, NotFinite
 
 __all__ = ["Generated", "Sampling", "generate_text"]
 
@@ -73,6 +75,7 @@ def generate_text(
         ModelError: the model has no tokenizer.
         InputError: an empty prompt for a model without a beginning-of-text token, or a prompt
             that fills the model's context.
+        NonFiniteError: logits that are NaN or infinite.
     """
     tokens = _encoded(loaded, prompt)
     seed = random.SystemRandom().randrange(2**31) if sampling.seed is None else sampling.seed
@@ -80,14 +83,18 @@ def generate_text(
     tokenizer = loaded.require_tokenizer()
     streamer = _Pieces(tokenizer, write)
     started = time.perf_counter()
-    with torch.no_grad():
-        output = loaded.model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            streamer=streamer,
-            pad_token_id=_pad_token(tokenizer),
-            **_arguments(sampling),
-        )
+    try:
+        with torch.no_grad():
+            output = loaded.model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                streamer=streamer,
+                pad_token_id=_pad_token(tokenizer),
+                logits_processor=[FiniteScores()],
+                **_arguments(sampling),
+            )
+    except NotFinite as found:
+        raise _not_finite(loaded, found, tokens.shape[1]) from None
     written = output[0, tokens.shape[1] :].tolist()
     complete = len(written) < sampling.max_tokens
     return Generated(
@@ -97,6 +104,16 @@ def generate_text(
         seconds=time.perf_counter() - started,
         seed=seed,
         ended="end of text" if complete else "token limit",
+    )
+
+
+def _not_finite(loaded: LoadedModel, found: NotFinite, prompt_tokens: int) -> NonFiniteError:
+    read = found.read[None]
+    return not_finite_error(
+        loaded.model,
+        loaded.label,
+        f"--prompt: after {read.shape[1] - prompt_tokens} new tokens",
+        lambda: loaded.model(read, use_cache=False),
     )
 
 

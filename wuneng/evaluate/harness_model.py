@@ -13,14 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from wuneng.errors import ModelError, TaskError
+from wuneng.errors import ModelError, NonFiniteError, TaskError
+from wuneng.evaluate.harness_encoding import HarnessEncoding
 from wuneng.evaluate.loading import LoadedModel
+from wuneng.evaluate.not_finite import not_finite_error
 from wuneng.evaluate.scoring import CallLimits, can_share, score_answers
 from wuneng.evaluate.task_loading import quiet_harness
+from wuneng.model.finite import FiniteScores, NotFinite, all_finite
 
 __all__ = ["HarnessModel"]
 
@@ -30,7 +32,7 @@ _CPU_BATCH = 16
 _GENERATED_TOKENS = 256
 
 
-class HarnessModel(HFLM):
+class HarnessModel(HarnessEncoding):
     """A loaded model as the harness' `LM`.
 
     Args:
@@ -43,6 +45,9 @@ class HarnessModel(HFLM):
 
     Raises:
         ModelError: no tokenizer, or one with neither a beginning nor an end of text.
+
+    Its three kinds of request raise NonFiniteError, with task, item and layer, where logits that
+    would become a score or a token are NaN or infinite.
     """
 
     def __init__(
@@ -69,12 +74,11 @@ class HarnessModel(HFLM):
             super().__init__(pretrained=loaded.model, tokenizer=tokenizer, batch_size=batch_size)
         # Scoring reads every text once; generation asks for its cache itself.
         loaded.model.config.use_cache = False
+        self.label = loaded.label
         self.progress = progress
         self.companion = companion
-        self.truncated_requests = 0
-        self.merged_requests = 0
         self._previous: Tensor | None = None
-        self._encoded: dict[tuple[str, bool | None], list[int]] = {}
+        self._asked: list[str] = []
 
     @property
     def max_gen_toks(self) -> int:
@@ -90,70 +94,40 @@ class HarnessModel(HFLM):
         self._encode_all([request.args for request in requests])
         try:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.progress)
+        except NotFinite as found:
+            raise self._error(requests[found.row], found) from None
         finally:
             self._encoded.clear()
 
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """The harness' scoring of whole texts."""
+        try:
+            return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
+        except NotFinite as found:  # its row is a window's: whose, each text alone tells
+            for request in requests if len(requests) > 1 else ():
+                self.loglikelihood_rolling([request], disable_tqdm=True)
+            raise self._error(requests[0], found) from None
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The harness' generation; the bar only where wanted."""
-        return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.progress)
+        """The harness' generation; the bar only where wanted, and cut questions counted."""
+        self._encode_texts({(request.args[0], None): None for request in requests})
+        try:
+            self._count_cuts(requests)
+            return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.progress)
+        except NotFinite as found:
+            text = self._asked[min(found.row, len(self._asked) - 1)]
+            asked = next(request for request in requests if request.args[0] == text)
+            raise self._error(asked, found) from None
+        finally:
+            self._encoded.clear()
 
-    def _encode_all(self, pairs: list[tuple[str, str]]) -> None:
-        """Have at hand what the harness will encode of these (question, answer) pairs, one by one.
-
-        A fast tokenizer takes a quarter of the time for a list, and four answers to one question
-        encode the question once.
-        """
-        texts: dict[tuple[str, bool | None], None] = {}
-        for question, answer in pairs:
-            if question == "":
-                texts[(answer, False)] = None
-            else:
-                texts[(question + answer, None)] = None
-                texts[(question.rstrip(), None)] = None
-        mark = self.tokenizer.decode(self.prefix_token_id)
-        by_marks: dict[bool | None, list[tuple[str, bool | None]]] = {}
-        for text, special in texts:
-            # The harness' rules for tokens that begin a text.
-            marks = False if special is None and text.startswith(mark) else special
-            marks = self.add_bos_token if marks is None else marks
-            by_marks.setdefault(marks, []).append((text, special))
-        for marks, keys in by_marks.items():
-            arguments = {} if marks is None else {"add_special_tokens": marks}
-            found = self.tokenizer([text for text, _ in keys], **arguments)["input_ids"]
-            self._encoded.update(zip(keys, found, strict=True))
-
-    def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **kwargs: Any,
-    ) -> list[int]:
-        """Token ids of a text, remembered or encoded."""
-        if left_truncate_len is None and not kwargs:
-            known = self._encoded.get((string, add_special_tokens))
-            if known is not None:
-                return known
-        found: list[int] = super().tok_encode(
-            string, add_special_tokens, left_truncate_len, **kwargs
+    def _error(self, request: Any, found: NotFinite) -> NonFiniteError:
+        return not_finite_error(
+            self.model,
+            self.label,
+            f"{request.task_name}, item {request.doc_id}",
+            lambda: self.logits(found.read[None]),
         )
-        return found
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Question and answer tokens; the harness' split by the question's token count.
-
-        A tokenizer that merges across blanks may need no more tokens for both than for the
-        question alone, which leaves nothing to score. Then the split is where the two encodings
-        part: the answer is the tokens that the question alone would not have.
-        """
-        question, answer = super()._encode_pair(context, continuation)
-        if answer:
-            return question, answer
-        self.merged_requests += 1
-        whole = self.tok_encode(context + continuation)
-        pairs = zip(whole[:-1], question, strict=False)
-        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), len(whole) - 1)
-        return whole[:shared] or [self.prefix_token_id], whole[shared:]
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
@@ -164,18 +138,37 @@ class HarnessModel(HFLM):
                 f"an answer of {longest} tokens does not fit into the model's context of "
                 f"{self.max_length}: leave the task out, or use a model with a longer context."
             )
-        self.truncated_requests += sum(
-            len(question) + len(answer) > self.max_length + 1 for _, question, answer in requests
-        )
+        for _, question, answer in requests:
+            self._cut(len(question), self.max_length + 1 - len(answer))
+        try:
+            return self._scores(requests, disable_tqdm or not self.progress, override_bs)
+        except NotFinite as found:
+            row = found.row if self.share else self._first_not_finite(requests)
+            raise NotFinite(row, self._read_of(requests[row])) from None
+
+    def _read_of(self, request: Any) -> Tensor:
+        """Tokens `[T]` that the model reads of a request."""
+        _, question, answer = request
+        return torch.tensor((question + answer)[-(self.max_length + 1) : -1])
+
+    def _first_not_finite(self, requests: list[Any]) -> int:
+        """The first request that fails alone, or the first of all where only batches fail."""
+        for row, request in enumerate(requests):
+            logits = self.logits(self._read_of(request)[None])
+            if not all_finite(logits[0, -len(request[2]) :]):
+                return row
+        return 0
+
+    def _scores(self, requests: list[Any], disable_tqdm: bool, override_bs: int | None) -> Any:
         if not self.share:
             return super()._loglikelihood_tokens(
-                requests, disable_tqdm=disable_tqdm or not self.progress, override_bs=override_bs
+                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
             )
         with tqdm(
             desc="Scoring",
             unit=" tokens",
             unit_scale=True,
-            disable=disable_tqdm or not self.progress,
+            disable=disable_tqdm,
         ) as bar:
             return score_answers(
                 self.model,
@@ -186,6 +179,21 @@ class HarnessModel(HFLM):
                 on_tokens=bar.update,
             )
 
+    def _select_cont_toks(
+        self, logits: Tensor, contlen: int | None = None, inplen: int | None = None
+    ) -> Tensor:
+        """An answer's log-probabilities, where the harness scores. NotFinite where they are not."""
+        chosen: Tensor = super()._select_cont_toks(logits, contlen=contlen, inplen=inplen)
+        if not all_finite(chosen):
+            raise NotFinite(0)
+        return chosen
+
+    def tok_batch_encode(self, strings: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The harness' own; a failure needs to know what was asked."""
+        self._asked = list(strings)
+        found: tuple[Tensor, Tensor] = super().tok_batch_encode(strings, *args, **kwargs)
+        return found
+
     def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
         logits: Tensor = super()._model_call(self._with_companion(inps), attn_mask, labels)
         return logits[: len(inps)]
@@ -194,11 +202,16 @@ class HarnessModel(HFLM):
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Tensor:
         batch = self._with_companion(context)
-        if len(batch) > len(context):
-            mask = kwargs.get("attention_mask")
-            if mask is not None:
-                kwargs["attention_mask"] = torch.cat([mask, torch.ones_like(mask)])
-        generated: Tensor = super()._model_generate(batch, max_length, stop, **kwargs)
+        mask = kwargs.get("attention_mask")
+        if len(batch) > len(context) and mask is not None:
+            kwargs["attention_mask"] = torch.cat([mask, torch.ones_like(mask)])
+        kwargs["logits_processor"] = [FiniteScores()]
+        try:
+            generated: Tensor = super()._model_generate(batch, max_length, stop, **kwargs)
+        except NotFinite as found:
+            row = found.row // int(kwargs.get("num_beams") or 1)
+            pads = 0 if mask is None else int((mask[min(row, len(mask) - 1)] == 0).sum())
+            raise NotFinite(row, found.read[pads:]) from None
         return generated[: len(context)]
 
     def _with_companion(self, inps: Tensor) -> Tensor:

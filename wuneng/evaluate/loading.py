@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wuneng.errors import InputError, ModelError, nearest
-from wuneng.records import RunDirectory
+from wuneng.errors import InputError, ModelError, file_errors, nearest, reason
+from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
+from wuneng.foreign import code_reference, is_trusted, refusal
+from wuneng.records import RunDirectory, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DTYPES", "LoadedModel", "load_model", "load_tokenizer", "model_label", "run_of"]
+__all__ = [
+    "DTYPES",
+    "LoadedModel",
+    "has_tokenizer",
+    "load_model",
+    "load_tokenizer",
+    "model_label",
+    "run_of",
+    "without_tokenizer",
+]
 
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
@@ -38,20 +49,19 @@ class LoadedModel:
         tokenizer: None for a model of token ids that spell nothing (synthetic tasks).
         path: the transformers directory.
         label: how results call it.
+        remark: what a user should know about how prompts are encoded, if anything.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     path: Path
     label: str
+    remark: str | None = None
 
     def require_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer. ModelError when there is none."""
         if self.tokenizer is None:
-            raise ModelError(
-                f"{self.path} has no tokenizer: a model trained on synthetic tasks reads token "
-                "ids, not text. Choose a model trained on text."
-            )
+            raise ModelError(without_tokenizer(self.path))
         return self.tokenizer
 
     def describe(self) -> dict[str, Any]:
@@ -65,43 +75,44 @@ class LoadedModel:
         }
 
 
-def load_model(path: Path, *, device: torch.device, dtype: str = "auto") -> LoadedModel:
-    """Load a transformers directory; code in the directory is never run.
+def load_model(
+    path: Path, *, device: torch.device, dtype: str = "auto", check: bool = True
+) -> LoadedModel:
+    """Load a transformers directory; code in it is run only where the user trusts it.
 
     Args:
         path: holds config.json, weights and, unless the model is synthetic, a tokenizer.
         device: where to put the model.
         dtype: "auto" (as stored), "fp32", "bf16" or "fp16".
+        check: compare the files with their checksums, where there are some.
 
     Raises:
+        DamagedError: a file is not what was written.
         ModelError: not such a directory, a model type that is not known, or files that are
             broken, incomplete or do not fit together.
         InputError: an unknown dtype.
     """
     torch_dtype = _dtype(dtype)
+    if check:
+        verify(path)
     _register(path, _read_config(path))
-    from transformers import AutoModelForCausalLM
+    from wuneng.model.pretrained import load_causal_model
 
-    with _one_line(f"{path}: cannot load the model"), _quiet_transformers():
-        model, report = AutoModelForCausalLM.from_pretrained(
+    with file_errors(f"{path}: cannot load the model", ModelError), _quiet_transformers():
+        model, report = load_causal_model(
             path,
             dtype=torch_dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
         )
     _check_complete(path, report)
-    model = model.to(device).eval()
+    model = model.to(device).eval()  # type: ignore[arg-type]
     tokenizer = load_tokenizer(path)
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise ModelError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size}; they do not belong together."
-        )
+    remark = None
     if tokenizer is not None:
+        check_rows(path, tokenizer, model.get_input_embeddings().weight.shape[0])
         _adopt_marks(tokenizer, model.config)
-    return LoadedModel(model, tokenizer, path, model_label(path))
+        remark = drop_appended(tokenizer)
+    return LoadedModel(model, tokenizer, path, model_label(path), remark)
 
 
 def model_label(path: Path) -> str:
@@ -137,8 +148,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: no config.json; expected a model directory in transformers form")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {reason(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file}: no 'model_type'; expected the configuration of a model")
     return config
@@ -148,13 +159,21 @@ def _register(path: Path, config: dict[str, Any]) -> None:
     """Make our Auto classes known, and refuse a model type that nobody knows."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from wuneng.model.auto_classes import register_models
+    from wuneng.model.configuration import WuNengConfig
 
     register_models()
-    known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
     name = config["model_type"]
-    if name not in known:
+    if name in (WuNengConfig.model_type, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return
+    # What somebody else registered counts too; asking imports two hundred configurations.
+    known = {kind.model_type for kind in MODEL_FOR_CAUSAL_LM_MAPPING if kind.model_type}
+    if name not in known and code_reference(path) is not None:
+        if not is_trusted():
+            raise ModelError(refusal(path))
+    elif name not in known:
         what = "is not a causal language model" if name in CONFIG_MAPPING_NAMES else "is not known"
         raise ModelError(
             f"{path / 'config.json'}: model_type {name!r} {what}.{nearest(name, known)}"
@@ -187,20 +206,38 @@ def _reported(report: Any, name: str) -> list[Any]:
     return list(found)
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a model directory holds a tokenizer."""
+    return any((path / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def without_tokenizer(path: Path) -> str:
+    """What to say and do about a model without a tokenizer that is asked for text."""
+    run = run_of(path)
+    if run is not None:
+        return (
+            f"{model_label(path)} has no tokenizer: it was trained on synthetic tasks and reads "
+            f"token ids, not text. `wuneng eval {run.path}` scores it on its own tasks; for text, "
+            "train on text, as `wuneng train recipes/python-bytes.yaml` does."
+        )
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        record = json.loads((path / "convert.json").read_text(encoding="utf-8"))
+        return f"{path} has no tokenizer: {record['without_tokenizer']}."
+    return (
+        f"{path} has no tokenizer ({_TOKENIZER_FILES[0]}), so it reads token ids, not text. Copy "
+        "its tokenizer's files there; a model that came from an RWKV-7 .pth gets them with "
+        "`wuneng convert FILE.pth NEW --tokenizer bytes`, `world` or the path of its vocabulary."
+    )
+
+
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model directory; None where there is none. ModelError when broken."""
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(path):
         return None
-    from transformers import AutoTokenizer
+    from wuneng.model.pretrained import load_any_tokenizer
 
-    from wuneng.model.auto_classes import register_configuration
-
-    register_configuration()
-    with _one_line(f"{path}: cannot load the tokenizer"), _quiet_transformers():
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
-    return found
+    with file_errors(f"{path}: cannot load the tokenizer", ModelError), _quiet_transformers():
+        return load_any_tokenizer(path)
 
 
 def _adopt_marks(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
@@ -228,16 +265,3 @@ def _quiet_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.logging.enable_progress_bar()
-
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Any failure of a loader as one ModelError: a broken file can raise nearly anything."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise ModelError(f"{what}: {reason[:300]}") from error

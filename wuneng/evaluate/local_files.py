@@ -7,7 +7,6 @@ split: a word "train", "test", "dev", "valid" or "validation".
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import zlib
@@ -15,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wuneng.errors import DataError
+from wuneng.data.lines import lines_of, open_bytes
+from wuneng.errors import DataError, file_errors, reason
 from wuneng.evaluate.local_formats import LocalFormat, Row, format_of_row
 
 __all__ = ["LocalFile", "converted_rows", "scan"]
@@ -82,8 +82,8 @@ def _split_of(path: Path, known: LocalFormat) -> str:
 def _rows_of(path: Path) -> Iterator[tuple[int, Row]]:
     """Line numbers and objects of a JSON-lines file."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
+        with open_bytes(path) as stream:
+            for number, line in enumerate(lines_of(stream, path), start=1):
                 if line.strip():
                     yield number, _parsed(line, path, number)
     except (OSError, EOFError, zlib.error) as error:
@@ -93,8 +93,8 @@ def _rows_of(path: Path) -> Iterator[tuple[int, Row]]:
 def _parsed(line: bytes, path: Path, number: int) -> Row:
     try:
         row = json.loads(line.decode("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, line {number}: not JSON in UTF-8: {reason(error)}") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {number}: expected an object, not {type(row).__name__}")
     return row
@@ -111,7 +111,7 @@ def converted_rows(file: LocalFile) -> Iterator[tuple[Row, Row]]:
         try:
             yield row, file.format.convert(row)
         except ValueError as error:
-            raise DataError(f"{file.path}, line {number}: {error}") from error
+            raise DataError(f"{file.path}, line {number}: {reason(error)}") from error
     if labels is not None and len(labels) != count:
         raise DataError(f"{file.path}: {count} rows, but {len(labels)} labels in its -labels.lst")
 
@@ -120,4 +120,5 @@ def _labels_beside(path: Path) -> list[str] | None:
     labels = path.with_name(path.name.split(".jsonl")[0] + "-labels.lst")
     if not labels.is_file():
         return None
-    return labels.read_text(encoding="utf-8").split()
+    with file_errors(f"{labels}: not a list of labels", DataError):
+        return labels.read_text(encoding="utf-8").split()

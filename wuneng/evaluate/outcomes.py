@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wuneng.evaluate.statistics import Estimate, Scale, estimate
+from wuneng.statistics import Estimate, Scale, estimate
 
 __all__ = ["MetricOutcomes", "TaskOutcomes", "pooled"]
 

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.data.encoding import Encoder
-from wuneng.errors import TaskError
+from wuneng.errors import NonFiniteError, TaskError
 from wuneng.evaluate.harness_model import HarnessModel
+from wuneng.evaluate.not_finite import not_finite_error
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
 from wuneng.evaluate.tasks import VALIDATION
+from wuneng.model.finite import NotFinite, all_finite
 from wuneng.recipe import Recipe, TextData, load_recipe
 from wuneng.records import RunDirectory
 
@@ -128,6 +130,7 @@ def run_validation(model: HarnessModel, text: ValidationText) -> TaskOutcomes:
 
     Raises:
         DataError: the text cannot be read.
+        NonFiniteError: logits that are NaN or infinite.
     """
     tokenizer = model.tokenizer
     lengths = Encoder(tokenizer).spelling.lengths  # [V] UTF-8 bytes that a token spells
@@ -175,15 +178,17 @@ class _Tallies:
         self.position += row_bytes
         self.rows += 1
 
+    def _wanted(self, item: int, entry: NDArray[np.float64]) -> bool:
+        if self.by_row:  # a row may score an end of text alone, which spells no byte but costs
+            return bool(entry[1] > 0)
+        return bool(entry[2] > 0) and (
+            self.max_bytes is None or item * BLOCK_BYTES < self.max_bytes
+        )
+
     def outcomes(self, name: str) -> TaskOutcomes:
         """Per-item outcomes, blocks beyond the wanted text left out."""
-        wanted = [
-            item
-            for item, entry in sorted(self.sums.items())
-            if entry[2] > 0
-            and (self.by_row or self.max_bytes is None or item * BLOCK_BYTES < self.max_bytes)
-        ]
-        if not wanted:
+        wanted = [item for item, entry in sorted(self.sums.items()) if self._wanted(item, entry)]
+        if not sum(self.sums[item][2] for item in wanted):
             raise TaskError(f"--tasks {VALIDATION}: the validation text of {name} scores no byte.")
         scores, tokens, sizes = np.array([self.sums[item] for item in wanted]).T
         metrics = {
@@ -212,12 +217,28 @@ def _add_rows(
     budget: int,
 ) -> None:
     pieces = [piece for row in rows for piece in _pieces(row)]
-    scored = iter(_log_likelihoods(model, pieces, budget))
+    try:
+        scored = iter(_log_likelihoods(model, pieces, budget))
+    except NotFinite as found:
+        raise _not_finite(model, rows, tallies.rows, found.read) from None
     for row in rows:
         parts = [next(scored) for _ in _pieces(row)]
         labels = row.labels[row.labels != IGNORED].numpy()
         scores = np.concatenate(parts) if parts else np.zeros(0)
         tallies.add(scores, lengths[labels].astype(np.int64), row.target_bytes)
+
+
+def _not_finite(
+    model: HarnessModel, rows: list[Batch], before: int, tokens: Tensor
+) -> NonFiniteError:
+    """Names the first of ``rows`` that fails, numbered from ``before`` on; ``tokens`` did."""
+    item = f"{VALIDATION}, from row {before}"
+    for place, piece, labels in [(i, *one) for i, row in enumerate(rows) for one in _pieces(row)]:
+        logits = model.logits(piece[None])[0]
+        if not all_finite(logits[labels.to(logits.device) != IGNORED]):
+            item, tokens = f"{VALIDATION}, row {before + place}", piece
+            break
+    return not_finite_error(model.model, model.label, item, lambda: model.logits(tokens[None]))
 
 
 def _pieces(row: Batch) -> list[tuple[Tensor, Tensor]]:
@@ -233,7 +254,10 @@ def _pieces(row: Batch) -> list[tuple[Tensor, Tensor]]:
 def _log_likelihoods(
     model: HarnessModel, pieces: list[tuple[Tensor, Tensor]], budget: int
 ) -> list[NDArray[np.float64]]:
-    """Log-likelihood of each scored label, per piece; similar lengths run together."""
+    """Log-likelihood of each scored label, per piece; similar lengths run together.
+
+    Raises NotFinite where logits are NaN or infinite.
+    """
     results: list[NDArray[np.float64]] = [np.zeros(0)] * len(pieces)
     sequences = [tokens for tokens, _ in pieces]
     order = sorted(range(len(pieces)), key=lambda i: -len(sequences[i]))
@@ -247,6 +271,8 @@ def _log_likelihoods(
             labels = pieces[i][1]
             kept = (labels != IGNORED).nonzero().squeeze(1)
             predicted = logits[row, kept.to(logits.device)].float()
+            if not all_finite(predicted):
+                raise NotFinite(i, pieces[i][0])
             nats = F.cross_entropy(predicted, labels[kept].to(logits.device), reduction="none")
             results[i] = -nats.to("cpu", torch.float64).numpy()
     return results

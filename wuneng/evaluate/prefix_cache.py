@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from wuneng.model.cache import WuNengCache
+from wuneng.model.call_arguments import cache_of
+
 __all__ = ["CacheShapes", "PrefixPool"]
 
 
@@ -44,7 +47,7 @@ class CacheShapes:
     def of(cls, base: Any, device: torch.device) -> CacheShapes:
         """Of a model without its output layer."""
         token = torch.zeros(1, 1, dtype=torch.long, device=device)
-        cache = base(token, use_cache=True).past_key_values
+        cache = cache_of(base(token, use_cache=True))
         return cls(
             [
                 _LayerShapes(
@@ -98,11 +101,11 @@ class _Store:
         self.states = {name: t.new_empty(rows, *t.shape) for name, t in shapes.states.items()}
 
 
-class _PoolCache(Cache):
-    """The layers, as one cache."""
+class _PoolCache(WuNengCache):
+    """The layers, as one cache: a WuNeng's, so that a WuNeng takes it; any other model does too."""
 
     def __init__(self, layers: list[Any]) -> None:
-        super().__init__(layers=layers)
+        Cache.__init__(self, layers=layers)
 
     def advance(self, tokens: int) -> None:
         """A WuNeng's call counts its tokens here; a pool's cache serves one call only."""

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wuneng.evaluate.comparison import MetricComparison, TaskComparison
-from wuneng.evaluate.statistics import Estimate
 from wuneng.records import write_json
+from wuneng.statistics import Estimate
+from wuneng.tables import Column, Table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from wuneng.evaluate.session import EvaluationReport
 
 __all__ = ["remarks", "report_record", "report_table", "result_file", "write_report"]
@@ -81,6 +80,7 @@ def _metric_record(metric: MetricComparison) -> dict[str, Any]:
         "baseline": baseline.value if baseline else None,
         "baseline_stderr": baseline.stderr if baseline else None,
         "difference": difference.difference if difference else None,
+        "difference_stderr": difference.stderr if difference else None,
         "ci95": [difference.low, difference.high] if difference else None,
         "p": difference.p if difference else None,
         "p_holm": metric.p_holm,
@@ -91,21 +91,21 @@ def _metric_record(metric: MetricComparison) -> dict[str, Any]:
 
 def report_table(report: EvaluationReport) -> Table:
     """Task, n, metric, both models with standard errors, paired difference, p, chance."""
-    from rich.table import Table
-
     model, baseline = report.models["model"], report.models["baseline"]
     assert model is not None
-    table = Table(title=_title(model, baseline), title_justify="left")
-    table.add_column("task")
-    table.add_column("n", justify="right")
-    table.add_column("metric")
-    table.add_column(f"{_shown(model)} ± se", justify="right")
+    columns = [
+        Column("task", name=True),
+        Column("n", spare=True),
+        Column("metric", name=True),
+        Column(f"{_shown(model)} ± se"),
+    ]
     if baseline is not None:
-        table.add_column(f"{_shown(baseline)} ± se", justify="right")
-        table.add_column("difference [95 % CI]", justify="right")
-        table.add_column("p", justify="right")
-        table.add_column("p (Holm)", justify="right")
-    table.add_column("chance", justify="right")
+        columns.append(Column(f"{_shown(baseline)} ± se"))
+        columns += [Column("difference [95 % CI]"), Column("p", spare=True), Column("p (Holm)")]
+    columns.append(Column("chance", spare=True))
+    table = Table(
+        _title(model, baseline), columns, elsewhere=result_file(Path(), report.request.state).name
+    )
     for task in report.tasks:
         if task.part_of is not None:
             continue
@@ -181,7 +181,7 @@ def _estimate(metric: MetricComparison, estimate: Estimate) -> str:
 def _number(metric: MetricComparison, value: float, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if metric.scale == "perplexity":
-        return f"{value:{sign}.4g}"
+        return f"{value:{sign}.4g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
     return f"{value:{sign}.4f}" if metric.scale == "bits" else f"{value:{sign}.3f}"
 
 

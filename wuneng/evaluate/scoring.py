@@ -90,6 +90,9 @@ def score_answers(
 
     Returns:
         For each request the answer's log-likelihood and whether greedy decoding would give it.
+
+    Raises:
+        NotFinite: logits that are NaN or infinite; its row is the request's number.
     """
     if not requests:
         return []

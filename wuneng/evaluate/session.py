@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wuneng.errors import ModelError
 from wuneng.evaluate.comparison import TaskComparison, compare
 from wuneng.evaluate.harness import run_tasks
 from wuneng.evaluate.harness_model import HarnessModel
-from wuneng.evaluate.loading import load_model, load_tokenizer, run_of
+from wuneng.evaluate.loading import (
+    LoadedModel,
+    has_tokenizer,
+    load_model,
+    load_tokenizer,
+    run_of,
+    without_tokenizer,
+)
 from wuneng.evaluate.outcomes import TaskOutcomes, pooled
 from wuneng.evaluate.perplexity import (
     BLOCK_BYTES,
@@ -22,8 +29,11 @@ from wuneng.evaluate.perplexity import (
     same_tokens,
 )
 from wuneng.evaluate.state_controls import StateControl, controlled_state
+from wuneng.evaluate.synthetic import SyntheticRows, open_synthetic, run_synthetic
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
-from wuneng.evaluate.tasks import VALIDATION
+from wuneng.evaluate.tasks import SYNTHETIC, VALIDATION
+from wuneng.records import RunDirectory, verify
+from wuneng.records.scratch import scratch_directory
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +47,7 @@ class EvaluationRequest:
 
     Attributes:
         model, baseline: transformers directories; no baseline: figures of the model alone.
-        tasks: names as `tasks.select_tasks` takes them, and "validation".
+        tasks: names as `tasks.select_tasks` takes them, "validation" and "synthetic".
         data_dir: local evaluation files instead of the tasks' data sets.
         limit: the first so many items of each task.
         num_fewshot: examples before each question; None leaves each task's own number.
@@ -45,6 +55,8 @@ class EvaluationRequest:
         state: control of the model's state readout; the baseline always runs as it is.
         dtype: "auto" (as stored), "fp32", "bf16" or "fp16".
         log_samples: keep what was asked and answered, item by item.
+        check: compare the models' files, and the recipe of the run that validation text comes
+            from, with their checksums.
     """
 
     model: Path
@@ -57,6 +69,7 @@ class EvaluationRequest:
     state: StateControl = "keep"
     dtype: str = "auto"
     log_samples: bool = False
+    check: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,17 +104,27 @@ def run_evaluation(
         progress: show the harness' bars on stderr.
 
     Raises:
+        DamagedError: a file of a model or its run is not what was written.
         TaskError, DataError: before any model is loaded, when a task or its data cannot be had.
         ModelError: a model that cannot be loaded, or lacks what was asked of it.
     """
-    names = [name for name in request.tasks if name != VALIDATION]
-    with tempfile.TemporaryDirectory(prefix="wuneng-eval-") as workspace:
+    if request.check:
+        verify(request.model)
+        if request.baseline is not None:
+            verify(request.baseline)
+    names = [name for name in request.tasks if name not in (VALIDATION, SYNTHETIC)]
+    if names or VALIDATION in request.tasks:
+        for path in (request.model, request.baseline):
+            # A model that is not even there is reported when it is loaded.
+            if path is not None and any(path.glob("*.safetensors")) and not has_tokenizer(path):
+                raise ModelError(without_tokenizer(path))
+    with scratch_directory("wuneng-eval-") as workspace:
         loaded = LoadedTasks([], {}, {}, [])
-        if names or VALIDATION not in request.tasks:
+        if names or not request.tasks:
             loaded = load_tasks(
                 names,
                 data_dir=request.data_dir,
-                workspace=Path(workspace),
+                workspace=workspace,
                 num_fewshot=request.num_fewshot,
                 on_full_index=lambda: notify(
                     "not all of the tasks are in the common suite: indexing every task "
@@ -109,7 +132,10 @@ def run_evaluation(
                 ),
             )
         text = _validation_text(request) if VALIDATION in request.tasks else None
-        job = _Job(request, loaded, text, device, notify, progress, list(loaded.notes))
+        rows = None
+        if SYNTHETIC in request.tasks:
+            rows = open_synthetic(_run_of(request), limit=request.limit)
+        job = _Job(request, loaded, text, rows, device, notify, progress, list(loaded.notes))
         if text is not None and not text.by_row:
             job.notes.append(
                 f"{VALIDATION}: the two tokenizers differ, so items are stretches of "
@@ -126,9 +152,18 @@ def run_evaluation(
     )
 
 
-def _validation_text(request: EvaluationRequest) -> ValidationText:
+def _run_of(request: EvaluationRequest) -> RunDirectory | None:
+    """The run whose data is scored, its recipe verified."""
     paths = [path for path in (request.model, request.baseline) if path is not None]
     run = next((run for run in map(run_of, paths) if run is not None), None)
+    if run is not None and request.check:
+        verify(run.path, [run.recipe.name])
+    return run
+
+
+def _validation_text(request: EvaluationRequest) -> ValidationText:
+    paths = [path for path in (request.model, request.baseline) if path is not None]
+    run = _run_of(request)
     tokenizers = [load_tokenizer(path) for path in paths]
     by_row = True
     if len(tokenizers) == 2 and tokenizers[0] is not None and tokenizers[1] is not None:
@@ -143,6 +178,7 @@ class _Job:
     request: EvaluationRequest
     loaded: LoadedTasks
     text: ValidationText | None
+    rows: SyntheticRows | None
     device: torch.device
     notify: Callable[[str], None]
     progress: bool
@@ -152,22 +188,36 @@ class _Job:
         self, path: Path, state: StateControl
     ) -> tuple[dict[str, Any], list[TaskOutcomes]]:
         """Load one model, evaluate it, and let go of it."""
-        loaded = load_model(path, device=self.device, dtype=self.request.dtype)
+        loaded = load_model(path, device=self.device, dtype=self.request.dtype, check=False)
         described = {**loaded.describe(), "state": state}
         label = loaded.label if state == "keep" else f"{loaded.label} (state {state})"
+        self.notify(f"evaluating {label}: {described['parameters']:,} parameters, {self.device}")
+        found: list[TaskOutcomes] = []
+        with controlled_state(loaded.model, state):
+            if self.rows is not None:
+                found += run_synthetic(
+                    loaded, self.rows, dtype=self.request.dtype, in_company=state == "permute"
+                )
+            if self.loaded.tasks or self.text is not None:
+                found += self._read(loaded, label, state)
+        del loaded
+        gc.collect()
+        return described, found
+
+    def _read(self, loaded: LoadedModel, label: str, state: StateControl) -> list[TaskOutcomes]:
+        """What is text: the harness' tasks, and the validation text."""
         model = HarnessModel(
             loaded,
             self.request.batch_size,
             progress=self.progress,
             companion=state == "permute",
         )
-        self.notify(f"evaluating {label}: {described['parameters']:,} parameters, {self.device}")
-        with controlled_state(loaded.model, state):
-            found = self._run(model)
+        found = self._run(model)
+        remark = f"{loaded.label}: {loaded.remark}." if loaded.remark else ""
+        if remark and remark not in self.notes:  # said once where a model is its own baseline
+            self.notes.append(remark)
         self.notes += _remarks(label, model)
-        del model, loaded
-        gc.collect()
-        return described, found
+        return found
 
     def _run(self, model: HarnessModel) -> list[TaskOutcomes]:
         found: list[TaskOutcomes] = []
@@ -200,8 +250,9 @@ def _remarks(label: str, model: HarnessModel) -> list[str]:
     remarks = []
     if model.truncated_requests:
         remarks.append(
-            f"{label}: {model.truncated_requests} questions were cut from the left to fit its "
-            f"context of {model.max_length} tokens."
+            f"{label}: {model.truncated_requests:,} questions were cut from the left to fit its "
+            f"context of {model.max_length} tokens; the longest kept {model.least_kept:.0%} of "
+            "its tokens."
         )
     if model.merged_requests:
         remarks.append(

@@ -21,6 +21,7 @@ from wuneng.errors import TaskError
 __all__ = [
     "ALIASES",
     "REASONING",
+    "SYNTHETIC",
     "VALIDATION",
     "TaskSelection",
     "common_directories",
@@ -47,6 +48,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 # Not a harness task: the validation split of the text recipe that a run was trained from.
 VALIDATION = "validation"
+# Nor are these: the synthetic tasks that a run was trained on.
+SYNTHETIC = "synthetic"
 
 _COMMON_DIRECTORIES = (
     "arc",

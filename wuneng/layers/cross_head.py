@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.layers.norms import HeadRMSNorm
+from wuneng.layers.plain_modules import is_plain
 from wuneng.ops import cross_head
+from wuneng.ops.cross_head import cross_head_reference
 
 
 class CrossHead(nn.Module):
@@ -72,19 +74,28 @@ class CrossHead(nn.Module):
 
     def _kind_weights(self) -> tuple[Tensor, Tensor | None]:
         """``first`` and ``second`` of :func:`wuneng.ops.cross_head`."""
-        own = self._parameters  # nn.Module's own lookup is felt at every decoded token
         if self.kind == "additive":
-            return own["alpha"], own["beta"]  # type: ignore[return-value]
+            return self.alpha, self.beta
         if self.kind == "gated":
-            return own["gate_weight"], own["gate_bias"]  # type: ignore[return-value]
-        return own["mid_weight"], None  # type: ignore[return-value]
+            return self.gate_weight, self.gate_bias
+        return self.mid_weight, None
+
+    def can_be_read(self) -> bool:
+        """Whether this is nothing but its weights: nobody watches or replaced a part."""
+        return (
+            is_plain(self, CrossHead)
+            and is_plain(self.branch_proj, nn.Linear)
+            and is_plain(self.group_norm, HeadRMSNorm)
+        )
 
     def token_weights(self) -> tuple[Any, ...]:
-        """Scale, mix, norm, the kind's two and the branch, as a decoded token's call takes them."""
-        own = self._parameters
+        """Scale, mix, norm, the kind's two and the branch, as a decoded token's call takes them.
+
+        For a module that :meth:`can_be_read`.
+        """
         return (
-            own["scale"],
-            own["group_mix"],
+            self.scale,
+            self.group_mix,
             self.group_norm.weight,
             *self._kind_weights(),
             self.branch_proj.weight,
@@ -96,6 +107,7 @@ class CrossHead(nn.Module):
         """A' ``[B, T, H * N]`` and ``[lambda * R; Mid]`` ``[B, T, 2 * S * N]``, not projected."""
         A = attention.unflatten(-1, (self.attention_heads, self.head_dim))
         first, second = self._kind_weights()
-        norm = self.group_norm
-        shared = (self.kind, A, state, self.scale, self.group_mix, norm.weight, first, second)
-        return cross_head(*shared, eps=norm.eps, backend=backend)
+        norm, mixed = self.group_norm, (self.kind, A, state, self.scale, self.group_mix)
+        if not is_plain(norm, HeadRMSNorm):
+            return cross_head_reference(*mixed, None, first, second, 0.0, normalise=norm)
+        return cross_head(*mixed, norm.weight, first, second, eps=norm.eps, backend=backend)

@@ -10,6 +10,7 @@ value residual the layer is RWKV-7's time mix exactly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import HeadGroupNorm
+from wuneng.layers.plain_modules import is_plain
 from wuneng.ops import (
     HeadInputs,
     HeadOptions,
@@ -64,6 +66,7 @@ class StateHeads(nn.Module):
         if config.snapshots:
             self.snapshot_proj = nn.Linear(size, self.heads * (1 + config.snapshots))
         self.readout = nn.Identity()
+        self._names = frozenset(self._parameters)
         # The plain case, decided once: looking fields of a config up costs at every decoded token.
         self._reads_input = config.token_shift != "pre"
         self._takes_attention = (
@@ -169,16 +172,17 @@ class StateHeads(nn.Module):
         state = None if slot is None else slot.get("wkv")
         snapshots = self._snapshots(x, slot) if "snapshot_proj" in self._modules else None
         shifts_here = bool(self.options.letters)
+        weights, read = self._weights_and_read()
         R, state, carry, ring = state_head(
             inputs,
-            self._weights(),
+            weights,
             self.options,
             state=state,
             carry=slot.get("shift") if shifts_here and slot is not None else None,
             cu_seqlens=layout.cu_seqlens,
             keeps_carry=shifts_here and slot is not None,
             snapshots=snapshots,
-            read=self.readout if _is_hooked(self.readout) else None,
+            read=read,
         )
         if slot is not None:
             slot.put("wkv", state)
@@ -191,31 +195,67 @@ class StateHeads(nn.Module):
         return R
 
     def _weights(self) -> HeadWeights:
-        # Looked up directly: nn.Module's attribute lookups are felt when single tokens are decoded.
-        own, group = self._parameters, self._modules.get("g_norm")
-        normed = {} if group is None else group._parameters
-        r, k, v = (own.get(f"shift_{letter}") for letter in "rkv")
+        """The operator's weights, without the group norm's."""
+        r, k, v = (self.weight_of(f"shift_{letter}") for letter in "rkv")
         if not self.options.letters:
             r = k = v = None
-        bonus, weight, bias = own.get("r_k"), normed.get("weight"), normed.get("bias")
-        return HeadWeights(r, k, v, own["k_k"], own["k_a"], bonus, weight, bias)
+        bonus = self.weight_of("r_k")
+        return HeadWeights(r, k, v, self.weight_of("k_k"), self.weight_of("k_a"), bonus)
+
+    def _weights_and_read(self) -> tuple[HeadWeights, Callable[[Tensor], Tensor] | None]:
+        """All weights, and what is to be called on the raw read before the operator goes on.
+
+        The group norm is the operator's as long as it is nothing but its weights.
+        """
+        weights, norm, readout = self._weights(), self._modules.get("g_norm"), self.readout
+        silent = is_plain(readout, nn.Identity)
+        if norm is not None and not is_plain(norm, HeadGroupNorm):
+            return weights, norm if silent else lambda y: norm(readout(y))
+        return self._with_norm(weights), None if silent else readout
+
+    def _with_norm(self, weights: HeadWeights) -> HeadWeights:
+        norm = self._modules.get("g_norm")
+        if norm is None:
+            return weights
+        own = norm._parameters
+        return weights._replace(norm_weight=own["weight"], norm_bias=own["bias"])
+
+    def can_be_read(self) -> bool:
+        """Whether these heads are nothing but their weights: nobody watches or replaced a part."""
+        norm = self._modules.get("g_norm")
+        return (
+            is_plain(self, StateHeads)
+            and is_plain(self.readout, nn.Identity)
+            and is_plain(self.r_proj, nn.Linear)
+            and (norm is None or is_plain(norm, HeadGroupNorm))
+        )
 
     def token_weights(self) -> tuple[Any, ...]:
-        """Receptance, decay, rate and the rest, as a decoded token's call takes them."""
-        decay, rate = self._low_rank_weights("w"), self._low_rank_weights("a")
-        return self.r_proj.weight, decay, rate, self._weights()
+        """Receptance, decay, rate and the rest, as a decoded token's call takes them.
 
-    def weight_of(self, name: str) -> Tensor:
-        """A parameter of this layer by its name (they are registered by loops)."""
-        return self._parameters[name]  # type: ignore[return-value]
+        For heads that :meth:`can_be_read`.
+        """
+        decay, rate = self._low_rank_weights("w"), self._low_rank_weights("a")
+        return self.r_proj.weight, decay, rate, self._with_norm(self._weights())
+
+    def weight_of(self, name: str) -> Any:
+        """A parameter of this layer by its name, None where the configuration has it not.
+
+        Looked up directly, because nn.Module's own lookup is felt when single tokens are decoded;
+        through the module where a parametrisation or pruning has put something in its place.
+        """
+        own = self._parameters.get(name)
+        if own is None and name in self._names:
+            return getattr(self, name)
+        return own
 
     def _low_rank(self, letter: str, x: Tensor, tanh: bool = False) -> Tensor:
         """bias + (x down) up, with tanh between the two if so."""
         return low_rank(x, self._low_rank_weights(letter), tanh=tanh, size=self.head_dim)
 
     def _low_rank_weights(self, letter: str) -> LowRank:
-        own = self._parameters
-        return LowRank(own[letter + "1"], own[letter + "2"], own[letter + "0"])  # type: ignore[arg-type]
+        down, up, bias = (self.weight_of(letter + part) for part in "120")
+        return LowRank(down, up, bias)
 
     def _mixtures(self, x: Tensor, layout: SequenceLayout, slot: Any) -> dict[str, Tensor]:
         """What each projection reads: the input itself, or RWKV-7's six shifted mixtures of it."""
@@ -234,7 +274,7 @@ class StateHeads(nn.Module):
     def _receptance_and_logits(self, mixtures: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """r and the logits of decay and rate ``[.., S * N]``."""
         project = self.r_proj
-        if self._reads_input and type(project) is nn.Linear and not _is_hooked(project):
+        if self._reads_input and is_plain(project, nn.Linear):
             decay, rate = self._low_rank_weights("w"), self._low_rank_weights("a")
             x = mixtures["r"]
             return head_projections(x, project.weight, decay, rate, size=self.head_dim)
@@ -295,7 +335,3 @@ class StateHeads(nn.Module):
         ring = None if slot is None else slot.get("ring")
         position = None if slot is None else slot.get("position")
         return Snapshots(self.config.snapshot_every, gamma, ring, position)
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -12,13 +12,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.cross_head import CrossHead
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.state_heads import StateHeads
 from wuneng.ops.native import hybrid_token
+from wuneng.ops.plain import are_plain
 
 _BLOCKS: WeakKeyDictionary[StateHeads, hybrid_token.HybridToken] = WeakKeyDictionary()
 
@@ -39,11 +40,15 @@ def one_token(
     """
     if x.shape[1] != 1 or slot is None or heads is None or not _is_plain(x, heads, layout):
         return None
-    if not state_heads.is_usual or _are_watched(state_heads, cross_head):
+    if type(state_heads) is not StateHeads or type(cross_head) is not CrossHead:
+        return None  # wrapped or parametrised
+    if not state_heads.is_usual or not (state_heads.can_be_read() and cross_head.can_be_read()):
         return None
     if not hybrid_token.is_available(state_heads.head_dim):
         return None
     state, carry = slot.get("wkv"), slot.get("shift")
+    if not are_plain(state, carry):
+        return None
     if state is not None and not (state.is_cpu and state.is_contiguous()):
         return None
     if carry is not None and not (carry.dtype == torch.float32 and carry.is_contiguous()):
@@ -63,27 +68,11 @@ def _is_plain(x: Tensor, heads: AttentionHeads, layout: SequenceLayout) -> bool:
         return False
     if torch.is_autocast_enabled("cpu") or os.environ.get("WUNENG_BACKEND", "native") != "native":
         return False
-    return "WUNENG_CROSS_HEAD" not in os.environ and all(
-        u.is_cpu and u.dtype == torch.float32 and u.is_contiguous()
-        for u in (x, heads.key, heads.value, heads.output)
-    )
-
-
-def _are_watched(state_heads: StateHeads, cross_head: CrossHead) -> bool:
-    """Whether a hook, or another kind of layer in a projection's place, expects the modules."""
-    modules: tuple[nn.Module, ...] = (
-        state_heads,
-        state_heads.readout,
-        state_heads.r_proj,
-        cross_head,
-        cross_head.branch_proj,
-        cross_head.group_norm,
-    )
-    if type(state_heads.r_proj) is not nn.Linear or type(cross_head.branch_proj) is not nn.Linear:
-        return True
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-        for module in modules
+    tensors = (x, heads.key, heads.value, heads.output)
+    return (
+        "WUNENG_CROSS_HEAD" not in os.environ
+        and are_plain(*tensors)
+        and all(u.is_cpu and u.dtype == torch.float32 and u.is_contiguous() for u in tensors)
     )
 
 

@@ -34,7 +34,7 @@ class WuNengConfig(PreTrainedConfig):
     """
 
     model_type = "wuneng"
-    keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values", "cache"]
 
     vocab_size: int = 32000
     hidden_size: int = 256

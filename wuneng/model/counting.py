@@ -9,10 +9,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import nn
-
 from wuneng.model.configuration import WuNengConfig
-from wuneng.model.skeleton import Skeleton
+from wuneng.model.skeleton import layout
 
 PARTS = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms", "output")
 ADDED_PARTS = ("state heads", "middle heads")
@@ -22,13 +20,13 @@ Match = Literal["width", "parameters", "flops"]
 def parameters_by_part(config: WuNengConfig) -> dict[str, int]:
     """Parameters of each of :data:`PARTS`; a tied output projection counts in the embedding."""
     counts = dict.fromkeys(PARTS, 0)
-    for name, parameter in Skeleton(config).named_parameters():
+    for name, shape in layout(config).parameters.items():
         if name.endswith("cross_head.branch_proj.weight") and config.cross_head != "none":
             # its columns see [lambda R; Mid], half and half
-            counts["state heads"] += parameter.numel() // 2
-            counts["middle heads"] += parameter.numel() // 2
+            counts["state heads"] += shape.numel() // 2
+            counts["middle heads"] += shape.numel() // 2
         else:
-            counts[_part_of(name)] += parameter.numel()
+            counts[_part_of(name)] += shape.numel()
     return counts
 
 
@@ -65,13 +63,12 @@ def forward_flops_per_token(config: WuNengConfig, sequence_length: int) -> float
     and 2 N^2 per snapshot, as the token loop does it: chunked kernels spend more, in order to use
     matrix units, and are not credited for it.
     """
-    weights = 0
-    for name, module in Skeleton(config).named_modules():
-        if isinstance(module, nn.Linear):
-            weights += module.weight.numel()
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if leaf in ("gate_weight", "mid_weight") or _is_low_rank(name, leaf):
-                weights += parameter.numel()
+    built = layout(config)
+    weights = sum(inputs * outputs for inputs, outputs in built.linears.values())
+    for name, shape in built.parameters.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf in ("gate_weight", "mid_weight") or _is_low_rank(module, leaf):
+            weights += shape.numel()
     flops = 2.0 * weights
     head_dim, state_dim = config.head_dim or 0, config.state_head_dim or 0
     for layer in range(config.num_hidden_layers):

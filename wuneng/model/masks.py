@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from wuneng.model.call_arguments import with_cache
+
 
 def attention_masks(
     config: Any,
     embeddings: Tensor,
     attention_mask: Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     position_ids: Tensor,
     document_ids: Tensor | None,
 ) -> dict[str, Any]:
@@ -27,8 +29,8 @@ def attention_masks(
         "config": config,
         "inputs_embeds": embeddings,
         "attention_mask": attention_mask,
-        "past_key_values": past_key_values,
         "position_ids": position_ids,
+        **with_cache(cache),
     }
     masks: dict[str, Any] = {}
     if document_ids is not None and config._attn_implementation in ("sdpa", "eager"):

@@ -30,10 +30,18 @@ from wuneng.layers.attention import Attention
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.token_path import one_token
 from wuneng.model.cache import WuNengCache
+from wuneng.model.call_arguments import (
+    CACHE_NAME,
+    cache_of,
+    given_cache,
+    refuse_unknown,
+    with_cache,
+)
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.initialisation import initialise
 from wuneng.model.masks import attention_masks
 from wuneng.model.structure import BlockParts, ModelParts, output_projection
+from wuneng.model.token_layout import packed_documents, positions, sequence_layout
 
 
 class WuNengBlock(GradientCheckpointingLayer, BlockParts):
@@ -93,7 +101,7 @@ class WuNengPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["WuNengBlock"]
-    _skip_keys_device_placement: ClassVar = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = True
@@ -130,37 +138,58 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         document_ids: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        cache: WuNengCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the blocks.
 
         Args:
             input_ids: ``[B, T]`` int64.
-            attention_mask: ``[B, past + T]``, zero at pads (left or right).
+            attention_mask: ``[B, past + T]``, zero at pads.
+            past_key_values, cache: the cache of earlier calls under either of transformers' names.
+            use_cache: make a cache where none is given; packed documents never make one.
             document_ids: ``[B, T]`` integers for packed rows: neither attention nor state crosses
-                from one value to the next. Without it, ``position_ids`` that restart within a row
-                mark documents, as elsewhere in transformers.
+                from one value to the next. ``seq_idx``, ``cu_seq_lens_q`` or ``position_ids`` that
+                restart within a row say the same, as elsewhere in transformers.
 
         Raises:
             ValueError: both or neither of ``input_ids`` and ``inputs_embeds``; packed documents
-                together with a cache or a padding mask.
+                together with a cache, or with a pad inside one of them; a mask of pairs for a model
+                with state.
+            TypeError: a cache of another kind; an argument that nothing here reads.
         """
+        refuse_unknown(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = WuNengCache(self.config)
-        if not use_cache and past_key_values is None:
-            document_ids = _documents(document_ids, position_ids, attention_mask)
-        elif document_ids is not None:
-            raise ValueError("document_ids (packed documents) cannot be combined with a cache.")
-        position_ids = _positions(hidden, position_ids, past_key_values, document_ids)
-        layout = _layout(hidden, attention_mask, document_ids)
+        past = given_cache(past_key_values, cache)
+        if past is not None and self.gradient_checkpointing and self.training:
+            raise ValueError("Activation checkpointing would advance the cache twice: pass none.")
+        document_ids = packed_documents(
+            hidden,
+            attention_mask,
+            position_ids,
+            seq_idx if document_ids is None else document_ids,
+            kwargs.get("cu_seq_lens_q"),
+        )
+        if document_ids is not None:
+            attention_mask = None  # its pads are documents of their own
+            if past is not None:
+                raise ValueError(
+                    "Packed documents (document_ids, restarting position_ids) cannot be combined "
+                    "with a cache."
+                )
+        elif use_cache and past is None:
+            past = WuNengCache(self.config)
+        seen = 0 if past is None else past.get_seq_length()
+        position_ids = positions(hidden, position_ids, seen, document_ids)
+        layout = sequence_layout(self.config, hidden, attention_mask, document_ids)
         masks: dict[str, Any] = {}
         position_embeddings = None
         if self.config.num_attention_heads:
             masks = attention_masks(
-                self.config, hidden, attention_mask, past_key_values, position_ids, document_ids
+                self.config, hidden, attention_mask, past, position_ids, document_ids
             )
             position_embeddings = self.rotary_emb(hidden, position_ids=position_ids)
         if self.config.embedding_norm:
@@ -173,14 +202,12 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
                 masks=masks,
                 position_embeddings=position_embeddings,
                 layout=layout,
-                past_key_values=past_key_values,
+                past_key_values=past,
                 **kwargs,
             )
-        if past_key_values is not None:
-            past_key_values.advance(hidden.shape[1])
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden), past_key_values=past_key_values
-        )
+        if past is not None:
+            past.advance(hidden.shape[1])
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **with_cache(past))
 
 
 class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
@@ -207,9 +234,14 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         document_ids: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        cache: WuNengCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits ``[B, T, vocab]``; the loss too given ``labels`` ``[B, T]`` (not yet shifted)."""
+        """Logits ``[B, T, vocab]``; the loss too given ``labels`` ``[B, T]`` (not yet shifted).
+
+        Arguments and errors otherwise as :meth:`WuNengModel.forward`.
+        """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -218,6 +250,8 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             document_ids=document_ids,
+            seq_idx=seq_idx,
+            cache=cache,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -234,10 +268,19 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **with_cache(cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as is ``generate_batch``: a paged cache has no room for a recurrent state."""
+        raise NotImplementedError(
+            "generate_batch (continuous batching) keeps a paged cache, which has no room for a "
+            "recurrent state; use generate() with left-padded rows."
+        )
+
+    generate_batch = continuous_batching_context_manager = init_continuous_batching
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
@@ -249,49 +292,9 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
                 f"cache_implementation {implementation!r} cannot hold a recurrent state; "
                 "leave it out to use the hybrid cache."
             )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = WuNengCache(self.config)
-
-
-def _documents(
-    document_ids: Tensor | None, position_ids: Tensor | None, attention_mask: Tensor | None
-) -> Tensor | None:
-    """Document ids as given, or read off position ids that restart within a row."""
-    if document_ids is not None:
-        if attention_mask is not None and not bool(attention_mask.all()):
-            raise ValueError("document_ids and an attention_mask with pads cannot be combined.")
-        return document_ids
-    if position_ids is None or attention_mask is not None or position_ids.shape[-1] < 2:
-        return None
-    restarts = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    if not bool(restarts.any()):
-        return None
-    return nn.functional.pad(restarts.long(), (1, 0)).cumsum(-1)
-
-
-def _positions(
-    hidden: Tensor,
-    position_ids: Tensor | None,
-    past_key_values: WuNengCache | None,
-    document_ids: Tensor | None,
-) -> Tensor:
-    """Position of each token: given, or counted from the document's start or the cache's end."""
-    if position_ids is not None:
-        return position_ids
-    index = torch.arange(hidden.shape[1], device=hidden.device)
-    if document_ids is None:
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        return (index + seen).unsqueeze(0)
-    starts = nn.functional.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
-    return index - torch.where(starts, index, 0).cummax(-1).values
-
-
-def _layout(
-    hidden: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None
-) -> SequenceLayout:
-    batch, length = hidden.shape[:2]
-    if document_ids is not None:
-        return SequenceLayout.from_documents(document_ids)
-    if attention_mask is None or attention_mask.dim() != 2:
-        return SequenceLayout.dense(batch, length)
-    return SequenceLayout.from_padding(attention_mask[:, -length:])
+        given = given_cache(model_kwargs.get("past_key_values"), model_kwargs.pop("cache", None))
+        if given is None and generation_config.use_cache is not False:
+            given = WuNengCache(self.config)
+        model_kwargs.pop("past_key_values", None)
+        if given is not None:
+            model_kwargs[CACHE_NAME] = given

@@ -7,7 +7,7 @@ takes longer than all of the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -50,13 +50,17 @@ class ModelParts:
         config: WuNengConfig,
         block: Callable[[WuNengConfig, int], nn.Module],
         rotary: Callable[[WuNengConfig], nn.Module],
+        layers: Sequence[int] | None = None,
     ) -> None:
-        """Build the parts; ``block`` makes layer ``i``, ``rotary`` what turns queries and keys."""
+        """Build the parts; ``block`` makes layer ``i``, ``rotary`` what turns queries and keys.
+
+        Only ``layers``, where they are given."""
         size = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, size, config.pad_token_id)
         if config.embedding_norm:
             self.embed_norm = make_norm(config.norm, size, config.rms_norm_eps)
-        self.layers = nn.ModuleList(block(config, i) for i in range(config.num_hidden_layers))
+        wanted = range(config.num_hidden_layers) if layers is None else layers
+        self.layers = nn.ModuleList(block(config, i) for i in wanted)
         self.norm = make_norm(config.norm, size, config.rms_norm_eps)
         if config.num_attention_heads:
             self.rotary_emb = rotary(config)

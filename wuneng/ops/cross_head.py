@@ -20,12 +20,14 @@ Legend: B batch, T tokens, H attention heads, S state heads, N head size.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from wuneng.errors import nearest
 from wuneng.ops.cross_head_autograd import cross_head_torch
+from wuneng.ops.plain import are_plain
 
 KINDS = ("additive", "gated", "concat")
 BACKENDS = ("reference", "torch", "triton")
@@ -100,7 +102,7 @@ def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     assert A is not None
     if A.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
         return False
-    if any(x is not None and x.dtype != A.dtype for x in tensors):
+    if not are_plain(*tensors) or any(x is not None and x.dtype != A.dtype for x in tensors):
         return False
     return not torch.is_autocast_enabled(A.device.type)
 
@@ -111,14 +113,24 @@ def cross_head_reference(
     R: Tensor,
     scale: Tensor,
     group_mix: Tensor,
-    group_norm: Tensor,
+    group_norm: Tensor | None,
     first: Tensor,
     second: Tensor | None,
     eps: float,
+    normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The equations as they stand, for plain autograd: the oracle of :func:`cross_head`."""
+    """The equations as they stand, for plain autograd: the oracle of :func:`cross_head`.
+
+    ``normalise``: what is applied to A^g ``[B, T, S, N]`` in place of the RMS norm of these
+    ``group_norm`` and ``eps``.
+    """
     heads = R.shape[-2]
-    grouped = _normalised(_grouped(A, group_mix, heads), group_norm, eps)
+    mean = _grouped(A, group_mix, heads)
+    if normalise is not None:
+        grouped = normalise(mean)
+    else:
+        assert group_norm is not None
+        grouped = _normalised(mean, group_norm, eps)
     middle = _middle(kind, grouped, R, first, second)
     if kind == "additive":
         A = A + first.to(A.dtype) * _up(R, A.shape[-2])

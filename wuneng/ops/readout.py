@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.plain import are_plain
 from wuneng.ops.wkv7.interface import HAS_TRITON
 
 
@@ -76,12 +77,14 @@ def state_readout(
         missing = "norm_weight" if norm_weight is None else "norm_bias"
         raise ValueError(f"{missing} is missing: give norm_weight and norm_bias together")
     arguments = (y, r, key, v, norm_weight, norm_bias, bonus, gate)
-    if y.is_cuda and HAS_TRITON:
+    plain = are_plain(*arguments)
+    if y.is_cuda and HAS_TRITON and plain:
         from wuneng.ops import readout_triton
 
         if readout_triton.takes(*arguments):
             return readout_triton.state_readout_triton(*arguments, norm_eps)
-    if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
+    # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
+    if torch.compiler.is_compiling() or not plain:
         y_, r_, key_, v_, weight_, bias_, bonus_, gate_ = (_wide(x, y) for x in arguments)
         out = state_readout_reference(
             *(y_, r_, key_, v_),

@@ -25,6 +25,7 @@ from torch import Tensor
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.head_step import carry_parts, has_kernel, state_head_step
 from wuneng.ops.native.operator import is_available, run
+from wuneng.ops.plain import are_plain
 from wuneng.ops.previous_token import last_token, previous_token
 from wuneng.ops.readout import state_readout
 from wuneng.ops.state_mix import state_mix
@@ -61,7 +62,8 @@ def state_head(
         Readout, final state, carry and ring; differentiable once in every tensor but ``carry`` and
         ``cu_seqlens`` (off the C kernels in ``carry`` too).
     """
-    plain = snapshots is None and read is None and options.raw
+    usual = snapshots is None and read is None and options.raw
+    plain = usual and are_plain(*inputs, *weights, state, carry)
     native = plain and _wants_native() and _no_gradient(carry)
     if native and is_available(options.size, *inputs, state):
         return run(inputs, weights, options, state, carry, cu_seqlens, keeps_carry)

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.plain import are_plain
+
 NORM_EPS = 1e-12
 LOG_DECAY_SCALE = -math.exp(-0.5)  # log w = -e^{-1/2} sigma(.), so one step keeps at least 0.545
 
@@ -62,7 +64,8 @@ def state_inputs(
         k~, a = -kappa and b, each ``[B, T, S, N]`` in k's dtype; arithmetic is float32 (float64 for
         float64 inputs). Differentiable once in every tensor argument.
     """
-    if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
+    # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
+    if torch.compiler.is_compiling() or not are_plain(k, source, logit, k_k, k_a):
         wide = _wide(k)
         replaced, a, b = state_inputs_reference(
             wide(k), wide(source), wide(logit), wide(k_k), wide(k_a), a_max

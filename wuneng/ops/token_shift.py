@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.plain import are_plain
 from wuneng.ops.wkv7.interface import HAS_TRITON
 
 
@@ -30,7 +31,8 @@ def token_shift(u: Tensor, mu: Tensor) -> Tensor:
     Returns:
         ``[B, T, C]`` in u's dtype. Differentiable once in both.
     """
-    if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
+    # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
+    if torch.compiler.is_compiling() or not are_plain(u, mu):
         return token_shift_reference(u, mu)
     if u.is_cuda and HAS_TRITON:
         from wuneng.ops import token_shift_triton

@@ -14,7 +14,15 @@ from wuneng.recipe.settings import Settings
 from wuneng.recipe.training import OptimizerSettings
 from wuneng.recipe.upgrade import Distillation, LoraSettings, Name, TrainChoice
 
-__all__ = ["BUILT_IN_ARMS", "DEFAULT_ARMS", "Arm", "BuiltInArm", "built_in", "resolve_model"]
+__all__ = [
+    "BUILT_IN_ARMS",
+    "DEFAULT_ARMS",
+    "Arm",
+    "BuiltInArm",
+    "built_in",
+    "replaced_heads",
+    "resolve_model",
+]
 
 Match = Literal["width", "parameters", "flops"]
 
@@ -60,15 +68,30 @@ def _pure_state(base: ModelSettings) -> dict[str, Any]:
 
 def _replacing(base: ModelSettings) -> dict[str, Any]:
     """State heads take the place of attention heads; key/value heads shrink to a divisor."""
-    heads = base.num_attention_heads - base.num_state_heads
+    states, heads = replaced_heads(base.num_attention_heads, base.num_state_heads)
     groups = base.num_key_value_heads
     if groups is not None and heads > 0:
         groups = max(g for g in range(1, min(groups, heads) + 1) if heads % g == 0)
     return {
-        "num_attention_heads": max(heads, 0),
+        "num_attention_heads": heads,
+        "num_state_heads": states,
         "num_key_value_heads": groups,
         "head_dim": base.attention_head_size,
     }
+
+
+def replaced_heads(total: int, states: int) -> tuple[int, int]:
+    """State heads in the place of some of ``total`` attention heads, and how many are left.
+
+    Where there are as many state heads as attention heads, or more, half of the attention heads are
+    replaced: an arm of one kind of heads would be ``rwkv7``. No state heads: nothing to replace.
+    """
+    if states < total:
+        return states, total - states
+    # Middle heads group both kinds evenly; one head groups with any number.
+    fitting = (s for s in range(total // 2, 0, -1) if (total - s) % s == 0)
+    replaced = next(fitting, 0)
+    return replaced, total - replaced
 
 
 def _plain(base: ModelSettings) -> dict[str, Any]:

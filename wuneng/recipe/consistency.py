@@ -10,27 +10,13 @@ from collections.abc import Iterator
 
 from wuneng.recipe.data import StateTrackingTask, SyntheticData, TextData
 from wuneng.recipe.model import ModelSettings
+from wuneng.recipe.rope import rope_problems
 from wuneng.recipe.source import FieldPath
 from wuneng.recipe.training import Training
 
 __all__ = ["Problem", "data_problems", "model_problems", "training_problems"]
 
 Problem = tuple[FieldPath, str]
-
-#: Rotary scaling kinds that transformers implements, and what each cannot do without.
-_ROPE_NEEDS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "longrope": ("factor", "short_factor", "long_factor"),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
-}
 
 
 def model_problems(model: ModelSettings) -> Iterator[Problem]:
@@ -114,17 +100,9 @@ def _middle_head_problems(model: ModelSettings) -> Iterator[Problem]:
 
 
 def _rope_problems(model: ModelSettings) -> Iterator[Problem]:
-    if model.rope_scaling is None:
-        return
-    path: FieldPath = ("rope_scaling",)
-    kind = model.rope_scaling.get("rope_type")
-    if kind not in _ROPE_NEEDS:
-        kinds = ", ".join(_ROPE_NEEDS)
-        yield path, f"expected rope_type to be one of {kinds}, got {kind!r}"
-        return
-    missing = [name for name in _ROPE_NEEDS[kind] if name not in model.rope_scaling]
-    if missing:
-        yield path, f"rope_type {kind} needs {' and '.join(missing)}"
+    if model.rope_scaling is not None:
+        for text in rope_problems(model.rope_scaling, model.attention_head_size):
+            yield ("rope_scaling",), text
 
 
 def training_problems(training: Training) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, T
 from pydantic_core import PydanticCustomError
 
 from wuneng.recipe.settings import Settings
-from wuneng.recipe.sizes import Count, Fraction, PositiveCount, Real
+from wuneng.recipe.sizes import Count, Fraction, Length, PositiveCount, Real, Vocabulary
 
 __all__ = [
     "CurriculumStage",
@@ -22,8 +22,10 @@ __all__ = [
     "TrainedTokenizer",
 ]
 
-_GROUP = re.compile(r"parity|s3|s5|mod_(?P<modulus>[2-9]|[1-9]\d+)")
-Name = Annotated[str, StringConstraints(min_length=1)]
+_GROUP = re.compile(r"parity|s3|s5|mod_(?P<modulus>[2-9]|[1-9][0-9]{1,3})")
+_LARGEST_GROUP = 1024
+Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Symbols = Annotated[PositiveCount, Field(le=2**16)]
 
 
 def _kind_of(value: Any) -> str:
@@ -53,7 +55,7 @@ class HubDataset(Settings):
 class TrainedTokenizer(Settings):
     """A tokenizer that is trained on the training text."""
 
-    train_bpe: Annotated[PositiveCount, Field(ge=257)]
+    train_bpe: Annotated[Vocabulary, Field(ge=257)]
     """Vocabulary size of a byte-level BPE: 256 bytes, the end of a document, and merges."""
 
 
@@ -90,7 +92,8 @@ class TextData(Settings):
     max_documents: PositiveCount | None = None
     """Read at most this many documents of each source."""
     cache_dir: Name | None = None
-    """Tokenised text goes here; default $WUNENG_CACHE or ``.wuneng-cache``."""
+    """Tokenised text goes here; default $WUNENG_CACHE, else the user's cache
+    (``~/.cache/wuneng``); `wuneng cache` lists it."""
 
 
 class RecallTask(Settings):
@@ -102,15 +105,15 @@ class RecallTask(Settings):
     """What its figures are called."""
     weight: Annotated[Real, Field(gt=0.0)] = 1.0
     """Share of the rows of a batch, relative to the other tasks'."""
-    pairs: PositiveCount = 8
+    pairs: Symbols = 8
     """Key-value pairs at the training length."""
-    queries: PositiveCount | None = None
+    queries: Symbols | None = None
     """Keys asked for afterwards; default as many as pairs."""
-    rewrites: Count = 0
+    rewrites: Annotated[Count, Field(le=2**16)] = 0
     """Pairs whose key is given a new value before the queries."""
-    keys: PositiveCount = 32
+    keys: Symbols = 32
     """Different keys."""
-    values: PositiveCount = 32
+    values: Symbols = 32
     """Different values."""
 
 
@@ -119,15 +122,17 @@ class CurriculumStage(Settings):
 
     until: Annotated[Fraction, Field(gt=0.0)]
     """The stage ends at this fraction of the steps."""
-    scored: PositiveCount
+    scored: Length
     """Positions from the start that are scored in it."""
 
 
-def _known_group(value: str) -> str:
-    if not _GROUP.fullmatch(value):
-        raise PydanticCustomError(
-            "group", "{expected}", {"expected": "parity, s3, s5 or mod_N with N of 2 or more"}
-        )
+def _known_group(value: Any) -> Any:
+    match = _GROUP.fullmatch(value) if isinstance(value, str) else None
+    if match is None or int(match["modulus"] or 2) > _LARGEST_GROUP:
+        expected = "parity, s3, s5 or mod_N with N of 2 or more"
+        if match is not None or str(value).startswith("mod_"):
+            expected = f"parity, s3, s5 or mod_N with N from 2 to {_LARGEST_GROUP}"
+        raise PydanticCustomError("group", "{expected}", {"expected": expected})
     return value
 
 

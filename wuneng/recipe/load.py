@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from wuneng.errors import RecipeError, nearest
+from wuneng.errors import RecipeError, nearest, reason, shortened
+from wuneng.foreign import check_link
 from wuneng.recipe.arms import DEFAULT_ARMS, built_in
 from wuneng.recipe.messages import describe
 from wuneng.recipe.overrides import apply_override
 from wuneng.recipe.resolve import SHARED_STARTS
-from wuneng.recipe.schema import Recipe
-from wuneng.recipe.source import Source, read_yaml
+from wuneng.recipe.schema import LONGEST_NAME, Recipe
+from wuneng.recipe.source import FieldPath, Source, read_yaml
 
 __all__ = ["check_recipe", "dump_recipe", "load_recipe"]
 
@@ -33,7 +34,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             what was expected and what came.
     """
     path = Path(path)
-    _check_file(path)
+    try:
+        _check_file(path)
+    except OSError as error:
+        name = shortened(str(path), 300)
+        raise RecipeError(f"recipe {name} cannot be read: {error.strerror}") from None
     source = read_yaml(path)
     if not isinstance(source.data, dict):
         got = "nothing" if source.data is None else type(source.data).__name__
@@ -42,7 +47,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(source, override)
         _name_arms(source)
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:LONGEST_NAME].strip("-._")
     source.data.setdefault("name", stem or "run")
     return check_recipe(source)
 
@@ -53,6 +58,21 @@ def check_recipe(source: Source) -> Recipe:
         return Recipe.model_validate(source.data)
     except ValidationError as error:
         raise RecipeError(describe(error, source)) from None
+    except Exception as error:
+        where = source.place(_troubled_section(source))
+        raise RecipeError(f"{where}: cannot be checked: {reason(error)}") from error
+
+
+def _troubled_section(source: Source) -> FieldPath:
+    """The section over which a check breaks down, so that the message can name its line."""
+    for key, value in source.data.items():
+        try:
+            Recipe.model_validate({key: value})
+        except ValidationError:
+            continue
+        except Exception:
+            return (key,)
+    return ()
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -85,6 +105,7 @@ def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
 
 def _check_file(path: Path) -> None:
     if path.is_file():
+        check_link(path)
         return
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.y*ml"))

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from wuneng.errors import nearest
+from wuneng.errors import nearest, shortened
 from wuneng.recipe.schema import Recipe
 from wuneng.recipe.source import FieldPath, Source, dotted
 
@@ -27,18 +27,27 @@ _EXPECTED = {
     "less_than": "a value below {lt}",
     "less_than_equal": "{le} or less",
     "literal_error": "{expected}",
+    "string_too_long": "at most {max_length} characters",
     "string_pattern_mismatch": "text that matches {pattern}",
     "too_short": "at least {min_length} entries",
     "too_long": "at most {max_length} entries",
 }
 
 
+#: More problems than this are counted and not told.
+_MOST_PROBLEMS = 20
+
+
 def describe(error: ValidationError, source: Source) -> str:
-    """One line for each problem, in the order of the fields."""
+    """One line for each problem, in the order of the fields; the first twenty of them."""
     lines: dict[str, None] = {}
-    for problem in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for index, problem in enumerate(found):
+        if len(lines) >= _MOST_PROBLEMS:
+            lines[f"and {len(found) - index:,} more problems"] = None
+            break
         for path, text in _problems(problem, source.data):
-            lines[f"{source.place(path)}: {text}"] = None
+            lines[f"{source.place(path)}: {shortened(text, 600)}"] = None
     return "\n".join(lines)
 
 
@@ -59,7 +68,7 @@ def _problems(problem: Mapping[str, Any], data: Any) -> Iterator[tuple[FieldPath
         wrong = problem["input"]
         hint = nearest(wrong, _choices(context)) if isinstance(wrong, str) else ""
         got = "nothing" if wrong is None else repr(wrong)
-        yield path, f"{name or 'recipe'}: expected {expected}, got {_shortened(got)}{_after(hint)}"
+        yield path, f"{name or 'recipe'}: expected {expected}, got {shortened(got)}{_after(hint)}"
 
 
 def _after(hint: str) -> str:
@@ -69,10 +78,6 @@ def _after(hint: str) -> str:
 def _choices(context: Mapping[str, Any]) -> list[str]:
     """The values of a Literal, which pydantic spells ``'a', 'b' or 'c'``."""
     return [part for part in str(context.get("expected", "")).split("'")[1::2] if part]
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _is_tag(part: str | int) -> bool:

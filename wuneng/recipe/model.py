@@ -12,7 +12,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from wuneng.recipe.settings import Settings
-from wuneng.recipe.sizes import Count, Fraction, PositiveCount, Real
+from wuneng.recipe.sizes import (
+    Count,
+    Fraction,
+    Heads,
+    Layers,
+    PositiveCount,
+    Real,
+    Vocabulary,
+    WideWidth,
+    Width,
+)
 
 __all__ = ["PAPER_WIRING", "ModelSettings"]
 
@@ -39,13 +49,13 @@ class ModelSettings(Settings):
     preset: Literal["none", "paper"] = "none"
     """``paper``: the paper's wiring for every field that the recipe does not set itself."""
 
-    hidden_size: PositiveCount = 256
+    hidden_size: Width = 256
     """D, the width of the residual stream."""
-    num_hidden_layers: PositiveCount = 6
+    num_hidden_layers: Layers = 6
     """Number of blocks."""
-    intermediate_size: PositiveCount | None = None
+    intermediate_size: WideWidth | None = None
     """Width of the feed-forward layer; default 8/3 D (4 D for mlp and rwkv7), rounded up to 32."""
-    vocab_size: PositiveCount | None = None
+    vocab_size: Vocabulary | None = None
     """Number of token ids; default what the tokenizer or the synthetic task needs."""
     max_position_embeddings: PositiveCount = 2048
     """Longest sequence that the model is meant for."""
@@ -68,11 +78,11 @@ class ModelSettings(Settings):
     initializer_range: PositiveReal = 0.02
     """Standard deviation of the initial weights outside the state heads."""
 
-    num_attention_heads: Count = 4
+    num_attention_heads: Heads = 4
     """H, standard attention heads; 0 leaves the state heads alone."""
-    num_key_value_heads: PositiveCount | None = None
+    num_key_value_heads: Annotated[Heads, Field(ge=1)] | None = None
     """G, heads of keys and values; default H."""
-    head_dim: PositiveCount | None = None
+    head_dim: Width | None = None
     """N, size of an attention head; default D / H."""
     rope_theta: PositiveReal = 10000.0
     """Base of the rotary position embedding."""
@@ -93,9 +103,9 @@ class ModelSettings(Settings):
     attention_dropout: Fraction = 0.0
     """Dropout on attention weights during training."""
 
-    num_state_heads: Count = 2
+    num_state_heads: Heads = 2
     """S, RWKV-7 state heads beside the attention heads; 0 is plain attention."""
-    state_head_dim: PositiveCount | None = None
+    state_head_dim: Width | None = None
     """Size of a state head; default N."""
     state_layers: list[Count] | None = None
     """Layers (from 0) that have state heads; default all."""
@@ -111,13 +121,13 @@ class ModelSettings(Settings):
     """Which of read vector, key and value the shift after the projections touches."""
     state_a_max: Annotated[Real, Field(ge=1.0, le=2.0)] = 1.0
     """Upper end of the in-context learning rate: 1, or 2 to allow negative eigenvalues."""
-    decay_rank: PositiveCount | None = None
+    decay_rank: Width | None = None
     """Rank of the decay's low-rank projection; default by RWKV-7's rule."""
-    rate_rank: PositiveCount | None = None
+    rate_rank: Width | None = None
     """Rank of the in-context learning rate's projection; default by RWKV-7's rule."""
-    value_rank: PositiveCount | None = None
+    value_rank: Width | None = None
     """Rank of the value residual's projection; default by RWKV-7's rule."""
-    gate_rank: PositiveCount | None = None
+    gate_rank: Width | None = None
     """Rank of the output gate's projection; default by RWKV-7's rule."""
     state_output_gate: bool = False
     """RWKV-7's gate on the state heads' output."""
@@ -133,7 +143,7 @@ class ModelSettings(Settings):
     """Initial output weights of state and middle heads; zero leaves attention's function as is."""
     cross_head: Literal["gated", "concat", "additive", "none"] = "gated"
     """How middle heads mix attention and state (our reading of the paper); none: without them."""
-    snapshots: Count = 0
+    snapshots: Heads = 0
     """Earlier states that a state head reads beside the present one (our reading of the paper)."""
     snapshot_every: PositiveCount = 64
     """Tokens between those states, a multiple of 16."""

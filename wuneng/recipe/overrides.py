@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from wuneng.errors import RecipeError, nearest
-from wuneng.recipe.source import FieldPath, Source, dotted, parse_value
+from wuneng.errors import RecipeError, nearest, shortened
+from wuneng.recipe.source import DEEPEST, FieldPath, Source, dotted, parse_value
 
 __all__ = ["apply_override"]
 
@@ -17,13 +18,18 @@ def apply_override(source: Source, override: str) -> None:
         RecipeError: the override is malformed or leads through something that is not there.
             Whether the field exists is left to the check of the whole recipe.
     """
-    flag = f"--set {override}"
+    flag = f"--set {shortened(override, 100)}"
     target, equals, text = override.partition("=")
     keys = target.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"{flag}: expected path.to.key=value, as in training.steps=100")
+    if len(keys) > DEEPEST:
+        raise RecipeError(f"{flag}: {len(keys):,} fields deep, expected at most {DEEPEST}")
     try:
+        target.encode("utf-8")
         value = parse_value(text)
+    except UnicodeEncodeError:
+        raise RecipeError(f"{flag}: expected UTF-8 text, got other bytes") from None
     except RecipeError as error:
         raise RecipeError(f"{flag}: {error}") from None
     if not isinstance(source.data, dict):
@@ -44,10 +50,13 @@ def _assign(data: Any, keys: list[str], value: Any, flag: str) -> FieldPath:
         if isinstance(data, list):
             step = _index(data, key, path, flag)
         elif not isinstance(data, dict):
-            raise RecipeError(f"{flag}: {dotted(path)} is {data!r}, which has no fields")
+            raise RecipeError(
+                f"{flag}: {dotted(path)} is {shortened(repr(data))}, which has no fields"
+            )
         elif path == ("arms",) and not last and key not in data:
             raise RecipeError(
-                f"{flag}: no arm '{key}' in this recipe: {', '.join(data)}.{nearest(key, data)}"
+                f"{flag}: no arm '{shortened(key)}' in this recipe: "
+                f"{shortened(', '.join(data), 300)}.{nearest(key, data)}"
             )
         path = (*path, step)
         if last:
@@ -62,9 +71,9 @@ def _assign(data: Any, keys: list[str], value: Any, flag: str) -> FieldPath:
 
 
 def _index(data: list[Any], key: str, path: FieldPath, flag: str) -> int:
-    if not key.isdecimal() or int(key) >= len(data):
+    if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) >= len(data):
         raise RecipeError(
             f"{flag}: expected the number of an entry of {dotted(path)}, "
-            f"0 to {len(data) - 1}, got {key!r}"
+            f"0 to {len(data) - 1}, got {shortened(key)!r}"
         )
     return int(key)

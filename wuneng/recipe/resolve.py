@@ -60,7 +60,7 @@ def arm_problems(
     resolved: Mapping[str, Arm],
 ) -> Iterator[Problem]:
     """What is wrong with the arms, each problem once, placed where the field was written."""
-    yield from _choice_problems(model, written)
+    yield from _choice_problems(model, written, resolved)
     shared = set(training_problems(training))
     yield from ((("training", *path), text) for path, text in sorted(shared))
     found: dict[Problem, list[str]] = {}
@@ -79,7 +79,9 @@ def arm_problems(
         yield path, text + of_arms
 
 
-def _choice_problems(model: ModelSettings, arms: Mapping[str, Arm]) -> Iterator[Problem]:
+def _choice_problems(
+    model: ModelSettings, arms: Mapping[str, Arm], resolved: Mapping[str, Arm]
+) -> Iterator[Problem]:
     """Arms that cannot be made of what the recipe says."""
     for name, arm in arms.items():
         says = {"model", "training", "lora", *SHARED_STARTS}
@@ -89,11 +91,18 @@ def _choice_problems(model: ModelSettings, arms: Mapping[str, Arm]) -> Iterator[
                 f"not a built-in arm ({', '.join(BUILT_IN_ARMS)}), so it needs model or training "
                 f"to say what it changes.{nearest(name, BUILT_IN_ARMS)}",
             )
-    heads, states = model.num_attention_heads, model.num_state_heads
-    if "replace" in arms and heads <= states:
+    if "replace" in arms and model.num_attention_heads < 2:
         yield (
-            ("model", "num_state_heads"),
-            f"expected fewer than num_attention_heads ({heads}), got {states} (arm replace)",
+            ("model", "num_attention_heads"),
+            f"expected 2 or more, of which some are replaced, got {model.num_attention_heads} "
+            "(arm replace)",
+        )
+    if "replace" in arms and resolved["replace"].init_from:
+        yield (
+            ("arms", "replace"),
+            "the built-in arm replace starts from nothing, and the heads it would replace here are "
+            "a trained model's: expected another arm (its additions leave attention whole), or "
+            "init_from: null",
         )
     size = model.state_head_size
     if "rwkv7" in arms and model.hidden_size % size:

@@ -15,7 +15,7 @@ from wuneng.recipe.data import Data, TextData
 from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.resolve import SHARED_STARTS, arm_problems, arm_training, resolve_arms
 from wuneng.recipe.settings import Settings
-from wuneng.recipe.sizes import Count
+from wuneng.recipe.sizes import LARGEST_COUNT, Count
 from wuneng.recipe.source import dotted
 from wuneng.recipe.training import EndEvaluation, Training
 from wuneng.recipe.upgrade import Distillation, Name, TrainChoice, upgrade_problems
@@ -25,18 +25,27 @@ __all__ = ["SOURCE_TOKENIZER", "Recipe"]
 #: ``data.tokenizer`` of a recipe that takes the tokenizer of the model it starts from.
 SOURCE_TOKENIZER = "source"
 
+#: With what is put before and behind it, a name must fit the 255 bytes of a file system.
+LONGEST_NAME = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?|mps")
 #: Names that a run directory uses for something else.
-_RESERVED = ("latest", "recipe.yaml", "environment.json", "results.json", "report.html")
+_RESERVED = (
+    *("latest", "recipe.yaml", "environment.json", "results.json", "checksums.json"),
+    "report.html",
+)
 
 
 def _directory_name(value: Any) -> Any:
-    if not isinstance(value, str) or not _NAME.fullmatch(value) or value in _RESERVED:
+    named = isinstance(value, str) and len(value) <= LONGEST_NAME and _NAME.fullmatch(value)
+    if not named or value in _RESERVED:
         raise PydanticCustomError(
             "name",
             "{expected}",
-            {"expected": "a name of letters, digits, '.', '_' and '-' (it names a directory)"},
+            {
+                "expected": "a name of letters, digits, '.', '_' and '-', at most "
+                f"{LONGEST_NAME} characters (it names a directory)"
+            },
         )
     return value
 
@@ -51,10 +60,14 @@ def _device_name(value: Any) -> Any:
 
 def _seed_list(value: Any) -> Any:
     seeds = value if isinstance(value, list) else [value]
-    whole = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    whole = all(
+        isinstance(s, int) and not isinstance(s, bool) and 0 <= s <= LARGEST_COUNT for s in seeds
+    )
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise PydanticCustomError(
-            "seed", "{expected}", {"expected": "a whole number from 0, or a list of different ones"}
+            "seed",
+            "{expected}",
+            {"expected": "a whole number from 0, or a list of different ones, up to 2**62"},
         )
     return value
 

@@ -11,9 +11,24 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from wuneng.errors import InputError
+from wuneng.errors import InputError, shortened
 
-__all__ = ["Count", "Fraction", "PositiveCount", "Real", "parse_real", "parse_size"]
+__all__ = [
+    "LARGEST_COUNT",
+    "Count",
+    "Fraction",
+    "Heads",
+    "Layers",
+    "Length",
+    "PositiveCount",
+    "Real",
+    "Rows",
+    "Vocabulary",
+    "WideWidth",
+    "Width",
+    "parse_real",
+    "parse_size",
+]
 
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _SIZE = re.compile(r"(?P<number>\d[\d_]*(\.\d+)?([eE]\+?\d+)?)\s*(?P<suffix>[kKmMgG]?)")
@@ -24,7 +39,7 @@ def parse_size(value: str | int | float) -> int:
     """``8192``, ``"8k"``, ``"1.5M"`` or ``1e3`` as an integer; InputError otherwise."""
     size = _size(value)
     if size is None:
-        raise InputError(f"expected {_EXPECTED}, got {value!r}")
+        raise InputError(f"expected {_EXPECTED}, got {shortened(repr(value))}")
     return size
 
 
@@ -32,7 +47,7 @@ def parse_real(value: str | int | float) -> float:
     """A float from a number or from text such as ``1e-3``; InputError otherwise."""
     real = _real(value)
     if real is None:
-        raise InputError(f"expected a number, got {value!r}")
+        raise InputError(f"expected a number, got {shortened(repr(value))}")
     return real
 
 
@@ -55,7 +70,7 @@ def _real(value: Any) -> float | None:
         return None
     try:
         real = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return real if abs(real) < float("inf") else None
 
@@ -64,6 +79,8 @@ def _count_field(value: Any) -> int:
     size = _size(value)
     if size is None:
         raise PydanticCustomError("count", "{expected}", {"expected": _EXPECTED})
+    if size > LARGEST_COUNT:
+        raise PydanticCustomError("count", "{expected}", {"expected": "at most 2**62"})
     return size
 
 
@@ -74,7 +91,20 @@ def _real_field(value: Any) -> float:
     return real
 
 
+#: What a seed or a number of tokens may be: torch and numpy count with 64 bits.
+LARGEST_COUNT = 2**62
+
 Count = Annotated[int, BeforeValidator(_count_field), Field(ge=0)]
 PositiveCount = Annotated[int, BeforeValidator(_count_field), Field(ge=1)]
 Real = Annotated[float, BeforeValidator(_real_field)]
 Fraction = Annotated[float, BeforeValidator(_real_field), Field(ge=0.0, le=1.0)]
+
+# Sizes of a model or a batch. The limits lie far above what anybody has trained; beyond them
+# counting would overflow, or planning alone would take all memory.
+Width = Annotated[PositiveCount, Field(le=2**20)]
+WideWidth = Annotated[PositiveCount, Field(le=2**24)]
+Layers = Annotated[PositiveCount, Field(le=1024)]
+Heads = Annotated[Count, Field(le=2**16)]
+Vocabulary = Annotated[PositiveCount, Field(le=2**27)]
+Length = Annotated[PositiveCount, Field(le=2**28)]
+Rows = Annotated[PositiveCount, Field(le=2**20)]

@@ -16,15 +16,42 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
-from wuneng.errors import RecipeError
+from wuneng.errors import RecipeError, reason, shortened
 
 __all__ = ["FieldPath", "Source", "dotted", "parse_value", "parse_yaml", "read_yaml"]
 
 FieldPath = tuple[str | int, ...]
 
+#: No recipe that a person means comes near these; a file beyond them is refused at once.
+LARGEST_FILE = 1 << 20
+MOST_VALUES = 20_000
+DEEPEST = 40
+MOST_DIGITS = 60
+
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
+
 
 class _RecipeLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's numbers; dates stay text."""
+    """SafeLoader with YAML 1.2's numbers; dates stay text. Composes so many nodes and no more."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.file = name
+        self.depth = 0
+        self.count = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        self.depth += 1
+        self.count += 1
+        where = f"{self.file}, line {self.peek_event().start_mark.line + 1}"
+        if self.depth > DEEPEST:
+            raise RecipeError(f"{where}: nested more than {DEEPEST} deep")
+        if self.count > MOST_VALUES:
+            raise RecipeError(f"{where}: more than {MOST_VALUES:,} values")
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _RecipeLoader.yaml_implicit_resolvers = {
@@ -63,20 +90,24 @@ class Source:
 def read_yaml(path: Path) -> Source:
     """Read a YAML file. RecipeError when it cannot be read or is not YAML."""
     try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{path}, line {line}: expected UTF-8 text, got other bytes") from None
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
-    return parse_yaml(text, str(path))
+    try:
+        _check_size(content, str(path))
+        return parse_yaml(content.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}, line {line}: expected UTF-8 text, got other bytes") from None
 
 
 def parse_yaml(text: str, name: str) -> Source:
     """Parse YAML text; ``name`` is what messages call it. RecipeError with the line."""
+    _check_size(text, name)
     source = Source(data=None, places={(): name})
     try:
-        loader = _RecipeLoader(text)
+        loader = _RecipeLoader(text, name)
         root = loader.get_single_node()
         if root is not None:
             source.data = _Construction(loader, source, name).value(root, ())
@@ -88,14 +119,19 @@ def parse_yaml(text: str, name: str) -> Source:
     return source
 
 
+def _check_size(content: bytes | str, name: str) -> None:
+    if len(content) > LARGEST_FILE:
+        raise RecipeError(f"{name}: more than {LARGEST_FILE >> 20} MiB, which no recipe needs")
+
+
 def parse_value(text: str) -> Any:
     """The value part of an override, read exactly as if it stood in the file."""
     return parse_yaml(text, "value").data
 
 
 def dotted(path: FieldPath) -> str:
-    """``("data", "tasks", 0, "pairs")`` as ``data.tasks.0.pairs``."""
-    return ".".join(str(part) for part in path)
+    """``("data", "tasks", 0, "pairs")`` as ``data.tasks.0.pairs``; very long names shortened."""
+    return shortened(".".join(shortened(str(part)) for part in path), 200)
 
 
 def _syntax_message(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
@@ -116,8 +152,15 @@ class _Construction:
         self.source = source
         self.name = name
         self.open_nodes: list[Node] = []
+        self.count = 0
 
     def value(self, node: Node, path: FieldPath) -> Any:
+        self.count += 1  # an alias stands for all that it repeats
+        if self.count > 2 * MOST_VALUES:
+            raise RecipeError(
+                f"{self.place(node)}: with its aliases written out, more than "
+                f"{2 * MOST_VALUES:,} values"
+            )
         if any(node is outer for outer in self.open_nodes):
             raise RecipeError(f"{self.place(node)}: an alias that contains itself")
         if path:
@@ -125,8 +168,10 @@ class _Construction:
         self.open_nodes.append(node)
         try:
             if isinstance(node, MappingNode):
+                self.check_tag(node, {_TAG + "map"})
                 return self.mapping(node, path)
             if isinstance(node, SequenceNode):
+                self.check_tag(node, {_TAG + "seq"})
                 return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
             return self.scalar(node)
         finally:
@@ -160,17 +205,54 @@ class _Construction:
         value = self.value(node, ()) if isinstance(node, ScalarNode) else None
         if isinstance(value, bool) or not isinstance(value, str | int):
             plain = isinstance(node, ScalarNode)
-            written = f"{node.value!r}; quote it" if plain else "a collection"
+            written = f"{shortened(node.value)!r}; quote it" if plain else "a collection"
             raise RecipeError(f"{self.place(node)}: expected a name as key, got {written}")
         return str(value)
 
     def scalar(self, node: Node) -> Any:
+        self.check_tag(node, _SCALARS)
+        try:
+            value = self._scalar(node.tag.removeprefix(_TAG), node)
+        except Exception as error:
+            # A tag may ask for what the text is not: `!!bool foo`.
+            kind = node.tag.replace(_TAG, "!!")
+            text = shortened(node.value)
+            raise RecipeError(f"{self.place(node)}: {text!r} is no {kind} ({reason(error)})") from (
+                error
+            )
+        if isinstance(value, str) and not _is_text(value):
+            raise RecipeError(
+                f"{self.place(node)}: {shortened(ascii(value))} holds a zero byte or half a "
+                "surrogate pair, which is no text"
+            )
+        return value
+
+    def _scalar(self, kind: str, node: Node) -> Any:
         # SafeLoader would read 010 as octal; here it is ten.
-        if node.tag == "tag:yaml.org,2002:int":
-            return int(node.value.replace("_", ""))
-        if node.tag == "tag:yaml.org,2002:float":
+        if kind == "int":
+            digits = node.value.replace("_", "")
+            if len(digits) > MOST_DIGITS:
+                raise ValueError(f"{len(digits):,} digits, expected at most {MOST_DIGITS}")
+            return int(digits)
+        if kind == "float":
             return float(node.value.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
         return self.loader.construct_object(node)
 
+    def check_tag(self, node: Node, allowed: set[str]) -> None:
+        if node.tag not in allowed:
+            kind = shortened(node.tag.replace(_TAG, "!!"))
+            raise RecipeError(
+                f"{self.place(node)}: {kind} is not used in recipes; expected text, a number, true "
+                "or false, a list or a mapping"
+            )
+
     def place(self, node: Node) -> str:
         return f"{self.name}, line {node.start_mark.line + 1}"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wuneng.recipe.settings import Settings
-from wuneng.recipe.sizes import Count, Fraction, PositiveCount, Real
+from wuneng.recipe.sizes import Count, Fraction, Length, PositiveCount, Real, Rows
 from wuneng.recipe.upgrade import Regex
 
 __all__ = ["EndEvaluation", "OptimizerSettings", "Training"]
@@ -52,11 +52,11 @@ class Training(OptimizerSettings):
     """Optimiser steps; either this or ``tokens``."""
     tokens: PositiveCount | None = None
     """Tokens to train on; either this or ``steps``."""
-    sequence_length: Annotated[PositiveCount, Field(ge=2)] = 256
+    sequence_length: Annotated[Length, Field(ge=2)] = 256
     """Tokens of a training sequence."""
-    batch_size: PositiveCount = 16
+    batch_size: Rows = 16
     """Sequences per optimiser step."""
-    micro_batch_size: PositiveCount | None = None
+    micro_batch_size: Rows | None = None
     """Sequences per forward pass, a divisor of ``batch_size``; gradients are accumulated."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type; auto takes bf16 where the device has it and fp32 elsewhere."""
@@ -96,13 +96,13 @@ class Training(OptimizerSettings):
 class EndEvaluation(Settings):
     """What is measured once an arm is trained."""
 
-    length_multiples: Annotated[list[PositiveCount], Field(min_length=1)] = Field(
+    length_multiples: Annotated[list[Rows], Field(min_length=1)] = Field(
         default_factory=lambda: [1, 2, 4, 8]
     )
     """Synthetic tasks are scored at these multiples of the training length."""
     examples: PositiveCount = 512
     """Synthetic examples per task and length."""
-    batch_size: PositiveCount | None = None
+    batch_size: Rows | None = None
     """Sequences per forward pass; default the training's."""
     max_batches: PositiveCount | None = None
     """Text: at most this many batches of validation text; default all of it."""

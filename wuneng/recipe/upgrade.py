@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from wuneng.errors import nearest
+from wuneng.errors import nearest, reason
 from wuneng.recipe.settings import Settings
-from wuneng.recipe.sizes import PositiveCount, Real
+from wuneng.recipe.sizes import Real, Width
 
 if TYPE_CHECKING:
     from wuneng.recipe.arms import Arm
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Distillation", "LoraSettings", "Regex", "TrainChoice", "upgrade_problems"]
 
+_LONGEST_PATTERN = 1000
 TRAIN_WORDS = ("all", "new", "none")
-Name = Annotated[str, StringConstraints(min_length=1)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 NonNegativeReal = Annotated[Real, Field(ge=0.0)]
 PositiveReal = Annotated[Real, Field(gt=0.0)]
 
 
 def _regex(value: Any) -> Any:
     try:
+        if len(value) > _LONGEST_PATTERN:
+            raise ValueError(f"at most {_LONGEST_PATTERN} characters")
         re.compile(value)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PydanticCustomError(
-            "regex", "{expected}", {"expected": f"a regular expression ({error})"}
+            "regex", "{expected}", {"expected": f"a regular expression ({reason(error)})"}
         ) from None
     return value
 
@@ -68,7 +71,7 @@ class Distillation(Settings):
 class LoraSettings(Settings):
     """Low-rank adapters (peft) on the frozen weights of an arm: the control for new heads."""
 
-    rank: PositiveCount | None = None
+    rank: Width | None = None
     """Rank of every adapter; either this or ``match``."""
     match: Name | None = None
     """An arm whose number of trainable parameters the adapters get: ranks are equal up to one."""

@@ -1,5 +1,6 @@
 """Run directories and the files in them: written whole, found again, read without torch."""
 
+from wuneng.records.checksums import CHECKSUMS, verify, write_sealed_json
 from wuneng.records.files import (
     append_jsonl,
     disk_errors,
@@ -7,24 +8,35 @@ from wuneng.records.files import (
     read_json,
     read_jsonl,
     truncate_jsonl_after,
+    write_bytes_atomic,
     write_json,
     write_text_atomic,
 )
-from wuneng.records.find import arm_names, find_model
+from wuneng.records.find import find_model
+from wuneng.records.places import refuse_links, usable_directory
+from wuneng.records.roles import ArmRoles, arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, ArmDirectory, RunDirectory
 
 __all__ = [
+    "CHECKSUMS",
     "RUNS_ROOT",
     "ArmDirectory",
+    "ArmRoles",
     "RunDirectory",
     "append_jsonl",
     "arm_names",
+    "arm_roles",
     "disk_errors",
     "find_model",
     "finite",
     "read_json",
     "read_jsonl",
+    "refuse_links",
     "truncate_jsonl_after",
+    "usable_directory",
+    "verify",
+    "write_bytes_atomic",
     "write_json",
+    "write_sealed_json",
     "write_text_atomic",
 ]

@@ -10,26 +10,35 @@ import errno
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from wuneng.errors import DataError, DiskError
+from wuneng.records.leftovers import lock, partial_file_pattern, remove_abandoned
 
 __all__ = [
     "append_jsonl",
     "disk_errors",
     "finite",
+    "json_text",
+    "open_no_link",
     "read_json",
     "read_jsonl",
     "truncate_jsonl_after",
+    "write_bytes_atomic",
     "write_json",
     "write_text_atomic",
 ]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+_REFUSED = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.EBUSY),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EOPNOTSUPP),
+)
+_ATTEMPTS = 3
 
 
 @contextmanager
@@ -49,24 +58,52 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a UTF-8 file that is never seen half-written. DiskError when the disk refuses.
+    """Write a UTF-8 file, as ``write_bytes_atomic`` does. DiskError when the disk refuses."""
+    write_bytes_atomic(path, text.encode("utf-8"))
 
-    Missing parent directories are made. An existing file stays as it is until the rename.
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is never seen half-written. DiskError when the disk refuses.
+
+    Missing parent directories are made. An existing file stays as it is until the rename; a link
+    in its place is replaced, never followed. What killed writes of it left is removed.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink()
-            raise
+        remove_abandoned(path.parent, partial_file_pattern(path.name))
+        for attempt in range(_ATTEMPTS):
+            try:
+                _write_and_rename(path, data)
+                break
+            except FileNotFoundError:  # removed by another process before it was locked
+                if attempt == _ATTEMPTS - 1:
+                    raise
         _flush_directory(path.parent)
+
+
+def _write_and_rename(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        descriptor = open_no_link(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(descriptor, "wb") as file:
+            lock(descriptor)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+            partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def open_no_link(path: Path, flags: int) -> int:
+    """``os.open`` that refuses a symbolic link: nothing of ours is written through one.
+
+    Raises:
+        OSError: ELOOP for a link, and whatever opening raises.
+    """
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,8 +112,12 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         DiskError: the disk is full or refuses to be written.
     """
-    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text_atomic(path, text + "\n")
+    write_text_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What ``write_json`` writes of ``value``."""
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -87,6 +128,10 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, byte {error.start}: not UTF-8 text") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of 5,000 digits
+        raise DataError(f"{path}: not valid JSON: {error}") from None
 
 
 def append_jsonl(path: Path, value: Any) -> None:
@@ -98,7 +143,8 @@ def append_jsonl(path: Path, value: Any) -> None:
     line = json.dumps(finite(value), ensure_ascii=False, allow_nan=False) + "\n"
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+", buffering=0) as file:
+        descriptor = open_no_link(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(descriptor, "ab+", buffering=0) as file:
             end = _end_of_last_line(file.fileno())
             if end != os.fstat(file.fileno()).st_size:
                 file.truncate(end)
@@ -118,30 +164,48 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     A last line without its newline is torn, and left out: a killed process wrote it.
 
     Raises:
-        DataError: a complete line is not JSON.
+        DataError: a complete line is not a JSON object.
     """
-    if not path.exists():
-        return []
-    *lines, _torn = path.read_bytes().split(b"\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # JSONDecodeError and UnicodeDecodeError
-            raise DataError(f"{path}, line {number}: not valid JSON: {line[:60]!r}") from None
+    for number, line, row in _lines(path):
+        if row is None:
+            raise DataError(f"{path}, line {number}: not a JSON object: {line[:60]!r}")
+        rows.append(row)
     return rows
 
 
-def truncate_jsonl_after(path: Path, step: int) -> None:
+def truncate_jsonl_after(path: Path, step: int) -> list[int]:
     """Drop, atomically, the rows whose ``step`` is above ``step``: a resumed run writes them anew.
 
-    Rows without a step stay.
+    Rows without a step stay. Lines that are damaged are dropped; their numbers are returned, for a
+    message: what describes a run must not keep it from going on.
     """
-    rows = read_jsonl(path)
-    kept = [row for row in rows if row.get("step", step) <= step]
-    if rows or path.exists():
+    kept, damaged = [], []
+    for number, _, row in _lines(path):
+        if row is None or not isinstance(row.get("step", step), int):
+            damaged.append(number)
+        elif row.get("step", step) <= step:
+            kept.append(row)
+    if path.exists():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         write_text_atomic(path, "".join(lines))
+    return damaged
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+    """Number, bytes and object of every complete line; None for one that holds no object."""
+    if not path.exists():
+        return
+    try:
+        *lines, _torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # JSONDecodeError and UnicodeDecodeError, too
+            row = None
+        yield number, line, row if isinstance(row, dict) else None
 
 
 def _end_of_last_line(descriptor: int) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import yaml
-
-from wuneng.errors import ModelError, nearest
+from wuneng.errors import ModelError, nearest, reason, shortened
+from wuneng.records.checksums import CHECKSUMS
+from wuneng.records.roles import arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, RunDirectory
 
-__all__ = ["arm_names", "find_model"]
+__all__ = ["find_model"]
 
 
 def find_model(
@@ -20,7 +20,8 @@ def find_model(
 
     Args:
         path: a directory with a config.json; an arm's directory; a run directory (or its name
-            under ``runs_root``), which stands for its first arm; or None for the latest run.
+            under ``runs_root``), which stands for its first trained arm with
+            state heads; or None for the latest run.
         arm: the arm of a run directory.
 
     Raises:
@@ -40,17 +41,9 @@ def find_model(
         raise ModelError(
             f"no model in {place}: expected config.json (a transformers directory), model/ (an "
             f"arm) or recipe.yaml (a run){_training_goes_on(place)}"
+            f"{''.join(map(_convert_first, sorted(place.glob('*.pth'))[:1]))}"
         )
     return found
-
-
-def arm_names(run: RunDirectory) -> list[str]:
-    """The arms of a run in the order of its recipe. ModelError when the recipe is not readable."""
-    try:
-        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-        return [str(name) for name in recipe["arms"]]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ModelError(f"{run.recipe} does not name the arms of a run: {error}") from None
 
 
 def _latest(runs_root: Path) -> Path:
@@ -64,11 +57,14 @@ def _latest(runs_root: Path) -> Path:
 
 
 def _existing(path: Path, runs_root: Path) -> Path:
-    for candidate in (path, runs_root / path):
-        if candidate.is_dir():
-            return candidate
+    try:
+        for candidate in (path, runs_root / path):
+            if candidate.is_dir():
+                return candidate
+    except OSError as error:  # a name too long, no access
+        raise ModelError(f"model {shortened(str(path), 200)}: {reason(error)}") from None
     if path.exists():
-        raise ModelError(f"model {path} is a file, expected a directory")
+        raise ModelError(f"model {path} is a file, expected a directory{_convert_first(path)}")
     parents = [d for d in (path.parent, runs_root) if d.is_dir()]
     near = nearest(path.name, (p.name for d in parents for p in d.iterdir() if p.is_dir()))
     other = runs_root / path
@@ -76,11 +72,21 @@ def _existing(path: Path, runs_root: Path) -> Path:
     raise ModelError(f"model {path} does not exist{also}.{near}")
 
 
+def _convert_first(file: Path) -> str:
+    """What to do about a checkpoint that is no model directory yet."""
+    if file.suffix != ".pth":
+        return ""
+    return (
+        f"; an RWKV-7 .pth is converted first: `wuneng convert {file} {file.stem} --tokenizer "
+        f"bytes` (or world, or the path of its vocabulary), then name {file.stem}"
+    )
+
+
 def _in_run(run: RunDirectory, arm: str | None) -> Path:
     arms = arm_names(run)
     if arm is not None and arm not in arms:
         raise ModelError(f"{run.path} has no arm '{arm}': {', '.join(arms)}.{nearest(arm, arms)}")
-    chosen = run.arm(arm or arms[0]).path
+    chosen = run.arm(arm or arm_roles(run).main).path
     found = _in_arm(chosen)
     if found is None:
         raise ModelError(
@@ -95,7 +101,8 @@ def _in_arm(place: Path) -> Path | None:
     seeds = [s for s in place.glob("seed-*") if re.fullmatch(r"seed-\d+", s.name)]
     seeds.sort(key=lambda seed: int(seed.name.removeprefix("seed-")))
     for directory in (place, *seeds):
-        if (directory / "model" / "config.json").is_file():
+        # A model of ours without its config.json is damaged, not absent: its loader says so.
+        if any((directory / "model" / name).is_file() for name in ("config.json", CHECKSUMS)):
             return directory / "model"
     return None
 

@@ -3,10 +3,13 @@
 runs/<name>/recipe.yaml          resolved; training from it repeats the run
             environment.json     versions, device, command line, git commit
             results.json         the arms side by side; there once the run is complete
+            checksums.json       of recipe.yaml and results.json
             <arm>[/seed-<n>]/metrics.jsonl
             <arm>[/seed-<n>]/checkpoints/step-<n>/
             <arm>[/seed-<n>]/model/
-            <arm>[/seed-<n>]/rows.json       text: nats of each validation row
+            <arm>[/seed-<n>]/rows.json       what each row of the end evaluation scored
+            <arm>[/seed-<n>]/result.json     the arm's figures; there once the arm is complete
+            <arm>[/seed-<n>]/checksums.json  of the arm's files above; exports have their own
             <arm>[/seed-<n>]/start/          the converted source, where a recipe has init_from
             <arm>[/seed-<n>]/teacher/        the converted teacher, where it has distill
 runs/latest -> <name>
@@ -14,13 +17,20 @@ runs/latest -> <name>
 
 from __future__ import annotations
 
-import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from wuneng.errors import InputError
 from wuneng.records.files import disk_errors
+from wuneng.records.leftovers import is_leftover_name, remove_abandoned
+from wuneng.records.lock import LOCK, is_locked
+from wuneng.records.places import usable_directory
+
+_PARTIAL_LINK = re.compile(r"\.latest\.\d+|\.latest\.[0-9a-f]+\.partial")
 
 __all__ = ["RUNS_ROOT", "ArmDirectory", "RunDirectory"]
 
@@ -56,8 +66,13 @@ class ArmDirectory:
 
     @property
     def rows(self) -> Path:
-        """What each row of validation text cost; there once the arm is complete."""
+        """What each row of the end evaluation scored; there once the arm is complete."""
         return self.path / "rows.json"
+
+    @property
+    def result(self) -> Path:
+        """The arm's figures; written last, so that it marks the arm as complete."""
+        return self.path / "result.json"
 
     @property
     def model(self) -> Path:
@@ -75,19 +90,35 @@ class RunDirectory:
         object.__setattr__(self, "path", Path(self.path))
 
     @classmethod
-    def create(cls, name: str, runs_root: Path = RUNS_ROOT) -> RunDirectory:
+    def create(cls, name: str, runs_root: Path = RUNS_ROOT, *, reuse: bool = False) -> RunDirectory:
         """Make ``runs_root/<name>``, or ``<name>-2``, ``<name>-3``... where that is taken.
 
+        Args:
+            reuse: take a directory that is empty, or in which a killed process left nothing but
+                leftovers. The caller locks it, and chooses again where another was faster.
+
         Raises:
-            DiskError: the directory cannot be made.
+            InputError: no directory can be made there.
+            DiskError: the disk is full.
         """
+        usable_directory(Path(runs_root), "--out")
         with disk_errors(runs_root / name):
-            Path(runs_root).mkdir(parents=True, exist_ok=True)
             for candidate in _names(name):
+                run = cls(runs_root / candidate)
+                if reuse and run.is_abandoned:
+                    return run
                 with suppress(FileExistsError):
-                    (runs_root / candidate).mkdir()
-                    return cls(runs_root / candidate)
+                    run.path.mkdir()
+                    return run
         raise AssertionError("the names do not end")
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether it holds nothing, or only what a process left that was killed at its start."""
+        if self.path.is_symlink() or not self.path.is_dir() or is_locked(self.path):
+            return False
+        own = (LOCK, self.environment.name)
+        return all(p.name in own or is_leftover_name(p.name) for p in self.path.iterdir())
 
     @property
     def recipe(self) -> Path:
@@ -114,13 +145,18 @@ class RunDirectory:
         link = Path(runs_root) / "latest"
         here, root = self.path.resolve(), Path(runs_root).resolve()
         target = here.relative_to(root) if here.is_relative_to(root) else here
-        partial = link.with_name(f".latest.{os.getpid()}")
         with disk_errors(link):
             link.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                partial.unlink()
+            if link.is_symlink() and link.readlink() == target:
+                return
+            if link.exists() and not link.is_symlink():
+                raise InputError(f"{link} is no link to a run, as it should be; rename it")
+            remove_abandoned(link.parent, _PARTIAL_LINK)
+            partial = link.with_name(f".latest.{secrets.token_hex(8)}.partial")
             partial.symlink_to(target, target_is_directory=True)
-            partial.replace(link)
+            # Gone already: another run removed it as left over, and sets the link itself.
+            with suppress(FileNotFoundError):
+                partial.replace(link)
 
 
 def _names(name: str) -> Iterator[str]:

@@ -67,13 +67,17 @@ class Recall:
         """All of them, from the start of training."""
         return length
 
-    def examples(self, random: np.random.Generator, rows: int, length: int) -> Examples:
-        """``rows`` sequences of ``length`` tokens; DataError when the task does not fit."""
+    def check_length(self, length: int) -> None:
+        """Raise DataError where pairs and queries need more than ``length`` tokens."""
         if length < self.shortest:
             raise DataError(
                 f"task {self.name!r} needs at least {self.shortest} tokens (two for each pair and "
                 f"rewrite, one for each query), but the sequence length is {length}"
             )
+
+    def examples(self, random: np.random.Generator, rows: int, length: int) -> Examples:
+        """``rows`` sequences of ``length`` tokens; DataError when the task does not fit."""
+        self.check_length(length)
         writes = self.pairs + self.rewrites
         front = max(2 * writes, 2 * writes * length // self.shortest)
         inputs = np.full((rows, length), self.keys + self.values, dtype=np.int64)

@@ -61,6 +61,9 @@ class StateTracking:
                 return min(scored, length)
         return length
 
+    def check_length(self, length: int) -> None:
+        """Words of a group have any length."""
+
     def examples(self, random: np.random.Generator, rows: int, length: int) -> Examples:
         """``rows`` uniformly random words of ``length`` elements and their running products."""
         elements = random.integers(0, self.vocab_size, (rows, length))

@@ -32,6 +32,10 @@ class Task(Protocol):
         """``rows`` sequences of exactly ``length`` tokens, all positions scored that can be."""
         ...
 
+    def check_length(self, length: int) -> None:
+        """Raise DataError where the task does not fit into ``length`` tokens."""
+        ...
+
     def scored_positions(self, length: int, progress: float) -> int:
         """How many positions from the start are scored at ``progress`` (0 to 1) of training."""
         ...

@@ -7,8 +7,9 @@ starting_point, trainable, lora, distillation
 loop         its training, from the first step or the last checkpoint to the last step
 step         one optimiser step
 checkpoint   what is saved, verified and rotated
-quality      figures of a model over fixed batches
-paired       differences between arms row by row
+quality      what a model scores on each row of fixed batches
+figures      the figures that rows of scores add up to
+paired       differences between arms, row by row or seed by seed
 summary      the closing table and sentence, by the rules in verdicts and upgrade_summary
 """
 

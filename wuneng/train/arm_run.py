@@ -17,9 +17,10 @@ from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
 from wuneng.model.counting import describe
 from wuneng.recipe import Recipe
-from wuneng.records import ArmDirectory, read_jsonl
+from wuneng.records import CHECKSUMS, ArmDirectory, read_jsonl, refuse_links
+from wuneng.records.atomic import directory_written_atomically, remove_leftovers
+from wuneng.records.sharing import share_files
 from wuneng.train.arms import ArmConfigs, has_token_shift, kind_of
-from wuneng.train.atomic import directory_written_atomically, remove_leftovers
 from wuneng.train.display import Display
 from wuneng.train.distillation import Teacher, teacher_name
 from wuneng.train.loggers import open_loggers
@@ -50,19 +51,26 @@ def run_arm(
     device: torch.device,
     display: Display,
     configs: ArmConfigs,
+    *,
+    check: bool = True,
 ) -> None:
     """Train ``arm`` in ``place`` on ``data``, which stands at its first batch.
+
+    Args:
+        check: compare the models it starts from with their checksums.
 
     Raises:
         Interrupted: a signal came; the arm is saved.
         InputError, NonFiniteError, DiskError, CheckpointError: as ``wuneng.train.run``.
     """
+    refuse_links(place.path, place.checkpoints, place.model, place.start, place.teacher)
     remove_leftovers(place.path)
+    (place.path / CHECKSUMS).unlink(missing_ok=True)  # of files that are written anew
     facts = _facts(recipe, arm, configs)
     training = recipe.arm_training(arm)
     display.note(f"{arm} (seed {seed}): {_in_words(facts, training.total_steps)} on {device}")
-    teacher = _teacher(recipe, arm, seed, place, device, configs, display)
-    model = _model(recipe, arm, seed, place, configs, display).to(device)
+    teacher = _teacher(recipe, arm, seed, place, device, configs, display, check)
+    model = _model(recipe, arm, seed, place, configs, display, check).to(device)
     title = f"{recipe.name}/{arm}/seed-{seed}"
     job = ArmJob(
         arm=arm,
@@ -94,6 +102,7 @@ def _model(
     place: ArmDirectory,
     configs: ArmConfigs,
     display: Display,
+    check: bool,
 ) -> WuNengForCausalLM:
     """The arm's model at its first step: drawn from the seed, or loaded, frozen and adapted."""
     settings = recipe.arms[arm]
@@ -106,12 +115,26 @@ def _model(
     start = configs.sources.directory(
         settings.init_from, settings.model, place.start, seed, display.note
     )
-    model = load_start(start)
+    _share_start(place, recipe)
+    model = load_start(start, check=check)
     seed_everything(seed)  # after a conversion, which a resumed run does not repeat
     if settings.lora is not None:
         add_adapters(model, settings.lora, lora_ranks(recipe, arm, configs))
     freeze(model, settings, arm)
     return model
+
+
+def _share_start(place: ArmDirectory, recipe: Recipe) -> None:
+    """Keep what several arms and seeds start from once, where they start from the same."""
+    run = place.path.parent.parent if len(recipe.seeds) > 1 else place.path.parent
+    directories = [run / arm / seed for arm in recipe.arms for seed in _seed_names(recipe)]
+    copies = [directory / name for directory in directories for name in ("start", "teacher")]
+    for own in (place.start, place.teacher):
+        share_files(own, (copy for copy in copies if copy != own and copy.is_dir()))
+
+
+def _seed_names(recipe: Recipe) -> list[str]:
+    return [f"seed-{seed}" for seed in recipe.seeds] if len(recipe.seeds) > 1 else [""]
 
 
 def _teacher(
@@ -122,12 +145,13 @@ def _teacher(
     device: torch.device,
     configs: ArmConfigs,
     display: Display,
+    check: bool,
 ) -> Teacher | None:
     name, settings = teacher_name(recipe, arm), recipe.arms[arm].distill
     if name is None or settings is None:
         return None
     directory = configs.sources.directory(name, PLAIN, place.teacher, seed, display.note)
-    model = load_start(directory).to(device).eval().requires_grad_(False)
+    model = load_start(directory, check=check).to(device).eval().requires_grad_(False)
     return Teacher(model, settings)
 
 
@@ -136,9 +160,10 @@ def _train_and_score(
 ) -> tuple[TrainerState, Quality]:
     """The parts that take long, and so can be stopped by a signal."""
     try:
-        with StopSignals(_stop_warning(display)) as stop:
+        what = f"arm {job.arm!r}, seed {job.seed},"
+        with StopSignals(_stop_warning(display), what) as stop:
             if recipe.arms[job.arm].train == "none":
-                state, leave_if_asked = TrainerState(job.arm, job.seed), _leaving(job.arm, stop)
+                state, leave_if_asked = TrainerState(job.arm, job.seed), _leaving(job, stop)
             else:
                 story = ArmTraining(job, display, stop)
                 state, leave_if_asked = story.run(), story.leave_if_asked
@@ -155,12 +180,15 @@ def _train_and_score(
             logger.close()
 
 
-def _leaving(arm: str, stop: StopSignals) -> Callable[[], None]:
+def _leaving(job: ArmJob, stop: StopSignals) -> Callable[[], None]:
     """Raises Interrupted if a signal has come while an arm that does not train is scored."""
 
     def leave_if_asked() -> None:
         if stop.requested is not None:
-            raise Interrupted(f"stopped by a signal while {arm!r} was scored", stop.requested)
+            raise Interrupted(
+                f"stopped by a signal while arm {job.arm!r}, seed {job.seed}, was scored",
+                stop.requested,
+            )
 
     return leave_if_asked
 

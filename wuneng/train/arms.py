@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig, from_settings
 from wuneng.model.counting import match
+from wuneng.model.skeleton import layout
 from wuneng.recipe import ModelSettings, Recipe
 from wuneng.train.distillation import teacher_config
 from wuneng.train.starting_point import OwnModels, Sources, starting_config
@@ -70,6 +71,8 @@ def arm_config(
     }
     try:
         config = from_settings(recipe.arm_model(arm), vocab_size, **ids)
+        if recipe.arm_model(arm).rope_scaling is not None:
+            layout(config)  # rotary settings that cannot be computed with say so here
         if arm == recipe.reference_arm or recipe.arms[arm].match == "width":
             return config
         reference = arm_config(recipe, recipe.reference_arm, vocab_size, tokenizer, sources)

@@ -10,7 +10,6 @@ No file is a pickle, so loading a checkpoint runs no code from it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -22,12 +21,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wuneng.errors import CheckpointError
-from wuneng.train.atomic import directory_written_atomically, remove_directory, remove_leftovers
+from wuneng.errors import CheckpointError, DamagedError
+from wuneng.records.atomic import directory_written_atomically, remove_directory, remove_leftovers
+from wuneng.records.checksums import fault, read_checksums
 from wuneng.train.optimizer import load_named_state, named_state
 from wuneng.train.trainer_state import TrainerState
 
-__all__ = ["Checkpoint", "latest_usable", "restore", "save", "verify"]
+__all__ = ["Checkpoint", "latest_usable", "restore", "rotate", "save", "verify"]
 
 MODEL, OPTIMIZER, TRAINER, MANIFEST = (
     "model.safetensors",
@@ -54,8 +54,11 @@ def save(
     state: TrainerState,
     *,
     keep: int,
+    protected: int | None = None,
 ) -> Path:
     """Write ``parent/step-<state.step>``, and only then delete all but the newest ``keep``.
+
+    The checkpoint of step ``protected`` stays besides.
 
     Checkpoints of later steps (found altered when the run was resumed before them) go as well.
 
@@ -65,13 +68,11 @@ def save(
     weights, moments = model_tensors(model), named_state(model, optimizer)
     needed = _MARGIN + sum(t.nbytes for part in (weights, moments) for t in part.values())
     final = parent / f"step-{state.step}"
-    with directory_written_atomically(final, needed) as temporary:
+    with directory_written_atomically(final, needed, checksums=MANIFEST) as temporary:
         save_file({name: t.contiguous() for name, t in weights.items()}, temporary / MODEL)
         save_file(moments, temporary / OPTIMIZER)
         (temporary / TRAINER).write_text(json.dumps(state.to_json()), encoding="utf-8")
-        manifest = {"schema": 1, "files": {name: _digest(temporary / name) for name in _CONTENT}}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _rotate(parent, state.step, keep)
+    rotate(parent, state.step, keep, protected)
     return final
 
 
@@ -81,20 +82,16 @@ def verify(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: in one line, which file is missing, cut short, altered or unreadable.
     """
-    manifest = _read_json(path / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or set(files) != set(_CONTENT):
+    try:
+        files = read_checksums(path, MANIFEST)
+    except DamagedError as error:
+        raise CheckpointError(str(error)) from None
+    if set(files) != set(_CONTENT):
         raise CheckpointError(f"{path / MANIFEST}: does not list {', '.join(_CONTENT)}")
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing")
-        size = file.stat().st_size
-        if not isinstance(expected, dict) or size != expected.get("bytes"):
-            wanted = expected.get("bytes") if isinstance(expected, dict) else "?"
-            raise CheckpointError(f"{file}: {size:,} bytes, {wanted:,} were written")
-        if _digest(file) != expected:
-            raise CheckpointError(f"{file}: altered since it was written (sha256 differs)")
+    for name, written in files.items():
+        found = fault(path / name, written)
+        if found is not None:
+            raise CheckpointError(f"{path / name}: {found}")
     try:
         return Checkpoint(path, TrainerState.from_json(_read_json(path / TRAINER)))
     except CheckpointError as error:
@@ -146,10 +143,11 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _rotate(parent: Path, newest: int, keep: int) -> None:
+def rotate(parent: Path, newest: int, keep: int, protected: int | None = None) -> None:
+    """Delete all checkpoints but the newest ``keep`` up to step ``newest``, and ``protected``."""
     steps = sorted(_steps(parent), reverse=True)
     kept = [step for step in steps if step <= newest][: max(1, keep)]
-    for step in set(steps) - set(kept):
+    for step in set(steps) - {*kept, protected}:
         remove_directory(parent / f"step-{step}")
 
 
@@ -158,15 +156,6 @@ def _steps(parent: Path) -> list[int]:
         return []
     names = (re.fullmatch(r"step-(\d+)", path.name) for path in parent.iterdir())
     return [int(match.group(1)) for match in names if match]
-
-
-def _digest(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256")
-    except OSError as error:
-        raise CheckpointError(f"{file}: unreadable ({error})") from None
-    return {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
 
 
 def _read_json(file: Path) -> Any:

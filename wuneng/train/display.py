@@ -15,6 +15,10 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
+
+from wuneng.foreign import print_line, shown_line
+from wuneng.foreign.terminal import PlainConsole
 
 __all__ = ["Display", "PanelDisplay", "PlainDisplay", "Progress", "QuietDisplay", "make_display"]
 
@@ -67,7 +71,7 @@ def make_display(*, quiet: bool = False, to_stderr: bool = False) -> Display:
     stream = sys.stderr if to_stderr else sys.stdout
     if quiet:
         return QuietDisplay(sys.stderr)
-    console = Console(file=stream)
+    console = PlainConsole(file=stream)
     return PanelDisplay(console) if console.is_terminal else PlainDisplay(stream)
 
 
@@ -85,7 +89,7 @@ class QuietDisplay:
 
     def warn(self, message: str) -> None:
         """One line."""
-        print(f"warning: {message}", file=self._stream, flush=True)
+        print_line(f"warning: {message}", file=self._stream)
 
     def close(self) -> None:
         """Nothing to undo."""
@@ -97,11 +101,11 @@ class PlainDisplay(QuietDisplay):
     def stepped(self, progress: Progress) -> None:
         """A line if the step is logged."""
         if progress.logged:
-            print(_line(progress), file=self._stream, flush=True)
+            print_line(_line(progress), file=self._stream)
 
     def note(self, message: str) -> None:
         """One line."""
-        print(message, file=self._stream, flush=True)
+        print_line(message, file=self._stream)
 
 
 class PanelDisplay:
@@ -158,7 +162,10 @@ class PanelDisplay:
         for name, value in self._validation.items():
             table.add_row("validation", f"{value:.4f}", name)
         return Panel(
-            table, title=f"{progress.arm} (seed {progress.seed})", title_align="left", expand=False
+            table,
+            title=Text(shown_line(f"{progress.arm} (seed {progress.seed})")),  # markup in a string
+            title_align="left",
+            expand=False,
         )
 
 

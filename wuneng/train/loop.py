@@ -13,18 +13,18 @@ from typing import Any
 
 from torch import nn
 
-from wuneng.data.batch import TrainingData, ValidationData
+from wuneng.data.batch import TrainingData, ValidationData, same_data
 from wuneng.errors import CheckpointError
 from wuneng.recipe import OptimizerSettings, Training
 from wuneng.records import ArmDirectory, append_jsonl, truncate_jsonl_after
+from wuneng.records.atomic import flush
 from wuneng.train import checkpoint
-from wuneng.train.atomic import flush
 from wuneng.train.display import Display, Progress
 from wuneng.train.distillation import Teacher
 from wuneng.train.loggers import Logger
 from wuneng.train.optimizer import build_optimizer, set_learning_rate
 from wuneng.train.quality import measure
-from wuneng.train.schedule import learning_rate_at
+from wuneng.train.schedule import learning_rate_at, steps_before_decay
 from wuneng.train.signals import Interrupted, StopSignals
 from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
 from wuneng.train.trainer_state import TrainerState, capture_rng, restore_rng
@@ -90,6 +90,7 @@ class ArmTraining:
         self.optimizer = build_optimizer(job.model, job.training)
         self.called = prepare_model(job.model, job.training)
         self.total_steps = job.training.total_steps
+        self._decay_begins = _decay_begins(job.training)
         self._pace = _Pace()
         self._saved_step = -1
         self._first_of_session = True
@@ -125,7 +126,10 @@ class ArmTraining:
         else:
             self._resume(found)
         # Lines after the checkpoint are of steps that are taken again: they would be doubled.
-        truncate_jsonl_after(job.directory.metrics, self.state.step)
+        damaged = truncate_jsonl_after(job.directory.metrics, self.state.step)
+        if damaged:
+            lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            self.display.warn(f"{job.directory.metrics}: damaged and left out: line {lines}")
         self._clock = time.perf_counter() - self.state.seconds
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
@@ -135,7 +139,7 @@ class ArmTraining:
                 f"{found.path} is of arm {state.arm!r}, seed {state.seed}; "
                 f"expected arm {job.arm!r}, seed {job.seed}"
             )
-        if state.data_description != job.data_description:
+        if not same_data(state.data_description, job.data_description):
             raise CheckpointError(
                 f"{found.path}: the training data has changed since. It was: "
                 f"{state.data_description!r}; it is: {job.data_description!r}. "
@@ -147,6 +151,7 @@ class ArmTraining:
             job.numerics.scaler.load_state_dict(state.scaler)
         restore_rng(state.rng)
         self.state, self._saved_step = state, state.step
+        state.total_steps = self.total_steps  # more than then, where the run was extended
         self.display.note(f"{job.arm}: continuing after step {state.step} ({found.path})")
 
     def _step(self) -> tuple[float, StepOutcome]:
@@ -243,7 +248,8 @@ class ArmTraining:
 
     def _checkpoint_due(self) -> bool:
         every = self.job.training.checkpoint_every
-        return bool(every) and self.state.step % every == 0
+        due = bool(every) and self.state.step % every == 0
+        return due or self.state.step == self._decay_begins
 
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted if a signal has come."""
@@ -251,14 +257,17 @@ class ArmTraining:
             return
         self._save()
         raise Interrupted(
-            f"stopped by a signal; arm {self.job.arm!r} is saved at step {self.state.step} of "
-            f"{self.total_steps}",
+            f"stopped by a signal; arm {self.job.arm!r}, seed {self.job.seed}, is saved at step "
+            f"{self.state.step} of {self.total_steps}",
             self.stop.requested,
         )
 
     def _save(self) -> None:
         """Write a checkpoint of this step unless there is one already."""
+        keep, place = self.job.training.keep_checkpoints, self.job.directory.checkpoints
         if self._saved_step == self.state.step:
+            # A process that was killed after it had saved left the older ones.
+            checkpoint.rotate(place, self.state.step, keep, self._decay_begins)
             return
         state, scaler = self.state, self.job.numerics.scaler
         state.seconds = time.perf_counter() - self._clock
@@ -268,10 +277,18 @@ class ArmTraining:
         if self.job.directory.metrics.exists():
             flush(self.job.directory.metrics)  # its lines are not written again after a resume
         checkpoint.save(
-            self.job.directory.checkpoints,
+            place,
             self.job.model,
             self.optimizer,
             state,
-            keep=self.job.training.keep_checkpoints,
+            keep=keep,
+            protected=self._decay_begins,
         )
         self._saved_step = state.step
+
+
+def _decay_begins(training: Training) -> int | None:
+    """The step at which a longer run parts from this one: its checkpoint is kept."""
+    if training.schedule != "wsd":
+        return None
+    return steps_before_decay(training.total_steps, training) or None

@@ -1,56 +1,92 @@
-"""Differences between arms on the same validation rows.
+"""Differences between the arms of a run: on the same validation rows, or over the same seeds.
 
 Every arm scores the same rows, so a row that is hard is hard for both arms of a pair; taking the
-difference row by row removes that from the error. With d_i the difference in nats of row i and b
-the bytes of all rows, the difference in bits per byte is sum d_i / (b ln 2), and its standard error
-that of a ratio over rows (``quality.ratio``).
+difference row by row removes that from the error. With several seeds the spread between seeds says
+more than the rows', and the arms are paired by the seed that both were trained from. Estimators
+and tests are those of ``wuneng eval`` (``wuneng.statistics``).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
+from wuneng.errors import DataError, file_errors
 from wuneng.recipe import Recipe
 from wuneng.records import RunDirectory, read_json
-from wuneng.train.quality import ratio
+from wuneng.statistics import PairedDifference, paired_by_seed
+from wuneng.train.figures import ROWS_SCHEMA, Column, columns
+from wuneng.train.verdicts import judged_names
 
-__all__ = ["NORMAL_95", "paired_differences"]
-
-NORMAL_95 = 1.959964  # half the width of a 95 % interval in standard errors
+__all__ = ["paired_differences"]
 
 
-def paired_differences(run: RunDirectory, recipe: Recipe) -> list[dict[str, Any]]:
-    """First minus second arm for every pair and text task, with a 95 % interval over rows.
+def paired_differences(
+    run: RunDirectory, recipe: Recipe, arms: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """First minus second arm for every pair and every figure that is judged, with a 95 % interval.
 
-    Empty for synthetic tasks; for several seeds too, whose spread says more than the rows'.
+    Args:
+        arms: their entries in results.json.
+
+    Returns:
+        Objects with ``arms``, ``figure``, ``difference``, ``standard_error``, ``interval``, ``p``,
+        ``test``, and ``rows`` (one seed) or ``seeds`` (several): how many were paired.
     """
     if len(recipe.seeds) > 1:
-        return []
-    places = {arm: run.arm(arm).rows for arm in recipe.arms}
-    rows = {arm: read_json(path) for arm, path in places.items() if path.exists()}
+        return _over_seeds(arms)
+    scored = {arm: _columns(run, arm) for arm in recipe.arms}
     found = []
-    for first, second in combinations(rows, 2):
-        for task in rows[first]:
-            one, other = rows[first][task], rows[second].get(task)
-            if task != "schema" and other is not None and one["tokens"] == other["tokens"]:
-                found.append({"arms": [first, second], **_difference(task, one, other)})
+    for first, second in combinations(scored, 2):
+        for name in _judged(arms, first, second):
+            one, other = scored[first].get(name), scored[second].get(name)
+            if one is not None and other is not None and one.same_rows(other):
+                rows = {"rows": len(one.values)}
+                found.append(_entry(first, second, name, one.minus(other)) | rows)
     return found
 
 
-def _difference(task: str, one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    nats = [a - b for a, b in zip(one["nats"], other["nats"], strict=True)]
-    value, error = ratio(nats, one["tokens"])
-    figure = f"{task}/loss"
-    if one["bytes"]:
-        scale = sum(one["tokens"]) / one["bytes"] / math.log(2)
-        value, error, figure = value * scale, error * scale, f"{task}/bits_per_byte"
-    half = NORMAL_95 * error
+def _over_seeds(arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for first, second in combinations(arms, 2):
+        for name in _judged(arms, first, second):
+            one, other = (
+                {seed["seed"]: seed["quality"].get(name) for seed in arms[arm]["per_seed"]}
+                for arm in (first, second)
+            )
+            pairs = [(one[seed], other.get(seed)) for seed in one]
+            known = [(a, b) for a, b in pairs if a is not None and b is not None]
+            if len(known) == len(pairs) > 1:
+                values = np.array(known, dtype=np.float64)
+                difference = paired_by_seed(values[:, 0], values[:, 1])
+                found.append(_entry(first, second, name, difference) | {"seeds": len(known)})
+    return found
+
+
+def _columns(run: RunDirectory, arm: str) -> dict[str, Column]:
+    """The arm's figures row by row; none of an arm that an earlier version has finished, whose
+    rows.json does not tell the bytes of a row."""
+    path = run.arm(arm).rows
+    stored = read_json(path) if path.exists() else {}
+    with file_errors(f"{path}: not the rows of an end evaluation", DataError):
+        return columns(stored["rows"]) if stored.get("schema") == ROWS_SCHEMA else {}
+
+
+def _judged(arms: Mapping[str, Mapping[str, Any]], first: str, second: str) -> list[str]:
+    names = [name for task in judged_names(arms[first]["quality"]).values() for name in task]
+    return [name for name in names if name in arms[second]["quality"]]
+
+
+def _entry(first: str, second: str, name: str, found: PairedDifference) -> dict[str, Any]:
     return {
-        "figure": figure,
-        "difference": value,
-        "standard_error": error,
-        "interval": [value - half, value + half],
-        "rows": len(nats),
+        "arms": [first, second],
+        "figure": name,
+        "difference": found.difference,
+        "standard_error": found.stderr or 0.0,
+        "interval": [found.low, found.high],
+        "p": found.p,
+        "test": found.test,
     }

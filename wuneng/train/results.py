@@ -11,14 +11,22 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wuneng.errors import DataError
 from wuneng.recipe import Recipe
-from wuneng.records import ArmDirectory, RunDirectory, read_json, write_json
+from wuneng.records import (
+    ArmDirectory,
+    RunDirectory,
+    read_json,
+    verify,
+    write_json,
+    write_sealed_json,
+)
+from wuneng.train.figures import ROWS_SCHEMA
 from wuneng.train.paired import paired_differences
 from wuneng.train.quality import Quality
+from wuneng.train.record_check import record_problem
 from wuneng.train.summary import closing_sentence
 from wuneng.train.trainer_state import TrainerState
 
@@ -29,10 +37,10 @@ __all__ = [
     "finished_record",
     "save_record",
     "save_rows",
+    "train_again",
     "write_results",
 ]
 
-_RESULT = "result.json"
 _AVERAGED = ("tokens", "training_flops", "seconds", "tokens_per_second", "final_loss")
 
 
@@ -90,33 +98,55 @@ def arm_record(
 
 
 def save_rows(directory: ArmDirectory, quality: Quality) -> None:
-    """Write what each validation row of text cost, where there is text."""
-    if quality.rows:
-        write_json(directory.rows, {"schema": 1, **quality.rows})
+    """Write what each row of the end evaluation scored, for pairing the arms."""
+    write_json(directory.rows, {"schema": ROWS_SCHEMA, "rows": quality.rows})
 
 
 def save_record(directory: ArmDirectory, record: Mapping[str, Any]) -> None:
-    """Write the arm's ``result.json``: from now on the arm is finished."""
-    write_json(directory.path / _RESULT, dict(record))
+    """Write the arm's ``result.json`` and checksums: from now on the arm is finished."""
+    write_sealed_json(
+        directory.result, dict(record), beside=(directory.rows.name, directory.metrics.name)
+    )
 
 
-def finished_record(directory: ArmDirectory) -> dict[str, Any] | None:
-    """The arm's record, or None while the arm is unfinished."""
-    path: Path = directory.path / _RESULT
+def finished_record(directory: ArmDirectory, *, check: bool = True) -> dict[str, Any] | None:
+    """The arm's record, or None while the arm is unfinished.
+
+    Args:
+        check: compare the arm's files with their checksums, where there are some.
+
+    Raises:
+        DamagedError: a file of the arm is not what was written.
+        DataError: the record is not one.
+    """
+    path = directory.result
     if not path.exists():
         return None
+    if check:
+        verify(directory.path, advice=train_again(directory))
     record = read_json(path)
     if not isinstance(record, dict) or record.get("schema") != 1:
-        raise DataError(f"{path} is not the result of an arm; remove it to train the arm again")
+        raise DataError(f"{path} is not the result of an arm. {train_again(directory)}")
+    if problem := record_problem(record):
+        raise DataError(f"{path} is no arm's result: {problem}. {train_again(directory)}")
     return record
 
 
-def write_results(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
-    """Write ``results.json`` once every arm is finished from every seed; returns its content."""
+def train_again(directory: ArmDirectory) -> str:
+    """What to do about a damaged file of a finished arm."""
+    return f"Delete {directory.result} and run the command again to make the arm's files anew."
+
+
+def write_results(run: RunDirectory, recipe: Recipe, *, check: bool = True) -> dict[str, Any]:
+    """Write ``results.json`` once every arm is finished from every seed; returns its content.
+
+    Raises:
+        DamagedError: with ``check``, a file of an arm is not what was written.
+    """
     arms: dict[str, Any] = {}
     for arm in recipe.arms:
         directories = [arm_directory(run, recipe, arm, seed) for seed in recipe.seeds]
-        records = [finished_record(directory) for directory in directories]
+        records = [finished_record(directory, check=check) for directory in directories]
         assert all(records), f"arm {arm} is not finished"
         arms[arm] = combine([record for record in records if record])
     results: dict[str, Any] = {
@@ -125,10 +155,10 @@ def write_results(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
         "reference": recipe.reference_arm,
         "arms": arms,
     }
-    if paired := paired_differences(run, recipe):
+    if paired := paired_differences(run, recipe, arms):
         results["paired"] = paired
     results["summary"] = closing_sentence(results)
-    write_json(run.results, results)
+    write_sealed_json(run.results, results, beside=(run.recipe.name,))
     return results
 
 

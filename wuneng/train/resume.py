@@ -2,7 +2,7 @@
 
     auto     the newest unfinished run of the same recipe, wherever it stopped; else a new one
     never    a new one
-    DIR      that run, which must be of the same recipe
+    DIR      that run, which must be of the same recipe; it may have more steps (``extension``)
 
 Two recipes are the same when every field that can change a figure is: ``name``, ``description``
 and ``loggers`` may differ, and so may fields left to the machine (``device: auto``, no
@@ -12,27 +12,67 @@ and ``loggers`` may differ, and so may fields left to the machine (``device: aut
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from wuneng.errors import InputError, WuNengError
 from wuneng.recipe import Recipe, load_recipe
-from wuneng.records import RUNS_ROOT, RunDirectory
-from wuneng.train.lock import is_locked
+from wuneng.records import RUNS_ROOT, RunDirectory, usable_directory
+from wuneng.records.lock import InUse, is_locked, locked
+from wuneng.train.extension import extend, extended
 
-__all__ = ["choose_run", "differences"]
+__all__ = ["choose_run", "claimed_run", "differences"]
 
 _FREE_FIELDS = ("name", "description", "loggers")
 
 
-def choose_run(
+@contextmanager
+def claimed_run(
     recipe: Recipe, out: Path | None, resume: str, runs_root: Path = RUNS_ROOT
+) -> Iterator[tuple[RunDirectory, Recipe | None]]:
+    """``choose_run``, its directory locked while the block runs.
+
+    Where the user named no directory and another process takes the chosen one first, the next is
+    chosen.
+
+    Raises:
+        InUse: another process trains in the directory that was named.
+        InputError, DiskError: as ``choose_run``.
+    """
+    while True:
+        run, stored = choose_run(recipe, out, resume, runs_root, reuse=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(run.path))
+            except InUse:
+                if out is not None or resume not in ("auto", "never"):
+                    raise
+                continue
+            if stored is None and run.recipe.exists():
+                continue  # begun, and ended, by another process in between
+            if stored is not None:
+                before = load_recipe(run.recipe)
+                if before.training.total_steps < stored.training.total_steps:
+                    extend(run, before, stored)
+            yield run, stored
+            return
+
+
+def choose_run(
+    recipe: Recipe,
+    out: Path | None,
+    resume: str,
+    runs_root: Path = RUNS_ROOT,
+    *,
+    reuse: bool = False,
 ) -> tuple[RunDirectory, Recipe | None]:
     """The directory to work in, and the recipe of the run to continue (None: a new run).
 
     Args:
         out: where the user wants the run; default ``runs_root/<recipe name>``, numbered if taken.
         resume: ``auto``, ``never`` or a run directory.
+        reuse: a new run may take a directory that a killed process only just made.
 
     Raises:
         InputError: the directory holds another recipe's run, no run, or something else.
@@ -46,7 +86,8 @@ def choose_run(
                 f"--resume {resume}: expected auto, never or a run directory; "
                 f"{directory / 'recipe.yaml'} does not exist"
             )
-        return RunDirectory(directory), _same_recipe(directory, recipe, f"--resume {resume}")
+        same = _same_recipe(directory, recipe, f"--resume {resume}")
+        return RunDirectory(usable_directory(directory, "--resume")), same
     if out is not None:
         return _at_given_place(recipe, out, resume)
     if resume == "auto":
@@ -54,7 +95,7 @@ def choose_run(
             stored = _continuable(run, recipe)
             if stored is not None:
                 return run, stored
-    return RunDirectory.create(recipe.name, runs_root), None
+    return RunDirectory.create(recipe.name, runs_root, reuse=reuse), None
 
 
 def differences(stored: Recipe, given: Recipe) -> list[str]:
@@ -75,21 +116,24 @@ def differences(stored: Recipe, given: Recipe) -> list[str]:
 
 
 def _at_given_place(recipe: Recipe, out: Path, resume: str) -> tuple[RunDirectory, Recipe | None]:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: expected a directory, it is a file")
-    if (out / "recipe.yaml").is_file():
+    run = RunDirectory(usable_directory(out, "--out"))
+    if run.recipe.is_file():
         if resume == "never":
             raise InputError(f"--out {out} holds a run already, and --resume is never")
-        return RunDirectory(out), _same_recipe(out, recipe, f"--out {out}")
-    if out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
+        return run, _same_recipe(out, recipe, f"--out {out}")
+    if not is_locked(out) and not RunDirectory(out.resolve()).is_abandoned:
         raise InputError(f"--out {out}: expected an empty directory or a run, it is neither")
-    out.mkdir(parents=True, exist_ok=True)
-    return RunDirectory(out), None
+    return run, None
 
 
 def _same_recipe(directory: Path, recipe: Recipe, asked: str) -> Recipe:
+    """The stored recipe, with the given number of steps where that is all that differs."""
     stored = load_recipe(directory / "recipe.yaml")
     different = differences(stored, recipe)
+    if different and stored.training.total_steps < recipe.training.total_steps:
+        longer = extended(stored, recipe)
+        if not differences(longer, recipe):
+            return longer
     if different:
         more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
         raise InputError(

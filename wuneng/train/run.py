@@ -7,9 +7,10 @@ kills the process in between, the same command takes up where the last checkpoin
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,25 +18,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.data.batch import Prepared
-from wuneng.device import autocast_dtype, environment, pick_device
-from wuneng.errors import InputError
+from wuneng.device import autocast_dtype, environment, pick_device, require_one_process
+from wuneng.errors import DamagedError, DataError, InputError
 from wuneng.recipe import SOURCE_TOKENIZER, Recipe, TextData, dump_recipe
-from wuneng.records import RUNS_ROOT, RunDirectory, read_json, write_json, write_text_atomic
+from wuneng.records import (
+    RUNS_ROOT,
+    RunDirectory,
+    read_json,
+    refuse_links,
+    write_json,
+    write_text_atomic,
+)
+from wuneng.records import verify as verify_files
+from wuneng.records.atomic import remove_leftovers
+from wuneng.records.lock import LOCK
 from wuneng.train.arm_run import run_arm
 from wuneng.train.arms import ArmConfigs
 from wuneng.train.display import Display, make_display
-from wuneng.train.lock import locked
 from wuneng.train.loggers import check_installed
 from wuneng.train.lora import check_peft
-from wuneng.train.results import arm_directory, finished_record, write_results
-from wuneng.train.resume import choose_run
+from wuneng.train.paired_table import paired_table
+from wuneng.train.results import arm_directory, finished_record, train_again, write_results
+from wuneng.train.resume import claimed_run
 from wuneng.train.signals import Interrupted, how_to_resume
 from wuneng.train.starting_point import Sources, source_tokenizer
 from wuneng.train.summary import results_table
 from wuneng.train.trainable import arm_sizes, check_patterns
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from wuneng.tables import Table
 
 __all__ = ["Results", "run"]
 
@@ -54,6 +65,11 @@ class Results:
         return results_table(self.record)
 
     @property
+    def paired(self) -> Table | None:
+        """The paired differences of the arms; None where nothing was paired."""
+        return paired_table(self.record)
+
+    @property
     def sentence(self) -> str:
         """What the figures do and do not show."""
         return str(self.record["summary"])
@@ -68,6 +84,7 @@ def run(
     runs_root: Path = RUNS_ROOT,
     command_line: Sequence[str] | None = None,
     sources: Sources | None = None,
+    verify: bool = True,
 ) -> Results:
     """Train every arm of ``recipe`` from every seed and compare them.
 
@@ -80,35 +97,40 @@ def run(
         command_line: goes into environment.json; default this process's.
         sources: finds, and converts where need be, what ``init_from`` names; by default only
             models that are WuNeng already.
+        verify: compare what finished arms left, and models that arms start from, with their
+            checksums.
 
     Raises:
+        DamagedError: a finished file is not what was written.
         InputError: the recipe does not fit the data, the machine or the run to be resumed. A run
             in which nothing was trained yet then leaves nothing behind.
         NonFiniteError: a loss or gradient is not finite.
         DiskError: the disk is full; the last good checkpoint stands.
         Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
     """
+    require_one_process()
     display = make_display() if display is None else display
     check_installed(recipe.loggers)
     if any(arm.lora for arm in recipe.arms.values()):
         check_peft()
     pick_device(recipe.device)  # complains before a directory is made
     place = out.path if isinstance(out, RunDirectory) else out
-    directory, stored = choose_run(recipe, place, str(resume), runs_root)
-    recipe = _settled(recipe) if stored is None else stored
-    device = pick_device(recipe.device)
-    try:
-        with locked(directory.path), _reproducible(recipe, device), _not_begun_in_vain(directory):
-            _open_records(directory, recipe, resumed=stored is not None, line=command_line)
-            for seed in recipe.seeds:
-                _run_seed(recipe, seed, directory, device, display, runs_root, sources)
-            directory.update_latest(runs_root)
-            return Results(directory.path, write_results(directory, recipe))
-    except Interrupted as stopped:
-        where = how_to_resume(directory.path)
-        raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
-    finally:
-        display.close()
+    with closing(display), claimed_run(recipe, place, str(resume), runs_root) as claimed:
+        directory, stored = claimed
+        recipe = _settled(recipe) if stored is None else stored
+        device = pick_device(recipe.device)
+        try:
+            with _reproducible(recipe, device), _not_begun_in_vain(directory):
+                _open_records(directory, recipe, stored is not None, command_line, display)
+                for seed in recipe.seeds:
+                    _run_seed(recipe, seed, directory, device, display, runs_root, sources, verify)
+                directory.update_latest(runs_root)
+                if verify:
+                    _check_old_results(directory, display)
+                return Results(directory.path, write_results(directory, recipe, check=verify))
+        except Interrupted as stopped:
+            where = how_to_resume(directory.path)
+            raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
 
 
 def _settled(recipe: Recipe) -> Recipe:
@@ -139,16 +161,30 @@ def _reproducible(recipe: Recipe, device: torch.device) -> Iterator[None]:
 
 
 def _open_records(
-    directory: RunDirectory, recipe: Recipe, *, resumed: bool, line: Sequence[str] | None
+    directory: RunDirectory,
+    recipe: Recipe,
+    resumed: bool,
+    line: Sequence[str] | None,
+    display: Display,
 ) -> None:
-    """recipe.yaml and environment.json; a resumed run adds its session to the latter."""
+    """recipe.yaml and environment.json; a resumed run adds its session to the latter.
+
+    environment.json only describes: a damaged one is set aside and never blocks a run.
+    """
+    remove_leftovers(directory.path)
+    session = environment(sys.argv if line is None else line)
     if not resumed:
         write_text_atomic(directory.recipe, dump_recipe(recipe))
-    session = environment(sys.argv if line is None else line)
-    if directory.environment.exists():
-        first = read_json(directory.environment)
-        first.setdefault("resumed", []).append(session)
-        session = first
+    elif os.path.lexists(directory.environment):
+        try:
+            first = read_json(directory.environment)
+            first.setdefault("resumed", []).append(session)
+            session = first
+        except (DataError, AttributeError) as error:  # not JSON, or other JSON than ours
+            reason = error if isinstance(error, DataError) else "not what was written"
+            aside = directory.environment.with_suffix(".damaged.json")
+            directory.environment.replace(aside)
+            display.warn(f"{directory.environment} is damaged ({reason}); kept as {aside.name}")
     write_json(directory.environment, session)
 
 
@@ -158,13 +194,22 @@ def _not_begun_in_vain(directory: RunDirectory) -> Iterator[None]:
     try:
         yield
     except InputError:
-        own = {directory.recipe, directory.environment, directory.path / ".lock"}
+        own = {directory.recipe, directory.environment, directory.path / LOCK}
         with suppress(OSError):
             if set(directory.path.iterdir()) <= own:
                 for file in own:
                     file.unlink(missing_ok=True)
                 directory.path.rmdir()
         raise
+
+
+def _check_old_results(directory: RunDirectory, display: Display) -> None:
+    """Warn of a results.json that was altered: it is about to be made anew from its arms."""
+    try:
+        if directory.results.exists():
+            verify_files(directory.path)
+    except DamagedError as error:
+        display.warn(f"{str(error).partition('. ')[0]}; it is made anew from what the arms left")
 
 
 def _run_seed(
@@ -175,16 +220,24 @@ def _run_seed(
     display: Display,
     runs_root: Path,
     sources: Sources | None,
+    check: bool,
 ) -> None:
     """Every arm that is not finished yet, all from the same first batch."""
     pending = []
     for arm in recipe.arms:
-        if finished_record(arm_directory(directory, recipe, arm, seed)) is None:
+        place = arm_directory(directory, recipe, arm, seed)
+        if finished_record(place, check=check) is None:
             pending.append(arm)
         else:
+            if check:
+                verify_files(place.model, advice=train_again(place))
             display.note(f"{arm} (seed {seed}): finished before, skipped")
     if not pending:
         return
+    if isinstance(recipe.data, TextData):
+        from wuneng.data.cache_directory import cache_root
+
+        display.note(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
     data = _prepare(recipe, seed, sources)
     configs = ArmConfigs(recipe, data.vocab_size, data.tokenizer, sources)
     check_patterns(recipe, configs)
@@ -197,7 +250,8 @@ def _run_seed(
     for arm in pending:
         data.train.load_state_dict(copy.deepcopy(beginning))
         place = arm_directory(directory, recipe, arm, seed)
-        run_arm(recipe, arm, seed, data, place, device, display, configs)
+        refuse_links(directory.path / arm)
+        run_arm(recipe, arm, seed, data, place, device, display, configs, check=check)
 
 
 def _prepare(recipe: Recipe, seed: int, sources: Sources | None) -> Prepared:

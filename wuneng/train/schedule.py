@@ -13,7 +13,7 @@ import math
 
 from wuneng.recipe import Training
 
-__all__ = ["learning_rate_at", "shape_factor"]
+__all__ = ["learning_rate_at", "shape_factor", "steps_before_decay"]
 
 
 def learning_rate_at(step: int, total_steps: int, training: Training) -> float:
@@ -26,6 +26,19 @@ def learning_rate_at(step: int, total_steps: int, training: Training) -> float:
         minimum_ratio=training.min_learning_rate_ratio,
         decay_fraction=training.decay_fraction,
     )
+
+
+def steps_before_decay(total_steps: int, training: Training) -> int:
+    """How many of the first updates a run of more steps makes at the same rates (wsd, constant)."""
+    if training.schedule == "constant":
+        return total_steps
+    falling = _falling_steps(total_steps, training.warmup_steps, training.decay_fraction)
+    return total_steps - falling
+
+
+def _falling_steps(total_steps: int, warmup_steps: int, decay_fraction: float) -> int:
+    # A warm-up that reaches into the decay shortens the decay, never the other way round.
+    return min(max(1, round(decay_fraction * total_steps)), total_steps - warmup_steps)
 
 
 def shape_factor(
@@ -54,8 +67,7 @@ def shape_factor(
         progress = min(1.0, (step + 1 - warmup_steps) / falling)
         return minimum_ratio + (1 - minimum_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
     if kind == "wsd":
-        # A warm-up that reaches into the decay shortens the decay, never the other way round.
-        falling = min(max(1, round(decay_fraction * total_steps)), total_steps - warmup_steps)
+        falling = _falling_steps(total_steps, warmup_steps, decay_fraction)
         left = max(0, total_steps - (step + 1))
         return minimum_ratio + (1 - minimum_ratio) * min(1.0, left / max(1, falling))
     raise ValueError(f"schedule must be cosine, wsd or constant, got {kind!r}")

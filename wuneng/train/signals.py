@@ -26,12 +26,16 @@ class Interrupted(RunError):
 class StopSignals:
     """While the context is open, the first SIGINT or SIGTERM only sets ``requested``.
 
-    ``on_request(signal_name)`` is told about it. A second SIGINT raises ``Interrupted`` wherever
-    the program is; checkpoints are written beside their final place, so none can be torn by it.
+    ``on_request(signal_name)`` is told about it. A second SIGINT raises ``Interrupted``, which
+    names ``what``, wherever the program is; checkpoints are written beside their final place, so
+    none can be torn by it.
     Outside the main thread signals cannot be caught and the context does nothing.
     """
 
-    def __init__(self, on_request: Callable[[str], None] = lambda name: None) -> None:
+    def __init__(
+        self, on_request: Callable[[str], None] = lambda name: None, what: str = "the run"
+    ) -> None:
+        self._what = what
         self.requested: int | None = None
         self._on_request = on_request
         self._previous: dict[int, Any] = {}
@@ -54,7 +58,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None and number == signal.SIGINT:
-            raise Interrupted("stopped at once; the last checkpoint stands", number)
+            raise Interrupted(f"{self._what} stopped at once; the last checkpoint stands", number)
         if self.requested is None:
             self.requested = number
             self._on_request(signal.Signals(number).name)

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from wuneng.errors import InputError, ModelError, RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.recipe import ModelSettings, Recipe
-from wuneng.records import find_model, read_json
+from wuneng.records import find_model, read_json, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -160,21 +160,25 @@ def source_tokenizer(source: str, sources: Sources | None) -> PreTrainedTokenize
     return load_tokenizer(place, "init_from")
 
 
-def load_start(directory: Path) -> WuNengForCausalLM:
+def load_start(directory: Path, *, check: bool = True) -> WuNengForCausalLM:
     """The WuNeng in ``directory``, in float32.
 
+    Args:
+        check: compare its files with their checksums, where there are some.
+
     Raises:
+        DamagedError: a file is not what was written.
         ModelError: files are broken, or tensors missing, misshapen or left over.
     """
-    from wuneng.model import WuNengForCausalLM  # not needed for planning, and slow to import
+    from wuneng.model.pretrained import load_causal_model  # not needed for planning, and slow
 
+    if check:
+        verify(directory)
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, report = WuNengForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except MemoryError:
+        model, report = load_causal_model(directory, dtype=torch.float32)
+    except (MemoryError, ModelError):
         raise
     except Exception as error:  # a broken file can raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -183,8 +187,11 @@ def load_start(directory: Path) -> WuNengForCausalLM:
         if shown:
             transformers_logging.enable_progress_bar()
     for name in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        keys = sorted(map(str, report[name] if isinstance(report, dict) else getattr(report, name)))
+        keys = sorted(map(str, report[name]))
         if keys:
             raise ModelError(f"{directory}: {name.replace('_', ' ')}: {', '.join(keys[:3])}")
-    loaded: WuNengForCausalLM = model
-    return loaded
+    from wuneng.model import WuNengForCausalLM
+
+    if not isinstance(model, WuNengForCausalLM):
+        raise ModelError(f"{directory}: a {model.config.model_type}, expected a WuNeng")
+    return model

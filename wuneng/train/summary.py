@@ -6,15 +6,17 @@ Both read results.json (as a dictionary) and nothing else, so a finished run can
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rich.table import Table
-
+from wuneng.tables import Column, Table
+from wuneng.train.differences import ONLY_ON_THESE_ROWS, Difference, difference, spelled
 from wuneng.train.upgrade_summary import interval_rows, is_upgrade, upgrade_sentence
 from wuneng.train.verdicts import (
     Arms,
     Figure,
+    Gains,
     Kind,
     Verdict,
     figure,
@@ -34,14 +36,11 @@ def results_table(results: Mapping[str, Any]) -> Table:
     arms = results["arms"]
     seeds = max((len(arm.get("seeds", ())) for arm in arms.values()), default=1)
     table = Table(
-        title=results.get("name"),
-        title_justify="left",
+        results.get("name"),
+        [Column("", name=True), *map(Column, arms)],
         caption=f"± standard error over {f'{seeds} seeds' if seeds > 1 else 'examples, one seed'}",
-        caption_justify="left",
+        turns=True,
     )
-    table.add_column("")
-    for name in arms:
-        table.add_column(name, justify="right")
     rows: list[tuple[str, str, str]] = [
         ("parameters", "parameters", "{:,.0f}"),
         ("state and middle heads add", "added_percent", "{:.1f} %"),
@@ -75,50 +74,88 @@ def closing_sentence(results: Mapping[str, Any]) -> str:
         return f"No arm with {missing} was trained, so nothing is compared here."
     clauses = []
     for task, names in judged_names(arms[picked.state]["quality"]).items():
-        control = arms.get(picked.control) if picked.control else None
-        verdicts = _verdicts(arms[picked.state], arms[picked.baseline], control, names)
+        verdicts = _verdicts(results, picked, names)
         if verdicts:
             clauses.append(f"{task}: {_task_clause(picked, verdicts)}")
     shown = "; ".join(clauses)
     return f"{shown}. {_limits(results, picked)}" if shown else _limits(results, picked)
 
 
-def _verdicts(
-    state: Mapping[str, Any],
-    baseline: Mapping[str, Any],
-    control: Mapping[str, Any] | None,
-    names: Sequence[str],
-) -> list[Verdict]:
-    """The verdicts on the figures ``names``, given the three arms' entries in results.json."""
-    controlled = control["quality"] if control else {}
-    return [
-        judge(
+@dataclass(frozen=True)
+class _Judged:
+    """A verdict, and the difference of state and baseline that it rests on."""
+
+    verdict: Verdict
+    difference: Difference
+
+    @property
+    def only_here(self) -> bool:
+        """No difference beyond noise, and yet one that these rows show."""
+        return self.verdict.kind is Kind.NONE and self.difference.on_these_rows
+
+    @property
+    def told_alike(self) -> tuple[object, ...]:
+        """Neighbouring lengths with the same value are told together."""
+        kept = (self.verdict.kind, self.verdict.control_leads, self.only_here)
+        return (*kept, self.only_here and self.difference.better)
+
+
+def _verdicts(results: Mapping[str, Any], picked: Arms, names: Sequence[str]) -> list[_Judged]:
+    """The verdicts on the figures ``names``."""
+    assert picked.state is not None
+    assert picked.baseline is not None
+    arms = results["arms"]
+    state, baseline = arms[picked.state], arms[picked.baseline]
+    found = []
+    for name in names:
+        if name not in baseline["quality"]:
+            continue
+        between = difference(results, picked.state, picked.baseline, name)
+        control, gains = None, Gains(between.gain)
+        if picked.control and name in arms[picked.control]["quality"]:
+            control = figure(arms[picked.control], name)
+            gains = Gains(
+                between.gain,
+                difference(results, picked.state, picked.control, name).gain,
+                difference(results, picked.control, picked.baseline, name).gain,
+            )
+        verdict = judge(
             name,
             figure(state, name),
             figure(baseline, name),
-            figure(control, name) if control and name in controlled else None,
+            control,
             state_is_shifted=bool(state.get("token_shift", True)),
+            gains=gains,
         )
-        for name in names
-        if name in baseline["quality"]
-    ]
+        found.append(_Judged(verdict, between))
+    return found
 
 
-def _task_clause(picked: Arms, verdicts: Sequence[Verdict]) -> str:
+def _task_clause(picked: Arms, judged: Sequence[_Judged]) -> str:
     """The verdicts of one task, neighbouring lengths with the same verdict told together."""
-    runs = [list(group) for _, group in groupby(verdicts, key=lambda v: (v.kind, v.control_leads))]
+    runs = [list(group) for _, group in groupby(judged, key=lambda one: one.told_alike)]
     return ", and ".join(_clause(picked, run, whole=len(runs) == 1) for run in runs)
 
 
-def _clause(picked: Arms, run: Sequence[Verdict], *, whole: bool) -> str:
+def _clause(picked: Arms, judged: Sequence[_Judged], *, whole: bool) -> str:
+    run = [one.verdict for one in judged]
     state = f"{picked.state} {_values([v.state for v in run])}"
     baseline = f"{picked.baseline} {_values([v.baseline for v in run])}"
     controls = [v.control for v in run if v.control is not None]
     control = f"{picked.control} {_values(controls)}" if controls else ""
     where = _where(run) if not whole or len(run) > 1 else ""
+    none = "no difference beyond noise"
+    if judged[0].only_here:
+        better = picked.state if judged[0].difference.better else "plain attention"
+        none = f"{better} is better{ONLY_ON_THESE_ROWS}"
+    apart = _apart(judged)
+    told = ", ".join((state, baseline, *apart))
+    reversed_ = ", ".join((baseline, state, *apart))
+    if apart:
+        baseline += f" ({apart[0]})"
     text = {
-        Kind.NONE: f"no difference beyond noise ({state}, {baseline})",
-        Kind.BASELINE: f"plain attention is better ({baseline}, {state})",
+        Kind.NONE: f"{none} ({told})",
+        Kind.BASELINE: f"plain attention is better ({reversed_})",
         Kind.SHIFT: f"{state} against {baseline}, but {control} as well, so the gain is the token "
         "shift's and not the state's",
         Kind.STATE: f"{state} against {baseline}"
@@ -134,6 +171,14 @@ def _clause(picked: Arms, run: Sequence[Verdict], *, whole: bool) -> str:
     elif run[0].control_leads:
         text += f", and {picked.control} is the better of the two"
     return f"{where}{text}"
+
+
+def _apart(judged: Sequence[_Judged]) -> list[str]:
+    """The paired difference of a figure that is told alone; of several lengths the table tells."""
+    found = judged[0].difference
+    if len(judged) > 1 or found.interval is None:
+        return []
+    return [spelled(found) + (f" over {found.paired}" if found.paired else "")]
 
 
 def _where(run: Sequence[Verdict]) -> str:

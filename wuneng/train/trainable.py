@@ -11,7 +11,7 @@ from torch import nn
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import forward_flops_per_token
-from wuneng.model.skeleton import Skeleton
+from wuneng.model.skeleton import layout
 from wuneng.recipe import Recipe
 from wuneng.recipe.arms import Arm
 from wuneng.train.lora import adapter_parameters, adapter_ranks, is_adapter
@@ -50,7 +50,7 @@ def lora_ranks(recipe: Recipe, arm: str, config_of: Configuration) -> dict[str, 
     """
     lora = recipe.arms[arm].lora
     assert lora is not None
-    shapes = _linear_shapes(Skeleton(config_of(arm)))
+    shapes = layout(config_of(arm)).linears
     budget = None
     if lora.match is not None:
         budget = sum(trainable_of(recipe, lora.match, config_of).values())
@@ -60,10 +60,10 @@ def lora_ranks(recipe: Recipe, arm: str, config_of: Configuration) -> dict[str, 
 def trainable_of(recipe: Recipe, arm: str, config_of: Configuration) -> dict[str, int]:
     """Name and size of every parameter of ``arm`` that trains."""
     settings = recipe.arms[arm]
-    model = Skeleton(config_of(arm))
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    built = layout(config_of(arm))
+    sizes = {name: shape.numel() for name, shape in built.parameters.items()}
     if settings.lora is not None:
-        sizes |= adapter_parameters(lora_ranks(recipe, arm, config_of), _linear_shapes(model))
+        sizes |= adapter_parameters(lora_ranks(recipe, arm, config_of), built.linears)
     return _chosen(sizes, settings, arm)
 
 
@@ -76,17 +76,19 @@ def arm_sizes(
     """
     length = recipe.training.sequence_length
     config = config_of(arm)
-    model = Skeleton(config)
+    built = layout(config)
     trains = trainable_of(recipe, arm, config_of)
     adapters = sum(size for name, size in trains.items() if is_adapter(name))
     flops = 3 * forward_flops_per_token(config, length) + 6 * adapters
-    tied = {id(p): n for n, p in model.named_parameters()}
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and tied[id(module.weight)] not in trains:
-            flops -= 2 * module.weight.numel()
+    for name, (inputs, outputs) in built.linears.items():
+        weight = f"{name}.weight"
+        if weight not in built.parameters:  # the output projection, tied to the embedding
+            weight = "model.embed_tokens.weight"
+        if weight not in trains:
+            flops -= 2 * inputs * outputs
     if teacher is not None:
         flops += forward_flops_per_token(teacher, length)
-    total = adapters + sum(parameter.numel() for parameter in model.parameters())
+    total = adapters + sum(shape.numel() for shape in built.parameters.values())
     return ArmSizes(total, sum(trains.values()), flops)
 
 
@@ -129,12 +131,6 @@ def _chosen(sizes: dict[str, int], arm: Arm, label: str) -> dict[str, int]:
             )
         chosen |= found
     return chosen
-
-
-def _linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of every linear layer by name."""
-    modules = model.named_modules()
-    return {n: (m.in_features, m.out_features) for n, m in modules if isinstance(m, nn.Linear)}
 
 
 def _examples(names: dict[str, list[str]]) -> str:

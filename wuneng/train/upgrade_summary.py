@@ -4,39 +4,22 @@ New heads train more parameters on more tokens than the untouched source has see
 than the source says little. A gain counts for them only where as many parameters in LoRA adapters,
 trained on the same tokens, do not have it.
 
-A difference is called one where its 95 % interval over validation rows leaves out zero *and* it is
-larger than the allowance for unseen seeds that ``verdicts`` makes for one seed. One that passes the
-first test only is told as such, and credits nothing.
+A difference is called one where it is ``clear`` (``differences``). One that only its interval over
+validation rows tells from zero is told as such, and credits nothing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from wuneng.train.paired import NORMAL_95
-from wuneng.train.verdicts import HYBRID, Figure, better_by, figure, judged_names
+from wuneng.statistics import NORMAL_95, t_quantile
+from wuneng.train.differences import ONLY_ON_THESE_ROWS, difference, in_numbers, spelled
+from wuneng.train.verdicts import HYBRID, judged_names
 
 __all__ = ["interval_rows", "is_upgrade", "upgrade_sentence"]
 
 _SAME_SIZE = 0.02
-_ONLY_HERE = " on these rows, by no more than another seed may move it"
-
-
-@dataclass(frozen=True)
-class _Difference:
-    """First minus second arm; for losses, so that negative is better for the first."""
-
-    value: float
-    interval: tuple[float, float] | None
-    clear: bool
-
-    @property
-    def on_these_rows(self) -> bool:
-        """Whether the interval leaves out zero, whatever other seeds would do."""
-        return self.interval is not None and self.interval[0] * self.interval[1] > 0
 
 
 def is_upgrade(results: Mapping[str, Any]) -> bool:
@@ -57,7 +40,10 @@ def interval_rows(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         for name in names:
             cells = [_interval_of(arm, name) for arm in arms.values()]
             rows.append((f"{name}, 95 % interval", cells))
-            cells = ["" if arm == source else _change(results, arm, source, name) for arm in arms]
+            cells = [
+                "" if arm == source else in_numbers(difference(results, arm, source, name))
+                for arm in arms
+            ]
             rows.append((f"{name} against {source}", cells))
     return rows
 
@@ -81,34 +67,31 @@ def upgrade_sentence(results: Mapping[str, Any]) -> str:
 
 
 def _clause(results: Mapping[str, Any], arm: str, source: str, name: str) -> str:
-    difference = _difference(results, arm, source, name)
+    found = difference(results, arm, source, name)
     values = f"{arm} {_value(results, arm, name)}, {source} {_value(results, source, name)}"
-    better = (difference.value < 0) == ("/accuracy@" not in name)
-    claim = f"{arm} is {'better' if better else 'worse'} than the source"
-    if not difference.clear and difference.on_these_rows:
-        claim += _ONLY_HERE
-    elif not difference.clear:
+    claim = f"{arm} is {'better' if found.better else 'worse'} than the source"
+    if not found.clear and found.on_these_rows:
+        claim += ONLY_ON_THESE_ROWS
+    elif not found.clear:
         claim = "no difference beyond noise from the source"
-    return f"{claim} ({values}, {_spelled(difference)})"
+    return f"{claim} ({values}, {spelled(found)})"
 
 
 def _against_lora(results: Mapping[str, Any], arm: str, lora: str, source: str, name: str) -> str:
-    difference = _difference(results, arm, lora, name)
-    gain = _difference(results, arm, source, name)
-    lower_is_better = "/accuracy@" not in name
-    better = (difference.value < 0) == lower_is_better
+    found = difference(results, arm, lora, name)
+    gained = difference(results, arm, source, name).gain > 0
     own, other = (results["arms"][n]["trainable_parameters"] for n in (arm, lora))
     sizes = f"{own:,} against {other:,} trained parameters"
-    values = f"{lora} {_value(results, lora, name)}, {_spelled(difference)}, {sizes}"
-    gained = gain.clear and (gain.value < 0) == lower_is_better
-    if not difference.clear:
+    values = f"{lora} {_value(results, lora, name)}, {spelled(found)}, {sizes}"
+    if not found.clear:
         credit = "so the gain is credited to training that many parameters and not to the state"
         end = f", {credit}" if gained else ""
         claim = "Against the LoRA control there is no difference beyond noise"
-        if difference.on_these_rows:
-            claim = f"The LoRA control is {'worse' if better else 'better'}{_ONLY_HERE}"
+        if found.on_these_rows:
+            claim = f"The LoRA control is {'worse' if found.better else 'better'}"
+            claim += ONLY_ON_THESE_ROWS
         return f"{claim} ({values}){end}"
-    if not better:
+    if not found.better:
         return (
             f"The LoRA control does better ({values}), so nothing is credited to the state and "
             "middle heads"
@@ -140,35 +123,6 @@ def _limits(results: Mapping[str, Any], upgraded: str, lora: str | None) -> str:
     return f"{text}."
 
 
-def _difference(results: Mapping[str, Any], first: str, second: str, name: str) -> _Difference:
-    """Paired over rows where the run has that, else from the two arms' own errors."""
-    one, other = (figure(results["arms"][arm], name) for arm in (first, second))
-    paired = _paired(results, first, second, name)
-    if paired is None:
-        return _Difference(one.value - other.value, None, better_by(one, other) != 0.0)
-    value, error = paired
-    unseen = math.sqrt(2) * _unseen(results, first, name, one)
-    half = NORMAL_95 * error
-    clear = abs(value) > NORMAL_95 * math.hypot(error, unseen)
-    return _Difference(value, (value - half, value + half), clear)
-
-
-def _paired(
-    results: Mapping[str, Any], first: str, second: str, name: str
-) -> tuple[float, float] | None:
-    for pair in results.get("paired", ()):
-        if pair["figure"] == name and set(pair["arms"]) == {first, second}:
-            sign = 1 if pair["arms"][0] == first else -1
-            return sign * pair["difference"], pair["standard_error"]
-    return None
-
-
-def _unseen(results: Mapping[str, Any], arm: str, name: str, honest: Figure) -> float:
-    """The part of a figure's error that stands for other seeds."""
-    own = float(results["arms"][arm]["standard_error"][name])
-    return math.sqrt(max(0.0, honest.standard_error**2 - own**2))
-
-
 def _first(arms: Mapping[str, Mapping[str, Any]], trains: str) -> Any:
     return next((name for name, arm in arms.items() if arm.get("trains") == trains), None)
 
@@ -177,25 +131,9 @@ def _interval_of(arm: Mapping[str, Any], name: str) -> str:
     value = arm["quality"].get(name)
     if value is None:
         return "–"
-    half = NORMAL_95 * arm["standard_error"][name]
+    seeds = len(arm.get("seeds", ())) or 1
+    half = (t_quantile(0.95, seeds - 1) if seeds > 1 else NORMAL_95) * arm["standard_error"][name]
     return f"{value - half:.3f} to {value + half:.3f}"
-
-
-def _change(results: Mapping[str, Any], arm: str, source: str, name: str) -> str:
-    return _numbers(_difference(results, arm, source, name))
-
-
-def _spelled(difference: _Difference) -> str:
-    word = ", 95 % interval " if difference.interval else ""
-    value, _, interval = _numbers(difference).partition(" ")
-    return f"difference {value}{word}{interval.strip('()')}"
-
-
-def _numbers(difference: _Difference) -> str:
-    text = f"{difference.value:+.4f}"
-    if difference.interval:
-        text += f" ({difference.interval[0]:+.4f} to {difference.interval[1]:+.4f})"
-    return text
 
 
 def _value(results: Mapping[str, Any], arm: str, name: str) -> str:

@@ -12,9 +12,11 @@ not have it:
     BOTH           the control lies between the two
     UNATTRIBUTED   the state arm is better, and no control was trained
 
-Noise is two standard errors of the difference. Those of one seed know nothing of how much another
-seed would have moved, so an allowance for that is added: with it one seed has to differ by about
-1 % of a loss or 0.02 of an accuracy. Several seeds bring their own spread.
+Whether two arms differ by more than noise, ``differences`` says, from the difference of the two on
+the same rows or over the same seeds. Where nothing was paired, noise is two standard errors of the
+difference. The errors of one seed know nothing of how much another seed would have moved, so an
+allowance for that is added: with it one seed has to differ by about 1 % of a loss or 0.02 of an
+accuracy. Several seeds bring their own spread.
 """
 
 from __future__ import annotations
@@ -26,7 +28,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Arms", "Figure", "Kind", "Verdict", "better_by", "judge", "judged_names", "pick_arms"]
+__all__ = [
+    "Arms",
+    "Figure",
+    "Gains",
+    "Kind",
+    "Verdict",
+    "better_by",
+    "figure",
+    "judge",
+    "judged_names",
+    "length_of",
+    "pick_arms",
+]
 
 HYBRID, ATTENTION, SHIFTED_ATTENTION, STATE_ONLY = (
     "hybrid",
@@ -69,6 +83,15 @@ class Figure:
     value: float
     standard_error: float
     higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Gains:
+    """How much better the first of two arms is, 0.0 within noise; None without a control."""
+
+    state_over_baseline: float
+    state_over_control: float | None = None
+    control_over_baseline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,26 +172,42 @@ def better_by(one: Figure, other: Figure) -> float:
 
 
 def judge(
-    name: str, state: Figure, baseline: Figure, control: Figure | None, *, state_is_shifted: bool
+    name: str,
+    state: Figure,
+    baseline: Figure,
+    control: Figure | None,
+    *,
+    state_is_shifted: bool,
+    gains: Gains | None = None,
 ) -> Verdict:
-    """The verdict on one figure. A state arm without token shift owes nothing to the shift."""
-    leads = control is not None and better_by(control, state) > 0
-    return Verdict(
-        name, _kind(state, baseline, control, state_is_shifted), state, baseline, control, leads
-    )
+    """The verdict on one figure. A state arm without token shift owes nothing to the shift.
+
+    ``gains`` are those of paired differences; by default the figures' own errors decide.
+    """
+    if gains is None:
+        gains = _unpaired(state, baseline, control)
+    leads = gains.state_over_control is not None and gains.state_over_control < 0
+    return Verdict(name, _kind(gains, state_is_shifted), state, baseline, control, leads)
 
 
-def _kind(state: Figure, baseline: Figure, control: Figure | None, state_is_shifted: bool) -> Kind:
+def _unpaired(state: Figure, baseline: Figure, control: Figure | None) -> Gains:
     gain = better_by(state, baseline)
+    if control is None:
+        return Gains(gain)
+    return Gains(gain, better_by(state, control), better_by(control, baseline))
+
+
+def _kind(gains: Gains, state_is_shifted: bool) -> Kind:
+    gain = gains.state_over_baseline
     if gain == 0:
         return Kind.NONE
     if gain < 0:
         return Kind.BASELINE
     if not state_is_shifted:
         return Kind.STATE
-    if control is None:
+    if gains.state_over_control is None or gains.control_over_baseline is None:
         return Kind.UNATTRIBUTED
-    by_shift = better_by(control, baseline)
-    if better_by(state, control) <= 0 or by_shift >= _NEARLY_ALL * gain:
+    by_shift = gains.control_over_baseline
+    if gains.state_over_control <= 0 or by_shift >= _NEARLY_ALL * gain:
         return Kind.SHIFT
     return Kind.BOTH if by_shift > (1 - _NEARLY_ALL) * gain else Kind.STATE

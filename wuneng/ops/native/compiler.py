@@ -1,9 +1,9 @@
 """Builds the C kernels with the machine's own compiler, once, and loads them.
 
-A shared object per head size goes to ``$XDG_CACHE_HOME/wuneng`` (``~/.cache/wuneng``), named by a
-hash of sources, flags, compiler and processor, so that a home directory shared by different
-machines holds one for each. Without a compiler there are no native kernels and callers fall back to
-torch; ``WUNENG_NATIVE=0`` asks for that.
+A shared object per head size is kept (``library_cache.py`` says where, and when a kept one may be
+loaded), named by a hash of sources, flags, compiler and processor, so that a home directory shared
+by different machines holds one for each. Without a compiler, or with one that is broken or hangs,
+there are no native kernels and callers fall back to torch; ``WUNENG_NATIVE=0`` asks for that.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+
+from wuneng.ops.native.compiler_process import reason, run_compiler
+from wuneng.ops.native.library_cache import is_intact, keep, own_directory
+from wuneng.records.scratch import remove_leftovers, scratch_directory
 
 HEAD_SIZES = (16, 32, 64, 128)
 _SOURCES = ("state_head.c", "state_head_backward.c", "few_tokens.c", "hybrid_token.c")
@@ -43,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 
 _paused = False
+#: Compilers that have failed or hung in this process.
+_given_up: set[tuple[str, ...]] = set()
 
 
 @contextmanager
@@ -71,48 +76,80 @@ def _library(size: int) -> ctypes.CDLL | None:
     if command is None:
         _log.info("no C compiler found: the CPU's state heads run in torch")
         return None
-    try:
-        return _load_or_build(command, size)
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or error
-        _log.warning("the C kernels did not build, torch runs in their place: %s", output)
-        return None
+    return _load_or_build(tuple(command), size)
 
 
 def _compiler() -> list[str] | None:
     chosen = os.environ.get("CC")
     for candidate in [chosen] if chosen else ["cc", "gcc", "clang"]:
-        words = shlex.split(candidate)
+        try:
+            words = shlex.split(candidate)
+        except ValueError:  # an open quotation mark
+            continue
         if words and shutil.which(words[0]):
             return words
     return None
 
 
-def _load_or_build(command: list[str], size: int) -> ctypes.CDLL:
-    path = _cache_directory() / f"state_head_{size}_{_fingerprint(command)}.so"
-    if path.exists():
+def _load_or_build(command: tuple[str, ...], size: int) -> ctypes.CDLL | None:
+    name = f"state_head_{size}_{_fingerprint(command)}.so"
+    directory = own_directory()
+    if directory is not None:
+        remove_leftovers("build-", directory)
+    kept = None if directory is None else directory / name
+    if kept is not None and is_intact(kept):
+        with suppress(OSError):  # of a machine that only looked the same
+            return ctypes.CDLL(str(kept))
+    if command in _given_up:
+        return None
+    try:
+        with _workplace(directory) as (folder, lasting):
+            kernels, built = _build_one_that_loads(command, size, folder)
+            if kept is not None and lasting:
+                with suppress(OSError):  # a full disk: built again next time
+                    keep(built, kept)
+        return kernels
+    except (OSError, subprocess.SubprocessError) as error:
+        _given_up.add(command)  # it would do no better for another head size
+        _log.warning("the C kernels did not build, torch runs in their place: %s", reason(error))
+        return None
+
+
+@contextmanager
+def _workplace(directory: Path | None) -> Iterator[tuple[Path, bool]]:
+    """An empty directory to build in, and whether it lies in the cache ``directory``.
+
+    Where there is no cache that can be written, it is a private one for this process alone.
+    """
+    with ExitStack() as stack:
+        lasting = directory is not None
         try:
-            return ctypes.CDLL(str(path))
-        except OSError:  # cut short, or of a machine that only looked the same
-            path.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as folder:
-        failure: Exception = OSError("nothing to build")
-        for number, (compile_flags, link_flags) in enumerate(_VARIANTS):
-            # A name for each: the loader gives an old library back for an old name.
-            built = Path(folder) / f"variant{number}.so"
-            try:
-                _build(command, size, built, compile_flags, link_flags)
-                kernels = ctypes.CDLL(str(built))
-            except (OSError, subprocess.CalledProcessError) as error:
-                failure = error
-                continue
-            os.replace(built, path)  # whole or not at all, whoever else is building
-            return kernels
+            if directory is not None:
+                folder = stack.enter_context(scratch_directory("build-", directory))
+        except OSError:
+            lasting = False
+        if not lasting:
+            folder = stack.enter_context(scratch_directory("wuneng-kernels-"))
+        yield folder, lasting
+
+
+def _build_one_that_loads(
+    command: tuple[str, ...], size: int, folder: Path
+) -> tuple[ctypes.CDLL, Path]:
+    failure: Exception = OSError("nothing to build")
+    for number, (compile_flags, link_flags) in enumerate(_VARIANTS):
+        # A name for each: the loader gives an old library back for an old name.
+        built = folder / f"variant{number}.so"
+        try:
+            _build(command, size, built, compile_flags, link_flags)
+            return ctypes.CDLL(str(built)), built
+        except (OSError, subprocess.CalledProcessError) as error:
+            failure = error
     raise failure
 
 
 def _build(
-    command: list[str],
+    command: tuple[str, ...],
     size: int,
     built: Path,
     compile_flags: tuple[str, ...],
@@ -124,32 +161,19 @@ def _build(
         for source, compiled in zip(_SOURCES, objects, strict=True)
     ]
     for arguments in (*steps, ["-shared", *link_flags, *objects, "-o", str(built), "-lm"]):
-        subprocess.run(
-            [*command, *arguments], check=True, capture_output=True, text=True, timeout=120
-        )
+        run_compiler([*command, *arguments])
 
 
-def _cache_directory() -> Path:
-    """Where libraries are kept: the user's cache, else a directory of this process alone."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(root) / "wuneng"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if os.access(path, os.W_OK):
-            return path
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="wuneng-"))
-
-
-def _fingerprint(command: list[str]) -> str:
+def _fingerprint(command: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for name in (*_SOURCES, *_HEADERS):
         digest.update((_HERE / name).read_bytes())
     executable = shutil.which(command[0])
     assert executable is not None
     status = os.stat(executable)
-    digest.update(repr((command, _FLAGS, _VARIANTS, status.st_size, status.st_mtime_ns)).encode())
+    digest.update(
+        repr((list(command), _FLAGS, _VARIANTS, status.st_size, status.st_mtime_ns)).encode()
+    )
     digest.update(_processor().encode())
     return digest.hexdigest()[:16]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.native.compiler import HEAD_SIZES, library
+from wuneng.ops.plain import are_plain
 
 PRODUCT = struct.Struct("=6q")
 LOW_RANK = struct.Struct("=11q")
@@ -36,6 +37,7 @@ def takes(size: int, products: int, *tensors: Tensor | None) -> bool:
     for x in tensors:
         if x is not None and (
             x.dtype != torch.float32
+            or not are_plain(x)
             or x.device.type != "cpu"
             or not x.is_contiguous()
             or (graded and x.requires_grad)

@@ -28,6 +28,7 @@ from wuneng.ops.native.few_tokens import (
     PRODUCT,
     LowRank,
 )
+from wuneng.ops.plain import are_plain
 
 _SLOTS = struct.Struct("=3q")
 _INPUTS = struct.Struct("=12q")
@@ -203,9 +204,9 @@ def is_available(size: int) -> bool:
 
 def make(weights: TokenWeights, options: TokenOptions, batch: int) -> HybridToken | None:
     """A block, or None where these weights do not go through C (see the conditions)."""
-    plain = all(
-        x is None or (x.is_cpu and x.dtype == torch.float32 and x.is_contiguous())
-        for x in weights.tensors()
+    tensors = weights.tensors()
+    plain = are_plain(*tensors) and all(
+        x is None or (x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()) for x in tensors
     )
     few = plain and products(weights, batch) <= MOST_PRODUCTS
     if not few or weights.branch.shape[0] % 4 or options.kind not in KINDS:

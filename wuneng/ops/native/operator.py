@@ -21,6 +21,7 @@ from wuneng.ops.native.arguments import (
     rows_of,
 )
 from wuneng.ops.native.compiler import HEAD_SIZES, library
+from wuneng.ops.plain import are_plain
 
 #: State elements times tokens from which a second thread is woken: some 50 microseconds' work.
 LEAST_WORK = 64 * 64 * 64
@@ -40,7 +41,7 @@ def is_available(size: int, *tensors: Tensor | None) -> bool:
     if size not in HEAD_SIZES or torch.compiler.is_compiling():
         return False
     for x in tensors:
-        if x is not None and not (x.is_cpu and x.dtype in _DTYPES):
+        if x is not None and not (x.is_cpu and x.dtype in _DTYPES and are_plain(x)):
             return False
     return library(size) is not None
 

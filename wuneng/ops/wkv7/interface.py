@@ -19,6 +19,7 @@ from torch import Tensor
 from wuneng.errors import nearest
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
 from wuneng.ops.native.operator import is_available, run
+from wuneng.ops.plain import are_plain
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_inputs, check_snapshots, check_state
 from wuneng.ops.wkv7.chunked import wkv7_chunked
 from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
@@ -198,11 +199,17 @@ def _choose_backend(backend: str | None) -> str | None:
 def _native_takes(snapshots: Snapshots | None, *inputs: Tensor) -> bool:
     """Not under a compiler, which cannot look into C and fuses the chunked form instead."""
     exact = compute_dtype(*inputs) == torch.float64
-    return snapshots is None and not exact and not torch.compiler.is_compiling()
+    plain = are_plain(*inputs) and not torch.compiler.is_compiling()
+    return snapshots is None and not exact and plain
 
 
 def _default_backend(*inputs: Tensor) -> str:
-    """``triton`` or ``native`` where their kernels take these inputs, ``chunked`` elsewhere."""
+    """``triton`` or ``native`` where their kernels take these inputs, ``chunked`` elsewhere.
+
+    Tensor subclasses get the token loop, which is made of torch's operations alone.
+    """
+    if not are_plain(*inputs) and not torch.compiler.is_compiling():
+        return "reference"
     if is_available(inputs[0].shape[-1], *inputs):
         return "native"
     if inputs[0].device.type != "cuda" or not HAS_TRITON:

@@ -15,54 +15,80 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wuneng.errors import DiskError
+from wuneng.errors import DiskError, InputError
+from wuneng.records.checksums import CHECKSUMS, seal_directory
+from wuneng.records.leftovers import (
+    PARTIAL_DIRECTORY,
+    being_written,
+    is_abandoned,
+    remove,
+    remove_abandoned,
+)
 
 __all__ = [
     "check_free_space",
     "directory_written_atomically",
     "disk_error",
     "flush",
+    "flush_tree",
     "remove_directory",
     "remove_leftovers",
 ]
 
-_LEFTOVER = ".partial-"
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_LEFTOVER = PARTIAL_DIRECTORY
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK_ERRNOS = {*_FULL, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP}
 
 
 @contextmanager
-def directory_written_atomically(final: Path, bytes_needed: int) -> Iterator[Path]:
+def directory_written_atomically(
+    final: Path, bytes_needed: int, *, checksums: str = CHECKSUMS
+) -> Iterator[Path]:
     """A temporary directory to fill; it becomes ``final`` when the block ends without an error.
 
     An existing ``final`` is replaced only after the new one is complete. When anything fails the
-    temporary directory is removed and ``final`` is as it was.
+    temporary directory is removed and ``final`` is as it was. Checksums of all files are put
+    beside them, in the file ``checksums``.
 
     Raises:
         DiskError: the disk is full, over quota or read-only; names path, bytes needed and free.
+        InputError: another process is writing ``final``.
     """
     temporary = final.with_name(f"{_LEFTOVER}{final.name}")
     replaced = final.with_name(f"{_LEFTOVER}replaced-{final.name}")
+    _make_way(final, temporary, replaced)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (temporary, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
         check_free_space(final, bytes_needed)
         temporary.mkdir()
-        yield temporary
-        _flush_tree(temporary)
-        if final.exists():
-            final.rename(replaced)
-        temporary.rename(final)
+        with being_written(temporary):
+            yield temporary
+            seal_directory(temporary, checksums)
+            flush_tree(temporary)
+            if os.path.lexists(final):
+                final.rename(replaced)
+            temporary.rename(final)
         flush(final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove(replaced)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not final.exists() and replaced.exists():
+        remove(temporary)
+        if not os.path.lexists(final) and os.path.lexists(replaced):
             replaced.rename(final)
         full = disk_error(error, final, bytes_needed)
         if full is not None:
             raise full from error
         raise
+
+
+def _make_way(final: Path, temporary: Path, replaced: Path) -> None:
+    """Remove what a killed process left of writing ``final``; what it had moved aside returns."""
+    for leftover in (temporary, replaced):
+        if os.path.lexists(leftover) and not is_abandoned(leftover):
+            raise InputError(f"another process is writing {final}; wait for it")
+    if os.path.lexists(replaced) and not os.path.lexists(final):
+        replaced.rename(final)
+    remove(temporary)
+    remove(replaced)
 
 
 def check_free_space(path: Path, bytes_needed: int) -> None:
@@ -85,7 +111,7 @@ def disk_error(error: BaseException, path: Path, bytes_needed: int) -> DiskError
         number = int(found.group(1))
     if number not in _DISK_ERRNOS:
         return None
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in _FULL:
         return DiskError(_full_disk_message(path, bytes_needed))
     return DiskError(f"cannot write {path}: {os.strerror(number or 0)}")
 
@@ -93,28 +119,24 @@ def disk_error(error: BaseException, path: Path, bytes_needed: int) -> DiskError
 def remove_directory(path: Path) -> None:
     """Delete ``path`` so that a kill in between leaves a leftover, not half a directory."""
     doomed = path.with_name(f"{_LEFTOVER}deleted-{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
     path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
 
 
 def remove_leftovers(parent: Path) -> list[str]:
-    """Delete what killed writes left under ``parent``; returns the names, for a message.
+    """Delete what killed writes left in ``parent``; returns the names, for a message.
 
     A directory that was moved aside while its successor was put in place goes back if the
     successor never arrived.
     """
     if not parent.is_dir():
         return []
-    removed = []
-    for leftover in sorted(parent.glob(f"{_LEFTOVER}*")):
+    for leftover in sorted(parent.glob(f"{_LEFTOVER}replaced-*")):
         original = parent / leftover.name.removeprefix(f"{_LEFTOVER}replaced-")
-        if leftover.name.startswith(f"{_LEFTOVER}replaced-") and not original.exists():
+        if not os.path.lexists(original):
             leftover.rename(original)
-            continue
-        shutil.rmtree(leftover, ignore_errors=True)
-        removed.append(leftover.name)
-    return removed
+    return remove_abandoned(parent)
 
 
 def _full_disk_message(path: Path, bytes_needed: int) -> str:
@@ -125,7 +147,7 @@ def _full_disk_message(path: Path, bytes_needed: int) -> str:
     )
 
 
-def _flush_tree(directory: Path) -> None:
+def flush_tree(directory: Path) -> None:
     for root, _, files in os.walk(directory):
         for name in files:
             flush(Path(root) / name)

@@ -1,92 +1,78 @@
-"""Estimates, paired differences, tests and corrections for evaluation results. Numpy only.
-
-Every metric here is a function of a ratio of sums over items, ``x = Σ values / Σ weights``:
-
-    scale "mean"        x                 accuracies (weights one), any per-item score
-    scale "perplexity"  exp(-x)           values: log-likelihoods in nats; weights: one, or tokens
-    scale "bits"        -x / ln 2         values: log-likelihoods in nats; weights: bytes
-
-so one delta-method standard error and one bootstrap serve all of them. Pairing matters more than
-any of it: two models answer the same items, and most of the variance is the items' own.
-
-Sources: McNemar (1947), exact conditional form; Bonett and Price (2012), "Adjusted Wald confidence
-interval for a difference of binomial proportions based on paired data"; Efron and Tibshirani
-(1993), percentile bootstrap; Holm (1979).
-"""
+"""Differences of two models on the same items, and of two arms over the same seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from wuneng.statistics.estimates import (
+    Array,
+    Scale,
+    checked,
+    estimate,
+    linearised,
+    scaled,
+    spread_of_sum,
+)
+from wuneng.statistics.student import t_quantile, t_two_sided
 
 __all__ = [
-    "Estimate",
+    "NORMAL_95",
     "PairedDifference",
-    "Scale",
-    "estimate",
-    "holm",
     "mcnemar_exact",
     "paired_accuracy_difference",
     "paired_bootstrap",
+    "paired_by_seed",
+    "paired_difference",
 ]
 
-Scale = Literal["mean", "perplexity", "bits"]
-Array = NDArray[np.float64]
-
+NORMAL_95 = 1.959963984540054
+"""Half the width of a 95 % interval in standard errors, where errors are normal."""
 RESAMPLES = 5000
 # Indices drawn at once: bounds the bootstrap's memory whatever the number of items.
 _INDICES_PER_CHUNK = 2_000_000
-_Z95 = 1.959963984540054
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric's value and its standard error (``None`` when there is only one item)."""
-
-    value: float
-    stderr: float | None
+Test = Literal["mcnemar-exact", "paired-bootstrap", "paired-t"]
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Model minus baseline on the same items, with a 95 % interval and a two-sided p-value."""
+    """Model minus baseline on the same items (or seeds), with a 95 % interval and a two-sided
+    p-value. ``stderr`` is None where there is only one item."""
 
     difference: float
+    stderr: float | None
     low: float
     high: float
     p: float
-    test: Literal["mcnemar-exact", "paired-bootstrap"]
+    test: Test
 
 
-def estimate(values: Array, weights: Array | None = None, scale: Scale = "mean") -> Estimate:
-    """The metric over items and its delta-method standard error.
-
-    Args:
-        values: per-item numerators `[n]`, float.
-        weights: per-item denominators `[n]`, positive in sum; ones when left out.
-        scale: how the ratio of sums becomes the metric (see the module's docstring).
-
-    Returns:
-        With unit weights and scale "mean" the error is the sample standard deviation over √n.
-
-    Raises:
-        ValueError: no items, or lengths that differ.
-    """
-    values, weights = _checked(values, weights)
-    n, total = len(values), float(weights.sum())
-    ratio = float(values.sum()) / total
-    value = float(_scaled(np.asarray(ratio), scale))
-    if n < 2:
-        return Estimate(value, None)
-    residual = values - ratio * weights
-    ratio_error = math.sqrt(n / (n - 1) * float((residual**2).sum())) / total
-    slope = {"mean": 1.0, "perplexity": value, "bits": 1.0 / math.log(2.0)}[scale]
-    return Estimate(value, slope * ratio_error)
+def paired_difference(
+    model: Array,
+    baseline: Array,
+    *,
+    model_weights: Array | None = None,
+    baseline_weights: Array | None = None,
+    scale: Scale = "mean",
+) -> PairedDifference:
+    """Difference of two metrics on the same items, by the test that suits them: exact McNemar
+    where every item is right or wrong, else the bootstrap. Arguments as `paired_bootstrap`."""
+    weights = (model_weights, baseline_weights)
+    plain = all(one is None or bool((np.asarray(one) == 1).all()) for one in weights)
+    binary = all(bool(np.isin(one, (0.0, 1.0)).all()) for one in (model, baseline))
+    if scale == "mean" and plain and binary:
+        return paired_accuracy_difference(model, baseline)
+    return paired_bootstrap(
+        model,
+        baseline,
+        model_weights=model_weights,
+        baseline_weights=baseline_weights,
+        scale=scale,
+    )
 
 
 def mcnemar_exact(only_model: int, only_baseline: int) -> float:
@@ -131,8 +117,9 @@ def paired_accuracy_difference(model: Array, baseline: Array) -> PairedDifferenc
     spread = math.sqrt((share_model + share_baseline - centre**2) / (n + 2))
     return PairedDifference(
         difference=(only_model - only_baseline) / n,
-        low=max(-1.0, centre - _Z95 * spread),
-        high=min(1.0, centre + _Z95 * spread),
+        stderr=_paired_error((model, None), (baseline, None), "mean"),
+        low=max(-1.0, centre - NORMAL_95 * spread),
+        high=min(1.0, centre + NORMAL_95 * spread),
         p=mcnemar_exact(only_model, only_baseline),
         test="mcnemar-exact",
     )
@@ -161,8 +148,8 @@ def paired_bootstrap(
         ValueError: no items, or lengths that differ.
     """
     _check_paired(model, baseline)
-    model, model_weights = _checked(model, model_weights)
-    baseline, baseline_weights = _checked(baseline, baseline_weights)
+    model, model_weights = checked(model, model_weights)
+    baseline, baseline_weights = checked(baseline, baseline_weights)
     n = len(model)
     generator = np.random.default_rng(seed)
     per_chunk = max(1, _INDICES_PER_CHUNK // n)
@@ -171,7 +158,7 @@ def paired_bootstrap(
         rows = generator.integers(0, n, size=(min(per_chunk, resamples - start), n))
         ours = model[rows].sum(axis=1) / model_weights[rows].sum(axis=1)
         theirs = baseline[rows].sum(axis=1) / baseline_weights[rows].sum(axis=1)
-        chunks.append(_scaled(ours, scale) - _scaled(theirs, scale))
+        chunks.append(scaled(ours, scale) - scaled(theirs, scale))
     differences = np.concatenate(chunks)
     low, high = np.quantile(differences, (0.025, 0.975))
     tail = min(int(np.sum(differences <= 0)), int(np.sum(differences >= 0)))
@@ -179,45 +166,51 @@ def paired_bootstrap(
         estimate(model, model_weights, scale).value
         - estimate(baseline, baseline_weights, scale).value
     )
-    p = min(1.0, 2.0 * (tail + 1) / (resamples + 1))
-    return PairedDifference(observed, float(low), float(high), p, "paired-bootstrap")
+    return PairedDifference(
+        difference=observed,
+        stderr=_paired_error((model, model_weights), (baseline, baseline_weights), scale),
+        low=float(low),
+        high=float(high),
+        p=min(1.0, 2.0 * (tail + 1) / (resamples + 1)),
+        test="paired-bootstrap",
+    )
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given.
+def paired_by_seed(model: Array, baseline: Array) -> PairedDifference:
+    """Mean difference of two arms over the seeds that both were trained from, by Student's t.
 
-    The adjusted value may be compared with 0.05 directly; the family-wise error rate then stays
-    at 5 % however the tests depend on each other.
+    Seeds are few, so the interval is as wide as n - 1 degrees of freedom make it.
+
+    Args:
+        model, baseline: one figure for each seed `[n]`, n of 2 or more, seed by seed.
+
+    Raises:
+        ValueError: fewer than two seeds, or numbers of them that differ.
     """
-    count = len(p_values)
-    adjusted = [0.0] * count
-    running = 0.0
-    for rank, index in enumerate(sorted(range(count), key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (count - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
+    _check_paired(model, baseline)
+    n = len(model)
+    if n < 2:
+        raise ValueError("one seed has no spread over seeds")
+    differences = np.asarray(model, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    value = float(differences.mean())
+    error = float(differences.std(ddof=1)) / math.sqrt(n)
+    half = t_quantile(0.95, n - 1) * error
+    p = t_two_sided(value / error, n - 1) if error else float(value == 0)
+    return PairedDifference(value, error, value - half, value + half, p, "paired-t")
 
 
-def _scaled(ratio: Array, scale: Scale) -> Array:
-    if scale == "perplexity":
-        return np.exp(-ratio)
-    if scale == "bits":
-        return -ratio / math.log(2.0)
-    return ratio
+def _paired_error(
+    model: tuple[Array, Array | None], baseline: tuple[Array, Array | None], scale: Scale
+) -> float | None:
+    """Delta-method standard error of a difference, item by item."""
+    if len(model[0]) < 2:
+        return None
+    ours, theirs = (linearised(*checked(*one), scale) for one in (model, baseline))
+    return spread_of_sum(ours - theirs)
 
 
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
-def _checked(values: Array, weights: Array | None) -> tuple[Array, Array]:
-    values = np.asarray(values, dtype=np.float64)
-    weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
-    if len(values) == 0:
-        raise ValueError("no items to aggregate")
-    if values.shape != weights.shape:
-        raise ValueError(f"values {values.shape} and weights {weights.shape} differ in shape")
-    return values, weights
 
 
 def _check_paired(model: Array, baseline: Array) -> None:

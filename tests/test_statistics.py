@@ -7,12 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from wuneng.evaluate.statistics import (
+from wuneng.statistics import (
     estimate,
     holm,
     mcnemar_exact,
     paired_accuracy_difference,
     paired_bootstrap,
+    paired_by_seed,
+    paired_difference,
+    t_quantile,
+    t_two_sided,
 )
 
 
@@ -150,3 +154,59 @@ def test_holm_by_hand() -> None:
 def test_bad_outcomes_are_refused(model: np.ndarray, baseline: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_accuracy_difference(model, baseline)
+
+
+def test_the_error_of_a_paired_difference_agrees_with_resampling() -> None:
+    generator = np.random.default_rng(2)
+    sizes = generator.integers(5, 400, 300).astype(float)
+    hard = generator.uniform(0.5, 2.5, 300)
+    model = -(sizes**0.7) * hard
+    baseline = model - generator.uniform(0.0, 0.2, 300) * sizes**0.7
+    found = paired_difference(
+        model, baseline, model_weights=sizes, baseline_weights=sizes, scale="bits"
+    )
+    rows = generator.integers(0, 300, (4000, 300))
+    totals = sizes[rows].sum(1)
+    resampled = -(model[rows].sum(1) - baseline[rows].sum(1)) / totals / math.log(2)
+    assert found.test == "paired-bootstrap"
+    assert found.stderr == pytest.approx(resampled.std(), rel=0.06)
+    alone = estimate(model, sizes, "bits").stderr
+    assert alone is not None
+    assert found.stderr is not None
+    assert found.stderr < alone / 3
+
+
+def test_right_or_wrong_is_tested_exactly_and_anything_else_by_resampling() -> None:
+    right, wrong = np.array([1.0, 1, 0, 1]), np.array([1.0, 0, 0, 1])
+    for weight, test in ((1.0, "mcnemar-exact"), (4.0, "paired-bootstrap")):
+        weights = np.full(4, weight)
+        found = paired_difference(right, wrong, model_weights=weights, baseline_weights=weights)
+        assert found.test == test
+
+
+def test_one_item_has_no_error_of_its_difference() -> None:
+    assert paired_difference(np.array([2.5]), np.array([1.0])).stderr is None
+
+
+def test_over_seeds_it_is_the_paired_t_test() -> None:
+    from scipy import stats
+
+    ours, theirs = np.array([2.41, 2.47, 2.39, 2.44]), np.array([2.50, 2.52, 2.49, 2.47])
+    found = paired_by_seed(ours, theirs)
+    expected = stats.ttest_rel(ours, theirs)
+    interval = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.difference == pytest.approx((ours - theirs).mean())
+    with pytest.raises(ValueError, match="one seed"):
+        paired_by_seed(ours[:1], theirs[:1])
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 7, 40, 1000])
+def test_student_against_scipy(freedom: int) -> None:
+    from scipy import stats
+
+    for t in (0.0, 0.3, 1.0, 2.5, 9.0, 60.0):
+        expected = 2 * stats.t.sf(t, freedom)
+        assert t_two_sided(t, freedom) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert t_quantile(0.95, freedom) == pytest.approx(stats.t.ppf(0.975, freedom))

@@ -1,0 +1,41 @@
+"""Every benchmark that benchmarks/*.sh runs is one that the commands still take."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from wuneng.bench.__main__ import _parser
+from wuneng.bench.request import make_request
+from wuneng_cli.main import app
+
+OPTIONS = ("seq_len", "what", "model", "preset", "against", "batch", "device", "dtype", "threads")
+
+
+def commands(script: Path) -> list[list[str]]:
+    """The arguments of each line that begins with ``bench``, its continuations joined."""
+    text = script.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("bench ")]
+
+
+def test_the_gpus_script(repository: Path) -> None:
+    lines = commands(repository / "benchmarks" / "gpu.sh")
+    assert len(lines) >= 5
+    for line in lines:
+        given = vars(_parser().parse_args(line))
+        given = {name: x for name, x in given.items() if name not in ("out", "verbose")}
+        assert make_request(**given).device == "cuda"
+
+
+def test_the_cpus_script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    command = typer.main.get_command(app).get_command(None, "bench")  # type: ignore[attr-defined]
+    lines = commands(repository / "benchmarks" / "cpu.sh")
+    assert len(lines) >= 8
+    for line in lines:
+        given = command.make_context("bench", ["--device", "cpu", "--threads", "2", "-q", *line])
+        make_request(**{name: given.params[name] for name in OPTIONS})
+        assert given.params["out"].is_relative_to("benchmarks")

@@ -1,0 +1,50 @@
+"""Kernels compiled ahead of time, by one process that lasts as long as the tests do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def compiled_ahead(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Takes a name of ``aot_worker.BUILDS``, answers with what the compiled kernel uses."""
+    place = tmp_path_factory.mktemp("ahead")
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    with (
+        (place / "stderr").open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.ops.aot_worker"],
+            cwd=repository,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as worker,
+    ):
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+
+        def compile_one(name: str) -> dict[str, Any]:
+            print(name, file=worker.stdin, flush=True)
+            for line in worker.stdout or ():
+                answer: dict[str, Any] = json.loads(line)
+                # Where a test was given up, its answer still arrives before the next one's.
+                if answer["name"] == name:
+                    assert "error" not in answer, answer["error"]
+                    return answer
+            raise AssertionError((place / "stderr").read_text()[-3000:])
+
+        yield compile_one
+        worker.stdin.close()

@@ -1,0 +1,173 @@
+"""Every table that the product prints, with wide numbers and long names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from wuneng.tables import Table
+
+LONG_ARM = "an-arm-with-a-name-as-long-as-a-sentence/seed-3"
+SEVEN_B = 7_234_567_890
+
+
+def results(arms: int = 3) -> dict[str, Any]:
+    """results.json of an upgrade: source, new heads, LoRA, and more arms of new heads."""
+    entries: dict[str, Any] = {}
+    for n in range(arms):
+        name = ("source", "wuneng", "lora", LONG_ARM)[n] if n < 4 else f"arm-number-{n}"
+        quality = {"text/bits_per_byte": 1.125678 + n / 7, "text/perplexity": 12345.678 + n}
+        quality |= {f"recall/accuracy@{64 << k}": 0.1234 + k / 9 + n / 99 for k in range(4)}
+        entries[name] = {
+            "kind": "attention" if n in (0, 2) else "hybrid",
+            "token_shift": n not in (0, 2),
+            "trains": ("none", "new", "lora")[min(n, 2)] if n < 3 else "new",
+            "init_from": "model",
+            "parameters": SEVEN_B + n,
+            "trainable_parameters": 123_456_789 + n,
+            "added_percent": 34.5 + n,
+            "training_flops": 1.23e21 * (n + 1),
+            "tokens": 123_456_789_012 + n,
+            "seconds": 1_234_567.8 + n,
+            "tokens_per_second": 123_456.0 + n,
+            "quality": quality,
+            "standard_error": dict.fromkeys(quality, 0.012 + n / 1000),
+            "examples": dict.fromkeys(quality, 512),
+            "seeds": [0],
+        }
+    pairs = [
+        {"figure": "text/bits_per_byte", "arms": [name, "source"], "difference": -0.1 - n / 77,
+         "standard_error": 0.0123}
+        for n, name in enumerate(entries)
+    ]  # fmt: skip
+    return {"name": "upgrade", "arms": entries, "reference": "source", "paired": pairs}
+
+
+def results_tables() -> Iterator[Table]:
+    from wuneng.train.summary import results_table
+
+    for arms in (3, 10):
+        yield results_table(results(arms))
+
+
+def eval_tables() -> Iterator[Table]:
+    from wuneng.evaluate.comparison import compare
+    from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
+    from wuneng.evaluate.results import report_table
+    from wuneng.evaluate.session import EvaluationReport, EvaluationRequest
+
+    draw = np.random.default_rng(0)
+
+    def outcomes(name: str, share: float) -> TaskOutcomes:
+        right = (draw.random(10_042) < share).astype(float)
+        perplexity = MetricOutcomes(
+            "ratio", -20 * draw.random(10_042), np.ones(10_042), "perplexity", False
+        )
+        metrics = {"acc": MetricOutcomes("ratio", right), "word_perplexity": perplexity}
+        return TaskOutcomes(name, [str(n) for n in range(10_042)], metrics, chance=0.25)
+
+    names = ("hellaswag", "mmlu_high_school_european_history")
+    sides = [[outcomes(name, share) for name in names] for share in (0.31, 0.29)]
+    models = {
+        key: {"label": label, "path": "m", "parameters": SEVEN_B, "state": "keep"}
+        for key, label in (("model", f"upgrade/{LONG_ARM}"), ("baseline", "upgrade/source"))
+    }
+    for baseline in (sides[1], None):
+        yield report_table(
+            EvaluationReport(
+                request=EvaluationRequest(model="m", baseline="b", tasks=list(names)),  # type: ignore[arg-type]
+                models={**models, "baseline": models["baseline"] if baseline else None},
+                tasks=compare(sides[0], baseline),
+                sources={},
+                notes=[],
+            )
+        )
+
+
+def bench_tables() -> Iterator[Table]:
+    from wuneng.bench.compare import Change, Comparison
+    from wuneng.bench.record import rows_of
+    from wuneng.bench.tables import comparison_table, record_tables
+
+    rows = [
+        {"what": what, "operation": what, "arm": arm, "batch": 64, "seq_len": length,
+         "status": "ok", "note": "", "device": "cuda", "dtype": "bf16", "median_ms": 12_345.6 + n,
+         "spread_ms": 99.9, "tokens_per_second": 1_234_567.0 + n, "peak_bytes": 81.23 * 2**30,
+         "cache_bytes": 2**35 + 2**29, "kv_bytes": 2**35 + n, "state_bytes": 2**29 + n,
+         "speed_ratio": 11.23 + n, "speed_ratio_spread": 0.5, "speed_ratio_against": "mha",
+         "roofline_share": 0.42, "bound": "bandwidth"}
+        for what in ("prefill", "decode", "train")
+        for length in (1000, 131_072)
+        for n, arm in enumerate(("wuneng", "mha", LONG_ARM))
+    ]  # fmt: skip
+    rows += [
+        {**rows[0], "arm": "rwkv7", "status": "out of memory", "median_ms": None,
+         "needed_bytes": 123.4 * 2**30},
+        {**rows[0], "arm": "llama", "status": "unsupported", "median_ms": None,
+         "note": "transformers 9.9.9 has no such model, and this sentence goes on for long"},
+    ]  # fmt: skip
+    exponents = [
+        {"what": "decode", "operation": "decode", "arm": LONG_ARM, "batch": 64,
+         "quantity": quantity, "exponent": 1.98, "last_exponent": -0.97}
+        for quantity in ("time", "memory")
+    ]  # fmt: skip
+    parts = [
+        {"what": "train", "seq_len": 131_072, "arm": LONG_ARM, "part": "middle heads (gated)",
+         "forward_ms": 12_345.6 + n, "backward_ms": 23_456.7 + n, "share": 0.42,
+         "operations": 123_456 + n}
+        for n in range(2)
+    ]  # fmt: skip
+    record = {"rows": rows, "exponents": exponents, "parts": parts}
+    yield from record_tables(record)
+    kept = rows_of({"rows": rows})
+    changes = [Change(kept[2], "time", 12_345.6, 23_456.7, 0.05)]
+    changes.append(Change(kept[2], "memory", 81.2 * 2**30, 91.2 * 2**30, 0.05))
+    yield comparison_table(Comparison(changes, 0.0, [], [], []))
+
+
+def convert_tables() -> Iterator[Table]:
+    from wuneng.convert import Check
+    from wuneng_cli.convert import _checks_table
+
+    names = ("full forward", "left padding", "cache, token by token", "generate, 32 tokens, greedy")
+    yield _checks_table(
+        [
+            Check(name, dtype, 1_048_576, 1.23e-12, 0.999, 4.56e-10, tolerance)
+            for name in names
+            for dtype, tolerance in (("float32", 0.00018), ("bfloat16", None))
+        ]
+    )
+
+
+def dry_run_tables() -> Iterator[Table]:
+    from wuneng_cli.dry_run import plan_table
+
+    parts = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms")
+    for arms in (3, 10):
+        entries = {
+            (LONG_ARM if n == 1 else f"arm-number-{n}"): {
+                "parts": {part: 1_234_567_890 + n + 10 * k for k, part in enumerate(parts)},
+                "parameters": SEVEN_B + n,
+                "trainable_parameters": 123_456_789 + n,
+                "added_percent": 34.5 + n,
+                "intermediate_size": 28_672 + n,
+                "match": "parameters",
+                "training_flops": 1.23e21 * (n + 1),
+                "memory": {"total": 123.4 * 2**30 + n * 2**30},
+                "disk_bytes": 234.5 * 2**30 + n * 2**30,
+                "seconds": 1_234_567.8 * (n + 1),
+            }
+            for n in range(arms)
+        }
+        yield plan_table({"name": "a recipe", "arms": entries})
+
+
+TABLES: dict[str, Callable[[], Iterator[Table]]] = {
+    "train": results_tables,
+    "eval": eval_tables,
+    "bench": bench_tables,
+    "convert": convert_tables,
+    "dry run": dry_run_tables,
+}

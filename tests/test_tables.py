@@ -1,0 +1,157 @@
+"""Numbers are never shortened: every table of the product at 60, 80 and 120 columns."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from tests.product_tables import LONG_ARM, TABLES
+from wuneng.tables import Column, Table, console
+
+FRAME = re.compile("[│┃]")
+FIGURE = re.compile(r"[-+±<]?\d[\d,.e+-]*")
+
+
+def printed(table: Table, width: int) -> str:
+    shown = Console(width=width, file=io.StringIO(), highlight=False)
+    shown.print(table)
+    return shown.file.getvalue()  # type: ignore[attr-defined]
+
+
+def without_spaces(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("command", TABLES)
+def test_every_table_of_the_product_is_whole(command: str, width: int) -> None:
+    for table in TABLES[command]():
+        check_whole(table, width)
+
+
+def check_whole(table: Table, width: int) -> None:
+    """Within the width, nothing shortened, every name and number there or said to be elsewhere."""
+    text = printed(table, width)
+    assert [line for line in text.splitlines() if cell_len(line) > width] == []
+    assert "…" not in text
+    read = without_spaces("".join([*columns_of(text), text]))
+    numbers = FIGURE.findall("\n".join(line for line in text.splitlines() if line[:1] in "│ "))
+    _, left_out = table.laid_out(width)
+    for position, column in enumerate(table.columns):
+        cells = [row[position] for row in table.rows]
+        if column in left_out:
+            note = " ".join(text.split("no room for", 1)[1].split())
+            assert column.heading in note
+            assert f"in {table.elsewhere}" in note
+        elif column.words:
+            assert [cell for cell in cells if without_spaces(cell) not in read] == []
+        else:
+            assert without_spaces(column.heading) in read
+            missing = [n for cell in cells for n in FIGURE.findall(cell) if n not in numbers]
+            assert not missing, (column.heading, missing)
+
+
+def columns_of(text: str) -> list[str]:
+    """The text of each column of each piece, read downwards."""
+    columns: list[str] = []
+    piece: list[str] = []
+    for line in [*text.splitlines(), "└"]:
+        if line[:1] in "│┃":
+            parts = [part.strip() for part in FRAME.split(line)[1:-1]]
+            piece = piece or [""] * len(parts)
+            piece = [kept + part for kept, part in zip(piece, parts, strict=True)]
+        elif line[:1] in "└":
+            columns += piece
+            piece = []
+    return columns
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_paired_difference_and_its_interval_are_there(width: int) -> None:
+    """What a terminal of 80 columns cut off: ``-0.13…``, ``p…``."""
+    upgrade = next(iter(TABLES["train"]()))
+    text = without_spaces("".join(columns_of(printed(upgrade, width))))
+    assert "-0.1130(-0.1371to-0.0889)" in text
+    evaluation = next(iter(TABLES["eval"]()))
+    whole = printed(evaluation, 500)
+    interval = re.search(r"\+0\.\d{3} \[\+\d\.\d{3}, \+\d\.\d{3}\]", whole)
+    assert interval
+    assert without_spaces(interval[0]) in without_spaces(
+        "".join(columns_of(printed(evaluation, width)))
+    )
+
+
+def three_arms() -> Table:
+    table = Table("arms", [Column("", name=True), *map(Column, ("a", "b", "c"))], turns=True)
+    for name in ("parameters", "training FLOPs", "tokens per second"):
+        table.add_row(name, *(f"{10**n * 123:,}" for n in (3, 4, 5)))
+    return table
+
+
+def test_a_table_that_fits_is_as_it_was() -> None:
+    text = printed(three_arms(), 80)
+    assert "│ parameters        │ 123,000 │ 1,230,000 │ 12,300,000 │" in text
+
+
+def test_a_table_of_arms_turns() -> None:
+    """The names fold first; then arms become rows, so that their figures still meet."""
+    assert "│ tokens per  │ 123,000 │" in printed(three_arms(), 50)
+    ten = Table("arms", [Column("", name=True), *(Column(f"arm-{n}") for n in range(10))])
+    ten.turns = True
+    ten.add_row("parameters", *(f"{n}23,456,789" for n in range(1, 11)))
+    text = printed(ten, 60)
+    assert [line.split("│")[1].strip() for line in text.splitlines() if line[0] == "│"] == [
+        f"arm-{n}" for n in range(10)
+    ]
+
+
+def test_spare_columns_go_last_first_and_are_named() -> None:
+    columns = [Column("arm", name=True), Column("ms"), *(Column(c, spare=True) for c in "xyz")]
+    table = Table(None, columns, elsewhere="bench.json")
+    table.add_row("mha", *["1,234,567"] * 4)
+    assert "no room for" not in printed(table, 80)
+    assert "no room for z: in bench.json" in printed(table, 50)
+    assert "no room for y, z: in bench.json" in printed(table, 40)
+    table.elsewhere = ""
+    assert printed(table, 40).count("1,234,567") == 4, "cut in two, nothing left out"
+
+
+def test_narrower_than_a_number_it_is_still_whole() -> None:
+    table = Table(None, [Column("arm", name=True), Column("tokens")])
+    table.add_row(LONG_ARM, "123,456,789,012")
+    assert "123,456,789,012" in printed(table, 18)
+
+
+def test_a_number_keeps_its_unit_and_its_sign() -> None:
+    table = Table(None, [Column("arm", name=True), Column("x")])
+    table.add_row("mha", "34.6 % ± 1.2 %")
+    table.add_row("rwkv7", "1.5 GiB + 2.0 KiB")
+    lines = [line.split("│")[2].strip() for line in printed(table, 21).splitlines() if "│" in line]
+    assert lines == ["34.6 %", "± 1.2 %", "1.5 GiB", "+ 2.0 KiB"]
+
+
+def test_brackets_are_no_markup() -> None:
+    table = Table("[/]", [Column("[red]", name=True), Column("n")], caption="[/b]")
+    table.add_row("[/]", "[1, 2]")
+    text = printed(table, 60)
+    for shown in ("[/]", "[red]", "[1, 2]", "[/b]"):
+        assert shown in text
+
+
+def test_wide_characters_count_twice() -> None:
+    table = Table(None, [Column("name", name=True), Column("n")])
+    table.add_row("中文名字" * 10, "1,234")
+    text = printed(table, 40)
+    assert all(cell_len(line) <= 40 for line in text.splitlines())
+    assert "中文名字" * 10 in "".join(columns_of(text))
+
+
+def test_the_width_of_what_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == 160
+    monkeypatch.setenv("COLUMNS", "60")
+    assert console().width == 60

@@ -1,0 +1,36 @@
+"""Lines of text files, packed or not, none of them longer than memory."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, cast
+
+from wuneng.errors import DataError
+
+__all__ = ["LONGEST_LINE", "lines_of", "open_bytes"]
+
+#: No document is longer. A packed file of 3 MB can unpack to a line of 3 GB.
+LONGEST_LINE = 128 << 20
+
+
+def open_bytes(path: Path) -> AbstractContextManager[IO[bytes]]:
+    """The file's bytes, unpacked where its name ends in ``.gz``."""
+    if path.name.lower().endswith(".gz"):
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def lines_of(stream: IO[bytes], path: Path) -> Iterator[bytes]:
+    """The lines with their ends. DataError for one above ``LONGEST_LINE``."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; expected one JSON "
+                "object a line"
+            )
+        yield line

@@ -1,0 +1,121 @@
+"""The arguments of a model's call: what the cache is called, and what nobody would read.
+
+transformers 5.24 renamed the cache from ``past_key_values`` to ``cache``, in calls as in outputs.
+Both names are taken; ``generate`` and outputs use the installed release's. What a ``forward`` does
+not know it refuses: an argument that it swallows (a cache under a new name, say) would change the
+answer without a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from wuneng.model.cache import WuNengCache
+
+_OUTPUT_FIELDS = {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}
+#: What the installed transformers calls a cache: ``past_key_values`` up to 5.23, then ``cache``.
+CACHE_NAME = "cache" if "cache" in _OUTPUT_FIELDS else "past_key_values"
+
+#: What transformers hands to a model's layers or loss: reported outputs, packed rows as flash
+#: attention takes them, and how the loss is averaged.
+_KNOWN = frozenset(
+    {
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "cu_seq_lens_q",
+        "cu_seq_lens_k",
+        "max_length_q",
+        "max_length_k",
+        "is_causal",
+        "num_items_in_batch",
+        "ignore_index",
+        "shift_labels",
+    }
+)
+_NAMED = frozenset(
+    {
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "past_key_values",
+        "cache",
+        "inputs_embeds",
+        "labels",
+        "use_cache",
+        "logits_to_keep",
+        "document_ids",
+        "seq_idx",
+    }
+)
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a model's output carries, None without one; of any project's model."""
+    if hasattr(output, CACHE_NAME):
+        return getattr(output, CACHE_NAME)
+    return output.past_key_values
+
+
+def with_cache(cache: Any, model: Any = None) -> dict[str, Any]:
+    """``cache`` as the keyword argument that ``model`` takes it under.
+
+    Without ``model``: the name that the installed transformers and our own models use. Another
+    project's model may know the older name alone.
+    """
+    kind: Any = type(model)
+    return {CACHE_NAME if model is None else _cache_argument(kind): cache}
+
+
+@lru_cache
+def _cache_argument(kind: Any) -> str:
+    names = inspect.signature(kind.forward).parameters
+    return (
+        "past_key_values" if "past_key_values" in names and CACHE_NAME not in names else CACHE_NAME
+    )
+
+
+def given_cache(past_key_values: Any, cache: Any) -> WuNengCache | None:
+    """The one cache of a call, whichever of the two names it came under.
+
+    Raises:
+        ValueError: both were given, and they are not the same.
+        TypeError: another kind of cache, which has no room for a recurrent state.
+    """
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise ValueError("Give the cache once: as cache= or as past_key_values=, not as both.")
+    found = cache if past_key_values is None else past_key_values
+    if found is None or isinstance(found, WuNengCache):
+        return found
+    kind = type(found)
+    raise TypeError(
+        f"A {kind.__module__}.{kind.__qualname__} cannot hold what a WuNeng model caches "
+        "(recurrent state and shifted tokens beside keys and values). Pass no cache, an empty "
+        "wuneng.WuNengCache, or the one that an earlier call of this model returned."
+    )
+
+
+def refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments that no part of the model reads; None says nothing and passes.
+
+    Raises:
+        TypeError: an unknown argument, with the nearest known name.
+        ValueError: ``is_causal=False``: a recurrence reads from left to right only.
+    """
+    for name, value in arguments.items():
+        if value is None or name in _KNOWN:
+            continue
+        close = difflib.get_close_matches(name, sorted(_KNOWN | _NAMED), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise TypeError(f"A WuNeng model's forward takes no argument {name!r}{hint}")
+    if arguments.get("is_causal") is False:
+        raise ValueError(
+            "is_causal=False: a WuNeng model is causal, its state reads left to right."
+        )

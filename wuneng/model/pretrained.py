@@ -1,0 +1,128 @@
+"""The one way in for models, configurations and tokenizers of transformers directories.
+
+Whoever calls ``from_pretrained`` goes through here: files outside the directory are refused, and
+code that comes along is run only where :func:`wuneng.foreign.is_trusted`. A directory of ours that
+was exported with its modelling code needs no trust: its classes are those of this package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wuneng.errors import ModelError
+from wuneng.foreign import check_index, is_trusted, refusal
+from wuneng.model.auto_classes import register_configuration, register_models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["load_any_tokenizer", "load_causal_model", "load_configuration", "try_tokenizer"]
+
+
+def load_causal_model(directory: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A causal language model, and transformers' report on keys that are missing or left over.
+
+    Args:
+        directory: holds config.json and weights.
+        options: handed on to ``from_pretrained``.
+
+    Raises:
+        ModelError: it needs code of its own, or names files outside the directory.
+        Exception: whatever transformers raises over broken files.
+    """
+    from transformers import AutoModelForCausalLM
+
+    register_models()
+    check_index(directory)
+    _check_attention(directory)
+    with _no_unasked_code(directory):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=is_trusted(),
+            output_loading_info=True,
+            **options,
+        )
+    found = report if isinstance(report, dict) else vars(report)
+    return model, found
+
+
+def load_configuration(directory: Path) -> PreTrainedConfig:
+    """The configuration of a model directory.
+
+    Raises:
+        ModelError: it needs code of its own.
+        Exception: whatever transformers raises over a broken file.
+    """
+    from transformers import AutoConfig
+
+    register_configuration()
+    with _no_unasked_code(directory):
+        return AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=is_trusted()
+        )
+
+
+def load_any_tokenizer(
+    place: str | Path, field: str = "", *, local: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory, or one of the hub by its name.
+
+    Args:
+        place: the directory or name.
+        field: what named it, for messages.
+        local: read nothing from the network.
+
+    Raises:
+        ModelError: it needs code of its own.
+        BaseException: whatever transformers and tokenizers raise over broken files.
+    """
+    from transformers import AutoTokenizer
+
+    register_configuration()  # the directory may be one of our models
+    with _no_unasked_code(place, field):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(place), local_files_only=local, trust_remote_code=is_trusted()
+        )
+    try_tokenizer(found)
+    return found
+
+
+def try_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Use a tokenizer once: files of wrong types load, and break down over the first text.
+
+    Raises:
+        BaseException: whatever the tokenizer raises; Rust's panics are no ``Exception``.
+    """
+    # More tokens than any limit of an ordinary model would only make transformers warn.
+    tokenizer.decode(tokenizer("Hello, wörld 1\n", verbose=False)["input_ids"])
+
+
+@contextmanager
+def _no_unasked_code(place: str | Path, field: str = "") -> Iterator[None]:
+    """transformers' refusal names an argument of Python; ours names the file and the option."""
+    try:
+        yield
+    except ValueError as error:
+        if is_trusted() or "trust_remote_code" not in str(error):
+            raise
+        raise ModelError(refusal(place, field)) from None
+
+
+def _check_attention(directory: Path) -> None:
+    """Attention by the name of a hub repository is code that transformers would fetch and run."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return  # the loader says what is wrong
+    for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        value = config.get(name) if isinstance(config, dict) else None
+        if isinstance(value, str) and "/" in value and not is_trusted():
+            raise ModelError(
+                f"{directory / 'config.json'}: {name} is {value!r}, code from the hub. Give "
+                "--trust-remote-code if you trust it"
+            )

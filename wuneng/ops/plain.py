@@ -1,0 +1,18 @@
+"""Which tensors a kernel may read by their address: plain ones, with memory of their own.
+
+A subclass (quantised weights, a distributed or a fake tensor) says one dtype and shape and stores
+something else. Operators give such tensors to torch's own operations, which ask the subclass.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import Parameter
+
+
+def are_plain(*tensors: Tensor | None) -> bool:
+    """Whether each is None or exactly a ``Tensor`` or ``Parameter`` that is not on ``meta``."""
+    for x in tensors:  # asked at every decoded token, where a generator would be felt
+        if x is not None and ((type(x) is not Parameter and type(x) is not Tensor) or x.is_meta):
+            return False
+    return True

@@ -1,0 +1,64 @@
+"""Keeps two processes from training in one run directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wuneng.errors import InputError, RunError
+from wuneng.records.files import disk_errors, open_no_link
+from wuneng.records.leftovers import lock
+
+__all__ = ["LOCK", "InUse", "is_locked", "locked"]
+
+LOCK = ".lock"
+
+
+class InUse(RunError):
+    """Another process trains in the directory."""
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold ``directory/.lock`` while the block runs.
+
+    The operating system drops the lock when its process ends, however it ends. Where it offers no
+    such locks (Windows), nothing is locked.
+
+    Raises:
+        InUse: another process holds it.
+        InputError: something that is no file of ours is in the lock's place.
+        DiskError: the lock file cannot be made.
+    """
+    path = directory / LOCK
+    if path.is_symlink() or path.is_dir():
+        kind = "a symbolic link" if path.is_symlink() else "a directory"
+        raise InputError(f"{path} is {kind}, expected a file of our own; remove it")
+    with disk_errors(path):
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = open_no_link(path, os.O_RDWR | os.O_CREAT)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        if lock(descriptor) is False:
+            holder = file.read().decode("ascii", "replace").strip()
+            raise InUse(
+                f"another process (id {holder or 'unknown'}) is training in "
+                f"{directory}. Wait for it, or choose another --out"
+            )
+        with disk_errors(path):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode("ascii"))
+        yield
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether another process is training in ``directory`` at this moment."""
+    try:
+        descriptor = open_no_link(directory / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return lock(descriptor) is False
+    finally:
+        os.close(descriptor)

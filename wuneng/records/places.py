@@ -1,0 +1,70 @@
+"""Places that a user names for results: found unusable before anything is computed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from wuneng.errors import DiskError, InputError
+from wuneng.records.files import open_no_link
+from wuneng.records.leftovers import partial_file_pattern, remove_abandoned
+
+__all__ = ["refuse_links", "usable_directory"]
+
+
+def usable_directory(path: Path, option: str) -> Path:
+    """Make the directory ``path`` and its parents, and prove that files can be written there.
+
+    Args:
+        option: where the user can name another, as ``--out``.
+
+    Raises:
+        InputError: it is a file, lies under one, or cannot be made or written to.
+        DiskError: the disk is full.
+    """
+    probe = path / f".probe.{secrets.token_hex(8)}.partial"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path, partial_file_pattern("probe"))
+        os.close(open_no_link(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        probe.unlink()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(
+                f"cannot write to {path}: the disk is full ({os.strerror(error.errno)})"
+            ) from error
+        raise InputError(
+            f"{option} {path}: expected a directory to write to, {_reason(path, error)}. "
+            f"Choose another place with {option}"
+        ) from error
+    return path
+
+
+def refuse_links(*paths: Path) -> None:
+    """Nothing of ours is written through a symbolic link that somebody put into a run.
+
+    Raises:
+        InputError: one of the paths is a link.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise InputError(
+                f"{path} is a symbolic link to {os.readlink(path)}: a run writes nothing through "
+                "links. Remove it; to have a run elsewhere, name that place with --out"
+            )
+
+
+def _reason(path: Path, error: OSError) -> str:
+    for parent in (path, *path.parents):
+        try:
+            if os.path.lexists(parent) and not parent.is_dir():
+                broken = parent.is_symlink() and not parent.exists()
+                subject = "it" if parent == path else str(parent)
+                return f"{subject} is {'a broken link' if broken else 'a file'}"
+        except OSError:
+            continue
+    if error.errno == errno.ENOENT:  # what /proc says
+        return "the file system makes no files or directories there"
+    return os.strerror(error.errno or 0)

@@ -1,0 +1,76 @@
+"""What dependencies say in passing stays out of the user's sight: warnings, log lines, bars.
+
+A warning of transformers that an argument will be renamed is for the developers of this package.
+Errors come through, and so does everything that this package itself says. ``--verbose`` or the
+environment variable ``WUNENG_VERBOSE=1`` lets everything through, and Python's own ``-W`` and
+``PYTHONWARNINGS`` decide about warnings where they are given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["lift", "silenced"]
+
+#: Read when the packages are imported, which is after this.
+_VARIABLES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    # Warnings that torch's C++ code writes past Python.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+_OURS = ("wuneng", "wuneng_cli")
+_call_handlers = logging.Logger.callHandlers
+_lifts: list[Any] = []
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Dependencies are silent in the body, unless the environment or :func:`lift` lets them."""
+    if os.environ.get("WUNENG_VERBOSE", "0") not in ("", "0"):
+        yield
+        return
+    show = warnings.showwarning
+    given = [name for name in _VARIABLES if name not in os.environ]
+    os.environ.update({name: _VARIABLES[name] for name in given})
+    logging.Logger.callHandlers = _errors_and_ours  # type: ignore[method-assign, assignment]
+    if not sys.warnoptions:
+        warnings.showwarning = _drop
+
+    def restore() -> None:
+        logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign]
+        if warnings.showwarning is _drop:
+            warnings.showwarning = show
+        for name in given:
+            os.environ.pop(name, None)
+
+    _lifts.append(restore)
+    try:
+        yield
+    finally:
+        restore()
+        _lifts.remove(restore)
+
+
+def lift() -> None:
+    """Let everything through from now on."""
+    for restore in _lifts:
+        restore()
+
+
+def _errors_and_ours(logger: logging.Logger, record: logging.LogRecord) -> None:
+    if record.levelno >= logging.ERROR or record.name.partition(".")[0] in _OURS:
+        _call_handlers(logger, record)
+
+
+def _drop(*_: Any, **__: Any) -> None:
+    """In the place of ``warnings.showwarning``: this package warns through its display instead."""
