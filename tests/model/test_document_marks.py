@@ -108,3 +108,18 @@ def test_boundaries_of_another_batch_are_refused():
     ends = torch.tensor([0, 7, 29])
     with pytest.raises(ValueError, match="cu_seq_lens_q: expected boundaries from 0 to 30"):
         small_model()(torch.zeros(1, 30).long(), cu_seq_lens_q=ends)
+
+
+def test_a_mask_of_pairs_is_not_lost_beside_positions():
+    ids, documents, positions, _ = packed_rows()
+    pairs = torch.ones(2, 1, 30, 30, dtype=torch.bool).tril()
+    with pytest.raises(ValueError, match=r"attention_mask: expected \[batch, tokens\]"):
+        small_model()(ids, attention_mask=pairs, position_ids=positions)
+    plain = small_model("mha")
+    with pytest.raises(ValueError, match=r"packed documents: attention_mask: expected"):
+        plain(ids, attention_mask=pairs, document_ids=documents)
+    pairs[:, :, 20:, 5:9] = False
+    with torch.no_grad():
+        got = plain(ids, attention_mask=pairs, position_ids=positions, use_cache=False).logits
+        unmasked = plain(ids, position_ids=positions, use_cache=False).logits
+    assert (got[:, 20:] - unmasked[:, 20:]).abs().max() > 1e-3

@@ -16,7 +16,7 @@ from wuneng.layers.layout import SequenceLayout
 
 def packed_documents(
     rows: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     position_ids: Tensor | None,
     document_ids: Tensor | None,
     boundaries: Tensor | None,
@@ -33,13 +33,17 @@ def packed_documents(
         boundaries: ``cu_seq_lens_q`` ``[documents + 1]`` of the flattened batch.
 
     Raises:
-        ValueError: ids of another shape; a document with a pad inside it.
+        ValueError: ids of another shape; a document with a pad inside it; document ids or
+            boundaries beside a mask of pairs. Position ids beside such a mask are positions only.
     """
-    mask = None if attention_mask is None or attention_mask.dim() != 2 else attention_mask
-    mask = None if mask is None else mask[:, -rows.shape[1] :].bool()
+    explicit = document_ids is not None or boundaries is not None
+    if attention_mask is not None and not _is_padding(attention_mask):
+        if explicit:
+            raise ValueError(f"packed documents: {_mask_of_pairs(attention_mask)}")
+        return None  # the mask itself says what sees what
+    mask = None if attention_mask is None else attention_mask[:, -rows.shape[1] :].bool()
     if mask is not None and bool(mask.all()):
         mask = None
-    explicit = document_ids is not None or boundaries is not None
     if document_ids is not None:
         changes = _expanded(document_ids, rows, "document_ids")
         changes = changes[:, 1:] != changes[:, :-1]
@@ -135,12 +139,20 @@ def sequence_layout(
         return SequenceLayout.from_documents(document_ids)
     if attention_mask is None:
         return SequenceLayout.dense(batch, length)
-    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+    if _is_padding(attention_mask):
         return SequenceLayout.from_padding(attention_mask[:, -length:])
     if config.num_state_heads or config.attention_token_shift or config.ffn == "rwkv7":
-        shape = list(getattr(attention_mask, "shape", [])) or type(attention_mask).__name__
         raise ValueError(
-            f"attention_mask: expected [batch, tokens] (zero at pads), got {shape}: a recurrent "
-            "state cannot follow a mask of pairs; use document_ids= to keep packed documents apart"
+            f"{_mask_of_pairs(attention_mask)}: a recurrent state cannot follow a mask of pairs; "
+            "use document_ids= to keep packed documents apart"
         )
     return SequenceLayout.dense(batch, length)
+
+
+def _is_padding(attention_mask: Any) -> bool:
+    return isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
+
+
+def _mask_of_pairs(attention_mask: Any) -> str:
+    shape = list(getattr(attention_mask, "shape", [])) or type(attention_mask).__name__
+    return f"attention_mask: expected [batch, tokens] (zero at pads), got {shape}"
