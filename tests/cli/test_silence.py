@@ -64,7 +64,8 @@ def wuneng(place: Path, *arguments: str, **environment: str) -> subprocess.Compl
     return done
 
 
-ERRORS = re.compile(r"planted error\n")
+# An error comes through; and of ours, where kernels are not built yet, that it takes its time.
+ERRORS = re.compile(r"^(?:planted error|waiting for cc, .*)\n", re.MULTILINE)
 GENERATE = ("generate", "llama", "--prompt", "Once", "--max-tokens", "4", "--seed", "1")
 
 
