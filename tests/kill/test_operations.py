@@ -1,4 +1,6 @@
-"""Every command that writes, disturbed at a few of its file operations; WUNENG_TEST_SEED draws others.
+"""Every command that writes, disturbed at a few of its file operations.
+
+WUNENG_TEST_SEED draws others.
 
 ``python -m tests.kill`` goes on for as long as it is told; what it found is in log.md.
 """
