@@ -45,7 +45,8 @@ def test_the_first_two_blocks_are_one_line_each(repository: Path) -> None:
 def _run(repository: Path, place: Path, readme: str, tool: str) -> subprocess.CompletedProcess[str]:
     (place / ".ci").mkdir()
     shutil.copy(repository / ".ci" / "run", place / ".ci" / "run")
-    (place / ".ci" / "lowest").write_text("echo lowest >> ran\n", encoding="utf-8")
+    for name in ("optional", "lowest"):
+        (place / ".ci" / name).write_text(f"echo {name} >> ran\n", encoding="utf-8")
     (place / "README.md").write_text(readme, encoding="utf-8")
     (place / "tool").write_text(tool, encoding="utf-8")
     (place / "tool").chmod(0o755)
@@ -60,7 +61,7 @@ def test_ci_runs_the_second_block_then_the_checks(repository: Path, tmp_path: Pa
     done = _run(repository, tmp_path, FAKE_README, tool)
     assert done.returncode == 0, done.stderr
     ran = (tmp_path / "ran").read_text().splitlines()
-    assert ran == ["second", "ruff check .", "ruff format --check .", "mypy ", "lowest"]
+    assert ran == ["second", "ruff check .", "ruff format --check .", "mypy ", "optional", "lowest"]
 
 
 def test_lowest_versions_are_those_of_the_project(repository: Path) -> None:
