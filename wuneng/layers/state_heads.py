@@ -20,11 +20,11 @@ from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import HeadGroupNorm
 from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.state_parameters import HeadParameters
 from wuneng.ops import (
     HeadInputs,
     HeadOptions,
     HeadWeights,
-    LowRank,
     Snapshots,
     head_projections,
     low_rank,
@@ -32,7 +32,7 @@ from wuneng.ops import (
 )
 
 
-class StateHeads(nn.Module):
+class StateHeads(HeadParameters):
     """RWKV-7 heads of one layer; ``forward`` returns their readout R ``[B, T, S, N]``.
 
     ``readout`` is an identity that the raw state read y passes through, so that evaluation controls
@@ -66,7 +66,7 @@ class StateHeads(nn.Module):
         if config.snapshots:
             self.snapshot_proj = nn.Linear(size, self.heads * (1 + config.snapshots))
         self.readout = nn.Identity()
-        self._names = frozenset(self._parameters)
+        self.note_names()
         # The plain case, decided once: looking fields of a config up costs at every decoded token.
         self._reads_input = config.token_shift != "pre"
         self._takes_attention = (
@@ -93,40 +93,6 @@ class StateHeads(nn.Module):
 
     def _shifts_in_operator(self) -> bool:
         return self.config.token_shift == "post" and not self.config.state_value_residual
-
-    def _add_token_shift(self, size: int, width: int) -> None:
-        config = self.config
-        if config.token_shift == "post":
-            for letter in config.token_shift_on:
-                self.register_parameter(f"shift_{letter}", nn.Parameter(torch.empty(width)))
-        elif config.token_shift == "pre":
-            for letter in self.shifted_inputs():
-                self.register_parameter(f"x_{letter}", nn.Parameter(torch.empty(size)))
-
-    def shifted_inputs(self) -> str:
-        """Which of RWKV-7's inputs r, w, k, v, a, g this layer projects itself."""
-        config = self.config
-        letters = "rwa"
-        letters += "k" if config.state_key_source == "own" else ""
-        letters += "v" if config.state_value_source == "own" else ""
-        return letters + ("g" if config.state_output_gate else "")
-
-    def _add_low_rank(self, size: int, width: int) -> None:
-        """w, a (always), v (value residual, after layer 0) and g (output gate): bias, down, up."""
-        config = self.config
-
-        def add(name: str, rank: int, bias: bool = True) -> None:
-            if bias:
-                self.register_parameter(f"{name}0", nn.Parameter(torch.empty(width)))
-            self.register_parameter(f"{name}1", nn.Parameter(torch.empty(size, rank)))
-            self.register_parameter(f"{name}2", nn.Parameter(torch.empty(rank, width)))
-
-        add("w", config.decay_rank)
-        add("a", config.rate_rank)
-        if config.state_value_residual and self.layer_idx > 0:
-            add("v", config.value_rank)
-        if config.state_output_gate:
-            add("g", config.gate_rank, bias=False)
 
     def forward(
         self,
@@ -194,14 +160,6 @@ class StateHeads(nn.Module):
                 slot.put("position", seen if before is None else before + seen)
         return R
 
-    def _weights(self) -> HeadWeights:
-        """The operator's weights, without the group norm's."""
-        r, k, v = (self.weight_of(f"shift_{letter}") for letter in "rkv")
-        if not self.options.letters:
-            r = k = v = None
-        bonus = self.weight_of("r_k")
-        return HeadWeights(r, k, v, self.weight_of("k_k"), self.weight_of("k_a"), bonus)
-
     def _weights_and_read(self) -> tuple[HeadWeights, Callable[[Tensor], Tensor] | None]:
         """All weights, and what is to be called on the raw read before the operator goes on.
 
@@ -212,13 +170,6 @@ class StateHeads(nn.Module):
         if norm is not None and not is_plain(norm, HeadGroupNorm):
             return weights, norm if silent else lambda y: norm(readout(y))
         return self._with_norm(weights), None if silent else readout
-
-    def _with_norm(self, weights: HeadWeights) -> HeadWeights:
-        norm = self._modules.get("g_norm")
-        if norm is None:
-            return weights
-        own = norm._parameters
-        return weights._replace(norm_weight=own["weight"], norm_bias=own["bias"])
 
     def can_be_read(self) -> bool:
         """Whether these heads are nothing but their weights: nobody watches or replaced a part."""
@@ -238,24 +189,9 @@ class StateHeads(nn.Module):
         decay, rate = self._low_rank_weights("w"), self._low_rank_weights("a")
         return self.r_proj.weight, decay, rate, self._with_norm(self._weights())
 
-    def weight_of(self, name: str) -> Any:
-        """A parameter of this layer by its name, None where the configuration has it not.
-
-        Looked up directly, because nn.Module's own lookup is felt when single tokens are decoded;
-        through the module where a parametrisation or pruning has put something in its place.
-        """
-        own = self._parameters.get(name)
-        if own is None and name in self._names:
-            return getattr(self, name)
-        return own
-
     def _low_rank(self, letter: str, x: Tensor, tanh: bool = False) -> Tensor:
         """bias + (x down) up, with tanh between the two if so."""
         return low_rank(x, self._low_rank_weights(letter), tanh=tanh, size=self.head_dim)
-
-    def _low_rank_weights(self, letter: str) -> LowRank:
-        down, up, bias = (self.weight_of(letter + part) for part in "120")
-        return LowRank(down, up, bias)
 
     def _mixtures(self, x: Tensor, layout: SequenceLayout, slot: Any) -> dict[str, Tensor]:
         """What each projection reads: the input itself, or RWKV-7's six shifted mixtures of it."""
