@@ -132,7 +132,7 @@ def final_ring(
         state = _wide(_states_after(tokens, sequence, states, ring, count, every, extents, chunk))
         slots.append(torch.where((tokens > 0).view(-1, 1, 1, 1), state, 0.0))
     if not slots:
-        return states.new_empty(len(sequence), 0, *states.shape[1:], dtype=torch.float32)
+        return _wide(states.new_empty(len(sequence), 0, *states.shape[1:]))
     return torch.stack(slots, dim=1)
 
 
