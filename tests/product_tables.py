@@ -87,6 +87,7 @@ def eval_tables() -> Iterator[Table]:
 
 
 def bench_tables() -> Iterator[Table]:
+    from wuneng.bench.answer import answer_table
     from wuneng.bench.compare import Change, Comparison
     from wuneng.bench.record import rows_of
     from wuneng.bench.tables import comparison_table, record_tables
@@ -119,8 +120,10 @@ def bench_tables() -> Iterator[Table]:
          "operations": 123_456 + n}
         for n in range(2)
     ]  # fmt: skip
-    record = {"rows": rows, "exponents": exponents, "parts": parts}
+    record: dict[str, Any] = {"rows": rows, "exponents": exponents, "parts": parts}
+    record["models"] = dict.fromkeys(("wuneng", "mha", LONG_ARM))
     yield from record_tables(record)
+    yield answer_table(record)
     kept = rows_of({"rows": rows})
     changes = [Change(kept[2], "time", 12_345.6, 23_456.7, 0.05)]
     changes.append(Change(kept[2], "memory", 81.2 * 2**30, 91.2 * 2**30, 0.05))

@@ -47,6 +47,8 @@ def test_a_shown_command_is_one_that_the_program_takes(line: str) -> None:
     _, name, *arguments = shlex.split(line)
     assert name in COMMANDS
     command = COMMANDS[name]
+    while arguments and arguments[0] in (inner := getattr(command, "commands", {})):
+        name, command = arguments[0], inner[arguments.pop(0)]
     known = {option for field in command.params for option in field.opts + field.secondary_opts}
     assert {word.split("=")[0] for word in arguments if word.startswith("-") and word != "-"} <= (
         known | {"--help"}

@@ -85,6 +85,28 @@ def test_the_paired_difference_and_its_interval_are_there(width: int) -> None:
     )
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_panel_while_training_is_whole(width: int) -> None:
+    from wuneng.train.display import PanelDisplay, Progress
+
+    shown = Console(width=width, file=io.StringIO(), highlight=False)
+    panel = PanelDisplay(shown)
+    figures = {"validation": {"recall/accuracy@131072": 0.9876}, "logged": True}
+    panel._progress = Progress(
+        LONG_ARM, 123, 1_234_567, 2_345_678, 12.3456, 1.23e-4, 1234.5, 1.2e6, 1e6, **figures
+    )
+    panel._validation = figures["validation"]
+    shown.print(panel._render())
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert all(cell_len(line) <= width for line in text.splitlines())
+    read = without_spaces(text.replace("│", ""))
+    parts = [f"{LONG_ARM}(seed123)", "1,234,567/2,345,678", "12.3456", "1.23e-04", "0.9876"]
+    parts += ["gradientnorm1.23e+03", "1.2Mtokens/s", "277:46:40", "recall/accuracy@131072"]
+    for part in parts:
+        assert part in read
+
+
 def three_arms() -> Table:
     table = Table("arms", [Column("", name=True), *map(Column, ("a", "b", "c"))], turns=True)
     for name in ("parameters", "training FLOPs", "tokens per second"):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
+import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +97,41 @@ def test_a_plan_for_people(tiny: str) -> None:
     assert "num_state_heads: 2" not in out
     assert out.count("\n") <= 24, "one screen"
     assert not Path("runs").exists(), "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_real_terminal_shows_whole_numbers(tiny: str, columns: int) -> None:
+    """Ten arms on a terminal of 80 columns: every number was ``(6,4…``."""
+    pty = pytest.importorskip("pty")
+    ten = "wuneng, mha, mha-shift, rwkv7, replace, no-shift, no-snapshots, no-middle, concat, gated"
+    changes = ("--set", f"arms=[{ten}]", "--set", "model.vocab_size=123456")
+    code, out, err = run(tiny, "--dry-run", "--no-measure", "--json", *changes)
+    assert code == 0, err
+    leader, follower = pty.openpty()
+    termios, fcntl = pytest.importorskip("termios"), pytest.importorskip("fcntl")
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "wuneng_cli", "train", tiny, "--dry-run", "--no-measure"]
+    process = subprocess.Popen(
+        [*command, *changes],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env={**environment, "TERM": "xterm", "PYTHONPATH": str(RECIPES.parent)},
+    )
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # what a closed terminal says on Linux
+        while piece := os.read(leader, 4096):
+            shown += piece
+    os.close(leader)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode("utf-8")).replace("\r", "")
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= columns
+    for arm in json.loads(out)["arms"].values():
+        assert f"{arm['parameters']:,}" in text
+        assert f"{arm['training_flops']:.2e}" in text
 
 
 def test_the_recipe_comes_with_verbose(tiny: str) -> None:

@@ -56,7 +56,8 @@ def test_unused_tensors_of_the_first_layer_are_dropped_and_heads_may_be_small(
     tensors = random_x070(heads=3, size=8)
     torch.save(tensors, tmp_path / "x.pth")
     outcome = convert(Request(str(tmp_path / "x.pth"), tmp_path / "out"))
-    assert outcome.record["max_abs_logit_difference"] < 1e-4
+    # The recurrence's own loss in float32 was measured: not the tenfold of the tolerance.
+    assert all(check.passed and (check.tolerance or 0) < 1e-4 for check in outcome.checks)
     dropped = outcome.record["tensors"]["dropped"]
     assert set(dropped) == {f"blocks.0.att.v{n}" for n in "012"}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

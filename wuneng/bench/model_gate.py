@@ -7,10 +7,12 @@ such path, is compared with its weights in ours (:class:`Twin`).
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,8 +67,7 @@ def prefill_gate(row: Any, model: Any, twin: Twin | None = None) -> GateResult:
     ids = _tokens(model, min(row.seq_len, MODEL_TOKENS))
     found = model(input_ids=ids).logits
     with _reference_of(model, twin) as reference:
-        expected = reference(input_ids=ids).logits
-    return _judge_logits(row, found, expected, twin)
+        return _judge_logits(row, found, lambda m: m(input_ids=ids).logits, reference, twin)
 
 
 @torch.no_grad()
@@ -80,13 +81,32 @@ def decode_gate(row: Any, model: Any, twin: Twin | None = None, steps: int = 4) 
         out = model(input_ids=token, use_cache=True, **with_cache(cache_of(out), model))
         found.append(out.logits)
     with _reference_of(model, twin) as reference:
-        expected = reference(input_ids=ids).logits[:, -steps:]
-    return _judge_logits(row, torch.cat(found, 1), expected, twin)
+        last = torch.cat(found, 1)
+        logits = partial(_last_logits, ids, steps)
+        return _judge_logits(row, last, logits, reference, twin)
 
 
-def _judge_logits(row: Any, found: Tensor, expected: Tensor, twin: Twin | None) -> GateResult:
+def _last_logits(ids: Tensor, steps: int, model: Any) -> Tensor:
+    logits: Tensor = model(input_ids=ids).logits[:, -steps:]
+    return logits
+
+
+def _judge_logits(
+    row: Any,
+    found: Tensor,
+    logits: Callable[[Any], Tensor],
+    reference: Any,
+    twin: Twin | None,
+) -> GateResult:
+    """``found`` against ``logits(reference)``, and that against float64 if they differ."""
+    expected = logits(reference)
+
+    def lost() -> dict[str, float]:
+        return {"logits": relative_error(expected, logits(copy.deepcopy(reference).double()))}
+
     errors = {"logits": relative_error(found, expected)}
-    return judge(row, errors, found.dtype, reference=_SAME_MODEL if twin is None else twin.name)
+    name = _SAME_MODEL if twin is None else twin.name
+    return judge(row, errors, found.dtype, reference=name, lost=lost)
 
 
 def gradient_gate(
@@ -103,17 +123,30 @@ def gradient_gate(
 
     rounded = dtype != torch.float32
     found = gradients(model, rounded)
-    with _reference_of(model, twin) as reference:
-        expected = gradients(reference, rounded and twin is None)
+    covered = None
     if twin is not None:
         covered = twin.renamed(dict(model.named_parameters()))
         found = twin.renamed(found)
-        expected = {name: g for name, g in expected.items() if name in covered}
+    name = _SAME_MODEL if twin is None else twin.name
+    with _reference_of(model, twin) as reference:
+        expected = gradients(reference, rounded and twin is None)
+        if covered is not None:
+            expected = {name: g for name, g in expected.items() if name in covered}
+        errors = _gradient_errors(found, expected)
+
+        def lost() -> dict[str, float]:
+            exact = gradients(copy.deepcopy(reference).double(), False)
+            return _gradient_errors(expected, {name: exact[name] for name in expected})
+
+        verdict = judge(row, errors, dtype, gradients=True, reference=name, lost=lost)
     model.zero_grad(set_to_none=True)
+    return verdict
+
+
+def _gradient_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """Largest difference of each of ``expected`` relative to the largest entry of all of them."""
     norm = torch.cat([g.double().flatten() for g in expected.values()]).abs().max().item()
-    errors = {
+    return {
         f"gradient of {name}": (found[name].double() - g.double()).abs().max().item() / norm
         for name, g in expected.items()
     }
-    reference_name = _SAME_MODEL if twin is None else twin.name
-    return judge(row, errors, dtype, gradients=True, reference=reference_name)

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -21,6 +21,10 @@ from wuneng.foreign import print_line, shown_line
 from wuneng.foreign.terminal import PlainConsole
 
 __all__ = ["Display", "PanelDisplay", "PlainDisplay", "Progress", "QuietDisplay", "make_display"]
+
+
+_WIDE = 84
+"""Columns from which the panel has three: name, figure, and what stands beside it."""
 
 
 @dataclass(frozen=True)
@@ -149,24 +153,34 @@ class PanelDisplay:
     def _render(self) -> Panel:
         progress = self._progress
         assert progress is not None, "the panel starts with the first step"
-        table = Table.grid(padding=(0, 2))
+        width = self._console.width
         bar = ProgressBar(total=progress.total_steps, completed=progress.step, width=32)
-        table.add_row("step", f"{progress.step:,} / {progress.total_steps:,}", bar)
-        table.add_row("loss", f"{progress.loss:.4f}", f"gradient norm {progress.grad_norm:.3g}")
-        table.add_row(
-            "learning rate",
-            f"{progress.learning_rate:.2e}",
-            f"{_short(progress.tokens_per_second)} tokens/s",
-        )
-        table.add_row("time left", _clock(progress.seconds_left))
-        for name, value in self._validation.items():
-            table.add_row("validation", f"{value:.4f}", name)
-        return Panel(
-            table,
-            title=Text(shown_line(f"{progress.arm} (seed {progress.seed})")),  # markup in a string
-            title_align="left",
-            expand=False,
-        )
+        rows: list[tuple[str, str, RenderableType]] = [
+            ("step", f"{progress.step:,} / {progress.total_steps:,}", bar),
+            ("loss", f"{progress.loss:.4f}", f"gradient norm {progress.grad_norm:.3g}"),
+            (
+                "learning rate",
+                f"{progress.learning_rate:.2e}",
+                f"{_short(progress.tokens_per_second)} tokens/s",
+            ),
+            ("time left", _clock(progress.seconds_left), ""),
+            *(("validation", f"{value:.4f}", name) for name, value in self._validation.items()),
+        ]
+        table = Table.grid(padding=(0, 2))
+        for _ in range(3 if width >= _WIDE else 2):
+            table.add_column(overflow="fold")
+        for name, value, more in rows:
+            if width >= _WIDE:
+                table.add_row(name, value, more)
+            else:  # a number is not shortened: what stood beside it goes below
+                table.add_row(name, value)
+                if more:
+                    table.add_row("", more)
+        title = Text(shown_line(f"{progress.arm} (seed {progress.seed})"))  # markup in a string
+        if title.cell_len <= width - 6:
+            return Panel(table, title=title, title_align="left", expand=False)
+        title.overflow = "fold"
+        return Panel(Group(title, table), expand=False)
 
 
 def _line(progress: Progress) -> str:
