@@ -134,6 +134,13 @@ class Overrides:
         return lambda: load_recipe(directory / "r.yaml", changes)
 
 
+#: Values that some field takes, so that what lies behind the first check is reached as well.
+_PLAIN = (
+    *("1", "2", "4", "64", "1000", "8k", "1M", "0.5", "1e-3", "cpu", "true", "parity", "[1, 2]"),
+    *("{learning_rate: 0.01}", "{num_state_heads: 0}", "{task: recall, pairs: 3}", "[mha]", "null"),
+)
+
+
 def _override(random: Random) -> str:
     field = random.choice(
         (
@@ -167,7 +174,8 @@ def _override(random: Random) -> str:
             ),
         )
     )
-    change = f"{field}={value_text(random)}"
+    plain = random.random() < 0.6
+    change = f"{field}={random.choice(_PLAIN) if plain else value_text(random)}"
     return mutated_text(random, change, 1) if random.random() < 0.2 else change
 
 
