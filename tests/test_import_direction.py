@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
         "wuneng.device",
         "wuneng.errors",
         "wuneng.foreign",
+        "wuneng.head_counts",
     },
 ]
 
@@ -38,6 +39,7 @@ LIGHT_ROOMS = (
     "wuneng.tables",
     "wuneng.errors",
     "wuneng.foreign",
+    "wuneng.head_counts",
 )
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 

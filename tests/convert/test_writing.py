@@ -90,7 +90,7 @@ def test_the_record(tmp_path: Path) -> None:
     assert record["kl"] == 0.0
     assert record["verified"] is True
     assert record["verified_on"] == "random ids"
-    assert len(record["checks"]) == 3
+    assert len(record["checks"]) == 4
     assert sorted(record["copied_files"]) == ["chat_template.jinja", "generation_config.json"]
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
     unverified = convert(Request(str(source), tmp_path / "quick", verify=False)).record
@@ -128,7 +128,7 @@ def test_a_difference_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ) as caught:
         convert(Request(str(source), tmp_path / "out"))
     assert caught.value.exit_code == 1
-    assert [check.passed for check in caught.value.checks] == [False, False, False]
+    assert [check.passed for check in caught.value.checks] == [False] * 4
     assert _only_source(tmp_path)
 
 

@@ -248,7 +248,7 @@ def test_a_recipe_linked_within_the_project_is_read(
 
 
 def test_a_vocabulary_that_leads_elsewhere_is_not_read(secret: Path, tmp_path: Path) -> None:
-    from wuneng.convert.pure_state import _tokenizer_writer
+    from wuneng.convert.rwkv_choice import choose_tokenizer
     from wuneng.convert.source import Located
 
     weights = tmp_path / "model" / "x.pth"
@@ -256,4 +256,4 @@ def test_a_vocabulary_that_leads_elsewhere_is_not_read(secret: Path, tmp_path: P
     weights.touch()
     (weights.parent / "rwkv_vocab_v1.txt").symlink_to(secret)
     with pytest.raises(ModelError, match=r"rwkv_vocab_v1\.txt: a link to"):
-        _tokenizer_writer(Located("x.pth", weights, "rwkv7", {}), None, 257)
+        choose_tokenizer(Located("x.pth", weights, "rwkv7", {}), None, 257)

@@ -26,10 +26,10 @@ from wuneng.bench.peer_models import (
 )
 from wuneng.bench.request import DEFAULT_AGAINST, BenchRequest
 from wuneng.errors import InputError, ModelError, nearest
+from wuneng.head_counts import replaced_heads
 from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.counting import describe, match
 from wuneng.model.skeleton import Skeleton
-from wuneng.recipe.arms import replaced_heads
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe

@@ -76,10 +76,13 @@ def with_cache(cache: Any, model: Any = None) -> dict[str, Any]:
 
 @lru_cache
 def _cache_argument(kind: Any) -> str:
-    names = inspect.signature(kind.forward).parameters
-    return (
-        "past_key_values" if "past_key_values" in names and CACHE_NAME not in names else CACHE_NAME
-    )
+    for base in kind.__mro__:  # a subclass that hands on **kwargs says nothing itself
+        forward = base.__dict__.get("forward")
+        names = inspect.signature(forward).parameters if callable(forward) else {}
+        for name in (CACHE_NAME, "past_key_values"):
+            if name in names:
+                return name
+    return CACHE_NAME
 
 
 def given_cache(past_key_values: Any, cache: Any) -> WuNengCache | None:

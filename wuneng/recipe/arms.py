@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from wuneng.head_counts import replaced_heads
 from wuneng.recipe.model import PAPER_WIRING, ModelSettings
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.training import OptimizerSettings
@@ -20,7 +21,6 @@ __all__ = [
     "Arm",
     "BuiltInArm",
     "built_in",
-    "replaced_heads",
     "resolve_model",
 ]
 
@@ -78,20 +78,6 @@ def _replacing(base: ModelSettings) -> dict[str, Any]:
         "num_key_value_heads": groups,
         "head_dim": base.attention_head_size,
     }
-
-
-def replaced_heads(total: int, states: int) -> tuple[int, int]:
-    """State heads in the place of some of ``total`` attention heads, and how many are left.
-
-    Where there are as many state heads as attention heads, or more, half of the attention heads are
-    replaced: an arm of one kind of heads would be ``rwkv7``. No state heads: nothing to replace.
-    """
-    if states < total:
-        return states, total - states
-    # Middle heads group both kinds evenly; one head groups with any number.
-    fitting = (s for s in range(total // 2, 0, -1) if (total - s) % s == 0)
-    replaced = next(fitting, 0)
-    return replaced, total - replaced
 
 
 def _plain(base: ModelSettings) -> dict[str, Any]:
