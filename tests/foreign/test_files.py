@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from wuneng.errors import ModelError
-from wuneng.foreign import check_index, regular_file_inside
+from wuneng.errors import ModelError, RecipeError
+from wuneng.foreign import check_index, check_link, regular_file_inside
 from wuneng_cli.main import app
 
 SECRET = "root:$6$secret:19000:0:99999:7:::\nkey: hush\n"
@@ -233,6 +233,25 @@ def test_a_recipe_that_leads_elsewhere_is_not_quoted(
     assert f"recipe {given} is a link to {secret}" in done.output
     assert "hush" not in done.output
     assert "$6$" not in done.output
+
+
+def test_a_run_below_a_linked_directory_is_a_run(
+    secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after ``ln -s /scratch/runs runs``. A ``recipe.yaml`` that is itself a link is refused."""
+    run_there = tmp_path / "scratch" / "runs" / "q"
+    run_there.mkdir(parents=True)
+    (run_there / "recipe.yaml").touch()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    Path("runs").symlink_to(run_there.parent)
+    check_link(Path("runs/q/recipe.yaml"))
+    check_link(work / "runs/q/recipe.yaml")
+    (run_there / "recipe.yaml").unlink()
+    (run_there / "recipe.yaml").symlink_to(secret)
+    with pytest.raises(RecipeError, match="is a link to"):
+        check_link(Path("runs/q/recipe.yaml"))
 
 
 def test_a_recipe_linked_within_the_project_is_read(

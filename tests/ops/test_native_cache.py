@@ -252,16 +252,17 @@ def test_a_broken_compiler_is_told_in_one_line(
 
 def test_leftovers_of_killed_builds_are_removed(cache: Path) -> None:
     assert compiler.library(16) is not None
-    old, young, file = cache / "build-old", cache / "build-young", cache / "build-file"
+    old, mine, file = (cache / f".build-{name}" for name in ("0" * 32, "mine", "f" * 32))
     old.mkdir()
     (old / "variant0.so").write_bytes(b"x")
-    young.mkdir()
+    mine.mkdir()
     file.write_bytes(b"not a directory")
     long_ago = time.time() - 90_000
-    os.utime(old, (long_ago, long_ago))
-    with scratch_directory("build-", cache) as running:
+    for directory in (old, mine):
+        os.utime(directory, (long_ago, long_ago))
+    with scratch_directory(".build-", cache) as running:
         os.utime(running, (long_ago, long_ago))
         _forget()
         assert compiler.library(16) is not None  # loaded, not built: leftovers go all the same
         assert not old.exists()
-        assert all(path.exists() for path in (running, young, file))
+        assert all(path.exists() for path in (running, mine, file))

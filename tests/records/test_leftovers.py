@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from wuneng.errors import InputError
-from wuneng.records import RunDirectory, read_json, usable_directory, write_json
+from wuneng.records import (
+    RunDirectory,
+    atomic,
+    leftovers,
+    read_json,
+    usable_directory,
+    write_json,
+)
 from wuneng.records.atomic import directory_written_atomically, remove_leftovers
-from wuneng.records.leftovers import being_written, is_leftover_name, lock
+from wuneng.records.leftovers import being_written, is_leftover_name, lock, remove_if_abandoned
 from wuneng.records.lock import locked
 
 
@@ -86,6 +93,54 @@ def test_two_processes_do_not_write_one_directory(tmp_path: Path) -> None:
     with directory_written_atomically(tmp_path / "model", 0):
         pass
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_who_comes_second_leaves_the_firsts_directory_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process makes its directory after this one has looked."""
+    theirs = tmp_path / ".partial-model"
+    check = atomic.check_free_space
+
+    def another_is_faster(path: Path, bytes_needed: int) -> None:
+        check(path, bytes_needed)
+        theirs.mkdir()
+        (theirs / "half").write_text("half", encoding="utf-8")
+
+    monkeypatch.setattr(atomic, "check_free_space", another_is_faster)
+    with (
+        pytest.raises(InputError, match=r"another process is writing .*model"),
+        directory_written_atomically(tmp_path / "model", 0),
+    ):
+        pass
+    assert (theirs / "half").read_text(encoding="utf-8") == "half"
+    with being_written(theirs):
+        assert not remove_if_abandoned(theirs)
+    assert remove_if_abandoned(theirs)
+
+
+def test_what_is_taken_before_it_is_locked_is_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between mkdir and lock another process clears it away and makes its own."""
+    theirs = tmp_path / ".partial-model"
+    opened = leftovers._opened
+
+    def after_another(path: Path) -> int | None:
+        monkeypatch.setattr(leftovers, "_opened", opened)
+        path.rename(tmp_path / "gone")
+        descriptor = opened(tmp_path / "gone")
+        path.mkdir()
+        (path / "half").touch()
+        return descriptor
+
+    monkeypatch.setattr(leftovers, "_opened", after_another)
+    with (
+        pytest.raises(InputError, match="another process is writing"),
+        directory_written_atomically(tmp_path / "model", 0),
+    ):
+        pass
+    assert (theirs / "half").exists()
 
 
 def test_a_run_killed_at_its_start_is_begun_again_in_its_place(tmp_path: Path) -> None:

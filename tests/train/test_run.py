@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from tests.train.tiny import Watcher, fill
-from wuneng.errors import DiskError, InputError, RecipeError, RunError
-from wuneng.recipe import Recipe, load_recipe
+from wuneng.errors import DamagedError, DiskError, InputError, RecipeError, RunError
+from wuneng.recipe import Recipe, dump_recipe, load_recipe
 from wuneng.records import RunDirectory, find_model, lock, read_jsonl
 from wuneng.train import Results, arm_run, checkpoint, loop, run
 from wuneng.train.resume import choose_run, differences
@@ -291,6 +291,29 @@ def test_a_later_arms_fault_is_found_before_the_first_trains(tmp_path: Path) -> 
     with pytest.raises(RecipeError, match=r"arms\.wide: "):
         train(tmp_path, arms)
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_recipe_that_the_user_wrote_survives_its_faults(tmp_path: Path) -> None:
+    place = tmp_path / "exp"
+    place.mkdir()
+    written = place / "recipe.yaml"
+    text = dump_recipe(recipe(tmp_path, "arms.mha.model.hidden_size=512"))
+    written.write_text(text)
+    with pytest.raises(RecipeError, match=r"arms\.mha: .*feed-forward width"):
+        run(load_recipe(written), out=place, display=Watcher(), runs_root=tmp_path / "runs")
+    assert written.read_text() == text
+
+
+def test_an_altered_recipe_of_a_finished_run_is_not_believed(tmp_path: Path) -> None:
+    results, _ = train(tmp_path, "arms=[mha]")
+    stored = results.directory / "recipe.yaml"
+    sealed = (results.directory / "checksums.json").read_bytes()
+    stored.write_text(stored.read_text().replace("learning_rate: 0.001", "learning_rate: 0.01"))
+    altered = load_recipe(stored)
+    assert altered.training.learning_rate == 0.01
+    with pytest.raises(DamagedError, match=r"recipe\.yaml"):
+        run(altered, out=results.directory, display=Watcher(), runs_root=tmp_path / "runs")
+    assert (results.directory / "checksums.json").read_bytes() == sealed
 
 
 def test_an_arm_that_cannot_be_matched_is_the_recipes_fault(tmp_path: Path) -> None:

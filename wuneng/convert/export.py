@@ -134,7 +134,7 @@ def _check_alone(source: Path, written: Path, probe: Probe, dtype: torch.dtype) 
 def _answers_alone(directory: Path, probe: Probe, dtype: torch.dtype) -> Answers:
     ids, mask = probe.padded
     inputs = {"rows": probe.rows, "ids": ids, "mask": mask, "prefill": torch.tensor(probe.prefill)}
-    with scratch_directory("wuneng-export-") as place:
+    with scratch_directory(".wuneng-export-") as place:
         save_file(inputs, place / "inputs.safetensors")
         # The directory's final name: transformers names the module after it, a dot would break it.
         (place / "exported").symlink_to(directory.resolve(), target_is_directory=True)

@@ -118,7 +118,7 @@ def run_evaluation(
             # A model that is not even there is reported when it is loaded.
             if path is not None and any(path.glob("*.safetensors")) and not has_tokenizer(path):
                 raise ModelError(without_tokenizer(path))
-    with scratch_directory("wuneng-eval-") as workspace:
+    with scratch_directory(".wuneng-eval-") as workspace:
         loaded = LoadedTasks([], {}, {}, [])
         if names or not request.tasks:
             loaded = load_tasks(

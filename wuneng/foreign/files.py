@@ -12,6 +12,7 @@ from wuneng.errors import ModelError, RecipeError
 
 __all__ = ["check_index", "check_link", "regular_file_inside"]
 
+_OF_A_RUN = "recipe.yaml"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -64,18 +65,22 @@ def check_link(path: Path) -> None:
     """Refuse a recipe that is a link out of the working directory and out of its own.
 
     Messages about a recipe quote it. A link that came with somebody's files must not make them
-    quote another file, which they never meant to show.
+    quote another file, which they never meant to show. Above a run's own ``recipe.yaml`` there may
+    be links: ``runs`` is often one, to a larger disk.
 
     Raises:
         RecipeError: it leads elsewhere.
     """
     try:
         real, here = path.resolve(strict=True), Path.cwd()
+        beside = path.parent.resolve()
     except (OSError, RuntimeError):
         return  # whoever reads it says why
-    written = Path(os.path.abspath(path))
-    allowed = here.resolve() if written.is_relative_to(here) else written.parent.resolve()
-    if not real.is_relative_to(allowed):
+    inside = Path(os.path.abspath(path)).is_relative_to(here)
+    allowed = [here.resolve()] if inside else []
+    if path.name == _OF_A_RUN or not inside:
+        allowed.append(beside)
+    if not any(real.is_relative_to(place) for place in allowed):
         raise RecipeError(f"recipe {path} is a link to {real}; name that file itself")
 
 

@@ -12,17 +12,18 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from wuneng.errors import DiskError, InputError
 from wuneng.records.checksums import CHECKSUMS, seal_directory
 from wuneng.records.leftovers import (
     PARTIAL_DIRECTORY,
-    being_written,
     is_abandoned,
+    new_directory,
     remove,
     remove_abandoned,
+    remove_if_abandoned,
 )
 
 __all__ = [
@@ -57,37 +58,53 @@ def directory_written_atomically(
     temporary = final.with_name(f"{_LEFTOVER}{final.name}")
     replaced = final.with_name(f"{_LEFTOVER}replaced-{final.name}")
     _make_way(final, temporary, replaced)
-    try:
+    with _disk_errors_told(final, bytes_needed), ExitStack() as stack:
         final.parent.mkdir(parents=True, exist_ok=True)
         check_free_space(final, bytes_needed)
-        temporary.mkdir()
-        with being_written(temporary):
+        try:  # until this has succeeded, what is there is another process's
+            stack.enter_context(new_directory(temporary))
+        except FileExistsError:
+            raise _busy(final) from None
+        try:
             yield temporary
             seal_directory(temporary, checksums)
             flush_tree(temporary)
             if os.path.lexists(final):
                 final.rename(replaced)
             temporary.rename(final)
-        flush(final.parent)
+            flush(final.parent)
+        except BaseException:
+            remove(temporary)
+            if not os.path.lexists(final) and os.path.lexists(replaced):
+                replaced.rename(final)
+            raise
         remove(replaced)
+
+
+@contextmanager
+def _disk_errors_told(final: Path, bytes_needed: int) -> Iterator[None]:
+    try:
+        yield
     except BaseException as error:
-        remove(temporary)
-        if not os.path.lexists(final) and os.path.lexists(replaced):
-            replaced.rename(final)
         full = disk_error(error, final, bytes_needed)
         if full is not None:
             raise full from error
         raise
 
 
+def _busy(final: Path) -> InputError:
+    return InputError(f"another process is writing {final}; wait for it")
+
+
 def _make_way(final: Path, temporary: Path, replaced: Path) -> None:
     """Remove what a killed process left of writing ``final``; what it had moved aside returns."""
     for leftover in (temporary, replaced):
         if os.path.lexists(leftover) and not is_abandoned(leftover):
-            raise InputError(f"another process is writing {final}; wait for it")
+            raise _busy(final)
     if os.path.lexists(replaced) and not os.path.lexists(final):
         replaced.rename(final)
-    remove(temporary)
+    if os.path.lexists(temporary) and not remove_if_abandoned(temporary):
+        raise _busy(final)
     remove(replaced)
 
 

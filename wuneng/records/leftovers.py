@@ -3,33 +3,41 @@
 Whoever writes a temporary file or directory holds a lock on it. The operating system drops the lock
 with the process, however that ends, so what nobody holds was left behind. Where there are no such
 locks (Windows, some network file systems), age decides.
+
+The standard library alone is imported here: an exported model's code takes this file along.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 __all__ = [
+    "KERNEL_BUILD",
     "PARTIAL_DIRECTORY",
     "being_written",
     "is_abandoned",
     "is_leftover_name",
     "lock",
+    "new_directory",
     "partial_file_pattern",
     "remove",
     "remove_abandoned",
+    "remove_if_abandoned",
     "temporary_directory",
 ]
 
 #: How the name of a directory begins that is not complete, or not needed any more.
 PARTIAL_DIRECTORY = ".partial-"
+#: How the name of a directory begins in which C kernels are compiled.
+KERNEL_BUILD = ".build-"
 _ABANDONED_AFTER_SECONDS = 24 * 3600.0
 
 
@@ -74,41 +82,82 @@ def being_written(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def temporary_directory(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new directory ``<prefix><hex>``, locked while the block runs, and removed after it.
+def new_directory(path: Path, mode: int = 0o777) -> Iterator[None]:
+    """Make ``path`` and hold its lock while the block runs, even after a rename.
+
+    Between the two it looks abandoned; whoever has the lock of what then stands there has it.
+
+    Raises:
+        FileExistsError: it exists, or another process took it before it was locked.
+        OSError: it cannot be made.
+    """
+    path.mkdir(mode)
+    descriptor = _opened(path)
+    try:
+        taken = path.exists() if descriptor is None else lock(descriptor)
+        if taken is False or (descriptor is not None and not _is_at(descriptor, path)):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextmanager
+def temporary_directory(parent: Path, prefix: str, mode: int = 0o777) -> Iterator[Path]:
+    """A new directory ``<prefix><32 hex digits>``, locked while the block runs, then removed.
+
+    Args:
+        mode: who may read it, as far as the umask allows.
 
     Raises:
         OSError: it cannot be made.
     """
     while True:
         path = parent / f"{prefix}{secrets.token_hex(16)}"
-        path.mkdir()  # readable to others as the umask says, unlike tempfile's
-        descriptor = _opened(path)
-        # Between mkdir and the lock it looked abandoned, and may have been removed as such.
-        if descriptor is None or lock(descriptor) is False or not path.exists():
-            if descriptor is not None:
-                os.close(descriptor)
-            continue
-        break
-    try:
-        yield path
-    finally:
-        remove(path)
-        os.close(descriptor)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(new_directory(path, mode))
+            except FileExistsError:
+                continue
+            stack.callback(remove, path)
+            yield path
+            return
 
 
 def is_abandoned(path: Path) -> bool:
     """Whether nobody writes the temporary file or directory any more."""
+    with _claimed(path) as abandoned:
+        return abandoned
+
+
+def remove_if_abandoned(path: Path) -> bool:
+    """Delete ``path`` unless it is being written, and whether that was so.
+
+    Its lock is held meanwhile: nobody begins to write in what is about to go.
+    """
+    with _claimed(path) as abandoned:
+        if abandoned:
+            remove(path)
+        return abandoned
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Whether ``path`` is abandoned; its lock, where there is one, is held if it is."""
     if path.is_symlink():
-        return True
+        yield True
+        return
     descriptor = _opened(path)
-    if descriptor is None:
-        return _is_old(path)
     try:
-        taken = lock(descriptor)
+        taken = None if descriptor is None else lock(descriptor)
+        if taken is None and descriptor is not None:  # Windows deletes no open file
+            os.close(descriptor)
+            descriptor = None
+        yield _is_old(path) if taken is None else taken
     finally:
-        os.close(descriptor)
-    return _is_old(path) if taken is None else taken
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -131,8 +180,7 @@ def remove_abandoned(parent: Path, pattern: re.Pattern[str] | None = None) -> li
         for path in sorted(parent.iterdir()):
             name = path.name
             ours = is_leftover_name(name) if pattern is None else pattern.fullmatch(name)
-            if ours and is_abandoned(path):
-                remove(path)
+            if ours and remove_if_abandoned(path):
                 removed.append(name)
     return removed
 
@@ -142,6 +190,13 @@ def _opened(path: Path) -> int | None:
         return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _is_old(path: Path) -> bool:

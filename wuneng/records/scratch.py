@@ -6,82 +6,52 @@ The standard library alone is imported here: an exported model's code takes this
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-__all__ = ["remove_leftovers", "scratch_directory"]
+from wuneng.records.leftovers import remove_if_abandoned, temporary_directory
 
-_LOCK = ".in-use"
-#: Seconds after which a directory without a lock is nobody's: its maker had time to lock it.
-_GRACE = 3600.0
+__all__ = ["remove_unused", "scratch_directory"]
 
 
 @contextmanager
 def scratch_directory(prefix: str, parent: Path | None = None) -> Iterator[Path]:
-    """A new directory ``<prefix><random>``, readable by this user alone, removed afterwards.
+    """A new directory ``<prefix><32 hex digits>`` for this user alone, removed afterwards.
 
     What killed processes have left under the same prefix is removed first.
 
     Args:
-        prefix: how the names of such directories begin.
+        prefix: how the names of such directories begin; a dot and what they are for.
         parent: where it is made; None takes the system's place for temporary files.
 
     Raises:
         OSError: it cannot be made there.
     """
     place = Path(tempfile.gettempdir()) if parent is None else parent
-    remove_leftovers(prefix, place)
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-    try:
-        with (path / _LOCK).open("w") as lock:
-            _take(lock)
-            yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    remove_unused(prefix, place)
+    with temporary_directory(place, prefix, mode=0o700) as path:
+        yield path
 
 
-def remove_leftovers(prefix: str, place: Path) -> None:
-    """Remove directories ``<prefix>*`` of this user in ``place`` whose process has ended.
+def remove_unused(prefix: str, place: Path) -> None:
+    """Remove this user's scratch directories in ``place`` whose process has ended.
 
-    Nothing is raised: a leftover that cannot be removed is in nobody's way.
+    They alone have such names: a user's own ``<prefix>v1`` is not touched. Nothing is raised: a
+    leftover that cannot be removed is in nobody's way.
     """
+    name = re.compile(rf"{re.escape(prefix)}[0-9a-f]{{32}}")
     with suppress(OSError):
         for entry in os.scandir(place):
             with suppress(OSError):
-                if entry.name.startswith(prefix) and _is_left_over(Path(entry.path)):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                if name.fullmatch(entry.name) and _is_own_directory(Path(entry.path)):
+                    remove_if_abandoned(Path(entry.path))
 
 
-def _is_left_over(path: Path) -> bool:
+def _is_own_directory(path: Path) -> bool:
     status = path.lstat()
     own = getattr(os, "geteuid", lambda: status.st_uid)()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != own:
-        return False
-    try:
-        descriptor = os.open(path / _LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-    except FileNotFoundError:
-        return time.time() - status.st_mtime > _GRACE
-    with os.fdopen(descriptor, "r+") as lock:
-        taken = _take(lock)
-    return time.time() - status.st_mtime > _GRACE if taken is None else taken
-
-
-def _take(lock: IO[str]) -> bool | None:
-    """Lock the open file; None where the system, or the file system, knows no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == own

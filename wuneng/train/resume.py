@@ -18,7 +18,7 @@ from typing import Any
 
 from wuneng.errors import InputError, WuNengError
 from wuneng.recipe import Recipe, load_recipe
-from wuneng.records import RUNS_ROOT, RunDirectory, usable_directory
+from wuneng.records import RUNS_ROOT, RunDirectory, usable_directory, verify
 from wuneng.records.lock import InUse, is_locked, locked
 from wuneng.train.extension import extend, extended
 
@@ -29,14 +29,23 @@ _FREE_FIELDS = ("name", "description", "loggers")
 
 @contextmanager
 def claimed_run(
-    recipe: Recipe, out: Path | None, resume: str, runs_root: Path = RUNS_ROOT
+    recipe: Recipe,
+    out: Path | None,
+    resume: str,
+    runs_root: Path = RUNS_ROOT,
+    *,
+    check: bool = True,
 ) -> Iterator[tuple[RunDirectory, Recipe | None]]:
     """``choose_run``, its directory locked while the block runs.
 
     Where the user named no directory and another process takes the chosen one first, the next is
     chosen.
 
+    Args:
+        check: compare the recipe of a run that was finished before with its checksum.
+
     Raises:
+        DamagedError: that recipe was altered: the figures are not of what it says.
         InUse: another process trains in the directory that was named.
         InputError, DiskError: as ``choose_run``.
     """
@@ -52,6 +61,8 @@ def claimed_run(
             if stored is None and run.recipe.exists():
                 continue  # begun, and ended, by another process in between
             if stored is not None:
+                if check:
+                    verify(run.path, [run.recipe.name])
                 before = load_recipe(run.recipe)
                 if before.training.total_steps < stored.training.total_steps:
                     extend(run, before, stored)

@@ -115,12 +115,13 @@ def run(
         check_peft()
     pick_device(recipe.device)  # complains before a directory is made
     place = out.path if isinstance(out, RunDirectory) else out
-    with closing(display), claimed_run(recipe, place, str(resume), runs_root) as claimed:
+    claim = claimed_run(recipe, place, str(resume), runs_root, check=verify)
+    with closing(display), claim as claimed:
         directory, stored = claimed
         recipe = _settled(recipe) if stored is None else stored
         device = pick_device(recipe.device)
         try:
-            with _reproducible(recipe, device), _not_begun_in_vain(directory):
+            with _reproducible(recipe, device), _not_begun_in_vain(directory, stored is None):
                 _open_records(directory, recipe, stored is not None, command_line, display)
                 for seed in recipe.seeds:
                     _run_seed(recipe, seed, directory, device, display, runs_root, sources, verify)
@@ -189,14 +190,17 @@ def _open_records(
 
 
 @contextmanager
-def _not_begun_in_vain(directory: RunDirectory) -> Iterator[None]:
-    """Remove a run that bad input stopped before its first arm: its name is free again."""
+def _not_begun_in_vain(directory: RunDirectory, new: bool) -> Iterator[None]:
+    """Remove a new run that bad input stopped before its first arm: its name is free again.
+
+    One that was there before stays: its recipe may be what the user wrote.
+    """
     try:
         yield
     except InputError:
         own = {directory.recipe, directory.environment, directory.path / LOCK}
         with suppress(OSError):
-            if set(directory.path.iterdir()) <= own:
+            if new and set(directory.path.iterdir()) <= own:
                 for file in own:
                     file.unlink(missing_ok=True)
                 directory.path.rmdir()
@@ -207,7 +211,7 @@ def _check_old_results(directory: RunDirectory, display: Display) -> None:
     """Warn of a results.json that was altered: it is about to be made anew from its arms."""
     try:
         if directory.results.exists():
-            verify_files(directory.path)
+            verify_files(directory.path, [directory.results.name])
     except DamagedError as error:
         display.warn(f"{str(error).partition('. ')[0]}; it is made anew from what the arms left")
 

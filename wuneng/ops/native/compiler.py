@@ -23,7 +23,8 @@ from pathlib import Path
 
 from wuneng.ops.native.compiler_process import reason, run_compiler
 from wuneng.ops.native.library_cache import is_intact, keep, own_directory
-from wuneng.records.scratch import remove_leftovers, scratch_directory
+from wuneng.records.leftovers import KERNEL_BUILD
+from wuneng.records.scratch import remove_unused, scratch_directory
 
 HEAD_SIZES = (16, 32, 64, 128)
 _SOURCES = ("state_head.c", "state_head_backward.c", "few_tokens.c", "hybrid_token.c")
@@ -94,10 +95,9 @@ def _compiler() -> list[str] | None:
 def _load_or_build(command: tuple[str, ...], size: int) -> ctypes.CDLL | None:
     name = f"state_head_{size}_{_fingerprint(command)}.so"
     directory = own_directory()
-    if directory is not None:
-        remove_leftovers("build-", directory)
     kept = None if directory is None else directory / name
     if kept is not None and is_intact(kept):
+        remove_unused(KERNEL_BUILD, kept.parent)  # as every build does before it begins
         with suppress(OSError):  # of a machine that only looked the same
             return ctypes.CDLL(str(kept))
     if command in _given_up:
@@ -125,11 +125,11 @@ def _workplace(directory: Path | None) -> Iterator[tuple[Path, bool]]:
         lasting = directory is not None
         try:
             if directory is not None:
-                folder = stack.enter_context(scratch_directory("build-", directory))
+                folder = stack.enter_context(scratch_directory(KERNEL_BUILD, directory))
         except OSError:
             lasting = False
         if not lasting:
-            folder = stack.enter_context(scratch_directory("wuneng-kernels-"))
+            folder = stack.enter_context(scratch_directory(".wuneng-kernels-"))
         yield folder, lasting
 
 
