@@ -137,6 +137,41 @@ def test_bootstrap_weighs_items() -> None:
     assert found.difference == pytest.approx(math.exp(31 / 11) - math.exp(31 / 31))
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 12])
+def test_few_items_of_one_sign_show_no_more_than_a_sign_test(n: int) -> None:
+    from scipy.stats import binomtest
+
+    baseline = np.linspace(1.0, 2.0, n)
+    found = paired_bootstrap(baseline + np.linspace(0.3, 0.4, n), baseline)
+    assert found.p == pytest.approx(max(binomtest(0, n).pvalue, 2 / 5001))
+    assert (found.low > 0) == (found.p < 0.05), "interval and p-value tell the same"
+    assert found.low <= found.difference <= found.high
+
+
+def test_one_item_has_neither_interval_nor_evidence() -> None:
+    found = paired_bootstrap(np.array([2.5]), np.array([1.0]))
+    assert (found.difference, found.interval, found.p) == (1.5, None, 1.0)
+    assert paired_accuracy_difference(np.array([1.0]), np.array([0.0])).p == 1.0
+
+
+def test_seeds_that_differ_equally_show_their_signs() -> None:
+    found = paired_by_seed(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
+    assert found.p == 0.5
+    assert found.low <= 0 < found.high
+
+
+def test_resamples_without_weight_are_left_out() -> None:
+    """Half of two items has no weight: a quarter of the resamples have no ratio at all."""
+    values, weights = np.array([[3.0, 0.0, 1.0], [2.0, 0.0, 2.0]]), np.array([1.0, 0.0, 1.0])
+    found = paired_bootstrap(
+        *values, model_weights=weights, baseline_weights=weights, resamples=2000
+    )
+    assert found.p == 1.0, "one item is in favour, one against"
+    assert (found.low, found.high) == (-1.0, 1.0)
+    with pytest.raises(ValueError, match="sum to zero"):
+        paired_bootstrap(*values, model_weights=np.zeros(3), baseline_weights=weights)
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]

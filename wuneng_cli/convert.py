@@ -143,7 +143,14 @@ def convert(
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Check the source's checksums, and compare logits before anything is kept.",
+            help="Compare logits before anything is kept.",
+        ),
+    ] = True,
+    checksums: Annotated[
+        bool,
+        typer.Option(
+            "--checksums/--no-checksums",
+            help="Compare the source's files with their checksums, where it has some, before use.",
         ),
     ] = True,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -182,7 +189,7 @@ def convert(
         tokenizer=tokenizer,
         stock=stock,
         verify=verify,
-        check_source=verify,
+        check_source=checksums,
     )
 
     def note(line: str) -> None:

@@ -1,7 +1,9 @@
 """What dependencies say in passing stays out of the user's sight: warnings, log lines, bars.
 
 A warning of transformers that an argument will be renamed is for the developers of this package.
-Errors come through, and so does everything that this package itself says. ``--verbose`` or the
+Errors come through, and so does everything that this package itself says, what wandb warns of
+(an upload that failed), and torch's word that an operation cannot be repeated bit for bit, which is
+made one line for each operation. ``--verbose`` or the
 environment variable ``WUNENG_VERBOSE=1`` lets everything through, and Python's own ``-W`` and
 ``PYTHONWARNINGS`` decide about warnings where they are given.
 """
@@ -12,7 +14,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +31,8 @@ _VARIABLES = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 _OURS = ("wuneng", "wuneng_cli")
+_WARNS_USERS = ("wandb",)
+_NOT_REPEATABLE = " does not have a deterministic implementation"
 _call_handlers = logging.Logger.callHandlers
 _lifts: list[Any] = []
 
@@ -43,12 +47,13 @@ def silenced() -> Iterator[None]:
     given = [name for name in _VARIABLES if name not in os.environ]
     os.environ.update({name: _VARIABLES[name] for name in given})
     logging.Logger.callHandlers = _errors_and_ours  # type: ignore[method-assign, assignment]
+    drop = _dropping()
     if not sys.warnoptions:
-        warnings.showwarning = _drop
+        warnings.showwarning = drop
 
     def restore() -> None:
         logging.Logger.callHandlers = _call_handlers  # type: ignore[method-assign]
-        if warnings.showwarning is _drop:
+        if warnings.showwarning is drop:
             warnings.showwarning = show
         for name in given:
             os.environ.pop(name, None)
@@ -68,9 +73,26 @@ def lift() -> None:
 
 
 def _errors_and_ours(logger: logging.Logger, record: logging.LogRecord) -> None:
-    if record.levelno >= logging.ERROR or record.name.partition(".")[0] in _OURS:
+    package = record.name.partition(".")[0]
+    least = logging.WARNING if package in _WARNS_USERS else logging.ERROR
+    if record.levelno >= least or package in _OURS:
         _call_handlers(logger, record)
 
 
-def _drop(*_: Any, **__: Any) -> None:
+def _dropping() -> Callable[..., None]:
     """In the place of ``warnings.showwarning``: this package warns through its display instead."""
+    told: set[str] = set()
+
+    def drop(message: Any, *_: Any, **__: Any) -> None:
+        operation, found, _rest = str(message).partition(_NOT_REPEATABLE)
+        if found and operation not in told:
+            told.add(operation)
+            from wuneng_cli.render import print_line
+
+            print_line(
+                f"warning: torch's {operation} is not deterministic: a run repeated or resumed "
+                "may differ in the last bits",
+                stderr=True,
+            )
+
+    return drop

@@ -109,6 +109,38 @@ def test_verbose_lets_everything_through(place: Path) -> None:
     assert "FutureWarning: planted warning" in asked.stderr
 
 
+WARNINGS_THAT_MATTER = """
+import logging, warnings
+from wuneng_cli.silence import silenced
+
+with silenced():
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for _ in range(3):
+        torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
+    warnings.warn("planted warning")
+    logging.getLogger("wandb.sdk").warning("upload failed")
+    logging.getLogger("wandb.sdk").info("planted line")
+    logging.getLogger("unheard.of").warning("planted line")
+"""
+
+
+def test_warnings_that_tell_of_the_run_come_through() -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", WARNINGS_THAT_MATTER],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=variables,
+        check=True,
+    )
+    repeated, upload = done.stderr.splitlines()
+    assert re.fullmatch(r"warning: torch's put_ is not deterministic: .*", repeated)
+    assert upload == "upload failed"
+
+
 #: What a first token does not need, and what importing it costs on an idle core.
 NOT_FOR_GENERATE = ("torch._dynamo.utils", "torch._inductor", "triton", "scipy", "lm_eval",
                     "datasets", "matplotlib", "pandas", "sklearn", "rich.table")  # fmt: skip

@@ -137,6 +137,78 @@ def test_a_bare_tokenizer_takes_its_marks_from_the_configuration(load: Load, cop
     assert tokenizer.encode("a") == [97]
 
 
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        *(("bos_token_id", -1), ("bos_token_id", 2**32), ("eos_token_id", -1)),
+        *(("eos_token_id", 257), ("eos_token_id", -(2**70)), ("eos_token_id", [10**30])),
+    ],
+)
+def test_a_mark_that_is_no_token_is_named(load: Load, copy: Path, name: str, index: Any) -> None:
+    (copy / "tokenizer_config.json").unlink()
+    edit(copy, **{name: index})
+    with pytest.raises(ModelError, match=rf"config\.json: {name}: expected a token .* 0 to 256"):
+        load(copy)
+
+
+@pytest.mark.parametrize("loader", ["evaluate", "train", "convert"])
+def test_a_panic_over_the_weights_is_told_by_every_loader(
+    load: Load, copy: Path, loader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wuneng.convert.probe import Probe
+    from wuneng.convert.verify import answers_of
+    from wuneng.model import pretrained
+    from wuneng.train.starting_point import load_start
+
+    class Panic(BaseException):
+        """As Rust's panics come: no Exception."""
+
+    def panic(*_: Any, **__: Any) -> None:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(pretrained, "load_causal_model", panic)
+    probe: Any = Probe
+    loaders = {
+        "evaluate": lambda: load(copy),
+        "train": lambda: load_start(copy),
+        "convert": lambda: answers_of(copy, torch.float32, probe),
+    }
+    with pytest.raises(ModelError, match=r"model: cannot load the model: index out of bounds"):
+        loaders[loader]()
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "Unigram"])
+def test_a_tokenizer_without_an_unknown_token_need_not_know_every_letter(kind: str) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from wuneng.model.pretrained import try_tokenizer
+
+    words = ["once", "upon", "a", "time"]
+    made = {
+        "WordLevel": lambda: models.WordLevel({word: i for i, word in enumerate(words)}),
+        "Unigram": lambda: models.Unigram([(word, -1.0) for word in words]),
+    }
+    tokenizer = Tokenizer(made[kind]())
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    with pytest.raises(Exception, match=r"(?i)unk"):
+        fast("wörld")
+    try_tokenizer(fast)
+
+
+def test_a_tokenizer_that_reads_nothing_is_still_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from wuneng.model.pretrained import try_tokenizer
+
+    tokenizer = Tokenizer(models.WordLevel({"once": 0, "upon": 1}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("n", "isolated")  # no word comes through whole
+    with pytest.raises(Exception, match="UNK"):
+        try_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+
+
 def test_a_tokenizer_of_another_model(load: Load, copy: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -6,6 +6,7 @@ import ast
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -188,13 +189,25 @@ def test_our_own_exports_never_run_their_code(
     assert not marker.exists()
 
 
-def test_attention_from_the_hub_is_code_too(tmp_path: Path, llama_directory: Path) -> None:
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"attn_implementation": "somebody/kernels"},
+        {"attn_implementation": {"": "somebody/kernels"}},
+        {"_attn_implementation": {"text_config": "eager", "vision": ["somebody/kernels"]}},
+        {"text_config": {"_attn_implementation_internal": "somebody/kernels"}},
+        {"parts": [{"attn_implementation": "somebody/kernels"}]},
+    ],
+)
+def test_attention_from_the_hub_is_code_too(
+    named: dict[str, Any], tmp_path: Path, llama_directory: Path
+) -> None:
     from wuneng.model.pretrained import load_causal_model
 
     place = tmp_path / "model"
     shutil.copytree(llama_directory, place)
-    change(place / "config.json", attn_implementation="somebody/kernels")
-    with pytest.raises(ModelError, match=r"attn_implementation is 'somebody/kernels'.*--trust"):
+    change(place / "config.json", **named)
+    with pytest.raises(ModelError, match=r"attn_implementation.* is 'somebody/kernels'.*--trust"):
         load_causal_model(place)
 
 

@@ -246,6 +246,23 @@ def test_reading_a_recipe_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('seed: 1\nname: "\\UFFFFFFFF"\n', 2),
+        ('seed: 1\nname: "\\U00110000"\n', 2),
+        ("%YAML " + "1" * 5000 + ".1\n---\nseed: 1\n", 1),
+        ("%YAML 1." + "1" * 5000 + "\n---\nseed: 1\n", 1),
+    ],
+    ids=["no C int", "no character", "major version", "minor version"],
+)
+def test_what_pyyaml_does_not_check_is_told_with_its_line(
+    write: Write, text: str, line: int
+) -> None:
+    path = write(text)
+    assert refused(path).startswith(f"{path}, line {line}: not valid YAML: ")
+
+
 def test_a_recipe_can_be_made_in_python() -> None:
     recipe = Recipe(
         data={"kind": "synthetic", "tasks": [{"task": "recall"}]},  # type: ignore[arg-type]

@@ -141,3 +141,27 @@ def test_a_row_that_is_not_finite_stops_with_its_number_and_layer(value: float) 
         measure(Blank(value), [batch([[1]] * 4, [[1]] * 4), given], CPU, micro_batch_size=3)
     ignored = batch([[1], [4]], [[1], [-100]])
     assert measure(Blank(value), [ignored], CPU).examples["recall/accuracy@1"] == 1
+
+
+class Overflowing(nn.Module):
+    """Finite in float32; a product of float16 is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(1, VOCAB)
+        self.large = nn.Linear(VOCAB, VOCAB)
+        nn.init.constant_(self.first.weight, 400.0)
+        nn.init.constant_(self.large.weight, 400.0)
+
+    def forward(self, input_ids: Tensor, document_ids: Any = None, use_cache: bool = True) -> Any:
+        return SimpleNamespace(logits=self.large(self.first(input_ids[..., None].float())))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_overflow_of_the_run_s_precision_is_found_where_it_was(compiled: bool) -> None:
+    model: Any = Overflowing()
+    if compiled:
+        model = torch.compile(model, backend="eager")
+    half = Numerics(torch.device("cpu"), torch.float16)
+    with pytest.raises(NonFiniteError, match=r"the first layer that is not finite is large$"):
+        measure(model, [batch([[1]], [[1]])], half)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -306,3 +308,33 @@ def test_the_paired_table_has_a_column_per_arm_and_fits_a_terminal() -> None:
     assert "difference from mha" in text
     assert "paired over the same 400 rows" in text
     assert paired_table(compared(name, wuneng=1.0, mha=0.19)) is None
+
+
+def test_one_row_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wuneng.train import paired as module
+    from wuneng.train.figures import Column
+
+    name = "text/bits_per_byte"
+    results = compared(name, wuneng=2.0, mha=2.5)
+    recipe: Any = SimpleNamespace(seeds=[0], arms=results["arms"])
+    for rows, kept in ((1, 0), (4, 1)):
+        values = {"wuneng": np.full(rows, -20.0), "mha": np.full(rows, -25.0)}
+        scored = {
+            arm: {name: Column(value, np.full(rows, 10.0), "bits", False)}
+            for arm, value in values.items()
+        }
+        monkeypatch.setattr(module, "_columns", lambda run, arm, scored=scored: scored[arm])
+        found = module.paired_differences(SimpleNamespace(), recipe, results["arms"])  # type: ignore[arg-type]
+        assert len(found) == kept
+        text = closing_sentence({**results, "paired": found})
+        assert "on these rows" not in text
+
+
+def test_nothing_paired_with_the_baseline_has_no_caption() -> None:
+    name = "text/bits_per_byte"
+    results = compared(name, wuneng=1.0, mha=1.2, mha_shift=1.1)
+    paired(results, name)
+    results["paired"] = [one for one in results["paired"] if "mha" not in one["arms"]]
+    table = paired_table(results)
+    assert table is not None
+    assert not table.caption

@@ -44,6 +44,7 @@ class Request:
             None takes stock where nothing is lost.
         verify: compare logits before the destination appears.
         check_source: compare the source's files with their checksums, where it has some.
+        skip_check: the option that leaves that out, for the error over a damaged file.
     """
 
     source: str
@@ -57,6 +58,7 @@ class Request:
     stock: bool | None = None
     verify: bool = True
     check_source: bool = True
+    skip_check: str = "--no-checksums"
 
 
 def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -80,7 +82,7 @@ def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> O
     if request.check_source:
         for origin in (located, locate(request.state_from) if request.state_from else None):
             if origin is not None and not origin.is_file:
-                verify(origin.path)
+                verify(origin.path, skip=request.skip_check)
     _check_options(request, located)
     if request.to == "dcp":
         return write_dcp(located, request.destination, verify=request.verify, note=note)

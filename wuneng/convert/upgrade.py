@@ -88,7 +88,14 @@ class ConvertedSources:
         if (destination / "config.json").is_file():
             return destination  # of an earlier session: conversions appear complete or not at all
         graft = graft_of(model)
-        request = Request(source, destination, graft=graft, seed=seed, check_source=self._check)
+        request = Request(
+            source,
+            destination,
+            graft=graft,
+            seed=seed,
+            check_source=self._check,
+            skip_check="--no-verify",  # of `wuneng train`, for which this converts
+        )
         outcome = convert(request)
         difference = max(check.max_abs_logit_difference for check in outcome.checks)
         record = outcome.record

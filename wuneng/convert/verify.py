@@ -17,7 +17,7 @@ from wuneng.convert.probe import Answers, Probe, ask, ask_reference
 from wuneng.convert.rwkv7 import Rwkv7
 from wuneng.convert.rwkv7_reference import Rwkv7Reference
 from wuneng.convert.tensor_files import SafetensorsFiles
-from wuneng.errors import ModelError
+from wuneng.errors import ModelError, file_errors
 
 __all__ = ["answers_of", "check_against_model", "check_against_rwkv7", "dtypes_to_check"]
 
@@ -110,7 +110,7 @@ def answers_of(directory: Path, dtype: torch.dtype, probe: Probe) -> Answers:
 def _load(directory: Path, dtype: torch.dtype) -> Any:
     from wuneng.model.pretrained import load_causal_model
 
-    with _quiet():
+    with file_errors(f"{directory}: cannot load the model", ModelError), _quiet():
         model, report = load_causal_model(directory, dtype=dtype)
     for name in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         keys = report[name]

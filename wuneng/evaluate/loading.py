@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wuneng.errors import InputError, ModelError, file_errors, nearest, reason
+from wuneng.errors import InputError, ModelError, file_errors, nearest, reason, shortened
 from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
 from wuneng.records import RunDirectory, verify
@@ -110,7 +110,7 @@ def load_model(
     remark = None
     if tokenizer is not None:
         check_rows(path, tokenizer, model.get_input_embeddings().weight.shape[0])
-        _adopt_marks(tokenizer, model.config)
+        _adopt_marks(path, tokenizer, model.config)
         remark = drop_appended(tokenizer)
     return LoadedModel(model, tokenizer, path, model_label(path), remark)
 
@@ -240,12 +240,17 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         return load_any_tokenizer(path)
 
 
-def _adopt_marks(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+def _adopt_marks(path: Path, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
     """A bare tokenizer.json does not say which tokens begin and end a text; config.json may."""
     for name in ("bos_token", "eos_token"):
         index = getattr(config, f"{name}_id", None)
         index = index[0] if isinstance(index, list) and index else index
         if getattr(tokenizer, f"{name}_id") is None and isinstance(index, int):
+            if not 0 <= index < len(tokenizer):
+                raise ModelError(
+                    f"{path / 'config.json'}: {name}_id: expected a token of the tokenizer, 0 to "
+                    f"{len(tokenizer) - 1}, got {shortened(str(index))}"
+                )
             token = tokenizer.convert_ids_to_tokens(index)
             if isinstance(token, str):
                 setattr(tokenizer, name, token)

@@ -81,7 +81,7 @@ def _metric_record(metric: MetricComparison) -> dict[str, Any]:
         "baseline_stderr": baseline.stderr if baseline else None,
         "difference": difference.difference if difference else None,
         "difference_stderr": difference.stderr if difference else None,
-        "ci95": [difference.low, difference.high] if difference else None,
+        "ci95": list(difference.interval) if difference and difference.interval else None,
         "p": difference.p if difference else None,
         "p_holm": metric.p_holm,
         "test": difference.test if difference else None,
@@ -165,8 +165,10 @@ def _compared_cells(metric: MetricComparison) -> list[str]:
     difference = metric.difference
     if difference is None:
         return [baseline, "", "", ""]
-    low, high = (_number(metric, v, signed=True) for v in (difference.low, difference.high))
-    shown = f"{_number(metric, difference.difference, signed=True)} [{low}, {high}]"
+    shown = _number(metric, difference.difference, signed=True)
+    if difference.interval is not None:
+        low, high = (_number(metric, end, signed=True) for end in difference.interval)
+        shown += f" [{low}, {high}]"
     holm = "" if metric.p_holm is None else _p_value(metric.p_holm)
     return [baseline, shown, _p_value(difference.p), holm]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +98,27 @@ def try_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         BaseException: whatever the tokenizer raises; Rust's panics are no ``Exception``.
     """
+    try:
+        _use(tokenizer, "Hello, wörld 1\n")
+    except Exception:
+        # Without an unknown token it may lack a letter of ours, but it can read its own words.
+        for text in _own_texts(tokenizer):
+            with suppress(Exception):
+                return _use(tokenizer, text)
+        raise
+
+
+def _use(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     # More tokens than any limit of an ordinary model would only make transformers warn.
-    tokenizer.decode(tokenizer("Hello, wörld 1\n", verbose=False)["input_ids"])
+    tokenizer.decode(tokenizer(text, verbose=False)["input_ids"])
+
+
+def _own_texts(tokenizer: PreTrainedTokenizerBase, most: int = 64) -> Iterator[str]:
+    """What some tokens spell, spread over the vocabulary. Special ones prove nothing."""
+    known = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    for index in known[:: 1 + len(known) // most]:
+        if text := tokenizer.decode([index]).strip():
+            yield text
 
 
 @contextmanager
@@ -120,9 +139,22 @@ def _check_attention(directory: Path) -> None:
     except (OSError, ValueError, RecursionError):
         return  # the loader says what is wrong
     for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
-        value = config.get(name) if isinstance(config, dict) else None
-        if isinstance(value, str) and "/" in value and not is_trusted():
-            raise ModelError(
-                f"{directory / 'config.json'}: {name} is {value!r}, code from the hub. Give "
-                "--trust-remote-code if you trust it"
-            )
+        for value in _texts_below(config, name):
+            if "/" in value and not is_trusted():
+                raise ModelError(
+                    f"{directory / 'config.json'}: {name} is {value!r}, code from the hub. Give "
+                    "--trust-remote-code if you trust it"
+                )
+
+
+def _texts_below(value: Any, name: str, *, inside: bool = False) -> Iterator[str]:
+    """Every text below a key ``name``, at any depth: parts of a model have configurations of their
+    own, and attention may be named for each part. json.loads bounds the depth."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts_below(inner, name, inside=inside or key == name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts_below(inner, name, inside=inside)
+    elif inside and isinstance(value, str):
+        yield value

@@ -106,6 +106,7 @@ def parse_yaml(text: str, name: str) -> Source:
     """Parse YAML text; ``name`` is what messages call it. RecipeError with the line."""
     _check_size(text, name)
     source = Source(data=None, places={(): name})
+    loader = None
     try:
         loader = _RecipeLoader(text, name)
         root = loader.get_single_node()
@@ -116,6 +117,10 @@ def parse_yaml(text: str, name: str) -> Source:
         raise RecipeError(f"{name}, line {line}: not valid YAML: {error.reason}") from None
     except yaml.MarkedYAMLError as error:
         raise RecipeError(_syntax_message(error, text, name)) from None
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
+        # PyYAML checks neither that an escaped character exists nor how long a version number is.
+        line = 1 if loader is None else loader.line + 1
+        raise RecipeError(f"{name}, line {line}: not valid YAML: {reason(error)}") from None
     return source
 
 

@@ -91,6 +91,7 @@ def verify(
     names: Collection[str] | None = None,
     *,
     advice: str = "",
+    skip: str = "--no-verify",
     manifest: str = CHECKSUMS,
 ) -> bool:
     """Check the files of ``directory`` against its checksums; False when it has none.
@@ -98,6 +99,7 @@ def verify(
     Args:
         names: check these alone, as far as they are listed; None checks all.
         advice: what to do about a damaged file, as a sentence; a general one follows.
+        skip: the option of the command that leaves this check out.
 
     Raises:
         DamagedError: names the file that is missing, cut short, altered or unreadable.
@@ -106,7 +108,7 @@ def verify(
         return False
     accept = (
         f"{advice and advice + ' '}If you changed it on purpose, delete {directory / manifest} to "
-        "accept what is there, or skip this check once with --no-verify."
+        f"accept what is there, or skip this check once with {skip}."
     )
     try:
         files = read_checksums(directory, manifest)

@@ -41,7 +41,8 @@ Test = Literal["mcnemar-exact", "paired-bootstrap", "paired-t"]
 @dataclass(frozen=True)
 class PairedDifference:
     """Model minus baseline on the same items (or seeds), with a 95 % interval and a two-sided
-    p-value. ``stderr`` is None where there is only one item."""
+    p-value. ``stderr`` is None where there is only one item; a metric of one item that is neither
+    right nor wrong has no interval either: ``low`` and ``high`` are infinite, and p is 1."""
 
     difference: float
     stderr: float | None
@@ -49,6 +50,11 @@ class PairedDifference:
     high: float
     p: float
     test: Test
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """``low`` and ``high``; None where they are infinite, which JSON cannot spell."""
+        return (self.low, self.high) if math.isfinite(self.high - self.low) else None
 
 
 def paired_difference(
@@ -142,26 +148,33 @@ def paired_bootstrap(
         model_weights, baseline_weights: per-item denominators `[n]`; ones when left out.
         scale: how a ratio of sums becomes the metric.
         seed: of the resampling; the same seed gives the same interval.
-        resamples: bootstrap samples; the smallest possible p is 2 / (resamples + 1).
+        resamples: bootstrap samples; those in which the weights of either side sum to zero have
+            no metric and are left out. The smallest possible p is 2 / (resamples + 1), and with
+            few items that of their signs, 2^(1 - n).
 
     Raises:
-        ValueError: no items, or lengths that differ.
+        ValueError: no items, lengths that differ, or weights that sum to zero.
     """
     _check_paired(model, baseline)
     model, model_weights = checked(model, model_weights)
     baseline, baseline_weights = checked(baseline, baseline_weights)
+    if not (model_weights.sum() > 0 and baseline_weights.sum() > 0):
+        raise ValueError("the weights sum to zero")
     n = len(model)
     generator = np.random.default_rng(seed)
     per_chunk = max(1, _INDICES_PER_CHUNK // n)
     chunks = []
     for start in range(0, resamples, per_chunk):
         rows = generator.integers(0, n, size=(min(per_chunk, resamples - start), n))
-        ours = model[rows].sum(axis=1) / model_weights[rows].sum(axis=1)
-        theirs = baseline[rows].sum(axis=1) / baseline_weights[rows].sum(axis=1)
+        ours, theirs = model_weights[rows].sum(axis=1), baseline_weights[rows].sum(axis=1)
+        known = (ours > 0) & (theirs > 0)
+        ours = model[rows[known]].sum(axis=1) / ours[known]
+        theirs = baseline[rows[known]].sum(axis=1) / theirs[known]
         chunks.append(scaled(ours, scale) - scaled(theirs, scale))
     differences = np.concatenate(chunks)
     low, high = np.quantile(differences, (0.025, 0.975))
     tail = min(int(np.sum(differences <= 0)), int(np.sum(differences >= 0)))
+    low, high, p = _of_few(n, low, high, 2.0 * (tail + 1) / (len(differences) + 1))
     observed = (
         estimate(model, model_weights, scale).value
         - estimate(baseline, baseline_weights, scale).value
@@ -169,9 +182,9 @@ def paired_bootstrap(
     return PairedDifference(
         difference=observed,
         stderr=_paired_error((model, model_weights), (baseline, baseline_weights), scale),
-        low=float(low),
-        high=float(high),
-        p=min(1.0, 2.0 * (tail + 1) / (resamples + 1)),
+        low=low,
+        high=high,
+        p=p,
         test="paired-bootstrap",
     )
 
@@ -195,8 +208,26 @@ def paired_by_seed(model: Array, baseline: Array) -> PairedDifference:
     value = float(differences.mean())
     error = float(differences.std(ddof=1)) / math.sqrt(n)
     half = t_quantile(0.95, n - 1) * error
-    p = t_two_sided(value / error, n - 1) if error else float(value == 0)
-    return PairedDifference(value, error, value - half, value + half, p, "paired-t")
+    low, high = value - half, value + half
+    if error:
+        p = t_two_sided(value / error, n - 1)
+    else:  # equal differences: their signs are all that is known
+        low, high, p = _of_few(n, low, high, float(value == 0))
+    return PairedDifference(value, error, low, high, p, "paired-t")
+
+
+def _of_few(n: int, low: float, high: float, p: float) -> tuple[float, float, float]:
+    """Interval and p-value with what n items can show at most.
+
+    Resampling items that all point one way never meets zero. Chance gives n items one sign with
+    probability 2^(1 - n): no p is smaller, and where that is above 0.05 the interval holds zero.
+    """
+    if n == 1:
+        return -math.inf, math.inf, 1.0
+    smallest = 2.0 ** (1 - n)
+    if smallest > 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return float(low), float(high), min(1.0, max(p, smallest))
 
 
 def _paired_error(

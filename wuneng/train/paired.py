@@ -43,7 +43,9 @@ def paired_differences(
     for first, second in combinations(scored, 2):
         for name in _judged(arms, first, second):
             one, other = scored[first].get(name), scored[second].get(name)
-            if one is not None and other is not None and one.same_rows(other):
+            # A single row has no spread: nothing can be said of its difference.
+            several = one is not None and len(one.values) > 1
+            if one is not None and other is not None and several and one.same_rows(other):
                 rows = {"rows": len(one.values)}
                 found.append(_entry(first, second, name, one.minus(other)) | rows)
     return found
@@ -85,7 +87,7 @@ def _entry(first: str, second: str, name: str, found: PairedDifference) -> dict[
         "arms": [first, second],
         "figure": name,
         "difference": found.difference,
-        "standard_error": found.stderr or 0.0,
+        "standard_error": found.stderr,
         "interval": [found.low, found.high],
         "p": found.p,
         "test": found.test,

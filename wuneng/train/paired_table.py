@@ -43,4 +43,4 @@ def paired_table(results: Mapping[str, Any]) -> Table | None:
 
 def _caption(found: list[Difference]) -> str:
     paired = sorted({one.paired for one in found if one.paired})
-    return f"paired over the same {', '.join(paired)}"
+    return f"paired over the same {', '.join(paired)}" if paired else ""

@@ -14,7 +14,7 @@ from wuneng.data.batch import IGNORED, Batch
 from wuneng.errors import NonFiniteError
 from wuneng.model.finite import all_finite, what_is_not_finite
 from wuneng.train.figures import RowScores, columns
-from wuneng.train.step import Numerics, micro_batches
+from wuneng.train.step import Numerics, micro_batches, uncompiled
 
 __all__ = ["Quality", "measure"]
 
@@ -81,7 +81,8 @@ def _score(
         logits = model(input_ids=input_ids, document_ids=documents, use_cache=False).logits
     scored = labels != IGNORED
     if not all_finite(logits) and not all_finite(logits[scored]):
-        raise _not_finite(model, input_ids, documents, (~logits.isfinite()).any(-1) & scored, tally)
+        bad = (~logits.isfinite()).any(-1) & scored
+        raise _not_finite(uncompiled(model), numerics, input_ids, documents, bad, tally)
     nats = F.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(labels)
@@ -97,16 +98,22 @@ def _score(
 
 
 def _not_finite(
-    model: nn.Module, input_ids: Tensor, documents: Tensor | None, bad: Tensor, tally: RowScores
+    model: nn.Module,
+    numerics: Numerics,
+    input_ids: Tensor,
+    documents: Tensor | None,
+    bad: Tensor,
+    tally: RowScores,
 ) -> NonFiniteError:
     """``bad`` ``[B, T]``: scored positions whose logits are not finite."""
     row = int(bad.any(1).nonzero()[0])
     one = slice(row, row + 1)
     document = None if documents is None else documents[one]
-    why = what_is_not_finite(
-        model,
-        lambda: model(input_ids=input_ids[one], document_ids=document, use_cache=False),
-    )
+    with numerics.autocast():  # what overflows in float16 may be finite in float32
+        why = what_is_not_finite(
+            model,
+            lambda: model(input_ids=input_ids[one], document_ids=document, use_cache=False),
+        )
     return NonFiniteError(
         f"validation row {len(tally.tokens) + row}: the model's logits are NaN or infinite; {why}"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers.utils import logging as transformers_logging
 
-from wuneng.errors import InputError, ModelError, RecipeError
+from wuneng.errors import InputError, ModelError, RecipeError, file_errors
 from wuneng.model import WuNengConfig
 from wuneng.recipe import ModelSettings, Recipe
 from wuneng.records import find_model, read_json, verify
@@ -177,12 +177,8 @@ def load_start(directory: Path, *, check: bool = True) -> WuNengForCausalLM:
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, report = load_causal_model(directory, dtype=torch.float32)
-    except (MemoryError, ModelError):
-        raise
-    except Exception as error:  # a broken file can raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{directory}: cannot load the model: {reason[:300]}") from error
+        with file_errors(f"{directory}: cannot load the model", ModelError):
+            model, report = load_causal_model(directory, dtype=torch.float32)
     finally:
         if shown:
             transformers_logging.enable_progress_bar()

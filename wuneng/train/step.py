@@ -28,6 +28,7 @@ __all__ = [
     "micro_batches",
     "prepare_model",
     "take_step",
+    "uncompiled",
 ]
 
 # fp16 skips an update now and then while its loss scale settles; a scale below this means that the
@@ -88,6 +89,12 @@ def prepare_model(model: nn.Module, training: Training) -> nn.Module:
         else:  # transformers before the method was renamed
             transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
     return torch.compile(model) if training.compile else model  # type: ignore[return-value]
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What ``prepare_model`` was given: the names of its parts are those that were saved."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
 
 
 def compilation_error(error: Exception) -> RunError | None:
@@ -217,7 +224,7 @@ def _check_finite(
         return  # an overflow of the scaled gradients: the scaler skips this update by itself
     culprits = [
         name
-        for name, parameter in model.named_parameters()
+        for name, parameter in uncompiled(model).named_parameters()
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
     ]
     what = (
