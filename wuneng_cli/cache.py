@@ -108,18 +108,24 @@ def _places(directory: Path | None) -> list[Path]:
     if directory is not None:
         return [directory]
     places = [user_cache()]
-    if os.environ.get("WUNENG_CACHE"):
-        places.insert(0, Path(os.environ["WUNENG_CACHE"]).expanduser().absolute())
+    if named := _named():
+        places.insert(0, named)
     if OLD_CACHE.is_dir():
         places.append(OLD_CACHE.absolute())
     return list(dict.fromkeys(places))
 
 
+def _named() -> Path | None:
+    from wuneng.records.places import expanded
+
+    named = os.environ.get("WUNENG_CACHE")
+    return expanded(named, "WUNENG_CACHE").absolute() if named else None
+
+
 def _note(place: Path) -> str:
     from wuneng.records.user_cache import OLD_CACHE
 
-    named = os.environ.get("WUNENG_CACHE")
-    if named and place == Path(named).expanduser().absolute():
+    if place == _named():
         return "$WUNENG_CACHE"
     return "of an earlier version, not used any more" if place == OLD_CACHE.absolute() else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from wuneng.data.cache_directory import cache_root
 from wuneng.errors import InputError
 from wuneng.records.leftovers import being_written
-from wuneng.records.user_cache import clear, entries
+from wuneng.records.user_cache import clear, entries, user_cache
 from wuneng_cli.main import app
 
 KEY = "0123456789" * 4
@@ -116,6 +118,51 @@ def test_other_places(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (old / "tokens").exists()
     run("clear")
     assert not (old / "tokens").exists()
+
+
+def test_builds_of_killed_compilers_are_leftovers(root: Path) -> None:
+    killed, running = root / f".build-{'0' * 32}", root / f".build-{'1' * 32}"
+    for place in (killed, running, root / ".build-mine"):
+        place.mkdir()
+    with being_written(running):
+        assert killed in {entry.path for entry in entries(root) if entry.kind == "leftovers"}
+        run("clear", "--kind", "leftovers")
+        assert not killed.exists()
+        assert running.exists()
+        assert (root / ".build-mine").exists()
+
+
+def test_a_home_that_nobody_knows_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WUNENG_CACHE", "~no-such-user/x")
+    result = CliRunner().invoke(app, ["cache"])
+    assert result.exit_code == 2
+    assert "WUNENG_CACHE: expected a path, got '~no-such-user/x'" in result.stderr
+    with pytest.raises(InputError, match=r"data\.cache_dir: .* no home directory is known"):
+        cache_root("~no-such-user/x")
+
+
+def test_without_a_home_the_cache_is_a_private_directory(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = user_cache()
+    assert place.parent == tmp_path
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert user_cache() == place
+    place.chmod(0o777)
+    with pytest.raises(InputError, match="not this user's alone"):
+        user_cache()
+    place.rmdir()
+    place.symlink_to(root)
+    with pytest.raises(InputError, match="not this user's alone"):
+        user_cache()
 
 
 def test_an_empty_place_is_no_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,6 +165,28 @@ def test_a_parent_where_others_may_rename_is_not_trusted(cache: Path, opened: li
     assert library_cache.own_directory() == cache
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to be two users")
+def test_the_owner_of_a_sticky_directory_may_rename(cache: Path) -> None:
+    cache.parent.chmod(0o1777)
+    assert library_cache.own_directory() == cache
+    os.chown(cache.parent, 65534, 65534)
+    assert library_cache.own_directory() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "trusted"), [("me", [], True), ("me", ["eve"], False), ("lab", [], False)]
+)
+def test_a_group_that_others_may_be_in_is_not_trusted(
+    name: str, members: list[str], trusted: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where it is the user's first group: ``users`` is everybody's."""
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_name="me"))
+    group = SimpleNamespace(gr_name=name, gr_mem=members)
+    monkeypatch.setattr("grp.getgrgid", lambda _: group)
+    cache.parent.chmod(0o770)
+    assert (library_cache.own_directory() == cache) is trusted
+
+
 def test_without_a_home_nothing_is_written_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +249,15 @@ def test_a_hanging_compiler_is_announced_and_given_up(
     announced, given_up = [record.getMessage() for record in caplog.records]
     assert announced.startswith(f"waiting for {tmp_path}/slow-cc")
     assert given_up.endswith("did not end within 1.5 s")
+    child, last = int(pids.read_text()), time.monotonic() + 10
+    while _is_running(child):
+        assert time.monotonic() < last
+        time.sleep(0.05)
+
+
+def test_what_a_wrapper_leaves_in_the_background_ends_with_it(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    compiler_process.run_compiler([_script(tmp_path / "cc", f"sleep 300 & echo $! >{pids}")])
     child, last = int(pids.read_text()), time.monotonic() + 10
     while _is_running(child):
         assert time.monotonic() < last

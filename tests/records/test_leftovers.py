@@ -13,12 +13,14 @@ from wuneng.records import (
     atomic,
     leftovers,
     read_json,
+    sharing,
     usable_directory,
     write_json,
 )
 from wuneng.records.atomic import directory_written_atomically, remove_leftovers
+from wuneng.records.checksums import seal_directory
 from wuneng.records.leftovers import being_written, is_leftover_name, lock, remove_if_abandoned
-from wuneng.records.lock import locked
+from wuneng.records.lock import is_locked, locked
 
 
 @pytest.mark.parametrize("leftover", [".x.json.4711.partial", ".x.json.0123456789abcdef.partial"])
@@ -152,6 +154,35 @@ def test_a_run_killed_at_its_start_is_begun_again_in_its_place(tmp_path: Path) -
         assert RunDirectory.create("a", tmp_path, reuse=True).path.name == "a-2"
     (run.path / "thesis.tex").write_text("mine", encoding="utf-8")
     assert RunDirectory.create("a", tmp_path, reuse=True).path.name == "a-2"
+
+
+def test_who_asks_for_the_lock_keeps_nobody_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the very moment at which another process asks, and two ask at once."""
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+    with (tmp_path / ".lock").open("rb") as asking:
+        assert lock(asking.fileno(), shared=True)
+        assert not is_locked(tmp_path)
+        monkeypatch.setattr("time.sleep", lambda _: asking.close())
+        with locked(tmp_path):
+            assert asking.closed
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_copies_are_read_only_where_that_is_asked(
+    check: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"x" * 9)
+        seal_directory(tmp_path / name)
+    read: list[Path] = []
+    monkeypatch.setattr(sharing, "fault", lambda file, _: read.append(file))
+    assert sharing.share_files(tmp_path / "a", [tmp_path / "b"], check=check) == 9
+    assert (tmp_path / "a" / "weights").samefile(tmp_path / "b" / "weights")
+    assert bool(read) is check
 
 
 def test_a_probe_that_a_kill_left_is_removed(tmp_path: Path) -> None:

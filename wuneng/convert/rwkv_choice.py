@@ -18,6 +18,7 @@ from wuneng.convert.source import Located
 from wuneng.data.tokenizer import byte_tokenizer
 from wuneng.errors import ModelError, nearest
 from wuneng.foreign import regular_file_inside
+from wuneng.records.places import expanded
 
 __all__ = ["BYTES", "WORLD", "ChosenTokenizer", "choose_tokenizer"]
 
@@ -49,6 +50,7 @@ def choose_tokenizer(located: Located, given: str | None, vocab_size: int) -> Ch
             looks beside the weights.
 
     Raises:
+        InputError: it begins with a ``~`` that stands for no home directory.
         ModelError: it does not exist or does not fit ``vocab_size`` tokens.
     """
     beside = located.path.parent if located.is_file else located.path
@@ -57,7 +59,7 @@ def choose_tokenizer(located: Located, given: str | None, vocab_size: int) -> Ch
     if given == WORLD:
         return _world(_find_world(beside), vocab_size)
     if given is not None:
-        path = Path(given).expanduser()
+        path = expanded(given, "--tokenizer")
         if not path.exists():
             hint = nearest(given, (BYTES, WORLD))
             raise ModelError(

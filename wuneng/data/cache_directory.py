@@ -19,6 +19,7 @@ from wuneng.errors import DamagedError, DiskError
 from wuneng.records.atomic import flush_tree
 from wuneng.records.checksums import seal_directory, verify
 from wuneng.records.leftovers import remove_abandoned, temporary_directory
+from wuneng.records.places import expanded
 from wuneng.records.user_cache import UNFINISHED, user_cache
 
 __all__ = ["cache_root", "is_intact", "publish"]
@@ -29,9 +30,15 @@ _LEFTOVER = re.compile(rf"{re.escape(UNFINISHED)}.+")
 
 
 def cache_root(setting: str | None) -> Path:
-    """The recipe's ``data.cache_dir``, else ``$WUNENG_CACHE``, else the user's cache directory."""
-    chosen = setting or os.environ.get("WUNENG_CACHE")
-    return Path(chosen).expanduser().absolute() if chosen else user_cache()
+    """The recipe's ``data.cache_dir``, else ``$WUNENG_CACHE``, else the user's cache directory.
+
+    Raises:
+        InputError: it begins with a ``~`` that stands for no home directory.
+    """
+    if setting:
+        return expanded(setting, "data.cache_dir").absolute()
+    named = os.environ.get("WUNENG_CACHE")
+    return expanded(named, "WUNENG_CACHE").absolute() if named else user_cache()
 
 
 def is_intact(entry: Path) -> bool:

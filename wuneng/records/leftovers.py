@@ -53,14 +53,18 @@ def is_leftover_name(name: str) -> bool:
     )
 
 
-def lock(descriptor: int) -> bool | None:
-    """Lock an open file or directory until it is closed; None where there are no such locks."""
+def lock(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file or directory until it is closed; None where there are no such locks.
+
+    Args:
+        shared: others may have such a lock, too: for asking whether there is an exclusive one.
+    """
     try:
         import fcntl
     except ImportError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from wuneng.records.leftovers import lock
 __all__ = ["LOCK", "InUse", "is_locked", "locked"]
 
 LOCK = ".lock"
+#: Seconds; ``is_locked`` holds a lock of its own for far less.
+_WHILE_ASKED = 0.05
 
 
 class InUse(RunError):
@@ -40,7 +43,7 @@ def locked(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = open_no_link(path, os.O_RDWR | os.O_CREAT)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
-        if lock(descriptor) is False:
+        if not _is_taken(descriptor):
             holder = file.read().decode("ascii", "replace").strip()
             raise InUse(
                 f"another process (id {holder or 'unknown'}) is training in "
@@ -52,6 +55,14 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def _is_taken(descriptor: int) -> bool:
+    """Lock the file; false where another process trains. Who only asks has gone at once."""
+    if lock(descriptor) is not False:
+        return True
+    time.sleep(_WHILE_ASKED)
+    return lock(descriptor) is not False
+
+
 def is_locked(directory: Path) -> bool:
     """Whether another process is training in ``directory`` at this moment."""
     try:
@@ -59,6 +70,6 @@ def is_locked(directory: Path) -> bool:
     except OSError:
         return False
     try:
-        return lock(descriptor) is False
+        return lock(descriptor, shared=True) is False
     finally:
         os.close(descriptor)

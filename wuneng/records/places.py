@@ -11,7 +11,7 @@ from wuneng.errors import DiskError, InputError
 from wuneng.records.files import open_no_link
 from wuneng.records.leftovers import partial_file_pattern, remove_abandoned
 
-__all__ = ["refuse_links", "usable_directory"]
+__all__ = ["expanded", "refuse_links", "usable_directory"]
 
 
 def usable_directory(path: Path, option: str) -> Path:
@@ -40,6 +40,25 @@ def usable_directory(path: Path, option: str) -> Path:
             f"Choose another place with {option}"
         ) from error
     return path
+
+
+def expanded(path: str, field: str) -> Path:
+    """``path`` with ``~`` and ``~user`` filled in.
+
+    Args:
+        field: where the user wrote it: a recipe's field, a flag or a variable.
+
+    Raises:
+        InputError: no home directory of that user is known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = path.partition("/")[0]
+        raise InputError(
+            f"{field}: expected a path, got {path!r}, and no home directory is known for {user}. "
+            "Write the whole path"
+        ) from None
 
 
 def refuse_links(*paths: Path) -> None:

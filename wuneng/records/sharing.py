@@ -16,11 +16,14 @@ from wuneng.records.leftovers import partial_file_pattern, remove_abandoned
 __all__ = ["share_files"]
 
 
-def share_files(directory: Path, others: Iterable[Path]) -> int:
+def share_files(directory: Path, others: Iterable[Path], *, check: bool = True) -> int:
     """Replace files of ``directory`` by links to equal ones in ``others``; bytes saved.
 
     What is equal the checksums say; what the others hold is read and compared with them first.
     Nothing is raised: where there are no hard links, or no checksums, the copies stay.
+
+    Args:
+        check: whether they are read; otherwise only their sizes are compared.
     """
     saved = 0
     own = _checksums(directory)
@@ -34,7 +37,10 @@ def share_files(directory: Path, others: Iterable[Path]) -> int:
                 continue
             source, expected = known[written["sha256"]]
             with suppress(OSError):
-                if not os.path.samefile(source, directory / name) and not fault(source, expected):
+                if os.path.samefile(source, directory / name):
+                    continue
+                same_size = source.stat().st_size == expected["bytes"]
+                if same_size and not (check and fault(source, expected)):
                     _replace_by_link(directory / name, source)
                     saved += expected["bytes"]
     return saved

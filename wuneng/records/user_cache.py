@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from wuneng.errors import DiskError, InputError, nearest
 from wuneng.records.files import disk_errors
-from wuneng.records.leftovers import is_abandoned, remove, temporary_directory
+from wuneng.records.leftovers import KERNEL_BUILD, is_abandoned, remove, temporary_directory
 
 __all__ = ["KINDS", "OLD_CACHE", "UNFINISHED", "CacheEntry", "clear", "entries", "user_cache"]
 
@@ -28,6 +30,7 @@ OLD_CACHE = Path(".wuneng-cache")
 UNFINISHED = ".unfinished-"
 KINDS = ("tokens", "tokenizers", "kernels", "leftovers")
 _ENTRY = re.compile(r"[0-9a-f]{40}")
+_BUILD = re.compile(rf"{re.escape(KERNEL_BUILD)}[0-9a-f]{{32}}")
 _KERNEL = re.compile(r"state_head_\d+_[0-9a-f]+\.so(\.sha256)?")
 
 
@@ -48,11 +51,38 @@ class CacheEntry:
 
 
 def user_cache() -> Path:
-    """``$XDG_CACHE_HOME/wuneng``, by default ``~/.cache/wuneng``; made by nobody here."""
+    """``$XDG_CACHE_HOME/wuneng``, by default ``~/.cache/wuneng``; made by nobody here.
+
+    Where no home is known, as in a container under a number without a name, it is a private
+    directory among the temporary files, and made.
+
+    Raises:
+        InputError: somebody else has a directory in that last place.
+    """
     named = os.environ.get("XDG_CACHE_HOME", "")
     # A relative path there counts for nothing, as the variable's specification says.
-    root = Path(named) if os.path.isabs(named) else Path("~/.cache").expanduser()
-    return root.absolute() / "wuneng"
+    if os.path.isabs(named):
+        return Path(named) / "wuneng"
+    try:
+        return Path("~/.cache").expanduser().absolute() / "wuneng"
+    except RuntimeError:
+        return _without_a_home()
+
+
+def _without_a_home() -> Path:
+    user = getattr(os, "geteuid", lambda: 0)()
+    path = Path(tempfile.gettempdir()).absolute() / f"wuneng-cache-{user}"
+    with disk_errors(path):
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        status = path.lstat()
+    private = not hasattr(os, "geteuid") or (status.st_uid == user and not status.st_mode & 0o077)
+    if not stat.S_ISDIR(status.st_mode) or not private:
+        raise InputError(
+            f"no home directory is known, and {path} is not this user's alone: "
+            "name a place for the cache with WUNENG_CACHE or XDG_CACHE_HOME"
+        )
+    return path
 
 
 def entries(root: Path) -> list[CacheEntry]:
@@ -108,7 +138,10 @@ def _ours(root: Path) -> Iterator[tuple[str, Path]]:
             elif _ENTRY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 yield kind, path
     for path in _listed(root):
-        if _KERNEL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+        if _BUILD.fullmatch(path.name):
+            if path.is_dir() and is_abandoned(path):
+                yield "leftovers", path
+        elif _KERNEL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             yield "kernels", path
 
 

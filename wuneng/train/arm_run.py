@@ -115,7 +115,7 @@ def _model(
     start = configs.sources.directory(
         settings.init_from, settings.model, place.start, seed, display.note
     )
-    _share_start(place, recipe)
+    _share_start(place, recipe, check)
     model = load_start(start, check=check)
     seed_everything(seed)  # after a conversion, which a resumed run does not repeat
     if settings.lora is not None:
@@ -124,13 +124,14 @@ def _model(
     return model
 
 
-def _share_start(place: ArmDirectory, recipe: Recipe) -> None:
+def _share_start(place: ArmDirectory, recipe: Recipe, check: bool) -> None:
     """Keep what several arms and seeds start from once, where they start from the same."""
     run = place.path.parent.parent if len(recipe.seeds) > 1 else place.path.parent
     directories = [run / arm / seed for arm in recipe.arms for seed in _seed_names(recipe)]
     copies = [directory / name for directory in directories for name in ("start", "teacher")]
     for own in (place.start, place.teacher):
-        share_files(own, (copy for copy in copies if copy != own and copy.is_dir()))
+        others = (copy for copy in copies if copy != own and copy.is_dir())
+        share_files(own, others, check=check)
 
 
 def _seed_names(recipe: Recipe) -> list[str]:

@@ -56,11 +56,10 @@ def _wait(process: subprocess.Popen[bytes], name: str) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    with suppress(OSError):
-        if hasattr(os, "killpg"):
+    with suppress(OSError):  # nobody is left
+        if hasattr(os, "killpg"):  # what a wrapper left in the background outlives the wrapper
             os.killpg(process.pid, signal.SIGKILL)
+    with suppress(OSError):
         process.kill()
     process.wait()
 

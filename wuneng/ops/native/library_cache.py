@@ -78,18 +78,29 @@ def _is_own(status: os.stat_result) -> bool:
 
 
 def _others_may_rename(status: os.stat_result) -> bool:
-    """Whether other users may replace what lies in this directory. The user's own group is none."""
-    if os.name != "posix" or status.st_mode & stat.S_ISVTX:
+    """Whether other users may replace what lies in this directory."""
+    if os.name != "posix":
         return False
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid()):  # an owner may rename even where it is sticky
         return True
+    if status.st_mode & stat.S_ISVTX:
+        return False
     return bool(
-        status.st_mode & 0o002 or (status.st_mode & 0o020 and status.st_gid not in _own_groups())
+        status.st_mode & 0o002 or (status.st_mode & 0o020 and not _is_private_group(status.st_gid))
     )
 
 
-def _own_groups() -> tuple[int, int]:
-    return 0, os.getegid()
+def _is_private_group(number: int) -> bool:
+    """Whether the group is this user's, or root's, alone: named as the user, without others."""
+    import grp
+    import pwd
+
+    try:
+        group = grp.getgrgid(number)
+        names = {pwd.getpwuid(user).pw_name for user in (os.geteuid(), 0)}
+    except KeyError:
+        return False
+    return group.gr_name in names and set(group.gr_mem) <= names
 
 
 def _flush(path: Path) -> None:
