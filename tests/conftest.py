@@ -24,6 +24,8 @@ _CACHE = tempfile.mkdtemp(prefix="wuneng-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["XDG_CACHE_HOME"] = _CACHE
 os.environ.pop("WUNENG_CACHE", None)
+# Captured output is as wide as that of a pipe, whatever terminal the tests are started from.
+os.environ.pop("COLUMNS", None)
 
 # One thread for each process: tests share their cores, and threads that spin steal them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
