@@ -105,6 +105,8 @@ def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
             f", and about {_duration(len(seeds) * sum(times))} of training steps, measured here "
             "for a second each; data and validation come on top"
         )
+        if any(arm["compile"] for arm in arms.values()):
+            whole += " (measured without training.compile)"
     yield whole
     reasons = dict.fromkeys(arm["not_measured"] for arm in arms.values() if arm["not_measured"])
     yield from (f"time not measured: {reason}" for reason in reasons)
@@ -152,15 +154,40 @@ def _arm(recipe: Recipe, name: str, configs: ArmConfigs, measure: bool) -> dict[
         "learning_rate": training.learning_rate,
         "training_flops": sizes.flops_per_token * tokens,
         "memory": {**memory, "total": sum(memory.values())},
-        "disk_bytes": _disk(sizes, training, trains=tokens > 0),
+        "compile": training.compile,
+        "disk_bytes": _disk(sizes, training, trains=tokens > 0) + _copies(recipe, name, configs),
         **_time(recipe, name, configs, sizes.flops_per_token * tokens, measure),
     }
 
 
 def _disk(sizes: ArmSizes, training: Training, *, trains: bool) -> int:
     """Bytes of one seed: the model, and the checkpoints that are kept (weights and moments)."""
+    from wuneng.train.schedule import steps_before_decay
+
     checkpoint = 4 * sizes.parameters + 8 * sizes.trainable
-    return 4 * sizes.parameters + (training.keep_checkpoints * checkpoint if trains else 0)
+    kept = training.keep_checkpoints
+    if training.schedule == "wsd" and steps_before_decay(training.total_steps, training):
+        kept += 1  # the one from before the decay, from which a longer run goes on
+    return 4 * sizes.parameters + (kept * checkpoint if trains else 0)
+
+
+def _copies(recipe: Recipe, name: str, configs: ArmConfigs) -> int:
+    """Bytes of what the arm starts and learns from, where that is converted: at most float32.
+
+    Arms and seeds that convert the same keep it once, if the disk can; this counts it for each.
+    """
+    from wuneng.model.counting import total_parameters
+    from wuneng.train.distillation import teacher_name
+    from wuneng.train.starting_point import PLAIN
+
+    start, teacher = recipe.arms[name].init_from, teacher_name(recipe, name)
+    config = configs.teacher(name)
+    found = 0
+    if start is not None and configs.sources.converts(start, recipe.arms[name].model):
+        found += 4 * total_parameters(configs(name))
+    if teacher is not None and config is not None and configs.sources.converts(teacher, PLAIN):
+        found += 4 * total_parameters(config)
+    return found
 
 
 def _time(

@@ -63,6 +63,7 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
         total = arm["memory"].pop("total")
         assert total == sum(arm["memory"].values()) > 16 * arm["parameters"]
         kept = recipe.training.keep_checkpoints  # of weights and two moments, beside the model
+        kept += recipe.training.schedule == "wsd"  # the one from before the decay
         assert arm["disk_bytes"] == 4 * arm["parameters"] * (1 + 3 * kept)
         assert (arm["seconds"], arm["not_measured"]) == (None, "--no-measure")
 
@@ -163,6 +164,19 @@ def test_the_time_is_that_of_as_many_measured_steps(
     for arm in json.loads(out)["arms"].values():
         assert arm["seconds"] == pytest.approx(150 * 0.014)
         assert arm["not_measured"] == ""
+
+
+def test_nothing_is_compiled_for_a_measurement(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def compile_model(*_: Any, **__: Any) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(torch, "compile", compile_model)
+    told = "measured without training.compile"
+    code, out, err = run(tiny, "--dry-run", "--device", "cpu", "--set", "training.compile=true")
+    assert (code, err) == (0, "")
+    assert told in " ".join(out.split())
 
 
 def test_what_cannot_be_measured_here_says_why(tiny: str) -> None:

@@ -47,6 +47,10 @@ def test_the_recipe_compares_source_upgrade_and_control(asked: list[str]) -> Non
             assert plan[name][count] == arm[count], (name, count)
         assert plan[name]["training_flops"] == arm["training_flops"]
         assert sum(plan[name]["parts"].values()) == arm["parameters"]
+        place = Path(result["directory"], name)
+        written = sum(file.stat().st_size for file in place.rglob("*.safetensors"))
+        assert (place / "start").is_dir(), "converted on the way"
+        assert plan[name]["disk_bytes"] >= written
     assert [arm["trains"] for arm in arms.values()] == ["none", "new", "lora"]
     assert arms["source"]["parameters"] == 656_000
     sizes = [arms[name]["trainable_parameters"] for name in ("wuneng", "lora")]

@@ -105,6 +105,10 @@ class ConvertedSources:
         )
         return outcome.directory
 
+    def converts(self, source: str, model: ModelSettings) -> bool:
+        """Whether ``directory`` writes one: a WuNeng to which nothing is added serves as it is."""
+        return not _as_it_is(_located(source), model)
+
 
 def graft_of(model: ModelSettings) -> GraftSettings:
     """The heads that a recipe asks for: fields it leaves alone have a recipe's defaults."""

@@ -100,9 +100,10 @@ class HarnessModel(HarnessEncoding):
             self._encoded.clear()
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The harness' scoring of whole texts."""
+        """The harness' scoring of whole texts; the bar only where wanted."""
+        silent = disable_tqdm or not self.progress
         try:
-            return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
+            return list(super().loglikelihood_rolling(requests, disable_tqdm=silent))
         except NotFinite as found:  # its row is a window's: whose, each text alone tells
             for request in requests if len(requests) > 1 else ():
                 self.loglikelihood_rolling([request], disable_tqdm=True)

@@ -45,7 +45,7 @@ def measured_speed(recipe: Recipe, arm: str, config: WuNengConfig) -> Speed:
     """Time some steps of ``arm``, whose complete configuration is ``config``.
 
     All of its weights are trained in the measured steps; an arm that freezes some has fewer FLOPs.
-    Neither data nor a model to start from is read.
+    Neither data nor a model to start from is read, and nothing is compiled: that takes minutes.
     """
     training = recipe.arm_training(arm)
     try:
@@ -76,7 +76,7 @@ def _timed(
     """Tokens of a step, and its median seconds."""
     from wuneng.model import WuNengForCausalLM  # slow to import
 
-    training = recipe.arm_training(arm)
+    training = recipe.arm_training(arm).model_copy(update={"compile": False})
     with torch.random.fork_rng(devices=[]):
         model = WuNengForCausalLM(config).to(numerics.device)
         called = prepare_model(model, training)

@@ -55,6 +55,10 @@ class Sources(Protocol):
         """A WuNeng directory of that architecture, made at ``destination`` where need be."""
         ...
 
+    def converts(self, source: str, model: ModelSettings) -> bool:
+        """Whether ``directory`` makes one."""
+        ...
+
 
 class OwnModels:
     """Sources that are WuNeng models already."""
@@ -84,6 +88,10 @@ class OwnModels:
     ) -> Path:
         """The model's own directory."""
         return find_model(source)
+
+    def converts(self, source: str, model: ModelSettings) -> bool:
+        """Never."""
+        return False
 
 
 def starting_config(
