@@ -150,6 +150,11 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "does not make a model|not a usable",
     ),
     "unknown activation": (_config(hidden_act="silo"), "hidden_act 'silo'.* Did you mean 'silu'"),
+    "a list as activation": (_config(hidden_act=["silu"]), "not a usable llama"),
+    "a list as rope": (
+        _config(rope_parameters={"rope_type": ["default"], "rope_theta": 1e4}),
+        "not a usable llama configuration: unhashable type",
+    ),
     "unknown rope": (
         _config(rope_parameters={"rope_type": "spiral", "rope_theta": 1.0}),
         "rope_type 'spiral' is not supported|not a usable",

@@ -93,3 +93,24 @@ def test_decay_starts_inside_its_range():
         assert decay.min() > 0.545
         assert decay.max() < 1
         assert w0[0] < w0[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_position_embeddings", {"a": 128}),
+        ("vocab_size", "many"),
+        ("vocab_size", True),
+        ("hidden_size", 10**30),
+        ("rms_norm_eps", "small"),
+        ("rms_norm_eps", float("nan")),
+        ("attention_bias", 1),
+        ("hidden_act", ["silu"]),
+        ("state_layers", [0, "1"]),
+        ("eos_token_id", [[1]]),
+        ("rope_parameters", [1]),
+    ],
+)
+def test_fields_of_other_types_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be "):
+        WuNengConfig(**(BASE | {name: value}))

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Conf
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from wuneng.errors import ModelError, nearest
+from wuneng.errors import ModelError, file_errors, nearest
 from wuneng.model import WuNengConfig
 
 __all__ = ["STOCK", "plain_fields", "stock_config"]
@@ -56,6 +56,12 @@ def plain_fields(config: Mapping[str, Any], kind: str, where: str) -> dict[str, 
         raise ModelError(
             f"{where}: not a usable {kind} configuration: {' '.join(lines)[:300]}"
         ) from (error)
+    # Fields that transformers does not check may be anything, lists where a name belongs too.
+    with file_errors(f"{where}: not a usable {kind} configuration", ModelError):
+        return _checked_fields(source, kind, where)
+
+
+def _checked_fields(source: PreTrainedConfig, kind: str, where: str) -> dict[str, Any]:
     fields: dict[str, Any] = {name: getattr(source, name) for name in _COMMON}
     fields["head_dim"] = _head_dim(source)
     for name in (*_SIZES, "head_dim"):

@@ -8,6 +8,7 @@ With ``num_state_heads=0`` the model is a Llama; with ``num_attention_heads=0`` 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -23,6 +24,26 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "state_branch_init": ("normal", "zero"),
     "ffn": ("swiglu", "mlp", "rwkv7"),
     "norm": ("rmsnorm", "layernorm"),
+}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
+
+
+def _is_float(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+#: What a value of each declared type is.
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "int": _is_int,
+    "float": _is_float,
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "None": lambda value: value is None,
+    "dict": lambda value: isinstance(value, dict),
+    "list[int]": lambda value: isinstance(value, list | tuple) and all(map(_is_int, value)),
 }
 
 
@@ -90,6 +111,7 @@ class WuNengConfig(PreTrainedConfig):
     snapshot_every: int = 64
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._check_types()
         if self.head_dim is None:
             self.head_dim = self._default_head_dim()
         if self.num_key_value_heads is None:
@@ -103,6 +125,15 @@ class WuNengConfig(PreTrainedConfig):
             self.cross_head = "none"
         super().__post_init__(**kwargs)
         self.check()
+
+    def _check_types(self) -> None:
+        """Raise ValueError for a field of another type than it is declared with: a config.json may
+        say anything, and whatever reads it later would break down."""
+        for name, declared in WuNengConfig.__annotations__.items():
+            kinds = [_TYPES[kind] for kind in str(declared).split(" | ") if kind in _TYPES]
+            value = getattr(self, name)
+            if kinds and not any(fits(value) for fits in kinds):
+                raise ValueError(f"{name} must be {declared}, got {repr(value)[:80]}")
 
     def _default_head_dim(self) -> int:
         if self.num_attention_heads:
