@@ -252,7 +252,7 @@ def test_arms_are_paired_by_seed(tmp_path: Path) -> None:
     assert pair["interval"] == pytest.approx(expected, abs=1e-6)
     assert results.paired is not None
     assert results.paired.caption == "paired over the same 3 seeds"
-    shown = next(iter(results.paired.columns[1].cells))
+    shown = results.paired.rows[0][1]
     assert str(shown).startswith(f"{pair['difference']:+.3f} (")
 
 
