@@ -177,7 +177,7 @@ def test_differences_are_paired_over_rows(finished: Results) -> None:
 
 
 def test_the_table_and_the_sentence_name_the_control(finished: Results) -> None:
-    titles = list(finished.table.columns[0].cells)
+    titles = [row[0] for row in finished.table.rows]
     assert "trainable parameters" in titles
     assert "text/bits_per_byte, 95 % interval" in titles
     assert "LoRA control" in finished.sentence
