@@ -66,7 +66,12 @@ class Loss:
 
 
 def assert_as_exact(
-    found: Tensors, reference: Tensors, exact: Tensors, what: object = "", floor: float = FLOOR
+    found: Tensors,
+    reference: Tensors,
+    exact: Tensors,
+    what: object = "",
+    floor: float = FLOOR,
+    scales: Mapping[str, float] | None = None,
 ) -> None:
     """Fail with every number of the case if a tensor loses too much.
 
@@ -74,14 +79,22 @@ def assert_as_exact(
         found, reference, exact: one tensor, or the same number of them, by name or in order.
         what: said first in the message.
         floor: units in the last place, ``FLOOR`` or ``CHUNKED_FLOOR``.
+        scales: by name, what ``floor`` is a share of where that is more than the tensor's own
+            largest entry: a tensor may be a small difference of large terms.
     """
-    all_of_them = losses(found, reference, exact, floor)
+    all_of_them = losses(found, reference, exact, floor, scales)
     wrong = [str(loss) for loss in all_of_them if not loss.passed]
     right = [str(loss) for loss in all_of_them if loss.passed]
     assert not wrong, "\n".join([f"{what} less exact than it has to be", *wrong, "within:", *right])
 
 
-def losses(found: Tensors, reference: Tensors, exact: Tensors, floor: float = FLOOR) -> list[Loss]:
+def losses(
+    found: Tensors,
+    reference: Tensors,
+    exact: Tensors,
+    floor: float = FLOOR,
+    scales: Mapping[str, float] | None = None,
+) -> list[Loss]:
     """What each tensor loses, what the reference does, and what is allowed."""
     names, sides = None, []
     for side in (found, reference, exact):
@@ -89,7 +102,11 @@ def losses(found: Tensors, reference: Tensors, exact: Tensors, floor: float = FL
         names = names or list(named)
         assert list(named) == names, f"other tensors: {list(named)} and {names}"
         sides.append(named)
-    return [_loss(name, *(side[name] for side in sides), floor) for name in names or ()]
+    scales = scales or {}
+    return [
+        _loss(name, *(side[name] for side in sides), floor, scales.get(name, 0.0))
+        for name in names or ()
+    ]
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
@@ -131,10 +148,14 @@ def operand(x: Tensor, dtype: torch.dtype | str) -> Tensor:
     return x.float() if dtype == torch.float32 else rounded_again(x, dtype).float()
 
 
-def _loss(name: str, found: Tensor, reference: Tensor, exact: Tensor, floor: float) -> Loss:
+def _loss(
+    name: str, found: Tensor, reference: Tensor, exact: Tensor, floor: float, scale: float
+) -> Loss:
     assert exact.dtype == torch.float64, f"{name}: an oracle in {exact.dtype}"
     narrow = found.dtype not in (torch.float32, torch.float64)
     lost = relative_error(reference.to(found.dtype) if narrow else reference, exact)
+    own = float(exact.abs().max()) if exact.numel() else 0.0
+    floor *= max(1.0, scale / own) if own else 1.0
     if found.dtype == torch.float64:
         always = FLOOR_OF_FLOAT64 * torch.finfo(torch.float64).eps
     else:

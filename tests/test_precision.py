@@ -131,6 +131,14 @@ def test_what_is_always_allowed() -> None:
     assert not losses(half * 1.01, half, exact)[0].passed
 
 
+def test_a_small_difference_of_large_terms_has_their_scale() -> None:
+    exact = torch.tensor([1e-6, 0.0], dtype=torch.float64)
+    sides = [{"d": x} for x in (exact.float() + 1e-7, exact, exact)]
+    assert not losses(*sides)[0].passed
+    assert losses(*sides, scales={"d": 1.0})[0].passed
+    assert not losses(*sides, scales={"d": 0.1})[0].passed
+
+
 def test_sides_that_do_not_belong_together() -> None:
     x = torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(AssertionError, match="other tensors"):

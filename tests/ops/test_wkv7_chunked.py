@@ -15,6 +15,10 @@ from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import Snapshots, wkv7
 from wuneng.ops.wkv7.chunk_algebra import invert, keep_visible_
 
+#: Units in the last place, 1e-5: in heads of two channels sixteen removal keys are nearly parallel,
+#: and a chunk's triangular system is as badly conditioned as on a run of one token.
+PARALLEL_FLOOR = 84.0
+
 
 @pytest.mark.parametrize(
     "tokens",
@@ -301,4 +305,4 @@ def test_drawn_shapes(
         initial_state=initial_state,
         seed=seed,
     )
-    assert_matches(case)
+    assert_matches(case, floor=PARALLEL_FLOOR)
