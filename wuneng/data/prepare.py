@@ -154,7 +154,7 @@ class _Preparation:
         return kept, scored, "the documents held out by their hash"
 
     def _without_shared(self, corpus: Corpus, other: Corpus) -> Segments:
-        shared = np.isin(corpus.digests, other.digests)
+        shared = np.isin(corpus.digests, other.digests, kind="sort")
         if shared.all():
             raise DataError(
                 "data.validation: every training document is also a validation document; name "
