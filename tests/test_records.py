@@ -264,3 +264,12 @@ def test_a_directory_above_stopped_runs_is_not_called_stopped(tmp_path: Path) ->
         find_model(tmp_path)
     with pytest.raises(ModelError, match="its training was stopped"):
         find_model(tmp_path / "runs" / "a" / "wuneng")
+
+
+@pytest.mark.parametrize("text", ["[" * 101 + "]" * 101, '{"a":' * 600 + "1" + "}" * 600])
+def test_json_that_is_too_deep_to_walk_through(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=r"x\.json: not valid JSON: nested more than 100 deep"):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("[" * 100 + "]" * 100)
+    assert read_json(tmp_path / "x.json")

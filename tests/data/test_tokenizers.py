@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextIteratorStreamer
 
+from wuneng import WuNengConfig
+from wuneng.convert.probe import make_probe
 from wuneng.data.encoding import Encoder
 from wuneng.data.files import find_files
 from wuneng.data.tokenizer import (
@@ -21,6 +24,8 @@ from wuneng.data.tokenizer import (
 )
 from wuneng.errors import DataError, ModelError
 from wuneng.evaluate import loading
+from wuneng.evaluate.tokenizer_fit import drop_appended
+from wuneng.model.pretrained import encoded
 
 BYTES = byte_tokenizer()
 ENCODER = Encoder(BYTES)
@@ -178,3 +183,30 @@ def test_names_that_are_no_paths(name: str) -> None:
         load_tokenizer(name)
     with pytest.raises(DataError, match=r"^data\.train: "):
         find_files([name], "data.train")
+
+
+def test_a_vocabulary_that_lacks_a_letter(tmp_path: Path) -> None:
+    """It loads, since it reads its own words; a text that it cannot read is one error."""
+    words = Tokenizer(models.WordLevel({"one": 0, "two": 1, "<eos>": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+    made.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert drop_appended(loaded) is None
+    assert Encoder(loaded).encode(["two one"])[0].tolist()[1:3] == [1, 0]
+    with pytest.raises(DataError, match="cannot encode the text: WordLevel error: Missing"):
+        Encoder(loaded).encode(["two three"])
+    with pytest.raises(DataError, match="cannot encode the text: WordLevel error: Missing"):
+        encoded(loaded, "two three")
+    assert make_probe(WuNengConfig(vocab_size=8), loaded).kind == "random ids"
+
+
+def test_an_id_beyond_any_vocabulary(tmp_path: Path) -> None:
+    """The library would count up to it, for minutes, whenever it writes the tokenizer down."""
+    BYTES.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["z"] = 2**31
+    file.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"token ids go up to 16,777,216, got 2,147,483,648 for"):
+        load_tokenizer(str(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import os
 import platform
 import tempfile
 import time
@@ -73,6 +74,7 @@ def main() -> int:
         if given.case is not None:
             directory = work / "one"
             directory.mkdir(parents=True)
+            os.chdir(directory)  # as in a worker: what a case writes by a relative name stays here
             for name, kind in made.items():
                 print(
                     directory, *tried(kind.case(random_of(given.seed, name, given.case), directory))

@@ -379,8 +379,12 @@ def _load(directory: Path) -> None:
 
 def _used(tokenizer: Any) -> None:
     """As training and evaluation use it."""
+    from wuneng.data.encoding import Encoder
+    from wuneng.model.pretrained import encoded
+
     if tokenizer is not None:
-        tokenizer.decode(tokenizer("Hello wörld, 1 2 3\n")["input_ids"])
+        tokenizer.decode(encoded(tokenizer, "Hello wörld, 1 2 3\n"))
+        Encoder(tokenizer).encode(["Hello wörld, 1 2 3\n", ""])
 
 
 def _evaluation_rows(root: Path, workspace: Path) -> None:

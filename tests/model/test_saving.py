@@ -98,6 +98,8 @@ def test_decay_starts_inside_its_range():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("initializer_range", -0.02),
+        ("rms_norm_eps", -1e-5),
         ("max_position_embeddings", {"a": 128}),
         ("vocab_size", "many"),
         ("vocab_size", True),

@@ -8,6 +8,7 @@ the same continuation written by ``generate()``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from wuneng.convert.answering import answers_to
+from wuneng.errors import DataError
+from wuneng.model.pretrained import encoded
 
 __all__ = ["PARAGRAPH", "Answers", "Probe", "ask", "ask_reference", "make_probe"]
 
@@ -68,7 +71,9 @@ class Probe:
 def make_probe(config: Any, tokenizer: Any, seed: int = 0) -> Probe:
     """The probe for a model of this configuration, with its tokenizer or None."""
     length = max(4, min(_TOKENS, int(getattr(config, "max_position_embeddings", None) or _TOKENS)))
-    ids = [] if tokenizer is None else list(tokenizer(PARAGRAPH)["input_ids"])
+    ids = []
+    with suppress(DataError):  # a vocabulary that lacks a letter of the paragraph
+        ids = [] if tokenizer is None else list(encoded(tokenizer, PARAGRAPH))
     vocab, kind = int(config.vocab_size), "text"
     if len(ids) < length + 8 or max(ids) >= vocab:
         generator = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wuneng.data.spelling import spell
 from wuneng.data.tokenizer import byte_alphabet
-from wuneng.errors import DataError
+from wuneng.errors import DataError, file_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -66,11 +66,10 @@ class Encoder:
                 self._marked(np.frombuffer(text.encode("utf-8"), np.uint8)) for text in documents
             ]
         pieces = [list(_pieces(document)) for document in documents]
-        encodings = iter(
-            self._backend.encode_batch_fast(
-                [piece for parts in pieces for piece in parts], add_special_tokens=False
-            )
-        )
+        everything = [piece for parts in pieces for piece in parts]
+        with file_errors("the tokenizer cannot encode the text", DataError):
+            found = self._backend.encode_batch_fast(everything, add_special_tokens=False)
+        encodings = iter(found)
         return [
             self._marked(np.concatenate([np.array(next(encodings).ids, np.int64) for _ in parts]))
             for parts in pieces

@@ -15,6 +15,7 @@ from wuneng.errors import InputError, NonFiniteError
 from wuneng.evaluate.loading import LoadedModel
 from wuneng.evaluate.not_finite import not_finite_error
 from wuneng.model.finite import FiniteScores, NotFinite
+from wuneng.model.pretrained import encoded
 
 __all__ = ["Generated", "Sampling", "generate_text"]
 
@@ -134,7 +135,7 @@ class _Pieces(TextStreamer):
 def _encoded(loaded: LoadedModel, prompt: str) -> torch.Tensor:
     """The prompt's tokens `[1, T]`; an empty prompt is the beginning of a text."""
     tokenizer = loaded.require_tokenizer()
-    ids = tokenizer.encode(prompt)
+    ids = encoded(tokenizer, prompt)
     if not ids:
         start = next(
             (one for one in (tokenizer.bos_token_id, tokenizer.eos_token_id) if one is not None),

@@ -8,6 +8,8 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from wuneng.model.pretrained import encoded
+
 __all__ = ["HarnessEncoding"]
 
 
@@ -62,7 +64,7 @@ class HarnessEncoding(HFLM):
             by_marks.setdefault(marks, []).append((text, special))
         for marks, keys in by_marks.items():
             arguments = {} if marks is None else {"add_special_tokens": marks}
-            found = self.tokenizer([text for text, _ in keys], **arguments)["input_ids"]
+            found = encoded(self.tokenizer, [text for text, _ in keys], **arguments)
             self._encoded.update(zip(keys, found, strict=True))
 
     def tok_encode(

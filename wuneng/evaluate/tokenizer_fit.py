@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import ModelError
+from wuneng.model.pretrained import readable_text
 
 __all__ = ["check_rows", "drop_appended"]
 
@@ -20,15 +21,18 @@ _PROBE = "a"
 
 def drop_appended(tokenizer: Any) -> str | None:
     """Keep ``tokenizer`` from appending tokens; a remark on what it appended, or None."""
-    plain = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
-    before, after = _around(plain, list(tokenizer(_PROBE)["input_ids"]))
+    probe = readable_text(tokenizer, _PROBE)
+    if probe is None:
+        return None
+    plain = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+    before, after = _around(plain, list(tokenizer(probe)["input_ids"]))
     if not after:
         return None
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         _rewrite_template(tokenizer, before)
     else:
         _rewrite_method(tokenizer, len(after))
-    found = list(tokenizer(_PROBE)["input_ids"])
+    found = list(tokenizer(probe)["input_ids"])
     if found != [*before, *plain]:
         raise ModelError(
             f"the tokenizer appends {_spelled(tokenizer, after)} to every prompt and cannot be "

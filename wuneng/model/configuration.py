@@ -158,6 +158,11 @@ class WuNengConfig(PreTrainedConfig):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         self._check_heads()
+        for name in ("initializer_range", "rms_norm_eps", "state_norm_eps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0.0 <= self.attention_dropout <= 1.0:
+            raise ValueError(f"attention_dropout must lie in 0..1, got {self.attention_dropout}")
         if set(self.token_shift_on) - set("rkv"):
             raise ValueError(f"token_shift_on takes letters of 'rkv', got {self.token_shift_on!r}")
         if not 1.0 <= self.state_a_max <= 2.0:

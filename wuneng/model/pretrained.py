@@ -13,14 +13,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuneng.errors import ModelError
+from wuneng.errors import DataError, ModelError, file_errors
 from wuneng.foreign import check_index, is_trusted, refusal
 from wuneng.model.auto_classes import register_configuration, register_models
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load_any_tokenizer", "load_causal_model", "load_configuration", "try_tokenizer"]
+__all__ = [
+    "encoded",
+    "load_any_tokenizer",
+    "load_causal_model",
+    "load_configuration",
+    "readable_text",
+    "try_tokenizer",
+]
+
+
+HIGHEST_ID = 1 << 24
+"""Of a token. The largest vocabularies have a few hundred thousand."""
 
 
 def load_causal_model(directory: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -96,8 +107,15 @@ def try_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Use a tokenizer once: files of wrong types load, and break down over the first text.
 
     Raises:
+        ModelError: an id beyond any vocabulary, up to which tokenizers would count.
         BaseException: whatever the tokenizer raises; Rust's panics are no ``Exception``.
     """
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
+    if highest > HIGHEST_ID:
+        raise ModelError(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: token ids go up to {HIGHEST_ID:,}, "
+            f"got {highest:,} for {token[:40]!r}"
+        )
     try:
         _use(tokenizer, "Hello, wörld 1\n")
     except Exception:
@@ -111,6 +129,29 @@ def try_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 def _use(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     # More tokens than any limit of an ordinary model would only make transformers warn.
     tokenizer.decode(tokenizer(text, verbose=False)["input_ids"])
+
+
+def readable_text(tokenizer: PreTrainedTokenizerBase, wanted: str) -> str | None:
+    """``wanted``, or where the tokenizer lacks a letter of it something that it can read."""
+    for text in (wanted, *_own_texts(tokenizer)):
+        with suppress(Exception):
+            _use(tokenizer, text)
+            return text
+    return None
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, text: str | list[str], **options: Any) -> Any:
+    """Token ids of a text, or of each of several.
+
+    Args:
+        options: handed on to the tokenizer.
+
+    Raises:
+        DataError: the tokenizer has no tokens for a part of it, and none that says so.
+    """
+    what = f"{tokenizer.name_or_path or 'the tokenizer'}: cannot encode the text"
+    with file_errors(what, DataError):
+        return tokenizer(text, **options)["input_ids"]
 
 
 def _own_texts(tokenizer: PreTrainedTokenizerBase, most: int = 64) -> Iterator[str]:

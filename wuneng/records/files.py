@@ -33,6 +33,8 @@ __all__ = [
     "write_text_atomic",
 ]
 
+_DEEPEST = 100
+"""Levels of a JSON file of ours; none has ten."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.EBUSY),
@@ -123,7 +125,10 @@ def json_text(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Parse a JSON file. DataError when it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if _is_deep(value):
+            raise ValueError(f"nested more than {_DEEPEST} deep")
+        return value
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
@@ -218,6 +223,17 @@ def _end_of_last_line(descriptor: int) -> int:
             return start + found + 1
         end = start
     return 0
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether walking through the value could exhaust Python's stack."""
+    level: list[Any] = [[value]]
+    depth = 0
+    while level and depth <= _DEEPEST:
+        inside = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for inner in inside for item in inner if isinstance(item, dict | list)]
+        depth += 1
+    return bool(level)
 
 
 def finite(value: Any) -> Any:

@@ -104,5 +104,5 @@ def _paired(
 
 def _unseen(results: Mapping[str, Any], arm: str, name: str, honest: Figure) -> float:
     """The part of a figure's error that stands for other seeds."""
-    own = float(results["arms"][arm]["standard_error"][name])
+    own = float(results["arms"][arm].get("standard_error", {}).get(name, 0.0))
     return math.sqrt(max(0.0, honest.standard_error**2 - own**2))
