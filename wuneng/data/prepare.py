@@ -12,10 +12,11 @@ from wuneng.data.batch import EPOCHS, Prepared, TrainingData
 from wuneng.data.cache_directory import cache_root
 from wuneng.data.corpus_tokenizer import choose_tokenizer
 from wuneng.data.encoding import Encoder
-from wuneng.data.held_out import held_out_sample, leading_sample
 from wuneng.data.packing import PackedRows
+from wuneng.data.segments import Segments, cut_document, segments_of
 from wuneng.data.sources import DocumentSource, open_source
-from wuneng.data.split import Segments, cut_document, held_out, hold_out, segments_of
+from wuneng.data.split import choose_validation, falls_in_validation
+from wuneng.data.stream_sample import held_out_sample, leading_sample
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.streaming import StreamedTraining
 from wuneng.data.text_batches import TextTraining, TextValidation
@@ -130,7 +131,10 @@ class _Preparation:
         known = set(other.digests.tolist())
 
         def wanted(digest: int) -> bool:
-            by_hash = validation is None and held_out(np.array([digest], np.uint64), fraction)[0]
+            by_hash = (
+                validation is None
+                and falls_in_validation(np.array([digest], np.uint64), fraction)[0]
+            )
             return not by_hash and digest not in known
 
         batches = StreamedTraining(
@@ -149,7 +153,7 @@ class _Preparation:
         if len(np.unique(digests)) < 2:
             kept, scored = cut_document(corpus, self.encoder, fraction)
             return kept, scored, "the end of the only document, from a line's start on"
-        out = hold_out(digests, fraction)
+        out = choose_validation(digests, fraction)
         kept, scored = (segments_of(corpus, self.encoder, chosen) for chosen in (~out, out))
         return kept, scored, "the documents held out by their hash"
 

@@ -1,7 +1,7 @@
 """Configuration of WuNeng: attention as a Llama has it, plus state heads and middle heads.
 
 Names follow transformers where transformers has one (``num_attention_heads`` is H,
-``num_key_value_heads`` G, ``head_dim`` N); the rest follows DESIGN: S = ``num_state_heads``.
+``num_key_value_heads`` G, ``head_dim`` N); S is ``num_state_heads``.
 With ``num_state_heads=0`` the model is a Llama; with ``num_attention_heads=0`` a pure RWKV-7.
 """
 

@@ -1,6 +1,6 @@
 """What an arm's network looks like: the fields of ``model:`` in a recipe.
 
-Letters as in the design: D ``hidden_size``, H ``num_attention_heads``, G ``num_key_value_heads``,
+Letters: D ``hidden_size``, H ``num_attention_heads``, G ``num_key_value_heads``,
 S ``num_state_heads``, N ``head_dim``. Names follow transformers where it has one. Rules that tie
 several fields together are in ``wuneng.recipe.consistency``.
 """

@@ -17,8 +17,9 @@ from wuneng.recipe.resolve import SHARED_STARTS, arm_problems, arm_training, res
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import LARGEST_COUNT, Count
 from wuneng.recipe.source import dotted
+from wuneng.recipe.start_rules import upgrade_problems
 from wuneng.recipe.training import EndEvaluation, Training
-from wuneng.recipe.upgrade import Distillation, Name, TrainChoice, upgrade_problems
+from wuneng.recipe.upgrade import Distillation, Name, TrainChoice
 
 __all__ = ["SOURCE_TOKENIZER", "Recipe"]
 
