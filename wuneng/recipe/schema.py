@@ -142,6 +142,11 @@ class Recipe(Settings):
         """The model that the first arm with one starts from; its tokenizer is the source's."""
         return next((arm.init_from for arm in self.arms.values() if arm.init_from), None)
 
+    @property
+    def names_models(self) -> bool:
+        """Whether an arm starts or learns from a model that has to be found."""
+        return self.source is not None or any(arm.distill for arm in self.arms.values())
+
     def _arm(self, name: str) -> Arm:
         if name not in self.arms:
             arms = ", ".join(self.arms)
