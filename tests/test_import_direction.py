@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
         "wuneng.errors",
         "wuneng.foreign",
         "wuneng.head_counts",
+        "wuneng.limits",
     },
 ]
 
@@ -40,6 +41,7 @@ LIGHT_ROOMS = (
     "wuneng.errors",
     "wuneng.foreign",
     "wuneng.head_counts",
+    "wuneng.limits",
 )
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 

@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from wuneng.errors import nearest
+from wuneng.limits import LARGEST_COUNT, LIMITS
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "state_key_source": ("attention", "own"),
     "state_value_source": ("attention", "attention_output", "own"),
@@ -25,10 +28,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ffn": ("swiglu", "mlp", "rwkv7"),
     "norm": ("rmsnorm", "layernorm"),
 }
+#: What recipes offer. A converted model keeps whatever activation transformers knows.
+USUAL_ACTIVATIONS = (
+    *("silu", "gelu", "gelu_new", "gelu_pytorch_tanh"),
+    *("quick_gelu", "relu", "relu2", "mish"),
+)
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_COUNT
 
 
 def _is_float(value: Any) -> bool:
@@ -112,6 +120,7 @@ class WuNengConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_types()
+        self._check_limits()
         if self.head_dim is None:
             self.head_dim = self._default_head_dim()
         if self.num_key_value_heads is None:
@@ -135,8 +144,20 @@ class WuNengConfig(PreTrainedConfig):
             if kinds and not any(fits(value) for fits in kinds):
                 raise ValueError(f"{name} must be {declared}, got {repr(value)[:80]}")
 
+    def _check_limits(self) -> None:
+        """Raise ValueError for a number that is too small or too large."""
+        for name, limits in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and (problem := limits.problem(value)):
+                raise ValueError(f"{name} {problem}")
+
     def _default_head_dim(self) -> int:
         if self.num_attention_heads:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"num_attention_heads must divide hidden_size ({self.hidden_size}) where "
+                    f"head_dim is left out, got {self.num_attention_heads}"
+                )
             return self.hidden_size // self.num_attention_heads
         return self.state_head_dim or 64
 
@@ -158,25 +179,37 @@ class WuNengConfig(PreTrainedConfig):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         self._check_heads()
-        for name in ("initializer_range", "rms_norm_eps", "state_norm_eps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0.0 <= self.attention_dropout <= 1.0:
-            raise ValueError(f"attention_dropout must lie in 0..1, got {self.attention_dropout}")
-        if set(self.token_shift_on) - set("rkv"):
-            raise ValueError(f"token_shift_on takes letters of 'rkv', got {self.token_shift_on!r}")
-        if not 1.0 <= self.state_a_max <= 2.0:
-            raise ValueError(f"state_a_max must lie in 1..2, got {self.state_a_max}")
-        if self.snapshots < 0:
-            raise ValueError(f"snapshots must be 0 or more, got {self.snapshots}")
-        if self.snapshot_every < 16 or self.snapshot_every % 16:
-            raise ValueError(
-                f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
-            )
+        self._check_limits()
+        self._check_values()
         for name in ("state_layers", "sliding_window_layers"):
             layers = getattr(self, name)
             if layers is not None and any(not 0 <= i < self.num_hidden_layers for i in layers):
                 raise ValueError(f"{name} must lie in 0..{self.num_hidden_layers - 1}: {layers}")
+        if self.sliding_window_layers is not None and self.sliding_window is None:
+            raise ValueError("sliding_window_layers needs sliding_window")
+
+    def _check_values(self) -> None:
+        """Fields of which not every value within their limits will do."""
+        letters = self.token_shift_on
+        if set(letters) - set("rkv") or len(set(letters)) < len(letters):
+            raise ValueError(f"token_shift_on takes letters of 'rkv', each once, got {letters!r}")
+        if self.state_a_max not in (1.0, 2.0):
+            raise ValueError(f"state_a_max must be 1.0 or 2.0, got {self.state_a_max}")
+        if self.snapshot_every % 16:
+            raise ValueError(
+                f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
+            )
+        theta = (self.rope_parameters or {}).get("rope_theta", 1.0)
+        if not _is_float(theta) or theta <= 0:
+            raise ValueError(f"rope_theta must be a number above 0, got {theta!r}")
+        if self.hidden_act not in USUAL_ACTIVATIONS:
+            from transformers.activations import ACT2FN  # torch, which planning does without
+
+            if self.hidden_act not in ACT2FN:
+                raise ValueError(
+                    f"hidden_act {self.hidden_act!r} is not known."
+                    f"{nearest(self.hidden_act, ACT2FN)}"
+                )
 
     def _check_heads(self) -> None:
         heads, groups, states = (
@@ -184,10 +217,12 @@ class WuNengConfig(PreTrainedConfig):
             self.num_key_value_heads,
             self.num_state_heads,
         )
-        if heads < 0 or states < 0 or (heads == 0 and states == 0):
+        if heads == 0 and states == 0:
+            raise ValueError("num_attention_heads and num_state_heads must be not both 0")
+        if heads and self.head_dim and self.head_dim % 2:
             raise ValueError(
-                "num_attention_heads and num_state_heads must be 0 or more and not both 0, "
-                f"got {heads} and {states}"
+                "head_dim (hidden_size / num_attention_heads where it is left out) must be even, "
+                f"got {self.head_dim}"
             )
         if heads and (groups is None or groups < 1 or heads % groups):
             raise ValueError(

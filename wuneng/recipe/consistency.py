@@ -46,10 +46,18 @@ def _head_problems(model: ModelSettings) -> Iterator[Problem]:
             f"out, got {heads}",
         )
     if model.attention_head_size % 2:
-        yield ("head_dim",), f"expected an even size, got {model.attention_head_size}"
+        derived = " (hidden_size / num_attention_heads)" if model.head_dim is None else ""
+        yield ("head_dim",), f"expected an even size, got {model.attention_head_size}{derived}"
 
 
 def _state_problems(model: ModelSettings) -> Iterator[Problem]:
+    # What these may be does not hang on whether there are state heads: arms take them away.
+    if model.state_a_max not in (1.0, 2.0):
+        yield ("state_a_max",), f"expected 1.0 or 2.0, got {model.state_a_max}"
+    if model.snapshot_every % 16:
+        yield ("snapshot_every",), f"expected a multiple of 16, got {model.snapshot_every}"
+    if len(set(model.token_shift_on)) < len(model.token_shift_on):
+        yield ("token_shift_on",), f"expected each letter once, got {model.token_shift_on!r}"
     if not model.num_state_heads:
         return
     if not model.num_attention_heads:
@@ -59,12 +67,6 @@ def _state_problems(model: ModelSettings) -> Iterator[Problem]:
                 yield (name,), f"expected own where num_attention_heads is 0, got {value}"
         if model.state_layers is not None:
             yield ("state_layers",), "expected all layers where num_attention_heads is 0"
-    if model.state_a_max not in (1.0, 2.0):
-        yield ("state_a_max",), f"expected 1.0 or 2.0, got {model.state_a_max}"
-    if model.snapshot_every % 16:
-        yield ("snapshot_every",), f"expected a multiple of 16, got {model.snapshot_every}"
-    if len(set(model.token_shift_on)) < len(model.token_shift_on):
-        yield ("token_shift_on",), f"expected each letter once, got {model.token_shift_on!r}"
 
 
 def _layer_list_problems(model: ModelSettings) -> Iterator[Problem]:
