@@ -22,11 +22,11 @@ def expand_layers(layers: list[str] | dict[str, Any], count: int) -> tuple[str, 
     return tuple(pattern[i % len(pattern)] for i in range(count))
 
 
-def layer_problem(
-    layers: Any, count: int, *, attention_heads: int, state_heads: int
-) -> str | None:
-    """What is wrong with ``layers`` of a model of ``count`` layers, to follow the field's name; None
-    if nothing is. None is no pattern: every layer has all the heads that there are."""
+def layer_problem(layers: Any, count: int, *, attention_heads: int, state_heads: int) -> str | None:
+    """What is wrong with the ``layers`` of a model of ``count`` layers, to follow the field's name.
+
+    None if nothing is. ``layers`` None is no pattern: every layer has all the heads that there are.
+    """
     if layers is None:
         return None
     if wrong := shape_problem(layers):

@@ -76,9 +76,7 @@ def _is_plain(x: Tensor, heads: AttentionHeads, layout: SequenceLayout) -> bool:
     )
 
 
-def _block(
-    state_heads: Any, cross_head: Any, batch: int
-) -> hybrid_token.HybridToken | None:
+def _block(state_heads: Any, cross_head: Any, batch: int) -> hybrid_token.HybridToken | None:
     receptance, decay, rate, head = state_heads.token_weights()
     mixing = cross_head.token_weights()
     weights = hybrid_token.TokenWeights(receptance, decay, rate, head, *mixing)

@@ -63,7 +63,9 @@ def _kind_of(room: Literal["state", "middle"]) -> Any:
 
 def _layers(value: Any) -> Any:
     if value is not None and (wrong := shape_problem(value)):
-        raise PydanticCustomError("layers", "{expected}", {"expected": wrong.partition(", got ")[0]})
+        raise PydanticCustomError(
+            "layers", "{expected}", {"expected": wrong.partition(", got ")[0]}
+        )
     return value
 
 

@@ -105,7 +105,10 @@ class StateHeads(nn.Module):
                 f"token_shift must be {' or '.join(cls.token_shifts)} where state_kind is "
                 f"{config.state_kind}, got {config.token_shift!r}"
             )
-        for which, source in (("key", config.state_key_source), ("value", config.state_value_source)):
+        for which, source in (
+            ("key", config.state_key_source),
+            ("value", config.state_value_source),
+        ):
             if source != "own" and which not in cls.shares:
                 raise ValueError(
                     f"state_{which}_source must be 'own' where state_kind is {config.state_kind}, "
