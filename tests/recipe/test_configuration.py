@@ -123,6 +123,8 @@ def spelled_otherwise(name: str, value: Any, context: dict[str, Any]) -> str | N
         return "the data decides how many token ids a recipe needs; a model has so many"
     if name == "num_key_value_heads" and value == 0 and not attention:
         return "a recipe leaves out what a model without attention heads has none of"
+    if name == "state_options" and value:
+        return "a kind's own settings are known to its class, which the plan of a run asks"
     if name == "cross_head" and not (attention and context.get("num_state_heads", 1)):
         return "a model with one kind of heads has no middle heads, whatever a file says of them"
     if name == "hidden_act" and value == OTHER_ACTIVATION:
@@ -197,8 +199,8 @@ def test_a_converted_model_keeps_its_activation() -> None:
 
 def test_the_comparison_sees_a_rule_that_only_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WuNengConfig, "_check_values", lambda self: None)
-    with pytest.raises(AssertionError, match=r"hybrid: 1\.5: recipe .*1\.0 or 2\.0.*model None"):
-        test_what_one_refuses_the_other_does("state_a_max")
+    with pytest.raises(AssertionError, match=r"hybrid: 17: recipe .*multiple of 16.*model None"):
+        test_what_one_refuses_the_other_does("snapshot_every")
 
 
 def test_the_base_of_the_rotary_embedding_is_judged_alike() -> None:
