@@ -17,7 +17,7 @@ from wuneng import WuNengForCausalLM
 from wuneng.layers import token_path
 from wuneng.model import modeling
 from wuneng.model.call_arguments import cache_of
-from wuneng.ops import native
+from wuneng.ops import native, using
 
 pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
 SHORT = ["default", "concat", "additive", "gqa-qk-norm-bias", "no-shift", "shift-on-k", "a-max-2"]
@@ -147,8 +147,7 @@ def test_whatever_watches_or_differs_takes_the_modules(
 
 def test_torch_can_be_asked_for_meanwhile() -> None:
     model = _model()
-    with native.torch_instead():
-        assert native.library(16) is None
+    with using("chunked"):
         expected, taken = _decode(model)
         assert taken == 0
     found, taken = _decode(model)

@@ -15,10 +15,10 @@ import torch
 from tests.ops.cross_head_cases import KINDS, RATIOS, Case, assert_close
 from tests.precision import assert_as_exact
 from wuneng.layers.cross_head import CrossHead
-from wuneng.ops import cross_head_forward
+from wuneng.ops import cross_head_forward, using
 from wuneng.ops.cross_head import cross_head, cross_head_reference
 
-by_hand = partial(cross_head, backend="torch")
+by_hand = partial(cross_head, backend="chunked")
 
 
 @pytest.fixture(params=[False, True], ids=["one-tile", "tiles"])
@@ -192,18 +192,17 @@ def test_the_environment_and_the_argument_choose(monkeypatch: pytest.MonkeyPatch
 
     by_hand_name = grad_name()
     assert by_hand_name != grad_name(backend="reference")
-    monkeypatch.setenv("WUNENG_CROSS_HEAD", "reference")
+    monkeypatch.setenv("WUNENG_BACKEND", "reference")
     assert grad_name() == grad_name(backend="reference")
-    assert grad_name(backend="torch") == by_hand_name
-    monkeypatch.setenv("WUNENG_CROSS_HEAD", "tritom")
-    with pytest.raises(ValueError, match=r"WUNENG_CROSS_HEAD must be one of .*'triton'"):
-        grad_name()
+    assert grad_name(backend="chunked") == by_hand_name
+    with using("chunked"):
+        assert grad_name() == by_hand_name
 
 
 def test_unknown_names() -> None:
     case = Case()
     arguments = case.arguments(case.tested_leaves())
-    with pytest.raises(ValueError, match="backend must be one of reference, torch, triton"):
+    with pytest.raises(ValueError, match="backend must be one of reference, chunked, native"):
         cross_head(*arguments, eps=1e-6, backend="cuda")
     with pytest.raises(ValueError, match="kind must be one of additive, gated, concat"):
         cross_head("none", *arguments[1:], eps=1e-6)
