@@ -17,7 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from wuneng.ops.backend import asked, candidates
-from wuneng.ops.state_inputs import log_decay, state_inputs
+from wuneng.ops.state_inputs import LOG_DECAY_SCALE, log_decay, state_inputs
 from wuneng.ops.wkv7 import interface
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_state
 from wuneng.ops.wkv7.interface import wkv7
@@ -116,7 +116,11 @@ def _in_parts(
     inputs = (r, log_decay(decay_logit), key, v, a, b)
     if snapshots is None:
         y, state = wkv7(
-            *inputs, initial_state=initial_state, cu_seqlens=cu_seqlens, backend=backend
+            *inputs,
+            initial_state=initial_state,
+            cu_seqlens=cu_seqlens,
+            backend=backend,
+            log_decay_bound=LOG_DECAY_SCALE,
         )
         return StateMix(y, key, state, None)
     y, state, ring = wkv7(
@@ -125,6 +129,7 @@ def _in_parts(
         cu_seqlens=cu_seqlens,
         snapshots=snapshots,
         backend=backend,
+        log_decay_bound=LOG_DECAY_SCALE,
     )
     return StateMix(y, key, state, ring)
 

@@ -3,6 +3,10 @@
 Both passes are registered as torch operators with shape rules, so that ``torch.compile`` takes a
 module that calls them as one graph. The backward has no gradient of its own: a second
 differentiation raises.
+
+Chunks are as long as the decays allow (:mod:`wuneng.ops.wkv7.decays`). A compiled graph cannot look
+at them: there the operator chooses inside, with ``chunk`` 0, and its backward computes the states
+between the chunks once more instead of keeping a number of them that nobody knows in advance.
 """
 
 from __future__ import annotations
@@ -14,11 +18,10 @@ from torch import Tensor
 
 from wuneng.ops.wkv7 import snapshot_table
 from wuneng.ops.wkv7.chunk_passes import backward_pass, forward_pass, prepare
+from wuneng.ops.wkv7.decays import CHUNK, allows_full_chunks, longest_chunk, lowest_log_decay
 from wuneng.ops.wkv7.packing import max_state_slots
 from wuneng.ops.wkv7.reference import compute_dtype
 from wuneng.ops.wkv7.snapshots import Snapshots
-
-CHUNK = 32
 
 
 def wkv7_chunked(
@@ -32,6 +35,7 @@ def wkv7_chunked(
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
+    log_decay_bound: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The recurrence in chunks; arguments as :func:`wuneng.ops.wkv7`, unchecked.
 
@@ -46,8 +50,16 @@ def wkv7_chunked(
         every = snapshots.every
     sequences = v.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
     chunk = choose_chunk(v.shape[0] * v.shape[1], sequences, every)
+    dtype = compute_dtype(r, w, k, v, a, b, initial_state)
+    if not allows_full_chunks(log_decay_bound, dtype):
+        w = w.clamp(min=lowest_log_decay(dtype))
+        chunk = 0 if torch.compiler.is_compiling() else min(chunk, longest_chunk(w, dtype))
     tensors = (r, w, k, v, a, b, initial_state, weights, ring)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    keep = (
+        chunk > 0
+        and torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in tensors)
+    )
     y, final, final_ring, _, _ = _forward(
         r, w, k, v, a, b, initial_state, cu_seqlens, weights, ring, position, every, chunk, keep
     )
@@ -61,6 +73,16 @@ def choose_chunk(tokens: int, sequences: int, every: int) -> int:
     while chunk > 8 and mean <= chunk // 2:
         chunk //= 2
     return chunk
+
+
+def _chunk_by_values(
+    inputs: list[Tensor], initial_state: Tensor | None, cu_seqlens: Tensor | None, every: int
+) -> int:
+    """C for an operator that was called without: as long as the decays allow."""
+    w, v = inputs[1], inputs[3]
+    sequences = v.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    longest = longest_chunk(w, compute_dtype(*inputs, initial_state))
+    return min(longest, choose_chunk(v.shape[0] * v.shape[1], sequences, every))
 
 
 def _outputs(
@@ -110,6 +132,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(v.device.type, enabled=False):
         inputs = [r, w, k, v, a, b]
+        chunk = chunk or _chunk_by_values(inputs, initial_state, cu_seqlens, every)
         call = prepare(inputs, initial_state, cu_seqlens, weights, position, every, chunk)
         y, final, final_ring, kept, table = _outputs(
             v, call.dtype, cu_seqlens, weights, position, every, chunk, keep
@@ -165,6 +188,11 @@ def _backward(
     """Gradients of r, w, k, v, a, b, the initial state, the weights and the ring; the last two are
     empty without snapshots."""
     with torch.autocast(d_y.device.type, enabled=False):
+        if not chunk:
+            chunk = _chunk_by_values(inputs, initial_state, cu_seqlens, every)
+            _, _, _, kept, table = _forward(
+                *(*inputs, initial_state, cu_seqlens, weights, ring, position, every, chunk, True)
+            )
         call = prepare(inputs, initial_state, cu_seqlens, weights, position, every, chunk)
         gradients = _gradients(inputs, final, weights, ring)
         d_final = torch.zeros_like(final) if d_final is None else d_final.clone()

@@ -21,6 +21,7 @@ from wuneng.ops.native.operator import is_available, run
 from wuneng.ops.plain import are_plain
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_inputs, check_snapshots, check_state
 from wuneng.ops.wkv7.chunked import wkv7_chunked
+from wuneng.ops.wkv7.decays import CHUNK, allows_full_chunks, longest_chunk
 from wuneng.ops.wkv7.fla import wkv7_fla
 from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
@@ -40,6 +41,7 @@ def wkv7(
     cu_seqlens: Tensor | None = None,
     snapshots: None = None,
     backend: str | None = None,
+    log_decay_bound: float | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -56,6 +58,7 @@ def wkv7(
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots,
     backend: str | None = None,
+    log_decay_bound: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
@@ -71,6 +74,7 @@ def wkv7(
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
     backend: str | None = None,
+    log_decay_bound: float | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
     """RWKV-7's recurrence over whole sequences, from the state before to the state after.
 
@@ -82,9 +86,9 @@ def wkv7(
     Args:
         r: read vectors ``[B, T, S, N]``. All six inputs share this shape; they are floating and may
             differ in dtype. Arithmetic and state are float32, or float64 if any input is float64.
-        w: **log** decay, at most 0 (not checked). RWKV-7's is in [-0.6065, 0]. ``chunked`` is exact
-            to rounding down to -2.5 a token; it overflows where 32 tokens in a row add up to less
-            than -88. ``reference`` never does.
+        w: **log** decay, at most 0 (not checked), -inf to forget everything. RWKV-7's is in
+            [-0.6065, 0]. A step below -30 (float64: -300) may count as that, which keeps less than
+            e^-30 of the state where nothing should be kept.
         k: keys that are written.
         v: values that are written.
         a: the direction that is removed, minus the normalised removal key.
@@ -96,7 +100,10 @@ def wkv7(
         snapshots: also read earlier states, see :class:`Snapshots`.
         backend: ``reference``, ``chunked``, ``native``, ``triton`` or ``fla``; None lets
             :func:`wuneng.ops.using`, the environment or the device choose. ``native`` leaves
-            snapshots, float64 and compiled graphs to ``chunked``.
+            snapshots, float64 and compiled graphs to ``chunked``; ``triton`` decays that its chunks
+            cannot divide by.
+        log_decay_bound: the caller's word that no w is below it. Without a bound the values are
+            looked at before a chunk's length is chosen, for which a GPU is waited for.
 
     Returns:
         y ``[B, T, S, N]`` in v's dtype and the final state, shaped as ``initial_state``; with
@@ -121,15 +128,20 @@ def wkv7(
     chosen = named or default((r, w, k, v, a, b), snapshots is not None, steps)
     if chosen == "native" and not _native_takes(snapshots, r, w, k, v, a, b):
         chosen = "chunked"
+    full = allows_full_chunks(log_decay_bound, compute_dtype(r, w, k, v, a, b, initial_state))
+    if chosen == "triton" and not full and not _decays_mildly(w):
+        chosen = "chunked"
     if chosen == "chunked" and steps:
         y, state, ring = _one_token(r, w, k, v, a, b, initial_state, snapshots)
     else:
         cuts = named is not None or "triton" in candidates("segments", v.device)
+        bound = {"log_decay_bound": log_decay_bound} if chosen == "chunked" else {}
         y, state, ring = load(chosen, cuts=cuts)(
             *(r, w, k, v, a, b),
             initial_state=initial_state,
             cu_seqlens=cu_seqlens,
             snapshots=snapshots,
+            **bound,
         )
     if ring is None:
         return y, state
@@ -158,6 +170,11 @@ def wkv7_step(
         y, new, _ = wkv7_reference(*token, initial_state=state)
         return y.squeeze(1), new
     return step(r, w, k, v, a, b, state)
+
+
+def _decays_mildly(w: Tensor) -> bool:
+    """Whether chunks of full length can divide by these decays; unknown in a compiled graph."""
+    return not torch.compiler.is_compiling() and longest_chunk(w, torch.float32) == CHUNK
 
 
 def is_one_token(v: Tensor, sequences: int) -> bool:
