@@ -23,9 +23,7 @@ def expand_layers(layers: list[str] | dict[str, Any], count: int) -> tuple[str, 
     """
     if isinstance(layers, dict):
         if set(layers) != {"pattern"}:
-            raise ValueError(
-                f"layers takes a list, or pattern alone, got {sorted(map(str, layers))}"
-            )
+            raise ValueError(f"layers takes a list, or pattern alone, got {sorted(map(str, layers))}")
         pattern = layers["pattern"]
     else:
         pattern = layers
