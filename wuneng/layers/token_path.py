@@ -1,8 +1,8 @@
 """A decoded token's short way through a block's state and middle heads: one call in C.
 
 Taken on a CPU with a C compiler for one token of every sequence without gradients, where the block
-has RWKV-7 heads of the plainest wiring (attention's keys and values, shift after projection or none)
-and nothing watches its modules; otherwise the modules run one by one, with equal results.
+has RWKV-7 heads of the plainest wiring (attention's keys and values, a shift after projection or
+none) and nothing watches its modules; otherwise the modules run one by one, with equal results.
 """
 
 from __future__ import annotations

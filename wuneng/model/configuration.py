@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from wuneng.errors import nearest
 from wuneng.kinds import check_kind, load_kind
-from wuneng.layer_pattern import expand_layers
+from wuneng.layer_pattern import expand_layers, layer_problem
+from wuneng.limits import LARGEST_COUNT, LIMITS
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "state_key_source": ("attention", "own"),
@@ -28,10 +30,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ffn": ("swiglu", "mlp", "rwkv7"),
     "norm": ("rmsnorm", "layernorm"),
 }
+#: What recipes offer. A converted model keeps whatever activation transformers knows.
+USUAL_ACTIVATIONS = (
+    *("silu", "gelu", "gelu_new", "gelu_pytorch_tanh"),
+    *("quick_gelu", "relu", "relu2", "mish"),
+)
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_COUNT
 
 
 def _is_float(value: Any) -> bool:
@@ -123,6 +130,7 @@ class WuNengConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_types()
+        self._check_limits()
         if self.head_dim is None:
             self.head_dim = self._default_head_dim()
         if self.num_key_value_heads is None:
@@ -148,8 +156,20 @@ class WuNengConfig(PreTrainedConfig):
             if kinds and not any(fits(value) for fits in kinds):
                 raise ValueError(f"{name} must be {declared}, got {repr(value)[:80]}")
 
+    def _check_limits(self) -> None:
+        """Raise ValueError for a number that is too small or too large."""
+        for name, limits in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and (problem := limits.problem(value)):
+                raise ValueError(f"{name} {problem}")
+
     def _default_head_dim(self) -> int:
         if self.num_attention_heads:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"num_attention_heads must divide hidden_size ({self.hidden_size}) where "
+                    f"head_dim is left out, got {self.num_attention_heads}"
+                )
             return self.hidden_size // self.num_attention_heads
         return self.state_head_dim or 64
 
@@ -174,44 +194,52 @@ class WuNengConfig(PreTrainedConfig):
             if wrong := check_kind(room, getattr(self, name)):  # type: ignore[arg-type]
                 raise ValueError(f"{name} {wrong}")
         self._check_heads()
+        self._check_limits()
+        self._check_values()
         self._check_layers()
         if self.num_state_heads:
             load_kind("state", self.state_kind).check(self)
-        for name in ("state_short_conv", "attention_short_conv"):
-            if not 0 <= getattr(self, name) <= 64 or getattr(self, name) == 1:
-                raise ValueError(f"{name} must be 0 or 2..64 taps, got {getattr(self, name)}")
-        for name in ("initializer_range", "rms_norm_eps", "state_norm_eps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0.0 <= self.attention_dropout <= 1.0:
-            raise ValueError(f"attention_dropout must lie in 0..1, got {self.attention_dropout}")
-        if set(self.token_shift_on) - set("rkv"):
-            raise ValueError(f"token_shift_on takes letters of 'rkv', got {self.token_shift_on!r}")
-        if not 1.0 <= self.state_a_max <= 2.0:
-            raise ValueError(f"state_a_max must lie in 1..2, got {self.state_a_max}")
-        if self.snapshots < 0:
-            raise ValueError(f"snapshots must be 0 or more, got {self.snapshots}")
-        if self.snapshot_every < 16 or self.snapshot_every % 16:
-            raise ValueError(
-                f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
-            )
 
     def _check_layers(self) -> None:
         for name in ("state_layers", "sliding_window_layers"):
             layers = getattr(self, name)
             if layers is not None and any(not 0 <= i < self.num_hidden_layers for i in layers):
                 raise ValueError(f"{name} must lie in 0..{self.num_hidden_layers - 1}: {layers}")
-        if self.layers is None:
-            return
-        if self.state_layers is not None:
-            raise ValueError("layers and state_layers say the same: give one of them")
-        kinds = set(expand_layers(self.layers, self.num_hidden_layers))
-        for needed, count in (("attention", "num_attention_heads"), ("state", "num_state_heads")):
-            has = bool(kinds & {needed, "hybrid"})
-            if has != bool(getattr(self, count)):
+        if self.sliding_window_layers is not None and self.sliding_window is None:
+            raise ValueError("sliding_window_layers needs sliding_window")
+        wrong = layer_problem(
+            self.layers,
+            self.num_hidden_layers,
+            attention_heads=self.num_attention_heads,
+            state_heads=self.num_state_heads,
+        )
+        if wrong is None and self.layers is not None and self.state_layers is not None:
+            wrong = "says the same as state_layers: give one of them"
+        if wrong is not None:
+            raise ValueError(f"layers {wrong}")
+
+    def _check_values(self) -> None:
+        """Fields of which not every value within their limits will do."""
+        letters = self.token_shift_on
+        if set(letters) - set("rkv") or len(set(letters)) < len(letters):
+            raise ValueError(f"token_shift_on takes letters of 'rkv', each once, got {letters!r}")
+        for name in ("state_short_conv", "attention_short_conv"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} must be 0 or 2 and more taps, got 1")
+        if self.snapshot_every % 16:
+            raise ValueError(
+                f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
+            )
+        theta = (self.rope_parameters or {}).get("rope_theta", 1.0)
+        if not _is_float(theta) or theta <= 0:
+            raise ValueError(f"rope_theta must be a number above 0, got {theta!r}")
+        if self.hidden_act not in USUAL_ACTIVATIONS:
+            from transformers.activations import ACT2FN  # torch, which planning does without
+
+            if self.hidden_act not in ACT2FN:
                 raise ValueError(
-                    f"layers: {'a' if has else 'no'} layer has {needed} heads, but {count} is "
-                    f"{getattr(self, count)}"
+                    f"hidden_act {self.hidden_act!r} is not known."
+                    f"{nearest(self.hidden_act, ACT2FN)}"
                 )
 
     def _check_heads(self) -> None:
@@ -220,10 +248,12 @@ class WuNengConfig(PreTrainedConfig):
             self.num_key_value_heads,
             self.num_state_heads,
         )
-        if heads < 0 or states < 0 or (heads == 0 and states == 0):
+        if heads == 0 and states == 0:
+            raise ValueError("num_attention_heads and num_state_heads must be not both 0")
+        if heads and self.head_dim and self.head_dim % 2:
             raise ValueError(
-                "num_attention_heads and num_state_heads must be 0 or more and not both 0, "
-                f"got {heads} and {states}"
+                "head_dim (hidden_size / num_attention_heads where it is left out) must be even, "
+                f"got {self.head_dim}"
             )
         if heads and (groups is None or groups < 1 or heads % groups):
             raise ValueError(
