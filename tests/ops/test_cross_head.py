@@ -14,7 +14,8 @@ import torch
 
 from tests.ops.cross_head_cases import KINDS, RATIOS, Case, assert_close
 from tests.precision import assert_as_exact
-from wuneng.layers.middle.gated import Gated as CrossHead
+from wuneng.kinds import load_kind
+from wuneng.layers.middle.base import MiddleHeads
 from wuneng.ops import cross_head_forward, using
 from wuneng.ops.cross_head import cross_head, cross_head_reference
 
@@ -234,7 +235,7 @@ def test_the_layer_hands_over_its_parameters(kind: str, heads: tuple[int, int]) 
         rms_norm_eps=1e-6,
         hidden_size=12,
     )
-    layer = CrossHead(config)
+    layer = load_kind("middle", kind)(config)
     own = {"additive": ["alpha", "beta"], "gated": ["gate_weight", "gate_bias"]}
     assert [name for name, _ in layer.named_parameters()] == [
         *("scale", "group_mix", *own.get(kind, ["mid_weight"])),
@@ -245,7 +246,7 @@ def test_the_layer_hands_over_its_parameters(kind: str, heads: tuple[int, int]) 
     A, R = torch.randn(2, 5, heads[0] * 8), torch.randn(2, 5, heads[1], 8)
     attention, branch = layer(A, R)
 
-    def plainly(layer: CrossHead, dtype: torch.dtype) -> list[torch.Tensor]:
+    def plainly(layer: MiddleHeads, dtype: torch.dtype) -> list[torch.Tensor]:
         A_out, R_out = layer.interaction(A.to(dtype), R.to(dtype), backend="reference")
         return [A_out, layer.branch_proj(R_out)]
 
