@@ -86,7 +86,7 @@ def modelling_files() -> dict[str, str]:
 
 
 def _kinds(source: str) -> tuple[str, list[str]]:
-    """``wuneng.kinds`` for a folder of files: the kinds that there are now, each in a file beside."""
+    """``wuneng.kinds`` for a folder of files: the kinds that there are now, in files beside it."""
     names = {room: _own_kinds(room) for room in get_args(Room)}
     replaced = {
         "_module_of": 'return f"{__package__}.layers_{room}_{name}"',
