@@ -29,6 +29,8 @@ FLOORS: list[set[str]] = [
         "wuneng.errors",
         "wuneng.foreign",
         "wuneng.head_counts",
+        "wuneng.kinds",
+        "wuneng.layer_pattern",
         "wuneng.limits",
     },
 ]
@@ -41,6 +43,8 @@ LIGHT_ROOMS = (
     "wuneng.errors",
     "wuneng.foreign",
     "wuneng.head_counts",
+    "wuneng.kinds",
+    "wuneng.layer_pattern",
     "wuneng.limits",
 )
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")

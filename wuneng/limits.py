@@ -13,6 +13,7 @@ __all__ = [
     "LIMITS",
     "MOST_HEADS",
     "MOST_LAYERS",
+    "MOST_TAPS",
     "MOST_TOKEN_IDS",
     "WIDEST",
     "WIDEST_FEED_FORWARD",
@@ -26,6 +27,8 @@ WIDEST_FEED_FORWARD = 2**24
 MOST_LAYERS = 1024
 MOST_HEADS = 2**16
 MOST_TOKEN_IDS = 2**27
+#: Of a short convolution.
+MOST_TAPS = 64
 
 
 class Limits(NamedTuple):
@@ -58,8 +61,8 @@ LIMITS: dict[str, Limits] = {
     "num_key_value_heads": Limits(0, MOST_HEADS),
     "head_dim": _WIDTH,
     "max_position_embeddings": Limits(1, LARGEST_COUNT),
-    "initializer_range": Limits(0, _INFINITE, open=True),
-    "rms_norm_eps": Limits(0, _INFINITE, open=True),
+    "initializer_range": Limits(0, _INFINITE),
+    "rms_norm_eps": Limits(0, _INFINITE),
     "attention_dropout": Limits(0, 1),
     "sliding_window": Limits(1, LARGEST_COUNT),
     "num_state_heads": Limits(0, MOST_HEADS),
@@ -68,6 +71,9 @@ LIMITS: dict[str, Limits] = {
     "rate_rank": _WIDTH,
     "value_rank": _WIDTH,
     "gate_rank": _WIDTH,
+    "state_a_max": Limits(1, 2),
+    "state_short_conv": Limits(0, MOST_TAPS),
+    "attention_short_conv": Limits(0, MOST_TAPS),
     "state_norm_eps": Limits(0, _INFINITE),
     "snapshots": Limits(0, MOST_HEADS),
     "snapshot_every": Limits(1, LARGEST_COUNT),

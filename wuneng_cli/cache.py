@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,29 +102,22 @@ def clear(
 
 def _places(directory: Path | None) -> list[Path]:
     """The one that was named, else all that there may be."""
-    from wuneng.records.user_cache import OLD_CACHE, user_cache
+    from wuneng.records.user_cache import OLD_CACHE, named_cache, user_cache
 
     if directory is not None:
         return [directory]
     places = [user_cache()]
-    if named := _named():
+    if named := named_cache():
         places.insert(0, named)
     if OLD_CACHE.is_dir():
         places.append(OLD_CACHE.absolute())
     return list(dict.fromkeys(places))
 
 
-def _named() -> Path | None:
-    from wuneng.records.places import expanded
-
-    named = os.environ.get("WUNENG_CACHE")
-    return expanded(named, "WUNENG_CACHE").absolute() if named else None
-
-
 def _note(place: Path) -> str:
-    from wuneng.records.user_cache import OLD_CACHE
+    from wuneng.records.user_cache import OLD_CACHE, named_cache
 
-    if place == _named():
+    if place == named_cache():
         return "$WUNENG_CACHE"
     return "of an earlier version, not used any more" if place == OLD_CACHE.absolute() else ""
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "Changes",
     "Device",
     "Dtype",
     "Json",
@@ -47,6 +48,14 @@ def _trust(context: typer.Context, value: bool) -> bool:
     return value
 
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a field of the recipe, as in training.steps=500. May be repeated.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

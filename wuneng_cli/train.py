@@ -43,14 +43,7 @@ def train(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as those in recipes/.")
     ],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a field of the recipe, as in training.steps=500. May be repeated.",
-        ),
-    ] = None,
+    changes: options.Changes = None,
     out: Annotated[
         Path | None,
         typer.Option(

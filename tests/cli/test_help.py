@@ -142,7 +142,7 @@ def test_one_of_several_processes_refuses_to_write(
 
 
 def test_every_command_is_judged() -> None:
-    reading = {"generate", "cache"}
+    reading = {"generate", "cache", "recipe"}
     assert set(COMMANDS) - {*WRITING, *reading} == set()
 
 

@@ -7,23 +7,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
-CLASSES: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-}
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -40,12 +25,11 @@ SHAPE: dict[str, Any] = {
 
 
 def save_source(directory: Path, kind: str = "llama", **changes: Any) -> Path:
-    """A random model of ``kind`` in ``directory``; ``dtype`` and ``max_shard_size`` are options."""
+    """A random model of this type in ``directory``; also takes ``dtype`` and ``max_shard_size``."""
     dtype = changes.pop("dtype", torch.float32)
     shard = changes.pop("max_shard_size", "5GB")
-    config_class, model_class = CLASSES[kind]
     torch.manual_seed(1)
-    model = model_class(config_class(**(SHAPE | changes)))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(SHAPE | changes)))
     for parameter in model.parameters():
         parameter.data.normal_(std=0.2)
     model.to(dtype).save_pretrained(directory, max_shard_size=shard)

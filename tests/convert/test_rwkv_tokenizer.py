@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from tests.convert.rwkv_files import random_x070
 from wuneng.convert import Request, convert
+from wuneng.convert.families import FAMILIES
 from wuneng.convert.rwkv_choice import choose_tokenizer
 from wuneng.convert.rwkv_tokenizer import read_vocabulary, world_tokenizer
 from wuneng.convert.source import Located
@@ -152,7 +153,7 @@ def test_a_file_without_a_tokenizer_is_told_and_so_is_what_to_do(
      (61, "--tokenizer bytes, world, or the path of its vocabulary file")],
 )  # fmt: skip
 def test_what_is_offered_depends_on_the_vocabulary(tmp_path: Path, size: int, offer: str) -> None:
-    chosen = choose_tokenizer(Located("x.pth", _empty(tmp_path), "rwkv7", {}), None, size)
+    chosen = choose_tokenizer(Located("x.pth", _empty(tmp_path), FAMILIES["rwkv7"], {}), None, size)
     assert chosen.missing is not None
     assert offer in chosen.missing
 

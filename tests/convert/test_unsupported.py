@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wuneng.convert import Request, convert
-from wuneng.convert.unsupported import SUPPORTED
+from wuneng.convert.families import FAMILIES
 from wuneng.errors import ModelError
 
 CASES: list[tuple[dict[str, Any], str]] = [
@@ -40,7 +40,7 @@ def test_the_reason_is_named(config: dict[str, Any], reason: str, tmp_path: Path
         convert(Request(str(source), tmp_path / "out"))
     message = str(caught.value)
     assert reason in message
-    for kind in SUPPORTED:
+    for kind in FAMILIES:
         assert kind in message.rpartition("supported:")[2]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from wuneng.convert.families import FAMILIES
 from wuneng.errors import ModelError, RecipeError
 from wuneng.foreign import check_index, check_link, regular_file_inside
 from wuneng_cli.main import app
@@ -275,4 +276,4 @@ def test_a_vocabulary_that_leads_elsewhere_is_not_read(secret: Path, tmp_path: P
     weights.touch()
     (weights.parent / "rwkv_vocab_v1.txt").symlink_to(secret)
     with pytest.raises(ModelError, match=r"rwkv_vocab_v1\.txt: a link to"):
-        choose_tokenizer(Located("x.pth", weights, "rwkv7", {}), None, 257)
+        choose_tokenizer(Located("x.pth", weights, FAMILIES["rwkv7"], {}), None, 257)

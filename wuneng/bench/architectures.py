@@ -19,6 +19,7 @@ from wuneng.bench.model_gate import Twin
 from wuneng.bench.peer_models import (
     build_fla,
     build_llama,
+    check_llama,
     fla_config,
     fla_extra,
     fla_twin,
@@ -163,6 +164,8 @@ def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
         derived.num_state_heads, derived.snapshots = 0, 0
         derived.cross_head = "none"
         derived.attention_token_shift = arm == "mha-shift"
+        if arm == "llama":
+            check_llama(derived)
     elif arm == "rwkv7":
         size = config.state_head_dim or config.head_dim or 64
         derived.num_attention_heads = derived.num_key_value_heads = 0
@@ -282,7 +285,7 @@ def _from_recipe(path: Path, arms: list[str], *, named: bool) -> Comparison:
 
 
 def _from_directory(model: str, arms: list[str], *, named: bool) -> Comparison:
-    from wuneng.model.pretrained import load_causal_model, load_configuration
+    from wuneng.model.pretrained import load_configuration, load_whole_model
     from wuneng.records import find_model
 
     path = find_model(model)
@@ -297,6 +300,6 @@ def _from_directory(model: str, arms: list[str], *, named: bool) -> Comparison:
         )
 
     def build() -> Any:
-        return load_causal_model(path, dtype=torch.float32)[0]
+        return load_whole_model(path, allow_unexpected=True, dtype=torch.float32)
 
     return _comparison(path.name, config, arms, named=named, build=build)

@@ -25,9 +25,18 @@ from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.skeleton import Skeleton
 
 if TYPE_CHECKING:
+    from wuneng.convert.families import Family
     from wuneng.convert.tensor_files import TensorInfo
 
-__all__ = ["build_fla", "build_llama", "fla_config", "fla_extra", "fla_twin", "require_fla"]
+__all__ = [
+    "build_fla",
+    "build_llama",
+    "check_llama",
+    "fla_config",
+    "fla_extra",
+    "fla_twin",
+    "require_fla",
+]
 
 _EPS = 1e-5
 #: What our model has and RWKV-7 has not: lambda of every state head, which is one here.
@@ -209,25 +218,14 @@ def fla_twin(model: Any) -> Twin:
 
 
 def build_llama(config: WuNengConfig) -> Any:
-    """transformers' Llama with the shapes of a plain-attention WuNeng."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """transformers' Llama with the shapes of a plain-attention WuNeng.
 
-    names = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_act",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope_parameters",
-        "attention_bias",
-        "mlp_bias",
-        "tie_word_embeddings",
-    )
+    Raises:
+        InputError: a Llama cannot compute what that model does.
+    """
+    from transformers import LlamaForCausalLM
+
+    from wuneng.convert.architectures import as_stock
 
     class BatchLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         """Takes the argument for packed documents, which a benchmark's batches do not use."""
@@ -235,5 +233,18 @@ def build_llama(config: WuNengConfig) -> Any:
         def forward(self, *args: Any, document_ids: None = None, **kwargs: Any) -> Any:
             return super().forward(*args, **kwargs)
 
+    llama = as_stock(config, check_llama(config))
     torch.manual_seed(0)
-    return BatchLlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}))
+    return BatchLlamaForCausalLM(llama)
+
+
+def check_llama(config: WuNengConfig) -> Family:
+    """Llama's record. InputError where no Llama computes what ``config`` describes."""
+    from wuneng.convert.architectures import does_not_fit
+    from wuneng.convert.families import FAMILIES
+
+    llama = FAMILIES["llama"]
+    reason = does_not_fit(config, llama)
+    if reason:
+        raise InputError(f"--against llama: no Llama has this model's wiring ({reason})")
+    return llama

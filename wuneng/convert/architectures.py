@@ -1,25 +1,25 @@
-"""From the configuration of a Llama, Qwen2, Qwen3 or Mistral to WuNeng's, field by field."""
+"""From the configuration of a stock Transformer to WuNeng's and back, field by field.
+
+What sets the families apart is in their records (``families``); here is what follows from it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from wuneng.convert.families import FAMILIES, Family
 from wuneng.errors import ModelError, file_errors, nearest
 from wuneng.model import WuNengConfig
 
-__all__ = ["STOCK", "plain_fields", "stock_config"]
+__all__ = ["as_stock", "does_not_fit", "plain_fields", "stock_config"]
 
-STOCK: dict[str, type[PreTrainedConfig]] = {
-    "llama": LlamaConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-    "mistral": MistralConfig,
-}
 _COMMON = (
     "vocab_size",
     "hidden_size",
@@ -43,25 +43,30 @@ _SIZES = _COMMON[:6]
 _LARGEST = 1 << 31
 
 
-def plain_fields(config: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
-    """WuNengConfig's fields for the attention model that ``config`` (of type ``kind``) describes.
+def plain_fields(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """WuNengConfig's fields for the attention model that ``config`` (of ``family``) describes.
 
     Raises:
         ModelError: a field is missing, out of range or of a kind that WuNeng does not have.
     """
+    name = family.model_type
     try:
-        source = STOCK[kind].from_dict(dict(config))
+        source = _configuration(family).from_dict(dict(config))
     except Exception as error:  # configuration classes raise whatever a bad value leads to
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
-            f"{where}: not a usable {kind} configuration: {' '.join(lines)[:300]}"
+            f"{where}: not a usable {name} configuration: {' '.join(lines)[:300]}"
         ) from (error)
     # Fields that transformers does not check may be anything, lists where a name belongs too.
-    with file_errors(f"{where}: not a usable {kind} configuration", ModelError):
-        return _checked_fields(source, kind, where)
+    with file_errors(f"{where}: not a usable {name} configuration", ModelError):
+        return _checked_fields(source, family, where)
 
 
-def _checked_fields(source: PreTrainedConfig, kind: str, where: str) -> dict[str, Any]:
+def _configuration(family: Family) -> type[PreTrainedConfig]:
+    return CONFIG_MAPPING[family.model_type]
+
+
+def _checked_fields(source: PreTrainedConfig, family: Family, where: str) -> dict[str, Any]:
     fields: dict[str, Any] = {name: getattr(source, name) for name in _COMMON}
     fields["head_dim"] = _head_dim(source)
     for name in (*_SIZES, "head_dim"):
@@ -72,8 +77,12 @@ def _checked_fields(source: PreTrainedConfig, kind: str, where: str) -> dict[str
         act = str(fields["hidden_act"])
         raise ModelError(f"{where}: hidden_act {act!r} is not known.{nearest(act, ACT2FN)}")
     _check_rope(fields["rope_parameters"], where)
-    fields |= _biases(source, kind) | _sliding(source, kind, where)
-    fields["qk_norm"] = kind == "qwen3"
+    fields |= {
+        ours: theirs if isinstance(theirs, bool) else bool(getattr(source, theirs, False))
+        for ours, theirs in family.biases.items()
+    }
+    fields |= _sliding(source, family, where)
+    fields["qk_norm"] = family.qk_norm
     return fields
 
 
@@ -86,14 +95,15 @@ def stock_config(config: WuNengConfig) -> PreTrainedConfig:
         ModelError: no stock type has what the configuration asks for; says what.
     """
     came_from = getattr(config, "converted_from", None)
-    order = sorted(STOCK, key=lambda kind: kind != came_from)
-    general = _not_stock(config)
-    reasons = {kind: general or _does_not_fit(config, kind) for kind in order}
-    for kind, reason in reasons.items():
-        if not reason:
-            return _as_stock(config, kind)
-    listed = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items())
-    raise ModelError(f"no stock architecture has this model's wiring ({general or listed})")
+    stock = [family for family in FAMILIES.values() if family.role == "attention"]
+    stock.sort(key=lambda family: family.model_type != came_from)
+    reasons = {family.model_type: does_not_fit(config, family) for family in stock}
+    for family in stock:
+        if not reasons[family.model_type]:
+            return as_stock(config, family)
+    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    reason = _not_stock(config) or listed
+    raise ModelError(f"no stock architecture has this model's wiring ({reason})")
 
 
 def _head_dim(source: PreTrainedConfig) -> Any:
@@ -113,21 +123,13 @@ def _check_rope(rope: Any, where: str) -> None:
         )
 
 
-def _biases(source: PreTrainedConfig, kind: str) -> dict[str, Any]:
-    if kind == "qwen2":
-        return {"attention_bias": True, "attention_output_bias": False, "mlp_bias": False}
-    bias = bool(getattr(source, "attention_bias", False)) and kind != "mistral"
-    mlp = bool(getattr(source, "mlp_bias", False)) and kind == "llama"
-    return {"attention_bias": bias, "attention_output_bias": bias, "mlp_bias": mlp}
-
-
-def _sliding(source: PreTrainedConfig, kind: str, where: str) -> dict[str, Any]:
-    window = getattr(source, "sliding_window", None) if kind != "llama" else None
+def _sliding(source: PreTrainedConfig, family: Family, where: str) -> dict[str, Any]:
+    window = None if family.window == "none" else getattr(source, "sliding_window", None)
     if window is None:
         return {"sliding_window": None, "sliding_window_layers": None}
     if not isinstance(window, int) or window < 1:
         raise ModelError(f"{where}: sliding_window must be a positive number, got {window!r}")
-    if kind == "mistral":
+    if family.window == "all":
         return {"sliding_window": window, "sliding_window_layers": None}
     types = source.layer_types
     if len(types) != source.num_hidden_layers:
@@ -159,46 +161,61 @@ def _not_stock(config: WuNengConfig) -> str:
     return "" if config.num_attention_heads else "there are no attention heads"
 
 
-def _does_not_fit(config: WuNengConfig, kind: str) -> str:
-    """Why ``kind`` cannot express the configuration; empty if it can."""
-    bias, output_bias = config.attention_bias, config.attention_output_bias
-    if config.qk_norm != (kind == "qwen3"):
+def does_not_fit(config: WuNengConfig, family: Family) -> str:
+    """Why no stock model of ``family`` computes what ``config`` does without its state; empty
+    where one does."""
+    if general := _not_stock(config):
+        return general
+    if config.qk_norm != family.qk_norm:
         return "q/k norm" if config.qk_norm else "has q/k norm"
-    if kind == "qwen2":
-        if not bias or output_bias:
-            return "has biases on q, k and v only"
-    elif bias != output_bias:
-        return "has biases on all four attention projections or on none"
-    elif kind == "mistral" and bias:
-        return "has no attention bias"
-    if config.mlp_bias and kind != "llama":
-        return "has no feed-forward bias"
+    wrong = _biases_that_do_not_fit(config, family)
+    if wrong:
+        return wrong
     if config.sliding_window is not None:
-        if kind == "llama":
+        if family.window == "none":
             return "has no sliding window"
-        if kind == "mistral" and config.sliding_window_layers is not None:
+        if family.window == "all" and config.sliding_window_layers is not None:
             return "has the sliding window in every layer"
-    if kind == "llama" and config.hidden_size % config.num_attention_heads:
+    if family.even_width and config.hidden_size % config.num_attention_heads:
         return "needs hidden_size to be a multiple of num_attention_heads"
     return ""
 
 
-def _as_stock(config: WuNengConfig, kind: str) -> PreTrainedConfig:
+def _biases_that_do_not_fit(config: WuNengConfig, family: Family) -> str:
+    wanted: dict[str, set[bool]] = {}
+    for ours, theirs in family.biases.items():
+        if isinstance(theirs, str):
+            wanted.setdefault(theirs, set()).add(getattr(config, ours))
+    fixed = {ours: value for ours, value in family.biases.items() if isinstance(value, bool)}
+    wrong = [ours for ours, value in fixed.items() if getattr(config, ours) != value]
+    if wrong == ["mlp_bias"]:
+        return "has no feed-forward bias"
+    if wrong:
+        return "has biases on q, k and v only" if any(fixed.values()) else "has no attention bias"
+    if any(len(values) > 1 for values in wanted.values()):
+        return "has biases on all four attention projections or on none"
+    return ""
+
+
+def as_stock(config: WuNengConfig, family: Family) -> PreTrainedConfig:
+    """The configuration of a stock model of ``family`` with the shapes of ``config``.
+
+    What ``family`` cannot compute (:func:`does_not_fit`) is left out without a word.
+    """
     fields: dict[str, Any] = {name: getattr(config, name) for name in _COMMON}
     fields |= {"head_dim": config.head_dim, "dtype": config.dtype}
-    if kind == "llama":
-        fields |= {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
-    elif kind == "mistral":
+    for ours, theirs in family.biases.items():
+        if isinstance(theirs, str):
+            fields[theirs] = getattr(config, ours)
+    if family.window == "all":
         fields["sliding_window"] = config.sliding_window
-    else:
+    elif family.window == "layers":
         fields["use_sliding_window"] = config.sliding_window is not None
         fields["sliding_window"] = config.sliding_window or 4096
         fields["layer_types"] = [
             "sliding_attention" if config.is_sliding(layer) else "full_attention"
             for layer in range(config.num_hidden_layers)
         ]
-        if kind == "qwen3":
-            fields["attention_bias"] = config.attention_bias
-    stock = STOCK[kind](**fields)
-    stock.architectures = [f"{kind.capitalize()}ForCausalLM"]
+    stock = _configuration(family)(**fields)
+    stock.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]]
     return stock

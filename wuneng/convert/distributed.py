@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from wuneng.convert.companions import copy_companions
 from wuneng.convert.comparison import Check, compare
 from wuneng.convert.conversion import MARGIN, RECORD, Conversion, Outcome
+from wuneng.convert.families import FAMILIES
 from wuneng.convert.plan import kept_routes, main_dtype, make_plan, model_shapes
 from wuneng.convert.probe import Answers, Probe, ask
 from wuneng.convert.resave import read_config
@@ -124,7 +125,9 @@ def from_dcp(located: Located, *, dtype: torch.dtype | None) -> Conversion:
         ModelError: no config.json in it or beside it; broken or hostile files.
     """
     source = DcpTensors(located.path)
-    beside = Located(located.label, located.path, "wuneng", located.config or _config(located.path))
+    beside = Located(
+        located.label, located.path, FAMILIES["wuneng"], located.config or _config(located.path)
+    )
     config = read_config(beside, source)
     wanted = model_shapes(config)
     target = dtype or main_dtype(source)

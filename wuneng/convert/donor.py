@@ -95,7 +95,7 @@ def open_donor(label: str, config: WuNengConfig) -> Donor:
         InputError: its heads have another size, or there are fewer of them than state heads.
     """
     located = locate(label)
-    if located.kind != "rwkv7":
+    if not located.is_rwkv7:
         raise ModelError(f"--state-from {label}: expected an RWKV-7, got a {located.kind}")
     settings = None if located.is_file else located.config
     donor = read_rwkv7(open_tensors(located), str(located.path), settings)

@@ -93,15 +93,15 @@ def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> O
 def _build(request: Request, located: Located, dtype: torch.dtype | None) -> Conversion:
     if request.to == "transformers":
         return to_transformers(located, dtype=dtype, stock=request.stock)
-    if located.kind == "dcp":
+    if located.is_distributed:
         return from_dcp(located, dtype=dtype)
-    if located.kind == "rwkv7":
+    if located.is_rwkv7:
         return from_rwkv7(
             located,
             dtype=dtype,
             tokenizer=None if request.tokenizer is None else str(request.tokenizer),
         )
-    if located.kind == "wuneng" and request.graft is None and request.state_from is None:
+    if located.is_wuneng and request.graft is None and request.state_from is None:
         return to_wuneng(located, dtype=dtype)
     return from_transformer(
         located,
@@ -114,18 +114,18 @@ def _build(request: Request, located: Located, dtype: torch.dtype | None) -> Con
 
 def _check_options(request: Request, located: Located) -> None:
     """Refuse options that would do nothing for this source and target."""
-    grafts = request.to == "wuneng" and located.kind not in ("rwkv7", "dcp")
+    grafts = request.to == "wuneng" and not (located.is_rwkv7 or located.is_distributed)
     if not grafts and (request.graft is not None or request.state_from is not None):
         raise InputError(
             f"{located.label} ({located.kind}) to {request.to} adds no heads: --state-heads, "
             "--state-layers, --state-head-dim, --cross-head, --snapshots, --key-source, "
             "--value-source and --state-from do not apply"
         )
-    if request.tokenizer is not None and (located.kind != "rwkv7" or request.to != "wuneng"):
+    if request.tokenizer is not None and not (located.is_rwkv7 and request.to == "wuneng"):
         raise InputError("--tokenizer is for RWKV-7 sources; others bring their own")
     if request.stock is not None and request.to != "transformers":
         raise InputError("--stock and --remote-code go with --to transformers")
-    if request.to != "wuneng" and located.kind != "wuneng":
+    if request.to != "wuneng" and not located.is_wuneng:
         raise InputError(
             f"{located.label} is a {located.kind}; --to {request.to} takes a WuNeng model. "
             "Convert it with --to wuneng first."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wuneng.convert.families import FAMILIES, Family
 from wuneng.convert.tensor_files import PthFile, SafetensorsFiles, TensorSource, read_json_object
 from wuneng.convert.unsupported import check_supported
 from wuneng.errors import ModelError, reason, shortened
@@ -33,14 +34,35 @@ class Located:
     Attributes:
         label: how the user called it.
         path: a directory, or an RWKV-7 file.
-        kind: a supported model_type (``rwkv7`` for both RWKV-7 layouts), or ``dcp``.
+        family: what it is a checkpoint of; None for a distributed checkpoint, which its own
+            reader looks into.
         config: config.json's content; empty for files without one.
     """
 
     label: str
     path: Path
-    kind: str
+    family: Family | None
     config: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The model type, or ``dcp``, for messages and records."""
+        return "dcp" if self.family is None else self.family.model_type
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether it is a distributed checkpoint (DCP)."""
+        return self.family is None
+
+    @property
+    def is_rwkv7(self) -> bool:
+        """Whether it is an RWKV-7, of either layout."""
+        return self.family is not None and self.family.role == "state"
+
+    @property
+    def is_wuneng(self) -> bool:
+        """Whether it is a model of ours."""
+        return self.family is not None and self.family.role == "wuneng"
 
     @property
     def is_file(self) -> bool:
@@ -64,13 +86,13 @@ def locate(source: str) -> Located:
             raise ModelError(
                 f"{path}: a file; expected a model directory, or an RWKV-7 .pth or .safetensors"
             )
-        return Located(source, path, "rwkv7", {})
+        return Located(source, path, FAMILIES["rwkv7"], {})
     # In a directory that exists, a name that does not is a slip, not a name on the hub.
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not (path.exists() or path.parent.is_dir()):
         path = _from_hub(source)
     if (path / DCP_METADATA).is_file():
         file = path / "config.json"
-        return Located(source, path, "dcp", read_json_object(file) if file.is_file() else {})
+        return Located(source, path, None, read_json_object(file) if file.is_file() else {})
     if path.is_dir() and _only_pth(path):
         return locate(str(_only_pth(path)))
     path = find_model(path)

@@ -107,8 +107,8 @@ def check_sizes(fields: Any, source: TensorSource, where: str) -> None:
 
 def _plain_fields(located: Located) -> dict[str, Any]:
     where = str(located.path / "config.json")
-    if located.kind != "wuneng":
-        return plain_fields(located.config, located.kind, where)
+    if located.family is not None and not located.is_wuneng:
+        return plain_fields(located.config, located.family, where)
     try:
         config = WuNengConfig.from_dict(dict(located.config))
     except Exception as error:

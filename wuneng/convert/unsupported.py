@@ -9,19 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wuneng.convert.families import FAMILIES, Family, family_of
 from wuneng.errors import ModelError, nearest
 
-__all__ = ["SUPPORTED", "check_supported", "ruled_out"]
-
-#: The model types that convert, and what they are.
-SUPPORTED = {
-    "llama": "Llama",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "mistral": "Mistral",
-    "rwkv7": "RWKV-7 in the fla layout",
-    "wuneng": "WuNeng",
-}
+__all__ = ["check_supported", "ruled_out"]
 
 #: field -> what a model with that field does; the field counts when it is set to something.
 _FIELDS: dict[str, str] = {
@@ -89,25 +80,26 @@ def ruled_out(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def check_supported(config: Mapping[str, Any], where: str) -> str:
-    """The model type, ``rwkv7_fla`` spelled ``rwkv7``.
+def check_supported(config: Mapping[str, Any], where: str) -> Family:
+    """The family of the configuration.
 
     Raises:
-        ModelError: it is not one of :data:`SUPPORTED`, or a field asks for what is not.
+        ModelError: it is of none of :data:`FAMILIES`, or a field asks for what is not computed.
     """
-    kind = config.get("model_type")
-    if not isinstance(kind, str):
+    name = config.get("model_type")
+    if not isinstance(name, str):
         raise ModelError(f"{where}: no 'model_type'; expected the configuration of a model")
-    kind = "rwkv7" if kind == "rwkv7_fla" else kind
-    reasons = [] if kind in ("wuneng", "rwkv7") else ruled_out(config)
-    if kind in SUPPORTED and not reasons:
-        return kind
-    supported = ", ".join(f"{name} ({key})" for key, name in SUPPORTED.items())
-    message = f"{where}: model_type {kind!r} cannot be converted.{nearest(kind, SUPPORTED)}"
-    if kind in SUPPORTED:
-        message = f"{where}: this {SUPPORTED[kind]} model cannot be converted."
+    family = family_of(name)
+    # RWKV-7 and our own have readers of their own, which refuse by field.
+    reasons = ruled_out(config) if family is None or family.role == "attention" else []
+    if family is not None and not reasons:
+        return family
+    message = f"{where}: model_type {name!r} cannot be converted.{nearest(name, FAMILIES)}"
+    if family is not None:
+        message = f"{where}: this {family.title} model cannot be converted."
     if reasons:
         message += "\nruled out by " + "; ".join(reasons)
+    supported = ", ".join(f"{family.title} ({key})" for key, family in FAMILIES.items())
     raise ModelError(f"{message}\nsupported: {supported}, and RWKV-7 .pth files (x070)")
 
 

@@ -123,7 +123,7 @@ def graft_of(model: ModelSettings) -> GraftSettings:
 
 def _located(source: str) -> Located:
     located = locate(source)
-    if located.kind in ("rwkv7", "dcp"):
+    if located.is_rwkv7 or located.is_distributed:
         raise ModelError(
             f"init_from: {source} is of kind {located.kind}; make a WuNeng of it first: "
             f"wuneng convert {source} DIRECTORY"
@@ -133,6 +133,6 @@ def _located(source: str) -> Located:
 
 def _as_it_is(located: Located, model: ModelSettings) -> bool:
     """Whether the source is a WuNeng to which nothing is added."""
-    if located.kind != "wuneng":
+    if not located.is_wuneng:
         return False
     return bool(located.config.get("num_state_heads", 2)) or model.num_state_heads == 0

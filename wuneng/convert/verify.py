@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +14,6 @@ from wuneng.convert.probe import Answers, Probe, ask, ask_reference
 from wuneng.convert.rwkv7 import Rwkv7
 from wuneng.convert.rwkv7_reference import Rwkv7Reference
 from wuneng.convert.tensor_files import SafetensorsFiles
-from wuneng.errors import ModelError, file_errors
 
 __all__ = ["answers_of", "check_against_model", "check_against_rwkv7", "dtypes_to_check"]
 
@@ -99,26 +95,14 @@ def answers_of(directory: Path, dtype: torch.dtype, probe: Probe) -> Answers:
     Raises:
         ModelError: the directory does not load completely.
     """
-    model = _load(directory, dtype)
+    from wuneng.model.pretrained import load_whole_model
+
+    model = load_whole_model(directory, dtype=dtype).eval()
     try:
         return ask(model, probe)
     finally:
         del model
         gc.collect()
-
-
-def _load(directory: Path, dtype: torch.dtype) -> Any:
-    from wuneng.model.pretrained import load_causal_model
-
-    with file_errors(f"{directory}: cannot load the model", ModelError), _quiet():
-        model, report = load_causal_model(directory, dtype=dtype)
-    for name in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        keys = report[name]
-        if name == "unexpected_keys":
-            keys = [key for key in keys if "rotary_emb.inv_freq" not in str(key)]
-        if keys:
-            raise ModelError(f"{directory}: {name.replace('_', ' ')}: {sorted(map(str, keys))[:3]}")
-    return model.eval()
 
 
 def _narrower(target: torch.dtype, stored: torch.dtype) -> bool:
@@ -131,19 +115,3 @@ def _narrower(target: torch.dtype, stored: torch.dtype) -> bool:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' progress bars and warnings are not ours to show."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,7 +9,6 @@ same entry at once: the first to finish wins, the other finds the same content t
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +19,7 @@ from wuneng.records.atomic import flush_tree
 from wuneng.records.checksums import seal_directory, verify
 from wuneng.records.leftovers import remove_abandoned, temporary_directory
 from wuneng.records.places import expanded
-from wuneng.records.user_cache import UNFINISHED, user_cache
+from wuneng.records.user_cache import UNFINISHED, named_cache, user_cache
 
 __all__ = ["cache_root", "is_intact", "publish"]
 
@@ -37,8 +36,7 @@ def cache_root(setting: str | None) -> Path:
     """
     if setting:
         return expanded(setting, "data.cache_dir").absolute()
-    named = os.environ.get("WUNENG_CACHE")
-    return expanded(named, "WUNENG_CACHE").absolute() if named else user_cache()
+    return named_cache() or user_cache()
 
 
 def is_intact(entry: Path) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,15 +95,9 @@ def load_model(
     if check:
         verify(path)
     _register(path, _read_config(path))
-    from wuneng.model.pretrained import load_causal_model
+    from wuneng.model.pretrained import load_whole_model
 
-    with file_errors(f"{path}: cannot load the model", ModelError), _quiet_transformers():
-        model, report = load_causal_model(
-            path,
-            dtype=torch_dtype,
-            ignore_mismatched_sizes=True,  # reported below, by name
-        )
-    _check_complete(path, report)
+    model = load_whole_model(path, allow_unexpected=True, dtype=torch_dtype)
     model = model.to(device).eval()  # type: ignore[arg-type]
     tokenizer = load_tokenizer(path)
     remark = None
@@ -180,32 +173,6 @@ def _register(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _check_complete(path: Path, report: Any) -> None:
-    """transformers fills missing tensors with random numbers and only warns."""
-    missing = sorted(_reported(report, "missing_keys"))
-    mismatched = sorted(_misshapen(key) for key in _reported(report, "mismatched_keys"))
-    if missing or mismatched:
-        faults = [*missing, *mismatched]
-        more = ", ..." if len(faults) > 3 else ""
-        raise ModelError(
-            f"{path}: the weights lack or misshape {len(faults)} tensors that config.json calls "
-            f"for: {', '.join(faults[:3])}{more}"
-        )
-
-
-def _misshapen(key: Any) -> str:
-    """``name (shape, not shape)`` from transformers' triple of name, stored and wanted shape."""
-    if not isinstance(key, tuple | list) or len(key) != 3:
-        return str(key)
-    name, stored, wanted = key
-    return f"{name} ({list(stored)}, not {list(wanted)})"
-
-
-def _reported(report: Any, name: str) -> list[Any]:
-    found = report[name] if isinstance(report, dict) else getattr(report, name)
-    return list(found)
-
-
 def has_tokenizer(path: Path) -> bool:
     """Whether a model directory holds a tokenizer."""
     return any((path / name).is_file() for name in _TOKENIZER_FILES)
@@ -236,7 +203,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         return None
     from wuneng.model.pretrained import load_any_tokenizer
 
-    with file_errors(f"{path}: cannot load the tokenizer", ModelError), _quiet_transformers():
+    with file_errors(f"{path}: cannot load the tokenizer", ModelError):
         return load_any_tokenizer(path)
 
 
@@ -254,19 +221,3 @@ def _adopt_marks(path: Path, tokenizer: PreTrainedTokenizerBase, config: Any) ->
             token = tokenizer.convert_ids_to_tokens(index)
             if isinstance(token, str):
                 setattr(tokenizer, name, token)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    import transformers
-
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()

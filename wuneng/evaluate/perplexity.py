@@ -26,9 +26,10 @@ from wuneng.errors import NonFiniteError, TaskError
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.not_finite import not_finite_error
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
+from wuneng.evaluate.run_tasks import run_and_recipe
 from wuneng.evaluate.tasks import VALIDATION
 from wuneng.model.finite import NotFinite, all_finite
-from wuneng.recipe import Recipe, TextData, load_recipe
+from wuneng.recipe import Recipe, TextData
 from wuneng.records import RunDirectory
 
 if TYPE_CHECKING:
@@ -101,12 +102,7 @@ def open_validation(run: RunDirectory | None, *, by_row: bool, limit: int | None
         TaskError: there is no run, or it was trained on synthetic tasks.
         RecipeError: its recipe cannot be read.
     """
-    if run is None:
-        raise TaskError(
-            f"--tasks {VALIDATION}: the validation text is that of a run's recipe, and neither "
-            "MODEL nor the baseline belongs to a run."
-        )
-    recipe = load_recipe(run.recipe)
+    run, recipe = run_and_recipe(run, VALIDATION, "the validation text is that of a run's recipe")
     if not isinstance(recipe.data, TextData):
         raise TaskError(
             f"--tasks {VALIDATION}: {run.path} was trained on synthetic tasks, which have no "

@@ -20,8 +20,9 @@ from wuneng.device import autocast_dtype
 from wuneng.errors import ModelError, TaskError
 from wuneng.evaluate.loading import LoadedModel
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
+from wuneng.evaluate.run_tasks import run_and_recipe
 from wuneng.evaluate.tasks import SYNTHETIC
-from wuneng.recipe import Recipe, SyntheticData, load_recipe
+from wuneng.recipe import Recipe, SyntheticData
 from wuneng.records import RunDirectory
 from wuneng.train.quality import measure
 from wuneng.train.step import Numerics
@@ -51,12 +52,7 @@ def open_synthetic(run: RunDirectory | None, *, limit: int | None) -> SyntheticR
         TaskError: there is no run, or it was trained on text.
         RecipeError: its recipe cannot be read.
     """
-    if run is None:
-        raise TaskError(
-            f"--tasks {SYNTHETIC}: these are the tasks that a run was trained on, and neither "
-            "MODEL nor the baseline belongs to a run."
-        )
-    recipe = load_recipe(run.recipe)
+    run, recipe = run_and_recipe(run, SYNTHETIC, "these are the tasks that a run was trained on")
     if not isinstance(recipe.data, SyntheticData):
         raise TaskError(
             f"--tasks {SYNTHETIC}: {run.path} was trained on text; --tasks validation scores its "

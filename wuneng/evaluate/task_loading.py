@@ -16,6 +16,7 @@ from typing import Any
 from wuneng.errors import TaskError
 from wuneng.evaluate.local_data import LocalDirectory, LocalTask
 from wuneng.evaluate.tasks import TaskSelection, select_tasks
+from wuneng.model.quiet import quiet_transformers
 
 __all__ = ["LoadedTasks", "load_tasks", "quiet_harness"]
 
@@ -83,27 +84,24 @@ def quiet_harness() -> Iterator[None]:
     """Silence the harness', datasets' and transformers' log lines and the harness' own bars."""
     import datasets
     import lm_eval.api.task
-    import transformers
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     levels = [logger.level for logger in loggers]
     bars = datasets.are_progress_bars_disabled()
-    verbosity = transformers.logging.get_verbosity()
     request_bar = lm_eval.api.task.tqdm
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
     # Building requests shows a bar that no argument turns off.
     lm_eval.api.task.tqdm = lambda items, **_: items
     try:
-        yield
+        with quiet_transformers():
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
-        transformers.logging.set_verbosity(verbosity)
         lm_eval.api.task.tqdm = request_bar
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wuneng.errors import DataError, ModelError, file_errors
 from wuneng.foreign import check_index, is_trusted, refusal
 from wuneng.model.auto_classes import register_configuration, register_models
+from wuneng.model.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,11 +26,13 @@ __all__ = [
     "load_any_tokenizer",
     "load_causal_model",
     "load_configuration",
+    "load_whole_model",
     "readable_text",
     "try_tokenizer",
 ]
 
 
+_INV_FREQ = "rotary_emb.inv_freq"
 HIGHEST_ID = 1 << 24
 """Of a token. The largest vocabularies have a few hundred thousand."""
 
@@ -50,7 +53,7 @@ def load_causal_model(directory: Path, **options: Any) -> tuple[PreTrainedModel,
     register_models()
     check_index(directory)
     _check_attention(directory)
-    with _no_unasked_code(directory):
+    with _no_unasked_code(directory), quiet_transformers():
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
             local_files_only=True,
@@ -60,6 +63,52 @@ def load_causal_model(directory: Path, **options: Any) -> tuple[PreTrainedModel,
         )
     found = report if isinstance(report, dict) else vars(report)
     return model, found
+
+
+def load_whole_model(
+    directory: Path, *, allow_unexpected: bool = False, **options: Any
+) -> PreTrainedModel:
+    """A causal language model every tensor of which came from its files.
+
+    transformers fills missing tensors with random numbers, and only warns.
+
+    Args:
+        allow_unexpected: whether the files may hold tensors that the model does not have.
+        options: handed on to ``from_pretrained``.
+
+    Raises:
+        ModelError: the files are broken; tensors are missing, misshapen or left over.
+    """
+    with file_errors(f"{directory}: cannot load the model", ModelError):
+        # Misshapen tensors are told below, by name.
+        model, report = load_causal_model(directory, ignore_mismatched_sizes=True, **options)
+    faults = sorted(map(str, report["missing_keys"]))
+    faults += sorted(map(_misshapen, report["mismatched_keys"]))
+    if faults:
+        raise ModelError(
+            f"{directory}: the weights lack or misshape {len(faults)} tensors that config.json "
+            f"calls for: {_first(faults)}"
+        )
+    # Computed when a model is made; old checkpoints hold it.
+    left = sorted(key for key in map(str, report["unexpected_keys"]) if _INV_FREQ not in key)
+    if left and not allow_unexpected:
+        raise ModelError(
+            f"{directory}: the weights hold {len(left)} tensors that config.json does not call "
+            f"for: {_first(left)}"
+        )
+    return model
+
+
+def _misshapen(key: Any) -> str:
+    """``name (shape, not shape)`` from transformers' triple of name, stored and wanted shape."""
+    if not isinstance(key, tuple | list) or len(key) != 3:
+        return str(key)
+    name, stored, wanted = key
+    return f"{name} ({list(stored)}, not {list(wanted)})"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def load_configuration(directory: Path) -> PreTrainedConfig:
@@ -95,7 +144,7 @@ def load_any_tokenizer(
     from transformers import AutoTokenizer
 
     register_configuration()  # the directory may be one of our models
-    with _no_unasked_code(place, field):
+    with _no_unasked_code(place, field), quiet_transformers():
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(place), local_files_only=local, trust_remote_code=is_trusted()
         )

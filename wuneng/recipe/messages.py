@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Union
 
 from pydantic import BaseModel, ValidationError
 
 from wuneng.errors import nearest, shortened
 from wuneng.recipe.schema import Recipe
+from wuneng.recipe.settings import settings_classes
 from wuneng.recipe.source import FieldPath, Source, dotted
 
 __all__ = ["describe"]
@@ -90,14 +90,14 @@ def _known_fields(located: FieldPath) -> list[str]:
     """Names of the fields of the settings class at a location that pydantic reports."""
     annotation: Any = Recipe
     for part in located:
-        candidates = list(_settings_classes(annotation))
+        candidates = list(settings_classes(annotation))
         if isinstance(part, str) and part.startswith("<"):
             annotation = Union[tuple(c for c in candidates if _answers_to(c, part))]  # noqa: UP007
             continue
         fields = [c.model_fields[part] for c in candidates if part in c.model_fields]
         if fields:
             annotation = fields[0].annotation
-    names = (name for c in _settings_classes(annotation) for name in c.model_fields)
+    names = (name for c in settings_classes(annotation) for name in c.model_fields)
     return list(dict.fromkeys(names))
 
 
@@ -107,12 +107,3 @@ def _answers_to(settings: type[BaseModel], tag: str) -> bool:
         if field in settings.model_fields:
             return settings.model_fields[field].default == tag.strip("<>")
     return tag == "<mapping>"
-
-
-def _settings_classes(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) is not Literal:
-        for argument in get_args(annotation):
-            if not isinstance(argument, str | types.NoneType):
-                yield from _settings_classes(argument)

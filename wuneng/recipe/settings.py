@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "settings_classes"]
 
 
 class Settings(BaseModel):
@@ -17,3 +21,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, validate_default=True, protected_namespaces=()
     )
+
+
+def settings_classes(annotation: Any) -> Iterator[type[Settings]]:
+    """The parts of a recipe that a field of this type may hold: members of unions, items of lists,
+    values of mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    elif get_origin(annotation) is not Literal:
+        for argument in get_args(annotation):
+            if not isinstance(argument, str | types.NoneType):
+                yield from settings_classes(argument)

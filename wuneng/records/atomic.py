@@ -17,6 +17,8 @@ from pathlib import Path
 
 from wuneng.errors import DiskError, InputError
 from wuneng.records.checksums import CHECKSUMS, seal_directory
+from wuneng.records.durable import flush
+from wuneng.records.files import FULL
 from wuneng.records.leftovers import (
     PARTIAL_DIRECTORY,
     is_abandoned,
@@ -30,15 +32,13 @@ __all__ = [
     "check_free_space",
     "directory_written_atomically",
     "disk_error",
-    "flush",
     "flush_tree",
     "remove_directory",
     "remove_leftovers",
 ]
 
 _LEFTOVER = PARTIAL_DIRECTORY
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DISK_ERRNOS = {*_FULL, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP}
+_DISK_ERRNOS = {*FULL, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP}
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def disk_error(error: BaseException, path: Path, bytes_needed: int) -> DiskError
         number = int(found.group(1))
     if number not in _DISK_ERRNOS:
         return None
-    if number in _FULL:
+    if number in FULL:
         return DiskError(_full_disk_message(path, bytes_needed))
     return DiskError(f"cannot write {path}: {os.strerror(number or 0)}")
 
@@ -165,16 +165,8 @@ def _full_disk_message(path: Path, bytes_needed: int) -> str:
 
 
 def flush_tree(directory: Path) -> None:
+    """Every file below ``directory``, and the directories themselves, onto the disk."""
     for root, _, files in os.walk(directory):
         for name in files:
             flush(Path(root) / name)
         flush(Path(root))
-
-
-def flush(path: Path) -> None:
-    """fsync a file or directory: a rename is durable only after its contents are."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

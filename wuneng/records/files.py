@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import DataError, DiskError
+from wuneng.records.durable import flush
 from wuneng.records.leftovers import lock, partial_file_pattern, remove_abandoned
 
 __all__ = [
+    "FULL",
     "append_jsonl",
     "disk_errors",
     "finite",
@@ -35,7 +37,8 @@ __all__ = [
 
 _DEEPEST = 100
 """Levels of a JSON file of ours; none has ten."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that takes no more."""
 _REFUSED = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.EBUSY),
     *(errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EOPNOTSUPP),
@@ -49,7 +52,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise DiskError(
                 f"cannot write {path}: the disk is full ({os.strerror(error.errno)}). What was "
                 "saved before is intact; free some space and run the command again."
@@ -80,7 +83,8 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             except FileNotFoundError:  # removed by another process before it was locked
                 if attempt == _ATTEMPTS - 1:
                     raise
-        _flush_directory(path.parent)
+        with suppress(OSError):  # not every platform opens a directory
+            flush(path.parent)
 
 
 def _write_and_rename(path: Path, data: bytes) -> None:
@@ -247,13 +251,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
-
-
-def _flush_directory(path: Path) -> None:
-    """Make a rename in ``path`` durable, where the platform can open a directory."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

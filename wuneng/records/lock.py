@@ -1,4 +1,12 @@
-"""Keeps two processes from training in one run directory."""
+"""Keeps two processes from training in one run directory.
+
+The one way of locking is ``leftovers.lock``, the operating system's own lock on an open file or
+directory; the package ``filelock`` cannot keep its promises. It locks files that it opens itself,
+while what is being written is locked by the directory that is later renamed. It has no shared lock,
+with which ``is_locked`` asks without keeping anybody out. Where a file system has no locks it falls
+back on a marker that outlives a killed process. And modules that travel with an exported model may
+import the standard library alone.
+"""
 
 from __future__ import annotations
 

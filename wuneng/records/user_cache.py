@@ -19,10 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wuneng.errors import DiskError, InputError, nearest
+from wuneng.records.cache_place import cache_place
 from wuneng.records.files import disk_errors
 from wuneng.records.leftovers import KERNEL_BUILD, is_abandoned, remove, temporary_directory
+from wuneng.records.places import expanded
 
-__all__ = ["KINDS", "OLD_CACHE", "UNFINISHED", "CacheEntry", "clear", "entries", "user_cache"]
+__all__ = [
+    "KINDS",
+    "OLD_CACHE",
+    "UNFINISHED",
+    "CacheEntry",
+    "clear",
+    "entries",
+    "named_cache",
+    "user_cache",
+]
 
 #: Where earlier versions kept tokens, in the working directory; not read any more.
 OLD_CACHE = Path(".wuneng-cache")
@@ -59,14 +70,17 @@ def user_cache() -> Path:
     Raises:
         InputError: somebody else has a directory in that last place.
     """
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path there counts for nothing, as the variable's specification says.
-    if os.path.isabs(named):
-        return Path(named) / "wuneng"
-    try:
-        return Path("~/.cache").expanduser().absolute() / "wuneng"
-    except RuntimeError:
-        return _without_a_home()
+    return cache_place() or _without_a_home()
+
+
+def named_cache() -> Path | None:
+    """``$WUNENG_CACHE``, where tokens and tokenizers are kept instead; None where it is not set.
+
+    Raises:
+        InputError: it begins with a ``~`` that stands for no home directory.
+    """
+    named = os.environ.get("WUNENG_CACHE")
+    return expanded(named, "WUNENG_CACHE").absolute() if named else None
 
 
 def _without_a_home() -> Path:

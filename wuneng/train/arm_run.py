@@ -6,16 +6,15 @@ checkpoint on, when the run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
+from wuneng.model.quiet import quiet_transformers
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, read_jsonl, refuse_links
 from wuneng.records.atomic import directory_written_atomically, remove_leftovers
 from wuneng.records.sharing import share_files
@@ -193,22 +192,10 @@ def _save_model(
 ) -> None:
     """``model/`` in transformers format, complete or not at all."""
     needed = sum(parameter.nbytes for parameter in model.parameters()) + (1 << 20)
-    with directory_written_atomically(place.model, needed) as temporary, _no_progress_bars():
+    with directory_written_atomically(place.model, needed) as temporary, quiet_transformers():
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """transformers draws one for every file it writes, across our own panel."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _stop_warning(display: Display) -> Callable[[str], None]:

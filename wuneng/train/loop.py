@@ -17,7 +17,7 @@ from wuneng.data.batch import TrainingData, ValidationData, same_data
 from wuneng.errors import CheckpointError
 from wuneng.recipe import OptimizerSettings, Training
 from wuneng.records import ArmDirectory, append_jsonl, truncate_jsonl_after
-from wuneng.records.atomic import flush
+from wuneng.records.durable import flush
 from wuneng.train import checkpoint
 from wuneng.train.display import Display, Progress
 from wuneng.train.distillation import Teacher

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from transformers.utils import logging as transformers_logging
 
-from wuneng.errors import InputError, ModelError, RecipeError, file_errors
+from wuneng.errors import InputError, ModelError, RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.recipe import ModelSettings
 from wuneng.records import find_model, read_json, verify
@@ -184,22 +183,11 @@ def load_start(directory: Path, *, check: bool = True) -> WuNengForCausalLM:
         DamagedError: a file is not what was written.
         ModelError: files are broken, or tensors missing, misshapen or left over.
     """
-    from wuneng.model.pretrained import load_causal_model  # not needed for planning, and slow
+    from wuneng.model.pretrained import load_whole_model  # not needed for planning, and slow
 
     if check:
         verify(directory)
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with file_errors(f"{directory}: cannot load the model", ModelError):
-            model, report = load_causal_model(directory, dtype=torch.float32)
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-    for name in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        keys = sorted(map(str, report[name]))
-        if keys:
-            raise ModelError(f"{directory}: {name.replace('_', ' ')}: {', '.join(keys[:3])}")
+    model = load_whole_model(directory, dtype=torch.float32)
     from wuneng.model import WuNengForCausalLM
 
     if not isinstance(model, WuNengForCausalLM):

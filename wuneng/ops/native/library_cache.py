@@ -12,6 +12,9 @@ import os
 import stat
 from pathlib import Path
 
+from wuneng.records.cache_place import cache_place
+from wuneng.records.durable import flush
+
 __all__ = ["is_intact", "keep", "own_directory"]
 
 
@@ -21,12 +24,9 @@ def own_directory() -> Path | None:
     None where there can be no such directory: it is another user's, somebody else could put
     another in its place, or it cannot be made.
     """
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(root):  # as that variable's specification says
-        root = os.path.join(os.path.expanduser("~"), ".cache")
-    if not os.path.isabs(root):  # nobody's home is known
+    path = cache_place()
+    if path is None:  # nobody's home is known
         return None
-    path = Path(root) / "wuneng"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = path.resolve(strict=True)
@@ -64,9 +64,9 @@ def keep(built: Path, library: Path) -> None:
     checksum = built.with_suffix(".sha256")
     checksum.write_text(f"{digest}\n", encoding="ascii")
     for source, target in ((built, library), (checksum, _checksum_file(library))):
-        _flush(source)
+        flush(source)
         os.replace(source, target)
-    _flush(library.parent)
+    flush(library.parent)
 
 
 def _checksum_file(library: Path) -> Path:
@@ -101,11 +101,3 @@ def _is_private_group(number: int) -> bool:
     except KeyError:
         return False
     return group.gr_name in names and set(group.gr_mem) <= names
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,90 @@
+"""The checkpoint architectures that convert, one record each.
+
+To add a family whose layers a WuNeng layer computes, and whose tensors have Llama's names, add its
+record to :data:`FAMILIES` and a source of its kind to the tests; nothing else asks which family a
+checkpoint is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+Bias = str | bool
+Role = Literal["attention", "state", "wuneng"]
+
+
+def _biases(query_key_value: Bias, output: Bias, mlp: Bias) -> dict[str, Bias]:
+    return {
+        "attention_bias": query_key_value,
+        "attention_output_bias": output,
+        "mlp_bias": mlp,
+    }
+
+
+@dataclass(frozen=True)
+class Family:
+    """What checkpoints of one ``model_type`` are and how their configuration says it.
+
+    Attributes:
+        model_type: as config.json spells it.
+        title: what people call it.
+        role: ``attention``: a Transformer, which state heads can be added to; ``state``: RWKV-7,
+            which becomes a model of state heads alone; ``wuneng``: our own.
+        spellings: other model types of the same checkpoints.
+
+    The rest concerns Transformers.
+
+    Attributes:
+        qk_norm: whether queries and keys are normalised per head.
+        biases: WuNeng's field for a bias to the family's field, or to what it always is.
+            Left out: there are none.
+        window: ``none``: no sliding window; ``all``: ``sliding_window`` holds in every layer;
+            ``layers``: in those that ``layer_types`` names.
+        even_width: whether the hidden size must be a multiple of the number of heads even where
+            ``head_dim`` is given.
+    """
+
+    model_type: str
+    title: str
+    role: Role
+    spellings: tuple[str, ...] = ()
+    qk_norm: bool = False
+    biases: Mapping[str, Bias] = field(default_factory=lambda: _biases(False, False, False))
+    window: Literal["none", "all", "layers"] = "none"
+    even_width: bool = False
+
+
+_RECORDS = (
+    Family(
+        "llama",
+        "Llama",
+        "attention",
+        biases=_biases("attention_bias", "attention_bias", "mlp_bias"),
+        even_width=True,
+    ),
+    Family("qwen2", "Qwen2", "attention", biases=_biases(True, False, False), window="layers"),
+    Family(
+        "qwen3",
+        "Qwen3",
+        "attention",
+        qk_norm=True,
+        biases=_biases("attention_bias", "attention_bias", False),
+        window="layers",
+    ),
+    Family("mistral", "Mistral", "attention", window="all"),
+    Family("rwkv7", "RWKV-7 in the fla layout", "state", spellings=("rwkv7_fla",)),
+    Family("wuneng", "WuNeng", "wuneng"),
+)
+
+#: By model type; a stock model is looked for in this order.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _RECORDS}
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family of a configuration's ``model_type``; None where it does not convert."""
+    spelled = (f for f in FAMILIES.values() if model_type in (f.model_type, *f.spellings))
+    return next(spelled, None)
