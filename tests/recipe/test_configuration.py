@@ -125,6 +125,8 @@ def spelled_otherwise(name: str, value: Any, context: dict[str, Any]) -> str | N
         return "a recipe leaves out what a model without attention heads has none of"
     if name == "cross_head" and not (attention and context.get("num_state_heads", 1)):
         return "a model with one kind of heads has no middle heads, whatever a file says of them"
+    if name == "state_options" and value:
+        return "what settings a kind has is written in its file, which a recipe does not import"
     if name == "hidden_act" and value == OTHER_ACTIVATION:
         return "a converted model keeps whatever activation transformers knows"
     return None
@@ -195,10 +197,16 @@ def test_a_converted_model_keeps_its_activation() -> None:
     assert "Did you mean 'gelu_fast'" in (model_refusal({"hidden_act": "gelu_fats"}) or "")
 
 
+def test_settings_that_a_kind_does_not_have_are_refused_when_the_run_is_planned() -> None:
+    settings = ModelSettings(state_options={"no such": 1})
+    with pytest.raises(ValueError, match="state_options: rwkv7 has no setting 'no such'"):
+        from_settings(settings, 300)
+
+
 def test_the_comparison_sees_a_rule_that_only_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WuNengConfig, "_check_values", lambda self: None)
-    with pytest.raises(AssertionError, match=r"hybrid: 1\.5: recipe .*1\.0 or 2\.0.*model None"):
-        test_what_one_refuses_the_other_does("state_a_max")
+    with pytest.raises(AssertionError, match=r"hybrid: 17: recipe .*multiple of 16.*model None"):
+        test_what_one_refuses_the_other_does("snapshot_every")
 
 
 def test_the_base_of_the_rotary_embedding_is_judged_alike() -> None:

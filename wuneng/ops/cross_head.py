@@ -6,7 +6,7 @@
     concat     Mid = [A^g; R] W_m
     branch     [lambda * R; Mid]
 
-(Our reading of arXiv 2504.19191, as ``wuneng.layers.cross_head`` tells.) ``additive`` alone
+(Our reading of arXiv 2504.19191, as ``wuneng.layers.middle`` tells.) ``additive`` alone
 changes A; where H < S an attention head serves S / H state heads, and up(R) is their mean.
 
 Backends: ``reference`` (the equations, plain autograd), ``torch`` (by hand, forward and backward)
