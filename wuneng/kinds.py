@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from wuneng.errors import nearest
 
@@ -54,7 +54,7 @@ def check_kind(room: Room, name: str) -> str | None:
     return f"must be one of {', '.join(known)}, got {name!r}.{nearest(name, known)}"
 
 
-def load_kind(room: Room, name: str) -> type:
+def load_kind(room: Room, name: str) -> Any:
     """The class of a kind.
 
     Raises:
@@ -63,8 +63,12 @@ def load_kind(room: Room, name: str) -> type:
     if name not in _REGISTERED[room]:
         if wrong := check_kind(room, name):
             raise ValueError(f"{room} kind {wrong}")
-        importlib.import_module(f"{_PACKAGES[room]}.{name}")
+        importlib.import_module(_module_of(room, name))
     return _REGISTERED[room][name]
+
+
+def _module_of(room: Room, name: str) -> str:
+    return f"{_PACKAGES[room]}.{name}"
 
 
 def _files(room: Room) -> list[str]:

@@ -123,6 +123,8 @@ def spelled_otherwise(name: str, value: Any, context: dict[str, Any]) -> str | N
         return "the data decides how many token ids a recipe needs; a model has so many"
     if name == "num_key_value_heads" and value == 0 and not attention:
         return "a recipe leaves out what a model without attention heads has none of"
+    if name == "state_options" and value:
+        return "a kind's own settings are known to its class, which the plan of a run asks"
     if name == "cross_head" and not (attention and context.get("num_state_heads", 1)):
         return "a model with one kind of heads has no middle heads, whatever a file says of them"
     if name == "state_options" and value:

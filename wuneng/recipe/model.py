@@ -54,8 +54,9 @@ def _kind_of(room: Literal["state", "middle"]) -> Any:
 
     def check(name: str) -> str:
         if check_kind(room, name):
-            expected = ", ".join(repr(known) for known in kind_names(room))
-            raise PydanticCustomError("kind", "{expected}", {"expected": f"one of {expected}"})
+            *others, last = map(repr, kind_names(room))
+            expected = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("kind", "{expected}", {"expected": expected})
         return name
 
     return Annotated[str, AfterValidator(check)]
@@ -63,9 +64,8 @@ def _kind_of(room: Literal["state", "middle"]) -> Any:
 
 def _layers(value: Any) -> Any:
     if value is not None and (wrong := shape_problem(value)):
-        raise PydanticCustomError(
-            "layers", "{expected}", {"expected": wrong.partition(", got ")[0]}
-        )
+        expected = wrong.partition(", got ")[0].removeprefix("must be ").removeprefix("must ")
+        raise PydanticCustomError("layers", "{expected}", {"expected": expected})
     return value
 
 
@@ -156,7 +156,7 @@ class ModelSettings(Settings):
     token_shift_on: Annotated[str, StringConstraints(pattern="^[rkv]*$")] = "rkv"
     """Which of read vector, key and value the shift after the projections touches."""
     state_short_conv: Taps = 0
-    """Taps of a short causal convolution, with SiLU, of read vector, key and value; 0: without."""
+    """Taps of a short causal convolution of the state's read vector, key and value; 0: without."""
     state_a_max: Annotated[Real, Field(ge=1.0, le=2.0)] = 1.0
     """Upper end of the in-context learning rate (beta): 1, or 2 to allow negative eigenvalues."""
     decay_rank: Width | None = None

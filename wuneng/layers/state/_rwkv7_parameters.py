@@ -39,7 +39,7 @@ class HeadParameters(StateHeads):
         return letters + ("g" if config.state_output_gate else "")
 
     def _add_low_rank(self, size: int, width: int) -> None:
-        """w, a (always), v (value residual, not in the first layer), g (output gate): bias, down, up."""
+        """w, a (always), v (value residual, not in the first layer), g (gate): bias, down, up."""
         config = self.config
 
         def add(name: str, rank: int, bias: bool = True) -> None:

@@ -34,6 +34,8 @@ from wuneng.ops import Snapshots, wkv7
 
 #: Of the paper's letters: read vector (receptance), key, value.
 LETTERS = "rkv"
+#: Fields that not every kind has, and their value where it is without.
+OPTIONAL = {"state_removal_key": "shared", "state_value_residual": False}
 NOW_LOGIT = 5.0  # softmax over (now, snapshots) starts with more than 0.96 on the present state
 
 
@@ -55,6 +57,8 @@ class StateHeads(nn.Module):
     settings: ClassVar[Mapping[str, Any]] = {}
     #: ``state_output_gate`` where nobody says.
     gated: ClassVar[bool] = False
+    #: Which of :data:`OPTIONAL` it has.
+    fields: ClassVar[frozenset[str]] = frozenset()
     #: Ways that ``token_shift`` can be.
     token_shifts: ClassVar[tuple[str, ...]] = ("post", "none")
 
@@ -100,15 +104,19 @@ class StateHeads(nn.Module):
                 f"state_options: {config.state_kind} has no setting {min(unknown)!r}; it takes "
                 f"{', '.join(cls.settings) or 'none'}"
             )
+        for name, without in OPTIONAL.items():
+            if getattr(config, name) != without and name not in cls.fields:
+                raise ValueError(
+                    f"{name} must be {without!r} where state_kind is {config.state_kind}, "
+                    f"got {getattr(config, name)!r}"
+                )
         if config.token_shift not in cls.token_shifts:
             raise ValueError(
                 f"token_shift must be {' or '.join(cls.token_shifts)} where state_kind is "
                 f"{config.state_kind}, got {config.token_shift!r}"
             )
-        for which, source in (
-            ("key", config.state_key_source),
-            ("value", config.state_value_source),
-        ):
+        for which in ("key", "value"):
+            source = getattr(config, f"state_{which}_source")
             if source != "own" and which not in cls.shares:
                 raise ValueError(
                     f"state_{which}_source must be 'own' where state_kind is {config.state_kind}, "
@@ -139,10 +147,6 @@ class StateHeads(nn.Module):
             shift = getattr(self, f"shift_{letter}", None)
             if shift is not None:
                 init.copy_(shift, shift_ramp(shift.numel(), SHIFT_POWER[letter] * power))
-            conv = self._modules.get(f"{letter}_conv")
-            if conv is not None:
-                bound = conv.weight.shape[1] ** -0.5
-                init.uniform_(conv.weight, -bound, bound)
         if config.snapshots:
             init.zeros_(self.snapshot_proj.weight)
             bias = torch.zeros(self.heads, 1 + config.snapshots)
@@ -227,8 +231,7 @@ class StateHeads(nn.Module):
     def convolved(
         self, r: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, slot: Any
     ) -> tuple[Tensor, ...]:
-        """r, k, v ``[.., S * N]`` after the short convolutions, with SiLU as delta nets have it;
-        unchanged where the configuration has none."""
+        """r, k, v ``[.., S * N]`` after their short convolutions, if the configuration has some."""
         if not self.config.state_short_conv:
             return r, k, v
         mixed = []
@@ -237,7 +240,7 @@ class StateHeads(nn.Module):
             y, last = self._modules[f"{letter}_conv"](u[..., : self.width], layout, carry)  # type: ignore[misc]
             if slot is not None:
                 slot.put(f"conv_{letter}", last)
-            mixed.append(nn.functional.silu(y))
+            mixed.append(y)
         return tuple(mixed)
 
     def snapshots(self, x: Tensor, slot: Any) -> Snapshots | None:
@@ -265,8 +268,10 @@ class StateHeads(nn.Module):
         layout: SequenceLayout,
         slot: Any,
     ) -> Tensor:
-        """y ``[.., S, N]`` of :func:`wuneng.ops.wkv7` over r, w, k, v, a, b ``[.., S, N]``, from this
-        layer's cached state to the next; it has passed ``readout``. ``x``: packed input."""
+        """y ``[.., S, N]`` of :func:`wuneng.ops.wkv7` over r, w, k, v, a, b ``[.., S, N]``.
+
+        From this layer's cached state to the next; y has passed ``readout``. ``x``: packed input.
+        """
         snapshots = self.snapshots(x, slot)
         state = None if slot is None else slot.get("wkv")
         options: dict[str, Any] = {"initial_state": state, "cu_seqlens": layout.cu_seqlens}

@@ -23,6 +23,7 @@ from wuneng.layers.norms import HeadGroupNorm
 from wuneng.layers.plain_modules import is_plain
 from wuneng.layers.state._rwkv7_initial_values import initialise
 from wuneng.layers.state._rwkv7_parameters import HeadParameters
+from wuneng.layers.state.base import OPTIONAL
 from wuneng.layers.token_path import one_token
 from wuneng.ops import HeadInputs, HeadOptions, HeadWeights, head_projections, low_rank, state_head
 
@@ -33,6 +34,7 @@ class RWKV7(HeadParameters):
 
     matrices = frozenset(letter + part for letter in "wavg" for part in "12")
     groups: ClassVar = {"w0": "double_lr"}
+    fields = frozenset(OPTIONAL)
     token_shifts = ("post", "pre", "none")
 
     def __init__(self, config: Any, layer_idx: int) -> None:
