@@ -133,6 +133,11 @@ BUILT_IN_ARMS: dict[str, BuiltInArm] = {
         _changing(**_OWN_OF_RWKV7, **_CONVOLVED, state_kind="gated_delta"),
         "Gated DeltaNet's heads for the state heads, with their short convolution",
     ),
+    "kda": BuiltInArm(
+        "parameters",
+        _changing(**_OWN_OF_RWKV7, **_CONVOLVED, state_kind="kda"),
+        "Kimi Delta Attention's heads for the state heads, with their short convolution",
+    ),
     "rwkv7": BuiltInArm("parameters", _pure_rwkv7, "RWKV-7's own time mix, without attention"),
     "replace": BuiltInArm("width", _replacing, "state heads in the place of some attention heads"),
     "no-shift": BuiltInArm("width", _changing(token_shift="none"), "without the token shift"),

@@ -18,7 +18,7 @@ from wuneng.model.initialisation import initialise
 from wuneng.model.parameter_groups import groups_of
 from wuneng.ops import using
 
-KINDS = ("gated_delta",)
+KINDS = ("gated_delta", "kda")
 #: As they are published, and as WuNeng's own heads mix tokens.
 WIRINGS: dict[str, dict[str, Any]] = {
     "conv": {"token_shift": "none", "state_short_conv": 4},
