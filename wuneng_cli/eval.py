@@ -132,7 +132,7 @@ def evaluate(
     from wuneng.evaluate.results import result_file, write_report
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation
     from wuneng.evaluate.state_controls import parse_state_control
-    from wuneng.records import usable_directory
+    from wuneng.records import prove_writable
 
     control = parse_state_control(state)
     chosen, other, remark = choose_models(model, baseline, control, arm=arm)
@@ -152,7 +152,7 @@ def evaluate(
         check=verify,
     )
     directory = out or default_directory(chosen)
-    usable_directory(directory, "--out")  # found out now, not after an hour of evaluation
+    prove_writable(directory, "--out")  # found out now, not after an hour of evaluation
 
     def notify(message: str) -> None:
         if not quiet:

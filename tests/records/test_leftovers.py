@@ -12,6 +12,7 @@ from wuneng.records import (
     RunDirectory,
     atomic,
     leftovers,
+    prove_writable,
     read_json,
     sharing,
     usable_directory,
@@ -183,6 +184,13 @@ def test_copies_are_read_only_where_that_is_asked(
     assert sharing.share_files(tmp_path / "a", [tmp_path / "b"], check=check) == 9
     assert (tmp_path / "a" / "weights").samefile(tmp_path / "b" / "weights")
     assert bool(read) is check
+
+
+def test_what_is_only_proved_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for place in ("mine", "mine/deep/er", "new/one"):
+        prove_writable(tmp_path / place, "--out")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"]
 
 
 def test_a_probe_that_a_kill_left_is_removed(tmp_path: Path) -> None:

@@ -44,9 +44,7 @@ def test_the_process_that_holds_it_is_named(tmp_path: Path) -> None:
     with held_elsewhere(tmp_path) as process:
         assert is_locked(tmp_path)
         for _ in range(2):  # asking takes the name away from nobody
-            with pytest.raises(
-                InUse, match=rf"another process \(id {process.pid}\) is train"
-            ):
+            with pytest.raises(InUse, match=rf"another process \(id {process.pid}\) is train"):
                 locked(tmp_path).__enter__()
         assert (tmp_path / ".lock").read_text(encoding="ascii") == str(process.pid)
 

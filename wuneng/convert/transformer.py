@@ -38,6 +38,7 @@ def from_transformer(
     dtype: torch.dtype | None,
     seed: int,
     state_from: str | None = None,
+    new_apart: bool = False,
 ) -> Conversion:
     """A Llama, Qwen2, Qwen3 or Mistral (or a WuNeng without state heads), with heads added.
 
@@ -45,6 +46,7 @@ def from_transformer(
         dtype: of the destination; None keeps the source's.
         seed: of the new parameters' initial values.
         state_from: an RWKV-7 that the state heads start from.
+        new_apart: whether new tensors get a file of their own, beside those of the source.
 
     Raises:
         ModelError: configuration or weights are broken or do not belong together.
@@ -70,7 +72,9 @@ def from_transformer(
     donor = None if state_from is None else open_donor(state_from, config)
     if donor is not None:
         make = donor.wrap(make)
-    plan = make_plan(source, routes, dropped, dtype=dtype, wanted=wanted, new=make)
+    plan = make_plan(
+        source, routes, dropped, dtype=dtype, wanted=wanted, new=make, new_apart=new_apart
+    )
     parameters = sum(torch.Size(shape).numel() for shape in wanted.values())
     return Conversion(
         what=f"{located.kind} to wuneng",
