@@ -186,6 +186,20 @@ def test_copies_are_read_only_where_that_is_asked(
     assert bool(read) is check
 
 
+def test_a_file_is_shared_with_the_first_that_has_it(tmp_path: Path) -> None:
+    """Whatever the order: a second copy does not take it away from the first again."""
+    for name in ("first", "second", "own"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"the same")
+        seal_directory(tmp_path / name)
+    others = [tmp_path / "first", tmp_path / "second"]
+    for _ in range(2):
+        sharing.share_files(tmp_path / "own", others)
+        assert (tmp_path / "own" / "weights").samefile(tmp_path / "first" / "weights")
+    sharing.share_files(tmp_path / "second", [tmp_path / "first", tmp_path / "own"])
+    assert (tmp_path / "first" / "weights").stat().st_nlink == 3
+
+
 def test_what_is_only_proved_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for place in ("mine", "mine/deep/er", "new/one"):
