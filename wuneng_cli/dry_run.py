@@ -1,6 +1,4 @@
-"""What a recipe would take, found out without training anything: counted from names and shapes,
-the time from about a second of steps of each arm where that is wanted.
-"""
+"""``wuneng train --dry-run``: what a recipe would take, in a table and in words."""
 
 from __future__ import annotations
 
@@ -10,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from wuneng_cli.render import short_bytes
 
 if TYPE_CHECKING:
-    from wuneng.recipe import Recipe, Training
+    from wuneng.recipe import Recipe
     from wuneng.tables import Table
-    from wuneng.train.arms import ArmConfigs
     from wuneng.train.starting_point import Sources
-    from wuneng.train.trainable import ArmSizes
 
 __all__ = ["plan", "plan_lines", "plan_table", "sources_of"]
 
@@ -29,22 +25,16 @@ def plan(recipe: Recipe, *, measure: bool = False) -> dict[str, Any]:
         DataError: files or a tokenizer that the recipe names are missing.
         RecipeError: an arm cannot be built or sized to match the first.
     """
-    from wuneng.train.arms import ArmConfigs
+    from wuneng.train.estimate import estimate
+    from wuneng.train.plan import plan_run
 
-    sources = sources_of(recipe)
-    vocab_size = _vocab_size(recipe, sources)
-    training = recipe.training
-    configs = ArmConfigs(recipe, vocab_size, sources=sources)
+    planned = plan_run(recipe, sources_of(recipe))
     return {
         "schema": 1,
         "name": recipe.name,
         "recipe": recipe.model_dump(),
         "seeds": recipe.seeds,
-        "vocab_size": vocab_size,
-        "tokens_per_step": training.tokens_per_step,
-        "steps": training.total_steps,
-        "tokens": training.total_tokens,
-        "arms": {name: _arm(recipe, name, configs, measure) for name in recipe.arms},
+        **estimate(planned, measure=measure),
     }
 
 
@@ -53,7 +43,7 @@ def sources_of(recipe: Recipe, *, check: bool = True) -> Sources | None:
 
     ``check``: compare their files with their checksums before a conversion.
     """
-    if recipe.source is None and not any(arm.distill for arm in recipe.arms.values()):
+    if not recipe.names_models:
         return None
     from wuneng.convert import ConvertedSources
 
@@ -123,126 +113,3 @@ def _duration(seconds: float | None) -> str:
             value = seconds / size
             return f"{value:,.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}"
     return f"{seconds / 60:.0f} min"
-
-
-def _arm(recipe: Recipe, name: str, configs: ArmConfigs, measure: bool) -> dict[str, Any]:
-    from wuneng.model.counting import describe, memory_estimate, total_parameters
-    from wuneng.train.trainable import arm_sizes
-
-    config, teacher = configs(name), configs.teacher(name)
-    sizes = arm_sizes(recipe, name, configs, teacher)
-    training = recipe.arm_training(name)
-    memory = memory_estimate(
-        config,
-        sequences=training.micro_batch_size or training.batch_size,
-        sequence_length=training.sequence_length,
-        activation_bytes=_activation_bytes(recipe, training),
-        activation_checkpointing=training.activation_checkpointing,
-    )
-    memory["weights"] = 4 * (sizes.parameters + (total_parameters(teacher) if teacher else 0))
-    memory["gradients"], memory["optimizer"] = 4 * sizes.trainable, 8 * sizes.trainable
-    parts = describe(config)
-    if sizes.parameters > parts["parameters"]:
-        parts["parts"]["adapters"] = sizes.parameters - parts["parameters"]
-    tokens = 0 if recipe.arms[name].train == "none" else training.total_tokens
-    return {
-        **parts,
-        "parameters": sizes.parameters,
-        "trainable_parameters": sizes.trainable,
-        "intermediate_size": config.intermediate_size,
-        "match": recipe.arms[name].match,
-        "learning_rate": training.learning_rate,
-        "training_flops": sizes.flops_per_token * tokens,
-        "memory": {**memory, "total": sum(memory.values())},
-        "compile": training.compile,
-        "disk_bytes": _disk(sizes, training, trains=tokens > 0) + _copies(recipe, name, configs),
-        **_time(recipe, name, configs, sizes.flops_per_token * tokens, measure),
-    }
-
-
-def _disk(sizes: ArmSizes, training: Training, *, trains: bool) -> int:
-    """Bytes of one seed: the model, and the checkpoints that are kept (weights and moments)."""
-    from wuneng.train.schedule import steps_before_decay
-
-    checkpoint = 4 * sizes.parameters + 8 * sizes.trainable
-    kept = training.keep_checkpoints
-    if training.schedule == "wsd" and steps_before_decay(training.total_steps, training):
-        kept += 1  # the one from before the decay, from which a longer run goes on
-    return 4 * sizes.parameters + (kept * checkpoint if trains else 0)
-
-
-def _copies(recipe: Recipe, name: str, configs: ArmConfigs) -> int:
-    """Bytes of what the arm starts and learns from, where that is converted: at most float32.
-
-    Arms and seeds that convert the same keep it once, if the disk can; this counts it for each.
-    """
-    from wuneng.model.counting import total_parameters
-    from wuneng.train.distillation import teacher_name
-    from wuneng.train.starting_point import PLAIN
-
-    start, teacher = recipe.arms[name].init_from, teacher_name(recipe, name)
-    config = configs.teacher(name)
-    found = 0
-    if start is not None and configs.sources.converts(start, recipe.arms[name].model):
-        found += 4 * total_parameters(configs(name))
-    if teacher is not None and config is not None and configs.sources.converts(teacher, PLAIN):
-        found += 4 * total_parameters(config)
-    return found
-
-
-def _time(
-    recipe: Recipe, name: str, configs: ArmConfigs, flops: float, measure: bool
-) -> dict[str, Any]:
-    """Seconds of one seed, and why there are none."""
-    if not flops:
-        return {"seconds": 0.0, "not_measured": ""}
-    if not measure:
-        return {"seconds": None, "not_measured": "--no-measure"}
-    from wuneng.train.measured import measured_speed
-
-    speed = measured_speed(recipe, name, configs(name))
-    rate = speed.flops_per_second
-    return {"seconds": None if rate is None else flops / rate, "not_measured": speed.not_measured}
-
-
-def _activation_bytes(recipe: Recipe, training: Training) -> int:
-    """Bytes of an activation. A recipe for a GPU can be planned on a machine that has none."""
-    if training.precision != "auto":
-        return 4 if training.precision == "fp32" else 2
-    if recipe.device.startswith("cuda"):
-        return 2
-    from wuneng.device import autocast_dtype, pick_device
-
-    device = pick_device("cpu" if recipe.device == "mps" else recipe.device)
-    return 4 if autocast_dtype("auto", device) is None else 2
-
-
-def _vocab_size(recipe: Recipe, sources: Sources | None) -> int:
-    """Token ids that the data needs. Text is not read: files have to be there, that is all."""
-    from wuneng.recipe import SOURCE_TOKENIZER, SyntheticData, TrainedTokenizer
-
-    data = recipe.data
-    if isinstance(data, SyntheticData):
-        from wuneng.synthetic import prepare_synthetic
-
-        training, evaluation = recipe.training, recipe.evaluation
-        steps = training.total_steps
-        return prepare_synthetic(data, training, evaluation, recipe.seeds[0], steps).vocab_size
-    for field, source in (("data.train", data.train), ("data.validation", data.validation)):
-        if isinstance(source, list):
-            from wuneng.data.files import find_files
-
-            find_files(source, field)
-    if isinstance(data.tokenizer, TrainedTokenizer):
-        return data.tokenizer.train_bpe
-    if recipe.model.vocab_size is not None:
-        # Said in the recipe: a tokenizer that would have to be fetched is not needed.
-        return recipe.model.vocab_size
-    from wuneng.data.tokenizer import byte_tokenizer, load_tokenizer
-
-    if data.tokenizer == SOURCE_TOKENIZER and recipe.source is not None:
-        from wuneng.train.starting_point import source_tokenizer
-
-        return len(source_tokenizer(recipe.source, sources))
-    tokenizer = byte_tokenizer() if data.tokenizer == "bytes" else load_tokenizer(data.tokenizer)
-    return len(tokenizer)

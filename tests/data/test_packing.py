@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.data.encoding import Encoder
 from wuneng.data.packing import PackedRows
-from wuneng.data.split import segments_of
+from wuneng.data.segments import segments_of
 from wuneng.data.token_cache import Corpus
 from wuneng.data.tokenizer import byte_tokenizer
 

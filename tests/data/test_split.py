@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from wuneng.data.encoding import Encoder
+from wuneng.data.segments import cut_document
 from wuneng.data.sources import open_source
-from wuneng.data.split import cut_document, document_digest, held_out, hold_out
+from wuneng.data.split import choose_validation, document_digest, falls_in_validation
 from wuneng.data.token_cache import Corpus, tokenized
 from wuneng.data.tokenizer import byte_tokenizer
 
@@ -29,7 +30,7 @@ def corpus_of(paths: list[Path], root: Path) -> Corpus:
 
 def test_fraction_is_kept_and_nested() -> None:
     hashes = digests([f"document {i}" for i in range(4000)])
-    small, large = held_out(hashes, 0.05), held_out(hashes, 0.2)
+    small, large = falls_in_validation(hashes, 0.05), falls_in_validation(hashes, 0.2)
     assert 0.035 < small.mean() < 0.065
     assert 0.18 < large.mean() < 0.22
     assert (large | ~small).all()
@@ -37,15 +38,15 @@ def test_fraction_is_kept_and_nested() -> None:
 
 def test_choice_does_not_move_when_documents_are_added_or_reordered() -> None:
     documents = [f"document {i}" for i in range(500)]
-    before = dict(zip(documents, held_out(digests(documents), 0.1), strict=True))
+    before = dict(zip(documents, falls_in_validation(digests(documents), 0.1), strict=True))
     more = [*documents[::-1], *(f"another {i}" for i in range(500))]
-    after = dict(zip(more, held_out(digests(more), 0.1), strict=True))
+    after = dict(zip(more, falls_in_validation(digests(more), 0.1), strict=True))
     assert all(after[text] == out for text, out in before.items())
 
 
 def test_equal_documents_are_on_one_side() -> None:
     documents = [f"{i % 20}" for i in range(100)]
-    out = hold_out(digests(documents), 0.3)
+    out = choose_validation(digests(documents), 0.3)
     sides = {
         text: {bool(o) for t, o in zip(documents, out, strict=True) if t == text}
         for text in documents
@@ -56,7 +57,7 @@ def test_equal_documents_are_on_one_side() -> None:
 @pytest.mark.parametrize("fraction", [1e-9, 0.05, 0.5, 0.999999])
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_neither_side_is_ever_empty(count: int, fraction: float) -> None:
-    out = hold_out(digests([f"{i}" for i in range(count)]), fraction)
+    out = choose_validation(digests([f"{i}" for i in range(count)]), fraction)
     assert 0 < out.sum() < count
 
 

@@ -15,7 +15,7 @@ from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.errors import InputError, ModelError
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.state_controls import controlled_state, parse_state_control
-from wuneng.layers.state_heads import StateHeads
+from wuneng.layers.state.rwkv7 import RWKV7 as StateHeads
 
 Load = Callable[..., Any]
 

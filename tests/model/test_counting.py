@@ -8,7 +8,7 @@ from tests.model.small import BASE, VARIANTS
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.model import counting
 from wuneng.model import skeleton as skeleton_module
-from wuneng.model.parameter_groups import group_of
+from wuneng.model.parameter_groups import groups_of
 from wuneng.model.skeleton import Skeleton, layout
 
 YARN = {
@@ -98,7 +98,7 @@ def test_flops_of_a_plain_model_by_hand():
 
 def test_parameter_groups():
     model = WuNengForCausalLM(WuNengConfig(**BASE, snapshots=1))
-    groups = {name: group_of(name, p) for name, p in model.named_parameters()}
+    groups = groups_of(model)
     layer = "model.layers.0."
     assert groups[layer + "state_heads.w0"] == "double_lr"
     for name in ("self_attn.q_proj.weight", "cross_head.gate_weight", "mlp.up_proj.weight"):

@@ -9,8 +9,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.model.small import plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
-from wuneng.layers.cross_head import CrossHead
-from wuneng.layers.state_heads import StateHeads
+from wuneng.layers.middle.gated import Gated as CrossHead
+from wuneng.layers.state.rwkv7 import RWKV7 as StateHeads
 from wuneng.model.call_arguments import cache_of
 
 VARIANTS = [

@@ -14,7 +14,7 @@ import torch
 
 from tests.ops.cross_head_cases import KINDS, RATIOS, Case, assert_close
 from tests.precision import assert_as_exact
-from wuneng.layers.cross_head import CrossHead
+from wuneng.layers.middle.gated import Gated as CrossHead
 from wuneng.ops import cross_head_forward
 from wuneng.ops.cross_head import cross_head, cross_head_reference
 

@@ -72,7 +72,7 @@ def test_tokens_are_rounded_up_to_whole_steps(write: Write) -> None:
          "Did you mean 'num_state_heads'?"),
         ("modle: {}", 1, "modle is not a known field. Did you mean 'model'?"),
         ("model:\n  cross_head: gate", 2, "model.cross_head: expected 'gated', 'concat', "
-         "'additive' or 'none', got 'gate'. Did you mean 'gated'?"),
+         "'gated' or 'none', got 'gate'. Did you mean 'gated'?"),
         ("model: {hidden_size: wide}", 1, "model.hidden_size: expected a whole number, possibly "
          "with the suffix k, M or G (powers of 1024), got 'wide'"),
         ("model: {hidden_size: true}", 1, "got True"),

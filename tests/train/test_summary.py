@@ -316,7 +316,6 @@ def test_one_row_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
 
     name = "text/bits_per_byte"
     results = compared(name, wuneng=2.0, mha=2.5)
-    recipe: Any = SimpleNamespace(seeds=[0], arms=results["arms"])
     for rows, kept in ((1, 0), (4, 1)):
         values = {"wuneng": np.full(rows, -20.0), "mha": np.full(rows, -25.0)}
         scored = {
@@ -324,7 +323,7 @@ def test_one_row_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
             for arm, value in values.items()
         }
         monkeypatch.setattr(module, "_columns", lambda run, arm, scored=scored: scored[arm])
-        found = module.paired_differences(SimpleNamespace(), recipe, results["arms"])  # type: ignore[arg-type]
+        found = module.paired_differences(SimpleNamespace(), results["arms"])  # type: ignore[arg-type]
         assert len(found) == kept
         text = closing_sentence({**results, "paired": found})
         assert "on these rows" not in text

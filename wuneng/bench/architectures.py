@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -31,9 +31,6 @@ from wuneng.head_counts import replaced_heads
 from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.counting import describe, match
 from wuneng.model.skeleton import Skeleton
-
-if TYPE_CHECKING:
-    from wuneng.recipe import Recipe
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -264,43 +261,27 @@ def _preset(preset: str | None) -> tuple[str, dict[str, Any]]:
 
 def _from_recipe(path: Path, arms: list[str], *, named: bool) -> Comparison:
     from wuneng.recipe import load_recipe
-    from wuneng.train.arms import arm_config
+    from wuneng.train.plan import plan_run
 
     recipe = load_recipe(path)
-    vocabulary = _vocabulary(recipe)
-    stated = {arm: arm_config(recipe, arm, vocabulary) for arm in recipe.arms}
-    first = recipe.reference_arm
+    sources = None
+    if recipe.names_models:
+        from wuneng.convert import ConvertedSources
+
+        sources = ConvertedSources()
+    plan = plan_run(recipe, sources, text="none")  # how fast a model is does not depend on text
+    first = plan.outline.reference
+    stated = {name: arm.config for name, arm in plan.arms.items()}
     kept = ("activation_checkpointing", "compile", "learning_rate", "weight_decay", "betas", "clip")
     return _comparison(
-        recipe.name,
+        plan.outline.name,
         stated[first],
         [arm for arm in arms if arm != first],
         named=named,
         first=first,
         configs=stated,
-        training={name: getattr(recipe.training, name) for name in kept},
+        training={name: getattr(plan.training, name) for name in kept},
     )
-
-
-def _vocabulary(recipe: Recipe) -> int:
-    """Token ids that the recipe's data needs."""
-    from wuneng.recipe import SyntheticData, TrainedTokenizer
-
-    data = recipe.data
-    if recipe.model.vocab_size is not None:
-        return recipe.model.vocab_size
-    if isinstance(data, SyntheticData):
-        from wuneng.synthetic import prepare_synthetic
-
-        steps = recipe.training.total_steps
-        seed = recipe.seeds[0]
-        prepared = prepare_synthetic(data, recipe.training, recipe.evaluation, seed, steps)
-        return prepared.vocab_size
-    if isinstance(data.tokenizer, TrainedTokenizer):
-        return data.tokenizer.train_bpe
-    from wuneng.data.tokenizer import byte_tokenizer, load_tokenizer
-
-    return len(byte_tokenizer() if data.tokenizer == "bytes" else load_tokenizer(data.tokenizer))
 
 
 def _from_directory(model: str, arms: list[str], *, named: bool) -> Comparison:

@@ -74,9 +74,9 @@ def _case(shapes: OperatorShapes, config: Any, arm: str) -> Case:
 
 
 def _layer(shapes: OperatorShapes, config: Any, dtype: torch.dtype) -> Any:
-    from wuneng.layers.cross_head import CrossHead
+    from wuneng.kinds import load_kind
 
-    built = CrossHead(config)
+    built = load_kind("middle", config.cross_head)(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in built.parameters():
         drawn = torch.randn(parameter.shape, generator=generator) / config.hidden_size**0.5
@@ -85,7 +85,7 @@ def _layer(shapes: OperatorShapes, config: Any, dtype: torch.dtype) -> Any:
 
 
 def _fuse(layer: Any, arm: str) -> Fuse:
-    if layer.kind == "none":
+    if not layer.mixes:
         return layer
     backend = {"fused": "torch", "triton": "triton"}.get(arm, "reference")
 

@@ -171,8 +171,8 @@ def cache_bytes(config: WuNengConfig, batch: int, tokens: int, element: int) -> 
     kv = state = 0
     groups = config.num_key_value_heads or 0
     for layer in range(config.num_hidden_layers):
-        seen = tokens
-        if config.num_attention_heads and config.is_sliding(layer):
+        seen = tokens if config.has_attention(layer) else 0
+        if config.is_sliding(layer):
             seen = min(tokens, (config.sliding_window or tokens) - 1)
         kv += 2 * groups * (config.head_dim or 0) * seen * element
         state += _layer_state_bytes(config, layer, element)
@@ -180,15 +180,25 @@ def cache_bytes(config: WuNengConfig, batch: int, tokens: int, element: int) -> 
 
 
 def _layer_state_bytes(config: WuNengConfig, layer: int, element: int) -> int:
+    from wuneng.kinds import load_kind
+
     total = 0
-    if config.attention_token_shift and config.num_attention_heads:
-        total += 2 * (config.num_key_value_heads or 0) * (config.head_dim or 0) * element
+    if config.has_attention(layer):
+        groups = config.num_key_value_heads or 0
+        if config.attention_token_shift:
+            total += 2 * groups * (config.head_dim or 0) * element
+        if taps := config.attention_short_conv:
+            heads = config.num_attention_heads + 2 * groups
+            total += (taps - 1) * heads * (config.head_dim or 0) * element
     if config.ffn == "rwkv7":
         total += config.hidden_size * element
     if not config.has_state(layer):
         return total
     heads, size = config.num_state_heads, config.state_head_dim or 0
-    total += heads * size**2 * _STATE_BYTES * (1 + config.snapshots)
+    recurrent = load_kind("state", config.state_kind).state_elements(config)  # type: ignore[attr-defined]
+    total += recurrent * _STATE_BYTES * (1 + config.snapshots)
+    if config.state_short_conv:
+        total += (config.state_short_conv - 1) * 3 * heads * size * element
     total += 8 if config.snapshots else 0  # tokens seen
     if config.token_shift == "post":
         total += len(config.token_shift_on) * heads * size * element

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.errors import InputError
-from wuneng.layers.cross_head import CrossHead
-from wuneng.layers.state_heads import StateHeads
+from wuneng.kinds import load_kind
+from wuneng.layers.middle.base import make_middle_heads
 from wuneng.model import WuNengConfig
 from wuneng.model.initialisation import initialise
 
@@ -122,8 +122,8 @@ class NewTensors:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + layer)
             parts: dict[str, nn.Module] = {
-                "state_heads": StateHeads(self.config, layer),
-                "cross_head": CrossHead(self.config),
+                "state_heads": load_kind("state", self.config.state_kind)(self.config, layer),
+                "cross_head": make_middle_heads(self.config, layer),
             }
             with torch.no_grad():
                 for part in parts.values():

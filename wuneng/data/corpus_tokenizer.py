@@ -11,7 +11,7 @@ import numpy as np
 
 from wuneng.data.cache_directory import is_intact, publish
 from wuneng.data.sources import DocumentSource
-from wuneng.data.split import document_digest, held_out, hold_out
+from wuneng.data.split import choose_validation, document_digest, falls_in_validation
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.tokenizer import load_tokenizer, train_byte_pair_tokenizer
 from wuneng.recipe.data import TextData, TrainedTokenizer
@@ -72,7 +72,7 @@ def _training_documents(
         return
     if isinstance(train, StreamedDataset) and validation is None:
         for text in train.documents():
-            if not held_out(np.array([document_digest(text)], np.uint64), fraction)[0]:
+            if not falls_in_validation(np.array([document_digest(text)], np.uint64), fraction)[0]:
                 yield text
         return
     excluded, single = _excluded(train, validation, fraction)
@@ -93,7 +93,7 @@ def _excluded(
     digests = np.array([document_digest(text) for text in train.documents()], dtype=np.uint64)
     if len(np.unique(digests)) < 2:
         return set(), True
-    return set(digests[hold_out(digests, fraction)].tolist()), False
+    return set(digests[choose_validation(digests, fraction)].tolist()), False
 
 
 def _save(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:

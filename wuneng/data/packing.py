@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.data.encoding import Encoder
-from wuneng.data.split import Segments
+from wuneng.data.segments import Segments
 from wuneng.data.token_cache import Corpus
 
 __all__ = ["TASK", "PackedRows"]

@@ -12,22 +12,24 @@ from wuneng.data.batch import EPOCHS, Prepared, TrainingData
 from wuneng.data.cache_directory import cache_root
 from wuneng.data.corpus_tokenizer import choose_tokenizer
 from wuneng.data.encoding import Encoder
-from wuneng.data.held_out import held_out_sample, leading_sample
 from wuneng.data.packing import PackedRows
+from wuneng.data.segments import Segments, cut_document, segments_of
 from wuneng.data.sources import DocumentSource, open_source
-from wuneng.data.split import Segments, cut_document, held_out, hold_out, segments_of
+from wuneng.data.split import choose_validation, falls_in_validation
+from wuneng.data.stream_sample import held_out_sample, leading_sample
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.streaming import StreamedTraining
 from wuneng.data.text_batches import TextTraining, TextValidation
 from wuneng.data.token_cache import Corpus, tokenized
+from wuneng.data.tokenizer import load_tokenizer
 from wuneng.errors import DataError
-from wuneng.recipe.data import TextData
+from wuneng.recipe.data import TextData, TrainedTokenizer
 from wuneng.recipe.training import EndEvaluation, Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["prepare_text"]
+__all__ = ["prepare_text", "text_tokenizer"]
 
 # Validation during training is there to watch, and must not cost much.
 _TOKENS_WATCHED = 1 << 16
@@ -52,12 +54,7 @@ def prepare_text(
     when the token cache cannot be written.
     """
     root = cache_root(data.cache_dir)
-    train = open_source(data.train, "data.train", data.text_field, data.max_documents)
-    validation = None
-    if data.validation is not None:
-        validation = open_source(
-            data.validation, "data.validation", data.text_field, data.max_documents
-        )
+    train, validation = _open_sources(data)
     if tokenizer is None:
         tokenizer = choose_tokenizer(data, train, validation, root)
     job = _Preparation(data, training, evaluation, seed, Encoder(tokenizer), root)
@@ -76,6 +73,27 @@ def prepare_text(
         vocab_size=len(tokenizer),
         description="\n".join(job.notes),
     )
+
+
+def text_tokenizer(data: TextData) -> PreTrainedTokenizerFast:
+    """The tokenizer that ``data`` names, or that is learned from its training text and kept.
+
+    Raises DataError, DiskError as ``prepare_text``.
+    """
+    if isinstance(data.tokenizer, TrainedTokenizer):
+        return choose_tokenizer(data, *_open_sources(data), cache_root(data.cache_dir))
+    return load_tokenizer(data.tokenizer)
+
+
+def _open_sources(
+    data: TextData,
+) -> tuple[DocumentSource | StreamedDataset, DocumentSource | StreamedDataset | None]:
+    """Training and validation text; None where the latter is held out of the former."""
+    train = open_source(data.train, "data.train", data.text_field, data.max_documents)
+    if data.validation is None:
+        return train, None
+    other = open_source(data.validation, "data.validation", data.text_field, data.max_documents)
+    return train, other
 
 
 @dataclass
@@ -130,7 +148,10 @@ class _Preparation:
         known = set(other.digests.tolist())
 
         def wanted(digest: int) -> bool:
-            by_hash = validation is None and held_out(np.array([digest], np.uint64), fraction)[0]
+            by_hash = (
+                validation is None
+                and falls_in_validation(np.array([digest], np.uint64), fraction)[0]
+            )
             return not by_hash and digest not in known
 
         batches = StreamedTraining(
@@ -149,7 +170,7 @@ class _Preparation:
         if len(np.unique(digests)) < 2:
             kept, scored = cut_document(corpus, self.encoder, fraction)
             return kept, scored, "the end of the only document, from a line's start on"
-        out = hold_out(digests, fraction)
+        out = choose_validation(digests, fraction)
         kept, scored = (segments_of(corpus, self.encoder, chosen) for chosen in (~out, out))
         return kept, scored, "the documents held out by their hash"
 

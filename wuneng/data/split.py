@@ -9,40 +9,11 @@ seed either: runs with different seeds are scored on the same text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wuneng.data.batch import IGNORED
-
-if TYPE_CHECKING:
-    from wuneng.data.encoding import Encoder
-    from wuneng.data.token_cache import Corpus
-
-__all__ = ["Segments", "cut_document", "document_digest", "held_out", "hold_out", "segments_of"]
-
-
-@dataclass(frozen=True)
-class Segments:
-    """K stretches of a corpus that are read one after the other; neither side of a boundary sees
-    the other. Mostly whole documents."""
-
-    starts: NDArray[np.int64]
-    """``[K]`` first token of each, in the corpus."""
-    lengths: NDArray[np.int64]
-    """``[K]`` tokens of each."""
-    last_labels: NDArray[np.int64]
-    """``[K]`` label of each one's last token: the end mark, or IGNORED where nothing is known."""
-    corrections: NDArray[np.int64]
-    """``[K]`` bytes to add when the label of the first token is scored (see ``Corpus``)."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in all."""
-        return int(self.lengths.sum())
+__all__ = ["choose_validation", "document_digest", "falls_in_validation"]
 
 
 def document_digest(document: str) -> int:
@@ -51,61 +22,20 @@ def document_digest(document: str) -> int:
     return int.from_bytes(content.digest(), "little")
 
 
-def held_out(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
+def falls_in_validation(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
     """``[D]``: whether each document belongs to the validation split."""
     return digests < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
 
 
-def hold_out(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
-    """As ``held_out``, but with at least one document on either side.
+def choose_validation(digests: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
+    """As ``falls_in_validation``, but with at least one document on either side.
 
     In a small corpus the fraction may catch no document, or all: then the one with the smallest
     (largest) hash changes sides. Needs two different documents.
     """
-    out = held_out(digests, fraction)
+    out = falls_in_validation(digests, fraction)
     if not out.any():
         out = digests == digests.min()
     if out.all():
         out = digests != digests.max()
     return out
-
-
-def segments_of(
-    corpus: Corpus, encoder: Encoder, chosen: NDArray[np.bool_] | None = None
-) -> Segments:
-    """The whole documents of ``corpus``, or those where ``chosen`` ``[D]`` is true."""
-    documents = np.flatnonzero(chosen) if chosen is not None else np.arange(len(corpus.digests))
-    starts = np.asarray(corpus.offsets[documents])
-    return Segments(
-        starts=starts,
-        lengths=np.asarray(corpus.offsets[documents + 1]) - starts,
-        last_labels=np.full(len(documents), _label_of_last_token(encoder), dtype=np.int64),
-        corrections=np.asarray(corpus.corrections[documents]),
-    )
-
-
-def cut_document(corpus: Corpus, encoder: Encoder, fraction: float) -> tuple[Segments, Segments]:
-    """(training, validation) for a corpus of one document, perhaps repeated: its head and its tail.
-
-    The cut is behind the last line end before ``1 - fraction`` of the first copy's tokens; where no
-    line ends nearby (the tail would more than double), it is right there.
-    """
-    end = int(corpus.offsets[1])
-    target = min(max(2, int(end * (1.0 - fraction))), end - 1)
-    nearby = max(1, int(end * (1.0 - 2 * fraction)))
-    line_ends = np.flatnonzero(encoder.spelling.ends_line[corpus.tokens[nearby:target]])
-    cut = nearby + int(line_ends[-1]) + 1 if len(line_ends) else target
-    head = _stretch(0, cut, IGNORED, int(corpus.corrections[0]))
-    tail = _stretch(cut, end, _label_of_last_token(encoder), 0)
-    return head, tail
-
-
-def _label_of_last_token(encoder: Encoder) -> int:
-    # With two marks the last token is the end mark itself, and nothing follows it.
-    return IGNORED if encoder.two_marks else encoder.end
-
-
-def _stretch(start: int, end: int, last_label: int, correction: int) -> Segments:
-    columns: Sequence[int] = (start, end - start, last_label, correction)
-    starts, lengths, last_labels, corrections = (np.array([c], dtype=np.int64) for c in columns)
-    return Segments(starts, lengths, last_labels, corrections)

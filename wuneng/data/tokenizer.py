@@ -104,12 +104,12 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
     Raises DataError, naming ``field``, when there is none or it has no fast form, and ModelError
     when it brings code that the user has not said to trust.
     """
+    if name == "bytes":
+        return byte_tokenizer()
     from transformers import PreTrainedTokenizerFast
 
     from wuneng.model.pretrained import load_any_tokenizer, try_tokenizer
 
-    if name == "bytes":
-        return byte_tokenizer()
     try:
         path = Path(name).expanduser()
         there = path.exists()

@@ -48,7 +48,7 @@ def controlled_state(model: nn.Module, control: StateControl) -> Iterator[None]:
     if control == "keep":
         yield
         return
-    from wuneng.layers.state_heads import StateHeads
+    from wuneng.layers.state.base import StateHeads
 
     layers: list[Any] = [module for module in model.modules() if isinstance(module, StateHeads)]
     if not layers:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import RMSNorm
+from wuneng.layers.short_conv import ShortConv
 
 #: One of transformers' attention functions: (module, q, k, v, mask, ...) to output and weights.
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -63,6 +64,9 @@ class Attention(nn.Module):
         if config.attention_token_shift:
             self.shift_k = nn.Parameter(torch.zeros(kv_width))
             self.shift_v = nn.Parameter(torch.zeros(kv_width))
+        if taps := config.attention_short_conv:
+            self.q_conv = ShortConv(width, taps)
+            self.k_conv, self.v_conv = ShortConv(kv_width, taps), ShortConv(kv_width, taps)
 
     def forward(
         self,
@@ -80,10 +84,15 @@ class Attention(nn.Module):
             position_embeddings: cosines and sines, ``[B or 1, T, N]`` each.
             attention_mask: whatever ``attend`` takes.
         """
-        key, value = self.k_proj(hidden), self.v_proj(hidden)
+        query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
         if self.config.attention_token_shift:
             key, value = self._shift(key, value, layout, past_key_values)
-        q_BHTN, k_BGTN, v_BGTN = (self._split(u) for u in (self.q_proj(hidden), key, value))
+        if self.config.attention_short_conv:
+            query, key, value = (
+                self._convolve(letter, u, layout, past_key_values)
+                for letter, u in (("q", query), ("k", key), ("v", value))
+            )
+        q_BHTN, k_BGTN, v_BGTN = (self._split(u) for u in (query, key, value))
         if self.config.qk_norm:
             q_BHTN, k_BGTN = self.q_norm(q_BHTN), self.k_norm(k_BGTN)
         cos, sin = position_embeddings[0].unsqueeze(1), position_embeddings[1].unsqueeze(1)
@@ -106,6 +115,18 @@ class Attention(nn.Module):
 
     def _split(self, u: Tensor) -> Tensor:
         return u.view(*u.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def _convolve(
+        self, letter: str, u: Tensor, layout: SequenceLayout, past_key_values: Any
+    ) -> Tensor:
+        """The control arm's short convolution of queries, keys or values, before RoPE."""
+        slot = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        name = f"attention_conv_{letter}"
+        conv: ShortConv = getattr(self, f"{letter}_conv")
+        mixed, last = conv(layout.pack(u), layout, None if slot is None else slot.get(name))
+        if slot is not None:
+            slot.put(name, last)
+        return layout.unpack(mixed)
 
     def _shift(
         self, key: Tensor, value: Tensor, layout: SequenceLayout, past_key_values: Any

@@ -1,8 +1,8 @@
 """A decoded token's short way through a block's state and middle heads: one call in C.
 
 Taken on a CPU with a C compiler for one token of every sequence without gradients, where the block
-is of the usual kind (attention's own keys and values, shift after projection or none, middle heads)
-and nothing watches its modules; otherwise the modules run one by one, with equal results.
+has RWKV-7 heads of the plainest wiring (attention's keys and values, a shift after projection or
+none) and nothing watches its modules; otherwise the modules run one by one, with equal results.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from wuneng.layers.attention import AttentionHeads
-from wuneng.layers.cross_head import CrossHead
 from wuneng.layers.layout import SequenceLayout
-from wuneng.layers.state_heads import StateHeads
+from wuneng.layers.middle.base import MiddleHeads
 from wuneng.ops.native import hybrid_token
 from wuneng.ops.plain import are_plain
 
-_BLOCKS: WeakKeyDictionary[StateHeads, hybrid_token.HybridToken] = WeakKeyDictionary()
+_BLOCKS: WeakKeyDictionary[Any, hybrid_token.HybridToken] = WeakKeyDictionary()
 
 
 def one_token(
-    state_heads: StateHeads,
-    cross_head: CrossHead,
+    state_heads: Any,
+    cross_head: Any,
     x: Tensor,
     heads: AttentionHeads | None,
     layout: SequenceLayout,
@@ -35,13 +34,14 @@ def one_token(
     """A' ``[B, 1, H * N]`` and the branch ``[B, 1, D]``; None where the modules have to run.
 
     Args:
+        state_heads, cross_head: an ``RWKV7`` and its layer's middle heads.
         x: the block's normalised input ``[B, 1, D]``.
         slot: this layer's cache; its state and carry are replaced.
     """
     if x.shape[1] != 1 or slot is None or heads is None or not _is_plain(x, heads, layout):
         return None
-    if type(state_heads) is not StateHeads or type(cross_head) is not CrossHead:
-        return None  # wrapped or parametrised
+    if not isinstance(cross_head, MiddleHeads):
+        return None  # wrapped
     if not state_heads.is_usual or not (state_heads.can_be_read() and cross_head.can_be_read()):
         return None
     if not hybrid_token.is_available(state_heads.head_dim):
@@ -76,9 +76,7 @@ def _is_plain(x: Tensor, heads: AttentionHeads, layout: SequenceLayout) -> bool:
     )
 
 
-def _block(
-    state_heads: StateHeads, cross_head: CrossHead, batch: int
-) -> hybrid_token.HybridToken | None:
+def _block(state_heads: Any, cross_head: Any, batch: int) -> hybrid_token.HybridToken | None:
     receptance, decay, rate, head = state_heads.token_weights()
     mixing = cross_head.token_weights()
     weights = hybrid_token.TokenWeights(receptance, decay, rate, head, *mixing)
@@ -87,7 +85,7 @@ def _block(
         return known
     options = hybrid_token.TokenOptions(
         state_heads.options,
-        cross_head.kind,
+        cross_head.operator,
         cross_head.attention_heads,
         cross_head.group_norm.eps,
     )

@@ -6,6 +6,7 @@ window) that also holds named per-sequence tensors whose first dimension is the 
     wkv              ``[B, S, N_value, N_key]`` float32
     shift            last token of what the state heads shift
     attention_shift  last token of attention's own keys and values (the control arm)
+    conv_r, _k, _v   last tokens of a short convolution; attention_conv_q, _k, _v of attention's
     ffn_shift        last input of RWKV-7's channel mix
     ring, position   snapshots ``[B, n, S, N, N]`` and tokens seen ``[B]``
 
@@ -117,7 +118,7 @@ class WuNengCache(Cache):
     def __init__(self, config: Any) -> None:
         layers: list[Any] = []
         for layer_idx in range(config.num_hidden_layers):
-            if not config.num_attention_heads:
+            if not config.has_attention(layer_idx):
                 layers.append(StateOnlyLayer())
             elif config.is_sliding(layer_idx):
                 layers.append(SlidingHybridLayer(sliding_window=config.sliding_window))

@@ -1,8 +1,9 @@
 """Configuration of WuNeng: attention as a Llama has it, plus state heads and middle heads.
 
 Names follow transformers where transformers has one (``num_attention_heads`` is H,
-``num_key_value_heads`` G, ``head_dim`` N); the rest follows DESIGN: S = ``num_state_heads``.
-With ``num_state_heads=0`` the model is a Llama; with ``num_attention_heads=0`` a pure RWKV-7.
+``num_key_value_heads`` G, ``head_dim`` N); S is ``num_state_heads``. With ``num_state_heads=0`` the
+model is a Llama; with ``num_attention_heads=0`` a pure state model. ``layers`` says for each layer
+which heads it has: ``hybrid`` both, ``attention`` or ``state`` one kind alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from wuneng.errors import nearest
+from wuneng.kinds import check_kind, load_kind
+from wuneng.layer_pattern import expand_layers, layer_problem
+from wuneng.limits import LARGEST_COUNT, LIMITS
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "state_key_source": ("attention", "own"),
     "state_value_source": ("attention", "attention_output", "own"),
@@ -20,15 +26,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "token_shift": ("post", "pre", "none"),
     "state_norm": ("group", "none"),
     "state_output_scale": ("head", "scalar"),
-    "cross_head": ("gated", "concat", "additive", "none"),
     "state_branch_init": ("normal", "zero"),
     "ffn": ("swiglu", "mlp", "rwkv7"),
     "norm": ("rmsnorm", "layernorm"),
 }
+#: What recipes offer. A converted model keeps whatever activation transformers knows.
+USUAL_ACTIVATIONS = (
+    *("silu", "gelu", "gelu_new", "gelu_pytorch_tanh"),
+    *("quick_gelu", "relu", "relu2", "mish"),
+)
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_COUNT
 
 
 def _is_float(value: Any) -> bool:
@@ -43,6 +53,9 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "bool": lambda value: isinstance(value, bool),
     "None": lambda value: value is None,
     "dict": lambda value: isinstance(value, dict),
+    "list[str]": lambda value: (
+        isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    ),
     "list[int]": lambda value: isinstance(value, list | tuple) and all(map(_is_int, value)),
 }
 
@@ -81,12 +94,16 @@ class WuNengConfig(PreTrainedConfig):
     sliding_window: int | None = None
     sliding_window_layers: list[int] | None = None
     attention_token_shift: bool = False
+    attention_short_conv: int = 0
     mlp_bias: bool = False
     ffn: str = "swiglu"
     norm: str = "rmsnorm"
     embedding_norm: bool = False
 
+    layers: list[str] | dict | None = None
     num_state_heads: int = 2
+    state_kind: str = "rwkv7"
+    state_options: dict | None = None
     state_head_dim: int | None = None
     state_layers: list[int] | None = None
     state_key_source: str = "attention"
@@ -94,12 +111,13 @@ class WuNengConfig(PreTrainedConfig):
     state_removal_key: str = "shared"
     token_shift: str = "post"
     token_shift_on: str = "rkv"
+    state_short_conv: int = 0
     state_a_max: float = 1.0
     decay_rank: int | None = None
     rate_rank: int | None = None
     value_rank: int | None = None
     gate_rank: int | None = None
-    state_output_gate: bool = False
+    state_output_gate: bool | None = None
     state_value_residual: bool = False
     state_bonus: bool = True
     state_norm: str = "group"
@@ -112,6 +130,7 @@ class WuNengConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_types()
+        self._check_limits()
         if self.head_dim is None:
             self.head_dim = self._default_head_dim()
         if self.num_key_value_heads is None:
@@ -120,6 +139,8 @@ class WuNengConfig(PreTrainedConfig):
             self.intermediate_size = default_intermediate_size(self.hidden_size, self.ffn)
         if self.state_head_dim is None:
             self.state_head_dim = self.head_dim
+        if self.state_output_gate is None and check_kind("state", self.state_kind) is None:
+            self.state_output_gate = load_kind("state", self.state_kind).gated
         self._fill_ranks()
         if self.num_state_heads == 0 or self.num_attention_heads == 0:
             self.cross_head = "none"
@@ -135,8 +156,20 @@ class WuNengConfig(PreTrainedConfig):
             if kinds and not any(fits(value) for fits in kinds):
                 raise ValueError(f"{name} must be {declared}, got {repr(value)[:80]}")
 
+    def _check_limits(self) -> None:
+        """Raise ValueError for a number that is too small or too large."""
+        for name, limits in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and (problem := limits.problem(value)):
+                raise ValueError(f"{name} {problem}")
+
     def _default_head_dim(self) -> int:
         if self.num_attention_heads:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"num_attention_heads must divide hidden_size ({self.hidden_size}) where "
+                    f"head_dim is left out, got {self.num_attention_heads}"
+                )
             return self.hidden_size // self.num_attention_heads
         return self.state_head_dim or 64
 
@@ -157,26 +190,57 @@ class WuNengConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        for room, name in (("state", "state_kind"), ("middle", "cross_head")):
+            if wrong := check_kind(room, getattr(self, name)):  # type: ignore[arg-type]
+                raise ValueError(f"{name} {wrong}")
         self._check_heads()
-        for name in ("initializer_range", "rms_norm_eps", "state_norm_eps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0.0 <= self.attention_dropout <= 1.0:
-            raise ValueError(f"attention_dropout must lie in 0..1, got {self.attention_dropout}")
-        if set(self.token_shift_on) - set("rkv"):
-            raise ValueError(f"token_shift_on takes letters of 'rkv', got {self.token_shift_on!r}")
-        if not 1.0 <= self.state_a_max <= 2.0:
-            raise ValueError(f"state_a_max must lie in 1..2, got {self.state_a_max}")
-        if self.snapshots < 0:
-            raise ValueError(f"snapshots must be 0 or more, got {self.snapshots}")
-        if self.snapshot_every < 16 or self.snapshot_every % 16:
-            raise ValueError(
-                f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
-            )
+        self._check_limits()
+        self._check_values()
+        self._check_layers()
+        if self.num_state_heads:
+            load_kind("state", self.state_kind).check(self)
+
+    def _check_layers(self) -> None:
         for name in ("state_layers", "sliding_window_layers"):
             layers = getattr(self, name)
             if layers is not None and any(not 0 <= i < self.num_hidden_layers for i in layers):
                 raise ValueError(f"{name} must lie in 0..{self.num_hidden_layers - 1}: {layers}")
+        if self.sliding_window_layers is not None and self.sliding_window is None:
+            raise ValueError("sliding_window_layers needs sliding_window")
+        wrong = layer_problem(
+            self.layers,
+            self.num_hidden_layers,
+            attention_heads=self.num_attention_heads,
+            state_heads=self.num_state_heads,
+        )
+        if wrong is None and self.layers is not None and self.state_layers is not None:
+            wrong = "says the same as state_layers: give one of them"
+        if wrong is not None:
+            raise ValueError(f"layers {wrong}")
+
+    def _check_values(self) -> None:
+        """Fields of which not every value within their limits will do."""
+        letters = self.token_shift_on
+        if set(letters) - set("rkv") or len(set(letters)) < len(letters):
+            raise ValueError(f"token_shift_on takes letters of 'rkv', each once, got {letters!r}")
+        for name in ("state_short_conv", "attention_short_conv"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} must be 0 or 2 and more taps, got 1")
+        if self.snapshot_every % 16:
+            raise ValueError(
+                f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
+            )
+        theta = (self.rope_parameters or {}).get("rope_theta", 1.0)
+        if not _is_float(theta) or theta <= 0:
+            raise ValueError(f"rope_theta must be a number above 0, got {theta!r}")
+        if self.hidden_act not in USUAL_ACTIVATIONS:
+            from transformers.activations import ACT2FN  # torch, which planning does without
+
+            if self.hidden_act not in ACT2FN:
+                raise ValueError(
+                    f"hidden_act {self.hidden_act!r} is not known."
+                    f"{nearest(self.hidden_act, ACT2FN)}"
+                )
 
     def _check_heads(self) -> None:
         heads, groups, states = (
@@ -184,10 +248,12 @@ class WuNengConfig(PreTrainedConfig):
             self.num_key_value_heads,
             self.num_state_heads,
         )
-        if heads < 0 or states < 0 or (heads == 0 and states == 0):
+        if heads == 0 and states == 0:
+            raise ValueError("num_attention_heads and num_state_heads must be not both 0")
+        if heads and self.head_dim and self.head_dim % 2:
             raise ValueError(
-                "num_attention_heads and num_state_heads must be 0 or more and not both 0, "
-                f"got {heads} and {states}"
+                "head_dim (hidden_size / num_attention_heads where it is left out) must be even, "
+                f"got {self.head_dim}"
             )
         if heads and (groups is None or groups < 1 or heads % groups):
             raise ValueError(
@@ -214,15 +280,42 @@ class WuNengConfig(PreTrainedConfig):
 
     def has_state(self, layer_idx: int) -> bool:
         """Whether layer ``layer_idx`` carries state heads."""
-        if not self.num_state_heads:
-            return False
-        return self.state_layers is None or layer_idx in self.state_layers
+        return self.layer_kind(layer_idx) != "attention"
+
+    def has_attention(self, layer_idx: int) -> bool:
+        """Whether layer ``layer_idx`` carries attention heads."""
+        return self.layer_kind(layer_idx) != "state"
+
+    def layer_kind(self, layer_idx: int) -> str:
+        """``hybrid``, ``attention`` or ``state``: which heads layer ``layer_idx`` has."""
+        if self.layers is not None:
+            return expand_layers(self.layers, self.num_hidden_layers)[layer_idx]
+        if not self.num_attention_heads:
+            return "state"
+        listed = self.state_layers is None or layer_idx in self.state_layers
+        return "hybrid" if self.num_state_heads and listed else "attention"
+
+    @property
+    def first_state_layer(self) -> int:
+        """The layer whose values the value residual reaches back to."""
+        if self.layers is None:
+            return 0
+        return next((i for i in range(self.num_hidden_layers) if self.has_state(i)), 0)
+
+    def state_source(self, which: str, layer_idx: int) -> str:
+        """Where a layer's state heads take their ``key`` or ``value`` from: their own projection
+        in a layer without attention, else what ``state_key_source`` or ``state_value_source`` say.
+        """
+        if not self.has_attention(layer_idx):
+            return "own"
+        return str(getattr(self, f"state_{which}_source"))
 
     def is_sliding(self, layer_idx: int) -> bool:
         """Whether layer ``layer_idx`` attends within ``sliding_window`` tokens only."""
         if self.sliding_window is None:
             return False
-        return self.sliding_window_layers is None or layer_idx in self.sliding_window_layers
+        listed = self.sliding_window_layers is None or layer_idx in self.sliding_window_layers
+        return listed and self.has_attention(layer_idx)
 
 
 def default_intermediate_size(hidden_size: int, ffn: str) -> int:

@@ -9,6 +9,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from wuneng.kinds import load_kind
+from wuneng.layers.middle.base import MiddleHeads
+from wuneng.layers.state.base import StateHeads
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.skeleton import layout
 
@@ -20,8 +23,10 @@ Match = Literal["width", "parameters", "flops"]
 def parameters_by_part(config: WuNengConfig) -> dict[str, int]:
     """Parameters of each of :data:`PARTS`; a tied output projection counts in the embedding."""
     counts = dict.fromkeys(PARTS, 0)
-    for name, shape in layout(config).parameters.items():
-        if name.endswith("cross_head.branch_proj.weight") and config.cross_head != "none":
+    built = layout(config).parameters
+    for name, shape in built.items():
+        mixed = name.replace("branch_proj.weight", "group_mix")  # there where something is mixed
+        if name.endswith("cross_head.branch_proj.weight") and mixed in built:
             # its columns see [lambda R; Mid], half and half
             counts["state heads"] += shape.numel() // 2
             counts["middle heads"] += shape.numel() // 2
@@ -59,31 +64,35 @@ def forward_flops_per_token(config: WuNengConfig, sequence_length: int) -> float
     """Forward floating-point operations per token of a ``sequence_length``-token sequence.
 
     Matrix products count 2 per weight. Causal attention reads half the sequence on average (at most
-    the sliding window). The state's recurrence counts 8 N^2 per head (decay, removal, write, read)
-    and 2 N^2 per snapshot, as the token loop does it: chunked kernels spend more, in order to use
-    matrix units, and are not credited for it.
+    the sliding window). The state's recurrence counts what its kind says, as the token loop does
+    it: chunked kernels spend more, in order to use matrix units, and are not credited for it.
     """
     built = layout(config)
     weights = sum(inputs * outputs for inputs, outputs in built.linears.values())
+    state, middle = kinds_of(config)
     for name, shape in built.parameters.items():
         module, _, leaf = name.rpartition(".")
-        if leaf in ("gate_weight", "mid_weight") or _is_low_rank(module, leaf):
+        if module.endswith("_conv"):
             weights += shape.numel()
+        elif module.endswith("state_heads"):
+            weights += shape.numel() * (leaf in state.matrices)
+        elif module.endswith("cross_head"):
+            weights += shape.numel() * (leaf in middle.matrices)
     flops = 2.0 * weights
-    head_dim, state_dim = config.head_dim or 0, config.state_head_dim or 0
     for layer in range(config.num_hidden_layers):
-        context = (sequence_length + 1) / 2
-        if config.is_sliding(layer):
-            context = min(context, float(config.sliding_window or 0))
-        flops += 4 * config.num_attention_heads * head_dim * context
+        if config.has_attention(layer):
+            context = (sequence_length + 1) / 2
+            if config.is_sliding(layer):
+                context = min(context, float(config.sliding_window or 0))
+            flops += 4 * config.num_attention_heads * (config.head_dim or 0) * context
         if config.has_state(layer):
-            per_head = (8 + 2 * config.snapshots) * state_dim**2
-            flops += config.num_state_heads * per_head
+            flops += state.recurrence_flops(config)
     return flops
 
 
-def _is_low_rank(module_name: str, leaf: str) -> bool:
-    return module_name.endswith("state_heads") and leaf[:1] in "wavg" and leaf[1:] in ("1", "2")
+def kinds_of(config: WuNengConfig) -> tuple[type[StateHeads], type[MiddleHeads]]:
+    """The classes of the configuration's state heads and middle heads."""
+    return load_kind("state", config.state_kind), load_kind("middle", config.cross_head)
 
 
 def training_flops_per_token(config: WuNengConfig, sequence_length: int) -> float:
@@ -159,14 +168,19 @@ def memory_estimate(
 def _activation_bytes(config: WuNengConfig, tokens: int, size: int, checkpointing: bool) -> int:
     layers, width = config.num_hidden_layers, config.hidden_size
     head_dim, state_dim = config.head_dim or 0, config.state_head_dim or 0
-    per_layer: float = 6 * width + 4 * (config.intermediate_size or 0)
-    per_layer += 6 * config.num_attention_heads * head_dim
-    if config.num_state_heads:
-        # r, w, k, v, kappa and their shifted, normalised and chunked copies; states every 32 tokens
-        per_layer += config.num_state_heads * state_dim * (30 + state_dim / 32 * 2)
+    of_layer: list[float] = []
+    for layer in range(layers):
+        numbers: float = 6 * width + 4 * (config.intermediate_size or 0)
+        if config.has_attention(layer):
+            numbers += 6 * config.num_attention_heads * head_dim
+        if config.has_state(layer):
+            # r, w, k, v, a, b and their shifted, normalised and chunked copies; states every 32
+            # tokens
+            numbers += config.num_state_heads * state_dim * (30 + state_dim / 32 * 2)
+        of_layer.append(numbers)
     if checkpointing:
-        return int(tokens * size * (layers * width + per_layer))
-    return int(tokens * size * layers * per_layer)
+        return int(tokens * size * (layers * width + max(of_layer)))
+    return int(tokens * size * sum(of_layer))
 
 
 def describe(config: WuNengConfig) -> dict[str, Any]:

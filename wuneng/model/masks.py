@@ -24,7 +24,8 @@ def attention_masks(
     Each is whatever the configured attention implementation takes (None where it is plain causal).
     ``document_ids`` ``[B, T]`` keeps packed documents apart.
     """
-    sliding = [config.is_sliding(layer) for layer in range(config.num_hidden_layers)]
+    attending = [i for i in range(config.num_hidden_layers) if config.has_attention(i)]
+    sliding = [config.is_sliding(layer) for layer in attending]
     arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": embeddings,

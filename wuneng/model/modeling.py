@@ -28,7 +28,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from wuneng.layers.attention import Attention
 from wuneng.layers.layout import SequenceLayout
-from wuneng.layers.token_path import one_token
 from wuneng.model.cache import WuNengCache
 from wuneng.model.call_arguments import (
     CACHE_NAME,
@@ -78,7 +77,9 @@ class WuNengBlock(GradientCheckpointingLayer, BlockParts):
         attended = None if heads is None else heads.output
         branch = None
         if self.state_heads is not None and self.cross_head is not None:
-            short = one_token(self.state_heads, self.cross_head, h, heads, layout, slot)
+            # Asked of the class: what wraps a module would be gone past.
+            way = getattr(type(self.state_heads), "one_token", None)
+            short = way and way(self.state_heads, self.cross_head, h, heads, layout, slot)
             if short is not None:
                 attended, branch = short
             else:

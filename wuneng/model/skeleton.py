@@ -52,9 +52,10 @@ class Layout(NamedTuple):
 def layout(config: WuNengConfig) -> Layout:
     """Names and shapes of the whole model. Layers with equal parts are built once, so that a
     thousand of them take no longer than three. Errors of ``Skeleton``."""
-    kinds: dict[tuple[bool, bool], int] = {}
-    # The first layer has no value residual, and state heads may be in some layers only.
-    of_layer = [(i == 0, config.has_state(i)) for i in range(config.num_hidden_layers)]
+    kinds: dict[tuple[bool, str], int] = {}
+    # The first layer has no value residual, and not every layer has the same heads.
+    first = config.first_state_layer
+    of_layer = [(i <= first, config.layer_kind(i)) for i in range(config.num_hidden_layers)]
     for i, kind in enumerate(of_layer):
         kinds.setdefault(kind, i)
     model = Skeleton(config, list(kinds.values()))

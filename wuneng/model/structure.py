@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from wuneng.kinds import load_kind
 from wuneng.layers.attention import Attention
-from wuneng.layers.cross_head import CrossHead
 from wuneng.layers.feed_forward import make_feed_forward
+from wuneng.layers.middle.base import MiddleHeads, make_middle_heads
 from wuneng.layers.norms import make_norm
-from wuneng.layers.state_heads import StateHeads
+from wuneng.layers.state.base import StateHeads
 from wuneng.model.configuration import WuNengConfig
 
 
@@ -28,10 +29,11 @@ class BlockParts:
         """Build the layer's parts; ``activation`` makes the one that ``hidden_act`` names."""
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = make_norm(config.norm, size, eps)
-        self.self_attn = Attention(config, layer_idx) if config.num_attention_heads else None
+        self.self_attn = Attention(config, layer_idx) if config.has_attention(layer_idx) else None
         if config.has_state(layer_idx):
-            self.state_heads: StateHeads | None = StateHeads(config, layer_idx)
-            self.cross_head: CrossHead | None = CrossHead(config)
+            kind = load_kind("state", config.state_kind)
+            self.state_heads: StateHeads | None = kind(config, layer_idx)
+            self.cross_head: MiddleHeads | None = make_middle_heads(config, layer_idx)
         else:
             self.state_heads = self.cross_head = None
         self.post_attention_layernorm = make_norm(config.norm, size, eps)

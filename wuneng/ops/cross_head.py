@@ -124,21 +124,20 @@ def cross_head_reference(
     ``normalise``: what is applied to A^g ``[B, T, S, N]`` in place of the RMS norm of these
     ``group_norm`` and ``eps``.
     """
-    heads = R.shape[-2]
-    mean = _grouped(A, group_mix, heads)
+    if kind not in FORMULAS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    mean = grouped_heads(A, group_mix, R.shape[-2])
     if normalise is not None:
         grouped = normalise(mean)
     else:
         assert group_norm is not None
         grouped = _normalised(mean, group_norm, eps)
-    middle = _middle(kind, grouped, R, first, second)
-    if kind == "additive":
-        A = A + first.to(A.dtype) * _up(R, A.shape[-2])
+    A, middle = FORMULAS[kind](A, grouped, R, first, second)
     scaled = R * scale[:, None].to(R.dtype)
     return A.flatten(-2), torch.cat([scaled.flatten(-2), middle.flatten(-2)], dim=-1)
 
 
-def _grouped(A: Tensor, mix: Tensor, heads: int) -> Tensor:
+def grouped_heads(A: Tensor, mix: Tensor, heads: int) -> Tensor:
     """``[B, T, S, N]``: the learned mean of each state head's attention heads."""
     mix = mix.to(A.dtype)
     if A.shape[-2] < heads:
@@ -163,19 +162,39 @@ def _up(R: Tensor, attention_heads: int) -> Tensor:
     return R.unflatten(-2, (attention_heads, -1)).mean(-2)
 
 
-def _middle(kind: str, grouped: Tensor, R: Tensor, first: Tensor, second: Tensor | None) -> Tensor:
-    """Mid ``[B, T, S, N]``."""
-    if kind == "concat":
-        return _per_head(torch.cat([grouped, R], dim=-1), first)
-    assert second is not None
-    if kind == "additive":
-        return grouped + second.to(R.dtype) * R
+def additive(
+    A: Tensor, grouped: Tensor, R: Tensor, alpha: Tensor, beta: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A' ``[B, T, H, N]`` and Mid ``[B, T, S, N]``; alpha ``[H, N]``, beta ``[S, N]``."""
+    assert beta is not None
+    return A + alpha.to(A.dtype) * _up(R, A.shape[-2]), grouped + beta.to(R.dtype) * R
+
+
+def gated(
+    A: Tensor, grouped: Tensor, R: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A itself and Mid ``[B, T, S, N]``; W_g ``[S, 2 N, N]``, b_g ``[S, N]``."""
+    assert bias is not None
     both = torch.cat([grouped, R], dim=-1)
-    gate = torch.sigmoid(_per_head(both, first) + second.to(R.dtype))
-    return torch.lerp(R, grouped.to(R.dtype), gate.to(R.dtype))
+    gate = torch.sigmoid(_per_head(both, weight) + bias.to(R.dtype))
+    return A, torch.lerp(R, grouped.to(R.dtype), gate.to(R.dtype))
+
+
+def concat(
+    A: Tensor, grouped: Tensor, R: Tensor, weight: Tensor, unused: None
+) -> tuple[Tensor, Tensor]:
+    """A itself and Mid ``[B, T, S, N]``; W_m ``[S, 2 N, N]``."""
+    return A, _per_head(torch.cat([grouped, R], dim=-1), weight)
 
 
 def _per_head(x: Tensor, weight: Tensor) -> Tensor:
     """``[B, T, S, I]`` by ``[S, I, J]``: a matrix product of each head with its own weight."""
     flat = x.flatten(0, 1).transpose(0, 1)
     return torch.bmm(flat, weight.to(x.dtype)).transpose(0, 1).unflatten(0, x.shape[:2])
+
+
+FORMULAS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "additive": additive,
+    "gated": gated,
+    "concat": concat,
+}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from wuneng.layer_pattern import layer_problem
 from wuneng.recipe.data import StateTrackingTask, SyntheticData, TextData
 from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.rope import rope_problems
@@ -24,6 +25,7 @@ def model_problems(model: ModelSettings) -> Iterator[Problem]:
     yield from _head_problems(model)
     yield from _state_problems(model)
     yield from _layer_list_problems(model)
+    yield from _pattern_problems(model)
     yield from _middle_head_problems(model)
     yield from _rope_problems(model)
 
@@ -46,10 +48,16 @@ def _head_problems(model: ModelSettings) -> Iterator[Problem]:
             f"out, got {heads}",
         )
     if model.attention_head_size % 2:
-        yield ("head_dim",), f"expected an even size, got {model.attention_head_size}"
+        derived = " (hidden_size / num_attention_heads)" if model.head_dim is None else ""
+        yield ("head_dim",), f"expected an even size, got {model.attention_head_size}{derived}"
 
 
 def _state_problems(model: ModelSettings) -> Iterator[Problem]:
+    # What these may be does not hang on whether there are state heads: arms take them away.
+    if model.snapshot_every % 16:
+        yield ("snapshot_every",), f"expected a multiple of 16, got {model.snapshot_every}"
+    if len(set(model.token_shift_on)) < len(model.token_shift_on):
+        yield ("token_shift_on",), f"expected each letter once, got {model.token_shift_on!r}"
     if not model.num_state_heads:
         return
     if not model.num_attention_heads:
@@ -59,12 +67,6 @@ def _state_problems(model: ModelSettings) -> Iterator[Problem]:
                 yield (name,), f"expected own where num_attention_heads is 0, got {value}"
         if model.state_layers is not None:
             yield ("state_layers",), "expected all layers where num_attention_heads is 0"
-    if model.state_a_max not in (1.0, 2.0):
-        yield ("state_a_max",), f"expected 1.0 or 2.0, got {model.state_a_max}"
-    if model.snapshot_every % 16:
-        yield ("snapshot_every",), f"expected a multiple of 16, got {model.snapshot_every}"
-    if len(set(model.token_shift_on)) < len(model.token_shift_on):
-        yield ("token_shift_on",), f"expected each letter once, got {model.token_shift_on!r}"
 
 
 def _layer_list_problems(model: ModelSettings) -> Iterator[Problem]:
@@ -75,6 +77,22 @@ def _layer_list_problems(model: ModelSettings) -> Iterator[Problem]:
             yield (name,), f"expected layers from 0 to {last}, got {outside[0]}"
     if model.sliding_window_layers is not None and model.sliding_window is None:
         yield ("sliding_window_layers",), "expected sliding_window to be set as well"
+
+
+def _pattern_problems(model: ModelSettings) -> Iterator[Problem]:
+    wrong = layer_problem(
+        model.layers,
+        model.num_hidden_layers,
+        attention_heads=model.num_attention_heads,
+        state_heads=model.num_state_heads,
+    )
+    if wrong is not None:
+        yield ("layers",), wrong
+    elif model.layers is not None and model.state_layers is not None:
+        yield ("layers",), "says the same as state_layers: give one of them"
+    for name in ("state_short_conv", "attention_short_conv"):
+        if getattr(model, name) == 1:
+            yield (name,), "expected 0 or 2 and more taps, got 1"
 
 
 def _middle_head_problems(model: ModelSettings) -> Iterator[Problem]:

@@ -1,6 +1,6 @@
 """What an arm's network looks like: the fields of ``model:`` in a recipe.
 
-Letters as in the design: D ``hidden_size``, H ``num_attention_heads``, G ``num_key_value_heads``,
+Letters: D ``hidden_size``, H ``num_attention_heads``, G ``num_key_value_heads``,
 S ``num_state_heads``, N ``head_dim``. Names follow transformers where it has one. Rules that tie
 several fields together are in ``wuneng.recipe.consistency``.
 """
@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
+from wuneng.kinds import check_kind, kind_names
+from wuneng.layer_pattern import shape_problem
+from wuneng.limits import MOST_TAPS
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import (
     Count,
@@ -41,6 +45,28 @@ PAPER_WIRING: dict[str, Any] = {
 }
 
 PositiveReal = Annotated[Real, Field(gt=0.0)]
+NotNegative = Annotated[Real, Field(ge=0.0)]
+Taps = Annotated[Count, Field(le=MOST_TAPS)]
+
+
+def _kind_of(room: Literal["state", "middle"]) -> Any:
+    """A name of a kind of state or middle heads, whichever there are."""
+
+    def check(name: str) -> str:
+        if check_kind(room, name):
+            *others, last = map(repr, kind_names(room))
+            expected = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("kind", "{expected}", {"expected": expected})
+        return name
+
+    return Annotated[str, AfterValidator(check)]
+
+
+def _layers(value: Any) -> Any:
+    if value is not None and (wrong := shape_problem(value)):
+        expected = wrong.partition(", got ")[0].removeprefix("must be ").removeprefix("must ")
+        raise PydanticCustomError("layers", "{expected}", {"expected": expected})
+    return value
 
 
 class ModelSettings(Settings):
@@ -61,7 +87,7 @@ class ModelSettings(Settings):
     """Longest sequence that the model is meant for."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalisation before attention and before the feed-forward layer."""
-    rms_norm_eps: PositiveReal = 1e-5
+    rms_norm_eps: NotNegative = 1e-5
     """Epsilon of that normalisation."""
     embedding_norm: bool = False
     """The same normalisation once more after the embedding (RWKV-7's ``ln0``)."""
@@ -75,7 +101,7 @@ class ModelSettings(Settings):
     """Biases in the feed-forward layer."""
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the output projection."""
-    initializer_range: PositiveReal = 0.02
+    initializer_range: NotNegative = 0.02
     """Standard deviation of the initial weights outside the state heads."""
 
     num_attention_heads: Heads = 4
@@ -100,11 +126,21 @@ class ModelSettings(Settings):
     """Layers (from 0) that have the window; default all."""
     attention_token_shift: bool = False
     """Token shift on attention's own keys and values (the ``mha-shift`` control)."""
+    attention_short_conv: Taps = 0
+    """Taps of a short causal convolution of attention's queries, keys and values; 0: without (the
+    ``mha-conv`` control)."""
     attention_dropout: Fraction = 0.0
     """Dropout on attention weights during training."""
 
+    layers: Annotated[list[str] | dict[str, list[str]] | None, BeforeValidator(_layers)] = None
+    """Which heads each layer has: ``hybrid``, ``attention`` or ``state``, as a list or as
+    ``{pattern: [...]}``, which is repeated; default all that there are in every layer."""
     num_state_heads: Heads = 2
-    """S, RWKV-7 state heads beside the attention heads; 0 is plain attention."""
+    """S, state heads of a layer that has them; 0 is plain attention."""
+    state_kind: _kind_of("state") = "rwkv7"  # type: ignore[valid-type]
+    """What the state heads are: RWKV-7's, Gated DeltaNet's, Kimi Delta Attention's."""
+    state_options: dict[str, Any] | None = None
+    """Settings that a kind of state heads has of its own."""
     state_head_dim: Width | None = None
     """Size of a state head; default N."""
     state_layers: list[Count] | None = None
@@ -119,8 +155,10 @@ class ModelSettings(Settings):
     """Mix each token with the one before it: after the projections, before them, or not."""
     token_shift_on: Annotated[str, StringConstraints(pattern="^[rkv]*$")] = "rkv"
     """Which of read vector, key and value the shift after the projections touches."""
+    state_short_conv: Taps = 0
+    """Taps of a short causal convolution of the state's read vector, key and value; 0: without."""
     state_a_max: Annotated[Real, Field(ge=1.0, le=2.0)] = 1.0
-    """Upper end of the in-context learning rate: 1, or 2 to allow negative eigenvalues."""
+    """Upper end of the in-context learning rate (beta): 1, or 2 to allow negative eigenvalues."""
     decay_rank: Width | None = None
     """Rank of the decay's low-rank projection; default by RWKV-7's rule."""
     rate_rank: Width | None = None
@@ -129,8 +167,8 @@ class ModelSettings(Settings):
     """Rank of the value residual's projection; default by RWKV-7's rule."""
     gate_rank: Width | None = None
     """Rank of the output gate's projection; default by RWKV-7's rule."""
-    state_output_gate: bool = False
-    """RWKV-7's gate on the state heads' output."""
+    state_output_gate: bool | None = None
+    """A gate on the state heads' output; default as the kind is published (rwkv7: without)."""
     state_value_residual: bool = False
     """RWKV-7's residual from the first layer's values."""
     state_bonus: bool = True
@@ -141,7 +179,7 @@ class ModelSettings(Settings):
     """The learnable scale of the state's output: one per head, or one for all."""
     state_branch_init: Literal["normal", "zero"] = "normal"
     """Initial output weights of state and middle heads; zero leaves attention's function as is."""
-    cross_head: Literal["gated", "concat", "additive", "none"] = "gated"
+    cross_head: _kind_of("middle") = "gated"  # type: ignore[valid-type]
     """How middle heads mix attention and state (our reading of the paper); none: without them."""
     snapshots: Heads = 0
     """Earlier states that a state head reads beside the present one (our reading of the paper)."""

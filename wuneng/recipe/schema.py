@@ -17,8 +17,9 @@ from wuneng.recipe.resolve import SHARED_STARTS, arm_problems, arm_training, res
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import LARGEST_COUNT, Count
 from wuneng.recipe.source import dotted
+from wuneng.recipe.start_rules import upgrade_problems
 from wuneng.recipe.training import EndEvaluation, Training
-from wuneng.recipe.upgrade import Distillation, Name, TrainChoice, upgrade_problems
+from wuneng.recipe.upgrade import Distillation, Name, TrainChoice
 
 __all__ = ["SOURCE_TOKENIZER", "Recipe"]
 
@@ -140,6 +141,11 @@ class Recipe(Settings):
     def source(self) -> str | None:
         """The model that the first arm with one starts from; its tokenizer is the source's."""
         return next((arm.init_from for arm in self.arms.values() if arm.init_from), None)
+
+    @property
+    def names_models(self) -> bool:
+        """Whether an arm starts or learns from a model that has to be found."""
+        return self.source is not None or any(arm.distill for arm in self.arms.values())
 
     def _arm(self, name: str) -> Arm:
         if name not in self.arms:

@@ -12,6 +12,14 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from wuneng.errors import InputError, shortened
+from wuneng.limits import (
+    LARGEST_COUNT,
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_TOKEN_IDS,
+    WIDEST,
+    WIDEST_FEED_FORWARD,
+)
 
 __all__ = [
     "LARGEST_COUNT",
@@ -91,20 +99,16 @@ def _real_field(value: Any) -> float:
     return real
 
 
-#: What a seed or a number of tokens may be: torch and numpy count with 64 bits.
-LARGEST_COUNT = 2**62
-
 Count = Annotated[int, BeforeValidator(_count_field), Field(ge=0)]
 PositiveCount = Annotated[int, BeforeValidator(_count_field), Field(ge=1)]
 Real = Annotated[float, BeforeValidator(_real_field)]
 Fraction = Annotated[float, BeforeValidator(_real_field), Field(ge=0.0, le=1.0)]
 
-# Sizes of a model or a batch. The limits lie far above what anybody has trained; beyond them
-# counting would overflow, or planning alone would take all memory.
-Width = Annotated[PositiveCount, Field(le=2**20)]
-WideWidth = Annotated[PositiveCount, Field(le=2**24)]
-Layers = Annotated[PositiveCount, Field(le=1024)]
-Heads = Annotated[Count, Field(le=2**16)]
-Vocabulary = Annotated[PositiveCount, Field(le=2**27)]
+# Sizes of a model (``wuneng.limits``) or a batch.
+Width = Annotated[PositiveCount, Field(le=WIDEST)]
+WideWidth = Annotated[PositiveCount, Field(le=WIDEST_FEED_FORWARD)]
+Layers = Annotated[PositiveCount, Field(le=MOST_LAYERS)]
+Heads = Annotated[Count, Field(le=MOST_HEADS)]
+Vocabulary = Annotated[PositiveCount, Field(le=MOST_TOKEN_IDS)]
 Length = Annotated[PositiveCount, Field(le=2**28)]
 Rows = Annotated[PositiveCount, Field(le=2**20)]

@@ -1,5 +1,6 @@
 """Training: ``run`` takes a recipe through all its arms and compares them.
 
+plan         the recipe, resolved once: what every arm is; outline, vocabulary and arms find it
 run          arms and seeds in turn, run directory, results.json
 arm_run      one arm: build, train, score, save
 starting_point, trainable, lora, distillation

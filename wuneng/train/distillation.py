@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from wuneng.data.batch import IGNORED
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
-from wuneng.recipe import Distillation, Recipe
-from wuneng.train.starting_point import PLAIN, OwnModels, Sources
+from wuneng.recipe import Distillation
+from wuneng.recipe.arms import Arm
+from wuneng.train.starting_point import PLAIN, Sources
 
 __all__ = ["Teacher", "teacher_config", "teacher_name"]
 
@@ -56,30 +57,22 @@ class Teacher:
         return total, torch.stack([divergence.detach(), entropy.detach()])
 
 
-def teacher_name(recipe: Recipe, arm: str) -> str | None:
+def teacher_name(arm: Arm) -> str | None:
     """The model that ``arm`` learns from: the one named, else what the arm starts from."""
-    settings = recipe.arms[arm]
-    if settings.distill is None:
-        return None
-    return settings.distill.teacher or settings.init_from
+    return None if arm.distill is None else arm.distill.teacher or arm.init_from
 
 
-def teacher_config(
-    recipe: Recipe, arm: str, student: WuNengConfig, sources: Sources | None
-) -> WuNengConfig | None:
-    """The architecture of ``arm``'s teacher; None where it has none.
+def teacher_config(arm: str, teacher: str, student: WuNengConfig, sources: Sources) -> WuNengConfig:
+    """The architecture of ``arm``'s teacher.
 
     Raises:
         ModelError: no usable model is there.
         RecipeError: its vocabulary is not the arm's.
     """
-    name = teacher_name(recipe, arm)
-    if name is None:
-        return None
-    config = (sources or OwnModels()).config(name, PLAIN)
+    config = sources.config(teacher, PLAIN)
     if config.vocab_size != student.vocab_size:
         raise RecipeError(
-            f"arms.{arm}: the teacher {name} has {config.vocab_size} token ids, the arm "
+            f"arms.{arm}: the teacher {teacher} has {config.vocab_size} token ids, the arm "
             f"{student.vocab_size}; logits can only be compared over one vocabulary"
         )
     return config

@@ -15,10 +15,10 @@ from __future__ import annotations
 import re
 
 from wuneng.errors import InputError
-from wuneng.recipe import Recipe, SyntheticData, dump_recipe
+from wuneng.recipe import Recipe, SyntheticData, TextData, Training, dump_recipe
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, write_text_atomic
 from wuneng.records.atomic import remove_directory
-from wuneng.train.results import arm_directory
+from wuneng.train.outline import RunOutline
 from wuneng.train.schedule import steps_before_decay
 
 __all__ = ["extend", "extended"]
@@ -38,13 +38,14 @@ def extend(run: RunDirectory, stored: Recipe, wanted: Recipe) -> None:
     Raises:
         InputError: why this run cannot be extended; nothing was touched then.
     """
-    _check_data(stored)
-    trained = [arm for arm in stored.arms if stored.arms[arm].train != "none"]
+    _check_data(stored.data)
+    outline = RunOutline.of(stored)
+    trained = [name for name, arm in stored.arms.items() if arm.train != "none"]
     doomed: list[tuple[ArmDirectory, list[int]]] = []
     for arm in trained:
-        for seed in stored.seeds:
-            place = arm_directory(run, stored, arm, seed)
-            doomed.append((place, _checkpoints_in_the_decay(place, stored, arm)))
+        for seed in outline.seeds:
+            place = outline.place(run, arm, seed)
+            doomed.append((place, _checkpoints_in_the_decay(place, arm, stored.arm_training(arm))))
     for path in (run.results, run.path / CHECKSUMS):
         path.unlink(missing_ok=True)
     for place, steps in doomed:
@@ -55,10 +56,10 @@ def extend(run: RunDirectory, stored: Recipe, wanted: Recipe) -> None:
     write_text_atomic(run.recipe, dump_recipe(wanted))
 
 
-def _check_data(recipe: Recipe) -> None:
-    if not isinstance(recipe.data, SyntheticData):
+def _check_data(data: TextData | SyntheticData) -> None:
+    if not isinstance(data, SyntheticData):
         return
-    for task in recipe.data.tasks:
+    for task in data.tasks:
         if getattr(task, "curriculum", False):
             raise InputError(
                 f"training.steps: a run cannot be extended whose task {task.task!r} has a "
@@ -67,9 +68,8 @@ def _check_data(recipe: Recipe) -> None:
             )
 
 
-def _checkpoints_in_the_decay(place: ArmDirectory, recipe: Recipe, arm: str) -> list[int]:
+def _checkpoints_in_the_decay(place: ArmDirectory, arm: str, training: Training) -> list[int]:
     """Steps of the checkpoints that the longer run would not have come by."""
-    training = recipe.arm_training(arm)
     total = training.total_steps
     if training.schedule == "cosine":
         raise InputError(

@@ -18,10 +18,9 @@ import torch
 from wuneng.data.batch import Batch
 from wuneng.device import autocast_dtype, pick_device
 from wuneng.errors import WuNengError
-from wuneng.model import WuNengConfig
 from wuneng.model.counting import total_parameters, training_flops_per_token
-from wuneng.recipe import Recipe
 from wuneng.train.optimizer import build_optimizer
+from wuneng.train.plan import ArmPlan
 from wuneng.train.step import Numerics, prepare_model, take_step
 
 __all__ = ["Speed", "measured_speed"]
@@ -41,15 +40,15 @@ class Speed:
     not_measured: str = ""
 
 
-def measured_speed(recipe: Recipe, arm: str, config: WuNengConfig) -> Speed:
-    """Time some steps of ``arm``, whose complete configuration is ``config``.
+def measured_speed(arm: ArmPlan, device_name: str) -> Speed:
+    """Time some steps of ``arm`` on the device that a recipe calls ``device_name``.
 
     All of its weights are trained in the measured steps; an arm that freezes some has fewer FLOPs.
     Neither data nor a model to start from is read, and nothing is compiled: that takes minutes.
     """
-    training = recipe.arm_training(arm)
+    training, config = arm.training, arm.config
     try:
-        device = pick_device(recipe.device)
+        device = pick_device(device_name)
         dtype = autocast_dtype(training.precision, device)
     except WuNengError as error:
         return Speed(None, str(error))
@@ -62,7 +61,7 @@ def measured_speed(recipe: Recipe, arm: str, config: WuNengConfig) -> Speed:
     before = torch.get_num_threads()
     torch.set_num_threads(training.num_threads or before)
     try:
-        tokens, seconds = _timed(recipe, arm, config, Numerics.pick(device, dtype), length)
+        tokens, seconds = _timed(arm, Numerics.pick(device, dtype), length)
     except (WuNengError, torch.OutOfMemoryError) as error:
         return Speed(None, str(error).splitlines()[0])
     finally:
@@ -70,15 +69,13 @@ def measured_speed(recipe: Recipe, arm: str, config: WuNengConfig) -> Speed:
     return Speed(training_flops_per_token(config, length) * tokens / seconds)
 
 
-def _timed(
-    recipe: Recipe, arm: str, config: WuNengConfig, numerics: Numerics, length: int
-) -> tuple[int, float]:
+def _timed(arm: ArmPlan, numerics: Numerics, length: int) -> tuple[int, float]:
     """Tokens of a step, and its median seconds."""
     from wuneng.model import WuNengForCausalLM  # slow to import
 
-    training = recipe.arm_training(arm).model_copy(update={"compile": False})
+    training, vocabulary = arm.training.model_copy(update={"compile": False}), arm.config.vocab_size
     with torch.random.fork_rng(devices=[]):
-        model = WuNengForCausalLM(config).to(numerics.device)
+        model = WuNengForCausalLM(arm.config).to(numerics.device)
         called = prepare_model(model, training)
         optimizer = build_optimizer(model, training)
         step = 0
@@ -86,10 +83,10 @@ def _timed(
         def seconds(rows: int) -> float:
             nonlocal step
             step += 1
-            ids = torch.randint(config.vocab_size, (rows, length), device=numerics.device)
+            ids = torch.randint(vocabulary, (rows, length), device=numerics.device)
             batch = Batch(ids, ids, None, "measured", length)
             start = time.perf_counter()
-            take_step(called, optimizer, batch, training, numerics, step=step, arm=arm)
+            take_step(called, optimizer, batch, training, numerics, step=step, arm=arm.name)
             return time.perf_counter() - start
 
         seconds(1)  # builds kernels, fills caches

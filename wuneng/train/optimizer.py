@@ -9,7 +9,7 @@ no ``w0`` and so get the usual two groups.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.errors import CheckpointError
-from wuneng.model.parameter_groups import group_of
+from wuneng.model.parameter_groups import groups_of
 from wuneng.recipe import Training
 
 __all__ = [
@@ -48,18 +48,19 @@ GROUPS: dict[str, Group] = {
 def build_optimizer(
     model: nn.Module,
     training: Training,
-    group_of: Callable[[str, Tensor], str] = group_of,
+    kinds: Mapping[str, str] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of ``model``, one group per kind in ``GROUPS``, and per
     multiplier where ``training.learning_rates`` gives some.
 
-    ``group_of(name, parameter)`` names the kind; the default is the model room's rule. Groups
+    ``kinds`` names the kind of every parameter; the default is the model room's rule. Groups
     carry ``kind`` and ``learning_rate_scale`` beside AdamW's own keys.
     """
+    kinds = groups_of(model) if kinds is None else kinds
     members: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = group_of(name, parameter), _multiplier(name, training)
+            key = kinds[name], _multiplier(name, training)
             members.setdefault(key, []).append(parameter)
     order = list(GROUPS)
     groups: list[dict[str, Any]] = [

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from wuneng.errors import DataError, file_errors
-from wuneng.recipe import Recipe
 from wuneng.records import RunDirectory, read_json
 from wuneng.statistics import PairedDifference, paired_by_seed
 from wuneng.train.figures import ROWS_SCHEMA, Column, columns
@@ -25,7 +24,7 @@ __all__ = ["paired_differences"]
 
 
 def paired_differences(
-    run: RunDirectory, recipe: Recipe, arms: Mapping[str, Mapping[str, Any]]
+    run: RunDirectory, arms: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """First minus second arm for every pair and every figure that is judged, with a 95 % interval.
 
@@ -36,9 +35,9 @@ def paired_differences(
         Objects with ``arms``, ``figure``, ``difference``, ``standard_error``, ``interval``, ``p``,
         ``test``, and ``rows`` (one seed) or ``seeds`` (several): how many were paired.
     """
-    if len(recipe.seeds) > 1:
+    if any(len(arm.get("seeds", ())) > 1 for arm in arms.values()):
         return _over_seeds(arms)
-    scored = {arm: _columns(run, arm) for arm in recipe.arms}
+    scored = {arm: _columns(run, arm) for arm in arms}
     found = []
     for first, second in combinations(scored, 2):
         for name in _judged(arms, first, second):

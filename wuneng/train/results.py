@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from wuneng.errors import DataError
-from wuneng.recipe import Recipe
 from wuneng.records import (
     ArmDirectory,
     RunDirectory,
@@ -24,15 +22,15 @@ from wuneng.records import (
     write_sealed_json,
 )
 from wuneng.train.figures import ROWS_SCHEMA
+from wuneng.train.outline import RunOutline
 from wuneng.train.paired import paired_differences
+from wuneng.train.plan import ArmFacts
 from wuneng.train.quality import Quality
 from wuneng.train.record_check import record_problem
 from wuneng.train.summary import closing_sentence
 from wuneng.train.trainer_state import TrainerState
 
 __all__ = [
-    "ArmFacts",
-    "arm_directory",
     "arm_record",
     "finished_record",
     "save_record",
@@ -42,29 +40,6 @@ __all__ = [
 ]
 
 _AVERAGED = ("tokens", "training_flops", "seconds", "tokens_per_second", "final_loss")
-
-
-@dataclass(frozen=True)
-class ArmFacts:
-    """What an arm is, known before it is trained."""
-
-    kind: str
-    token_shift: bool
-    parameters: int
-    trainable: int
-    added_percent: float
-    flops_per_token: float
-    """Training FLOPs: forward and backward."""
-    learning_rate: float
-    init_from: str | None = None
-    """What the arm starts from; None: drawn from the seed."""
-    trains: str | list[str] = "all"
-    """``train`` of the arm, or ``lora``."""
-
-
-def arm_directory(run: RunDirectory, recipe: Recipe, arm: str, seed: int) -> ArmDirectory:
-    """``<arm>``, or ``<arm>/seed-<n>`` where the recipe has several seeds."""
-    return run.arm(arm, seed if len(recipe.seeds) > 1 else None)
 
 
 def arm_record(
@@ -137,25 +112,25 @@ def train_again(directory: ArmDirectory) -> str:
     return f"Delete {directory.result} and run the command again to make the arm's files anew."
 
 
-def write_results(run: RunDirectory, recipe: Recipe, *, check: bool = True) -> dict[str, Any]:
+def write_results(run: RunDirectory, outline: RunOutline, *, check: bool = True) -> dict[str, Any]:
     """Write ``results.json`` once every arm is finished from every seed; returns its content.
 
     Raises:
         DamagedError: with ``check``, a file of an arm is not what was written.
     """
     arms: dict[str, Any] = {}
-    for arm in recipe.arms:
-        directories = [arm_directory(run, recipe, arm, seed) for seed in recipe.seeds]
+    for arm in outline.arms:
+        directories = [outline.place(run, arm, seed) for seed in outline.seeds]
         records = [finished_record(directory, check=check) for directory in directories]
         assert all(records), f"arm {arm} is not finished"
         arms[arm] = combine([record for record in records if record])
     results: dict[str, Any] = {
         "schema": 1,
-        "name": recipe.name,
-        "reference": recipe.reference_arm,
+        "name": outline.name,
+        "reference": outline.reference,
         "arms": arms,
     }
-    if paired := paired_differences(run, recipe, arms):
+    if paired := paired_differences(run, arms):
         results["paired"] = paired
     results["summary"] = closing_sentence(results)
     write_sealed_json(run.results, results, beside=(run.recipe.name,))

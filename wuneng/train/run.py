@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype, environment, pick_device, require_one_process
 from wuneng.errors import DamagedError, DataError, InputError
-from wuneng.recipe import SOURCE_TOKENIZER, Recipe, TextData, dump_recipe
+from wuneng.recipe import Recipe, SyntheticData, TextData, dump_recipe
 from wuneng.records import (
     RUNS_ROOT,
     RunDirectory,
@@ -32,18 +32,18 @@ from wuneng.records import (
 from wuneng.records import verify as verify_files
 from wuneng.records.atomic import remove_leftovers
 from wuneng.records.lock import LOCK
-from wuneng.train.arm_run import run_arm
-from wuneng.train.arms import ArmConfigs
+from wuneng.train.arm_run import Session, run_arm
 from wuneng.train.display import Display, make_display
 from wuneng.train.loggers import check_installed
 from wuneng.train.lora import check_peft
+from wuneng.train.outline import RunOutline
 from wuneng.train.paired_table import paired_table
-from wuneng.train.results import arm_directory, finished_record, train_again, write_results
+from wuneng.train.plan import RunPlan, plan_run
+from wuneng.train.results import finished_record, train_again, write_results
 from wuneng.train.resume import claimed_run
 from wuneng.train.signals import Interrupted, how_to_resume
-from wuneng.train.starting_point import Sources, source_tokenizer
+from wuneng.train.starting_point import Sources
 from wuneng.train.summary import results_table
-from wuneng.train.trainable import arm_sizes, check_patterns
 
 if TYPE_CHECKING:
     from wuneng.tables import Table
@@ -121,14 +121,22 @@ def run(
         recipe = _settled(recipe) if stored is None else stored
         device = pick_device(recipe.device)
         try:
-            with _reproducible(recipe, device), _not_begun_in_vain(directory, stored is None):
-                _open_records(directory, recipe, stored is not None, command_line, display)
-                for seed in recipe.seeds:
-                    _run_seed(recipe, seed, directory, device, display, runs_root, sources, verify)
+            threads = recipe.training.num_threads
+            with _reproducible(threads, device), _not_begun_in_vain(directory, stored is None):
+                written = dump_recipe(recipe) if stored is None else None
+                _open_records(directory, written, command_line, display)
+                session = Session(directory, device, display, check=verify)
+                outline = RunOutline.of(recipe)
+                unfinished = _unfinished(outline, session)
+                if unfinished:
+                    wanted = {arm for arms in unfinished.values() for arm in arms}
+                    _say_where_tokens_are_kept(recipe.data, display)
+                    plan = plan_run(recipe, sources, arms=wanted, text="read")
+                    _train_arms(plan, unfinished, session, runs_root)
                 directory.update_latest(runs_root)
                 if verify:
                     _check_old_results(directory, display)
-                return Results(directory.path, write_results(directory, recipe, check=verify))
+                return Results(directory.path, write_results(directory, outline, check=verify))
         except Interrupted as stopped:
             where = how_to_resume(directory.path)
             raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
@@ -143,12 +151,12 @@ def _settled(recipe: Recipe) -> Recipe:
 
 
 @contextmanager
-def _reproducible(recipe: Recipe, device: torch.device) -> Iterator[None]:
+def _reproducible(num_threads: int | None, device: torch.device) -> Iterator[None]:
     """The thread count and, on the CPU, the algorithms that make a run repeatable to the bit."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.set_num_threads(recipe.training.num_threads or threads)
+    torch.set_num_threads(num_threads or threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling every fresh buffer with NaN would find bugs, at a price in every operation.
@@ -162,20 +170,17 @@ def _reproducible(recipe: Recipe, device: torch.device) -> Iterator[None]:
 
 
 def _open_records(
-    directory: RunDirectory,
-    recipe: Recipe,
-    resumed: bool,
-    line: Sequence[str] | None,
-    display: Display,
+    directory: RunDirectory, recipe: str | None, line: Sequence[str] | None, display: Display
 ) -> None:
-    """recipe.yaml and environment.json; a resumed run adds its session to the latter.
+    """recipe.yaml and environment.json; a resumed run (no ``recipe``) adds its session to the
+    latter.
 
     environment.json only describes: a damaged one is set aside and never blocks a run.
     """
     remove_leftovers(directory.path)
     session = environment(sys.argv if line is None else line)
-    if not resumed:
-        write_text_atomic(directory.recipe, dump_recipe(recipe))
+    if recipe is not None:
+        write_text_atomic(directory.recipe, recipe)
     elif os.path.lexists(directory.environment):
         try:
             first = read_json(directory.environment)
@@ -216,57 +221,51 @@ def _check_old_results(directory: RunDirectory, display: Display) -> None:
         display.warn(f"{str(error).partition('. ')[0]}; it is made anew from what the arms left")
 
 
-def _run_seed(
-    recipe: Recipe,
-    seed: int,
-    directory: RunDirectory,
-    device: torch.device,
-    display: Display,
-    runs_root: Path,
-    sources: Sources | None,
-    check: bool,
-) -> None:
-    """Every arm that is not finished yet, all from the same first batch."""
-    pending = []
-    for arm in recipe.arms:
-        place = arm_directory(directory, recipe, arm, seed)
-        if finished_record(place, check=check) is None:
-            pending.append(arm)
-        else:
-            if check:
+def _unfinished(outline: RunOutline, session: Session) -> dict[int, list[str]]:
+    """The arms that each seed still has to train; seeds that are done with are left out."""
+    unfinished: dict[int, list[str]] = {}
+    for seed in outline.seeds:
+        for arm in outline.arms:
+            place = outline.place(session.run, arm, seed)
+            if finished_record(place, check=session.check) is None:
+                unfinished.setdefault(seed, []).append(arm)
+                continue
+            if session.check:
                 verify_files(place.model, advice=train_again(place))
-            display.note(f"{arm} (seed {seed}): finished before, skipped")
-    if not pending:
-        return
-    if isinstance(recipe.data, TextData):
+            session.display.note(f"{arm} (seed {seed}): finished before, skipped")
+    return unfinished
+
+
+def _say_where_tokens_are_kept(data: TextData | SyntheticData, display: Display) -> None:
+    if isinstance(data, TextData):
         from wuneng.data.cache_directory import cache_root
 
-        display.note(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
-    data = _prepare(recipe, seed, sources)
-    configs = ArmConfigs(recipe, data.vocab_size, data.tokenizer, sources)
-    check_patterns(recipe, configs)
-    for arm in pending:  # what would stop a later arm is found out before the first one trains
-        arm_sizes(recipe, arm, configs, configs.teacher(arm))
-        autocast_dtype(recipe.arm_training(arm).precision, device)
-    directory.update_latest(runs_root)
-    display.note(data.description)
-    beginning = copy.deepcopy(data.train.state_dict())
-    for arm in pending:
-        data.train.load_state_dict(copy.deepcopy(beginning))
-        place = arm_directory(directory, recipe, arm, seed)
-        refuse_links(directory.path / arm)
-        run_arm(recipe, arm, seed, data, place, device, display, configs, check=check)
+        display.note(f"tokenised text is kept in {cache_root(data.cache_dir)}")
 
 
-def _prepare(recipe: Recipe, seed: int, sources: Sources | None) -> Prepared:
-    training, evaluation = recipe.training, recipe.evaluation
-    if isinstance(recipe.data, TextData):
+def _train_arms(
+    plan: RunPlan, unfinished: Mapping[int, Sequence[str]], session: Session, runs_root: Path
+) -> None:
+    """Seed by seed, every arm of a seed from the same first batch."""
+    for arm in plan.arms.values():  # what would stop a later arm is found out before the first
+        autocast_dtype(arm.training.precision, session.device)
+    for seed, arms in unfinished.items():
+        data = _prepare(plan, seed)
+        session.run.update_latest(runs_root)
+        session.display.note(data.description)
+        beginning = copy.deepcopy(data.train.state_dict())
+        for name in arms:
+            data.train.load_state_dict(copy.deepcopy(beginning))
+            refuse_links(session.run.path / name)
+            run_arm(plan, plan.arms[name], seed, data, session)
+
+
+def _prepare(plan: RunPlan, seed: int) -> Prepared:
+    data, training, evaluation = plan.data, plan.training, plan.evaluation
+    if isinstance(data, TextData):
         from wuneng.data import prepare_text
 
-        tokenizer = None
-        if recipe.data.tokenizer == SOURCE_TOKENIZER and recipe.source is not None:
-            tokenizer = source_tokenizer(recipe.source, sources)
-        return prepare_text(recipe.data, training, evaluation, seed, tokenizer)
+        return prepare_text(data, training, evaluation, seed, plan.vocabulary.tokenizer)
     from wuneng.synthetic import prepare_synthetic
 
-    return prepare_synthetic(recipe.data, training, evaluation, seed, training.total_steps)
+    return prepare_synthetic(data, training, evaluation, seed, training.total_steps)

@@ -10,7 +10,7 @@ import torch
 
 from wuneng.errors import InputError, ModelError, RecipeError
 from wuneng.model import WuNengConfig
-from wuneng.recipe import ModelSettings, Recipe
+from wuneng.recipe import ModelSettings
 from wuneng.records import find_model, read_json, verify
 
 if TYPE_CHECKING:
@@ -94,19 +94,26 @@ class OwnModels:
 
 
 def starting_config(
-    recipe: Recipe, arm: str, vocab_size: int, sources: Sources | None
+    arm: str,
+    source: str,
+    settings: ModelSettings,
+    sources: Sources,
+    *,
+    vocab_size: int,
+    sequence_length: int,
 ) -> WuNengConfig:
-    """The configuration of an arm that has ``init_from``.
+    """The configuration of an arm that starts from ``source``.
+
+    Args:
+        settings: the arm's ``model:``.
+        vocab_size: token ids that the data needs.
 
     Raises:
         ModelError: no usable model is there.
         RecipeError: fields of ``model:`` contradict it, or the data does not fit it.
     """
-    source = recipe.arms[arm].init_from
-    assert source is not None
-    settings = recipe.arm_model(arm)
     try:
-        config = (sources or OwnModels()).config(source, settings)
+        config = sources.config(source, settings)
     except ModelError:
         raise
     except InputError as error:
@@ -117,11 +124,10 @@ def starting_config(
             f"arms.{arm}: the data needs {vocab_size} token ids, {source} has "
             f"{config.vocab_size}; leave data.tokenizer out to use its own tokenizer"
         )
-    length = recipe.training.sequence_length
-    if length > config.max_position_embeddings:
+    if sequence_length > config.max_position_embeddings:
         raise RecipeError(
             f"training.sequence_length: expected at most {config.max_position_embeddings}, the "
-            f"max_position_embeddings of {source}, got {length}"
+            f"max_position_embeddings of {source}, got {sequence_length}"
         )
     return config
 
@@ -150,7 +156,7 @@ def _of(config: WuNengConfig, name: str) -> Any:
     return getattr(config, name)
 
 
-def source_tokenizer(source: str, sources: Sources | None) -> PreTrainedTokenizerFast:
+def source_tokenizer(source: str, sources: Sources) -> PreTrainedTokenizerFast:
     """The tokenizer of what a recipe starts from.
 
     Raises:
@@ -159,7 +165,7 @@ def source_tokenizer(source: str, sources: Sources | None) -> PreTrainedTokenize
     """
     from wuneng.data.tokenizer import load_tokenizer
 
-    (sources or OwnModels()).config(source, PLAIN)
+    sources.config(source, PLAIN)
     try:
         place = str(find_model(source))
     except ModelError:

@@ -1,85 +1,134 @@
-"""Which parameters of an arm train, found out on the meta device and applied to the real model."""
+"""Which parameters of an arm train, and what that costs, found out on the meta device."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
 from torch import nn
 
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import forward_flops_per_token
-from wuneng.model.skeleton import layout
-from wuneng.recipe import Recipe
+from wuneng.model.skeleton import Layout, layout
+from wuneng.recipe import OptimizerSettings
 from wuneng.recipe.arms import Arm
 from wuneng.train.lora import adapter_parameters, adapter_ranks, is_adapter
 
-__all__ = ["ArmSizes", "arm_sizes", "check_patterns", "freeze", "lora_ranks", "trainable_of"]
+__all__ = ["TrainableParameters", "arm_flops", "check_patterns", "freeze"]
 
 _GRAFTED = re.compile(r"model\.layers\.\d+\.(state_heads|cross_head)\.")
-Configuration = Callable[[str], WuNengConfig]
 
 
-@dataclass(frozen=True)
-class ArmSizes:
-    """Sizes and cost of an arm; FLOPs are of training, forward and backward."""
+class TrainableParameters:
+    """Called with an arm's name: name and size of every parameter that trains."""
 
-    parameters: int
-    trainable: int
-    flops_per_token: float
+    def __init__(self, arms: Mapping[str, Arm], config_of: Callable[[str], WuNengConfig]) -> None:
+        self._arms = arms
+        self._config_of = config_of
+        self._found: dict[str, _OfArm] = {}
+
+    def __call__(self, arm: str) -> dict[str, int]:
+        """Raises RecipeError: a regular expression of ``train`` is found in no parameter's name,
+        and as ``ranks``."""
+        return self._of(arm).trainable
+
+    def ranks(self, arm: str) -> dict[str, int]:
+        """The rank of the adapter of each linear layer, by the layer's name; empty without lora.
+
+        Raises:
+            RecipeError: no layer has such a name, or no ranks come near the number to match.
+        """
+        return self._of(arm).ranks
+
+    def layout(self, arm: str) -> Layout:
+        """What the model holds, without adapters."""
+        return self._of(arm).layout
+
+    def total(self, arm: str) -> int:
+        """Parameters in all, adapters included."""
+        return sum(self._of(arm).sizes.values())
+
+    def _of(self, arm: str) -> _OfArm:
+        if arm not in self._found:
+            lora = self._arms[arm].lora
+            budget = None if lora is None or lora.match is None else sum(self(lora.match).values())
+            self._found[arm] = _OfArm(arm, self._arms[arm], self._config_of(arm), budget)
+        return self._found[arm]
 
 
-def freeze(model: nn.Module, arm: Arm, name: str) -> None:
-    """Let only what ``arm.train`` names require gradients.
+class _OfArm:
+    """The parameters of one arm, each question answered once."""
+
+    def __init__(self, name: str, arm: Arm, config: WuNengConfig, budget: int | None) -> None:
+        self.name, self.arm = name, arm
+        self.layout = layout(config)
+        self._budget = budget
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        lora = self.arm.lora
+        if lora is None:
+            return {}
+        return adapter_ranks(lora, self.layout.linears, self._budget, f"arms.{self.name}.lora")
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Of every parameter, trained or not."""
+        own = {name: shape.numel() for name, shape in self.layout.parameters.items()}
+        return own | adapter_parameters(self.ranks, self.layout.linears)
+
+    @cached_property
+    def trainable(self) -> dict[str, int]:
+        sizes, train = self.sizes, self.arm.train
+        if isinstance(train, list):
+            return self._named(train)
+        if train == "new" and self.arm.lora is not None:
+            return {name: size for name, size in sizes.items() if is_adapter(name)}
+        if train == "new":
+            return {name: size for name, size in sizes.items() if _GRAFTED.match(name)}
+        return sizes if train == "all" else {}
+
+    def _named(self, patterns: list[str]) -> dict[str, int]:
+        chosen: dict[str, int] = {}
+        for pattern in patterns:
+            found = {name: n for name, n in self.sizes.items() if re.search(pattern, name)}
+            if not found:
+                raise RecipeError(
+                    f"arms.{self.name}.train: {pattern!r} is found in no parameter's name; names "
+                    f"look like {_examples([list(self.sizes)])}"
+                )
+            chosen |= found
+        return chosen
+
+
+def freeze(model: nn.Module, trainable: Mapping[str, int]) -> None:
+    """Let only the parameters of these names require gradients.
 
     Raises:
-        RecipeError: a regular expression of ``train`` is found in no parameter's name.
+        ValueError: the model has no parameter of one of the names.
     """
-    chosen = _chosen({n: p.numel() for n, p in model.named_parameters()}, arm, name)
-    for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter_name in chosen)
+    parameters = dict(model.named_parameters())
+    if unknown := trainable.keys() - parameters.keys():
+        raise ValueError(f"no parameter is called {min(unknown)}")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in trainable)
 
 
-def lora_ranks(recipe: Recipe, arm: str, config_of: Configuration) -> dict[str, int]:
-    """The rank of the adapter of each linear layer of ``arm``, by the layer's name.
-
-    Raises:
-        RecipeError: no layer has such a name, or no ranks come near the number to match.
-    """
-    lora = recipe.arms[arm].lora
-    assert lora is not None
-    shapes = layout(config_of(arm)).linears
-    budget = None
-    if lora.match is not None:
-        budget = sum(trainable_of(recipe, lora.match, config_of).values())
-    return adapter_ranks(lora, shapes, budget, f"arms.{arm}.lora")
-
-
-def trainable_of(recipe: Recipe, arm: str, config_of: Configuration) -> dict[str, int]:
-    """Name and size of every parameter of ``arm`` that trains."""
-    settings = recipe.arms[arm]
-    built = layout(config_of(arm))
-    sizes = {name: shape.numel() for name, shape in built.parameters.items()}
-    if settings.lora is not None:
-        sizes |= adapter_parameters(lora_ranks(recipe, arm, config_of), built.linears)
-    return _chosen(sizes, settings, arm)
-
-
-def arm_sizes(
-    recipe: Recipe, arm: str, config_of: Configuration, teacher: WuNengConfig | None = None
-) -> ArmSizes:
-    """Parameters of ``arm``, those that train, and what training costs.
+def arm_flops(
+    config: WuNengConfig,
+    built: Layout,
+    trains: Mapping[str, int],
+    sequence_length: int,
+    teacher: WuNengConfig | None = None,
+) -> float:
+    """FLOPs of training on one token, forward and backward.
 
     Frozen weights save the product that makes their gradient; a teacher costs a forward pass.
     """
-    length = recipe.training.sequence_length
-    config = config_of(arm)
-    built = layout(config)
-    trains = trainable_of(recipe, arm, config_of)
     adapters = sum(size for name, size in trains.items() if is_adapter(name))
-    flops = 3 * forward_flops_per_token(config, length) + 6 * adapters
+    flops = 3 * forward_flops_per_token(config, sequence_length) + 6 * adapters
     for name, (inputs, outputs) in built.linears.items():
         weight = f"{name}.weight"
         if weight not in built.parameters:  # the output projection, tied to the embedding
@@ -87,52 +136,31 @@ def arm_sizes(
         if weight not in trains:
             flops -= 2 * inputs * outputs
     if teacher is not None:
-        flops += forward_flops_per_token(teacher, length)
-    total = adapters + sum(shape.numel() for shape in built.parameters.values())
-    return ArmSizes(total, sum(trains.values()), flops)
+        flops += forward_flops_per_token(teacher, sequence_length)
+    return flops
 
 
-def check_patterns(recipe: Recipe, config_of: Configuration) -> None:
+def check_patterns(
+    trainings: Mapping[str, OptimizerSettings], trainable: Callable[[str], Mapping[str, int]]
+) -> None:
     """Raise RecipeError for a regular expression of ``learning_rates`` that no arm answers to."""
     unused: dict[str, None] = {}
-    for arm in recipe.arms:
-        unused |= dict.fromkeys(recipe.arm_training(arm).learning_rates)
+    for training in trainings.values():
+        unused |= dict.fromkeys(training.learning_rates)
     if not unused:
         return
-    names = {arm: list(trainable_of(recipe, arm, config_of)) for arm in recipe.arms}
-    for arm in recipe.arms:
-        for pattern in recipe.arm_training(arm).learning_rates:
+    names = {arm: list(trainable(arm)) for arm in trainings}
+    for arm, training in trainings.items():
+        for pattern in training.learning_rates:
             if any(re.search(pattern, name) for name in names[arm]):
                 unused.pop(pattern, None)
     if unused:
         raise RecipeError(
             f"training.learning_rates: {next(iter(unused))!r} is found in no trainable parameter's "
-            f"name of any arm; names look like {_examples(names)}"
+            f"name of any arm; names look like {_examples(list(names.values()))}"
         )
 
 
-def _chosen(sizes: dict[str, int], arm: Arm, label: str) -> dict[str, int]:
-    """The part of ``sizes`` (parameter name to number of elements) that trains."""
-    if arm.train == "all":
-        return sizes
-    if arm.train == "none":
-        return {}
-    if arm.train == "new":
-        if arm.lora is not None:
-            return {name: size for name, size in sizes.items() if is_adapter(name)}
-        return {name: size for name, size in sizes.items() if _GRAFTED.match(name)}
-    chosen: dict[str, int] = {}
-    for pattern in arm.train:
-        found = {name: size for name, size in sizes.items() if re.search(pattern, name)}
-        if not found:
-            raise RecipeError(
-                f"arms.{label}.train: {pattern!r} is found in no parameter's name; names look "
-                f"like {_examples({label: list(sizes)})}"
-            )
-        chosen |= found
-    return chosen
-
-
-def _examples(names: dict[str, list[str]]) -> str:
-    longest = max(names.values(), key=len)
+def _examples(names: list[list[str]]) -> str:
+    longest = max(names, key=len)
     return ", ".join(longest[len(longest) // 2 :][:2])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from wuneng.data.split import document_digest, held_out
+from wuneng.data.split import document_digest, falls_in_validation
 from wuneng.data.streamed import StreamedDataset
 from wuneng.errors import DataError
 
@@ -39,7 +39,7 @@ def held_out_sample(source: StreamedDataset, fraction: float, characters: int) -
     """
 
     def is_out(text: str) -> bool:
-        return bool(held_out(np.array([document_digest(text)], np.uint64), fraction)[0])
+        return bool(falls_in_validation(np.array([document_digest(text)], np.uint64), fraction)[0])
 
     chosen = (text for text in source.documents() if is_out(text))
     how = f"held out by hash, {fraction:.3g} of {source.name}"

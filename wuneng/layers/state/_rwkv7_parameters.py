@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from wuneng.layers.state.base import StateHeads
 from wuneng.ops import HeadOptions, HeadWeights, LowRank
 
 
-class HeadParameters(nn.Module):
-    """What :class:`wuneng.layers.state_heads.StateHeads` registers and reads by name."""
+class HeadParameters(StateHeads):
+    """What :class:`wuneng.layers.state.rwkv7.RWKV7` registers and reads by name."""
 
-    config: Any
-    layer_idx: int
     options: HeadOptions
     _names: frozenset[str]
 
@@ -25,12 +24,9 @@ class HeadParameters(nn.Module):
         """Remember the parameters that there are, after the last one is registered."""
         self._names = frozenset(self._parameters)
 
-    def _add_token_shift(self, size: int, width: int) -> None:
-        config = self.config
-        if config.token_shift == "post":
-            for letter in config.token_shift_on:
-                self.register_parameter(f"shift_{letter}", nn.Parameter(torch.empty(width)))
-        elif config.token_shift == "pre":
+    def _add_token_shift(self, size: int) -> None:
+        self.add_token_shift()
+        if self.config.token_shift == "pre":
             for letter in self.shifted_inputs():
                 self.register_parameter(f"x_{letter}", nn.Parameter(torch.empty(size)))
 
@@ -38,12 +34,12 @@ class HeadParameters(nn.Module):
         """Which of RWKV-7's inputs r, w, k, v, a, g this layer projects itself."""
         config = self.config
         letters = "rwa"
-        letters += "k" if config.state_key_source == "own" else ""
-        letters += "v" if config.state_value_source == "own" else ""
+        letters += "k" if self.key_source == "own" else ""
+        letters += "v" if self.value_source == "own" else ""
         return letters + ("g" if config.state_output_gate else "")
 
     def _add_low_rank(self, size: int, width: int) -> None:
-        """w, a (always), v (value residual, after layer 0) and g (output gate): bias, down, up."""
+        """w, a (always), v (value residual, not in the first layer), g (gate): bias, down, up."""
         config = self.config
 
         def add(name: str, rank: int, bias: bool = True) -> None:
@@ -54,7 +50,7 @@ class HeadParameters(nn.Module):
 
         add("w", config.decay_rank)
         add("a", config.rate_rank)
-        if config.state_value_residual and self.layer_idx > 0:
+        if config.state_value_residual and self.layer_idx > config.first_state_layer:
             add("v", config.value_rank)
         if config.state_output_gate:
             add("g", config.gate_rank, bias=False)

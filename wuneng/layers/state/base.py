@@ -1,0 +1,291 @@
+"""What a kind of state heads brings: the contract, and what most kinds need to fulfil it.
+
+A kind is a class in a file of its own, :func:`wuneng.kinds.register`-ed under the file's name:
+
+    forward             R ``[B, T, S, N]`` of a layer's input, over a SequenceLayout
+    initialise          the initial values of its parameters
+    check               what it cannot be configured to
+    matrices, groups    which parameters multiply tokens, and how they are optimised
+    recurrence_flops    what the state itself costs per token
+    state_elements      what the cache holds per sequence
+    one_token           a decoded token's short way, where there is one
+
+The rest of the model knows nothing else about it. Heads are grafted silently whatever they compute,
+because the branch's projection after them starts at zero.
+
+Legend: B batch, T tokens, D model width, S state heads, N head size. "Packed": the tokens of each
+sequence in a row without pads (:class:`wuneng.layers.layout.SequenceLayout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from wuneng.layers.attention import AttentionHeads
+from wuneng.layers.layout import SequenceLayout
+from wuneng.layers.short_conv import ShortConv
+from wuneng.layers.token_shift import SHIFT_POWER, shift_ramp
+from wuneng.ops import Snapshots, wkv7
+
+#: Of the paper's letters: read vector (receptance), key, value.
+LETTERS = "rkv"
+#: Fields that not every kind has, and their value where it is without.
+OPTIONAL = {"state_removal_key": "shared", "state_value_residual": False}
+NOW_LOGIT = 5.0  # softmax over (now, snapshots) starts with more than 0.96 on the present state
+
+
+class StateHeads(nn.Module):
+    """The state heads of one layer, whichever kind; ``forward`` returns R ``[B, T, S, N]``.
+
+    ``readout`` is an identity that the raw state read y passes through, so that evaluation controls
+    can silence or permute what the state says without touching anything else.
+    """
+
+    #: Parameters, by the last part of their name, that every token is multiplied with: they count
+    #: two operations per weight, as the weights of linear layers do by themselves.
+    matrices: ClassVar[frozenset[str]] = frozenset()
+    #: Optimiser treatment by the last part of a name, where the rule for all models is not right.
+    groups: ClassVar[Mapping[str, str]] = {}
+    #: Which of attention's projections it can take for its own: of "key", "value".
+    shares: ClassVar[frozenset[str]] = frozenset({"key", "value"})
+    #: Settings of its own, in ``state_options``, and their defaults.
+    settings: ClassVar[Mapping[str, Any]] = {}
+    #: ``state_output_gate`` where nobody says.
+    gated: ClassVar[bool] = False
+    #: Which of :data:`OPTIONAL` it has.
+    fields: ClassVar[frozenset[str]] = frozenset()
+    #: Ways that ``token_shift`` can be.
+    token_shifts: ClassVar[tuple[str, ...]] = ("post", "none")
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        self.heads, self.head_dim = config.num_state_heads, config.state_head_dim
+        self.width = self.heads * self.head_dim
+        self.key_source = config.state_source("key", layer_idx)
+        self.value_source = config.state_source("value", layer_idx)
+        self.r_proj = nn.Linear(config.hidden_size, self.width, bias=False)
+        if self.key_source == "own":
+            self.k_proj = nn.Linear(config.hidden_size, self.width, bias=False)
+        if self.value_source == "own":
+            self.v_proj = nn.Linear(config.hidden_size, self.width, bias=False)
+        elif self.value_source == "attention_output":
+            attended = config.num_attention_heads * config.head_dim
+            self.v_proj = nn.Linear(attended, self.width, bias=False)
+        if config.state_short_conv:
+            for letter in LETTERS:
+                setattr(self, f"{letter}_conv", ShortConv(self.width, config.state_short_conv))
+        self.readout = nn.Identity()
+
+    def add_token_shift(self) -> None:
+        """Register the weights of a token shift that follows projection, if there is one."""
+        if self.config.token_shift == "post":
+            for letter in self.config.token_shift_on:
+                shift = nn.Parameter(torch.empty(self.width))
+                self.register_parameter(f"shift_{letter}", shift)
+
+    def add_snapshots(self) -> None:
+        """Register what weighs the snapshots, if there are any; a kind calls it after its own."""
+        if self.config.snapshots:
+            count = self.heads * (1 + self.config.snapshots)
+            self.snapshot_proj = nn.Linear(self.config.hidden_size, count)
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raise ValueError, naming the field, for a configuration that this kind cannot be."""
+        unknown = set(config.state_options or {}) - set(cls.settings)
+        if unknown:
+            raise ValueError(
+                f"state_options: {config.state_kind} has no setting {min(unknown)!r}; it takes "
+                f"{', '.join(cls.settings) or 'none'}"
+            )
+        for name, without in OPTIONAL.items():
+            if getattr(config, name) != without and name not in cls.fields:
+                raise ValueError(
+                    f"{name} must be {without!r} where state_kind is {config.state_kind}, "
+                    f"got {getattr(config, name)!r}"
+                )
+        if config.token_shift not in cls.token_shifts:
+            raise ValueError(
+                f"token_shift must be {' or '.join(cls.token_shifts)} where state_kind is "
+                f"{config.state_kind}, got {config.token_shift!r}"
+            )
+        for which in ("key", "value"):
+            source = getattr(config, f"state_{which}_source")
+            if source != "own" and which not in cls.shares:
+                raise ValueError(
+                    f"state_{which}_source must be 'own' where state_kind is {config.state_kind}, "
+                    f"got {source!r}"
+                )
+
+    @classmethod
+    def recurrence_flops(cls, config: Any) -> float:
+        """Operations per token of a layer's recurrence. Here: of a state ``[N, N]`` per head that
+        decays, is corrected by a rank-one step, written to and read (8 N^2), and 2 N^2 a snapshot.
+        """
+        per_head = (8 + 2 * config.snapshots) * config.state_head_dim**2
+        return float(config.num_state_heads * per_head)
+
+    @classmethod
+    def state_elements(cls, config: Any) -> int:
+        """Float32 numbers that a layer's cache holds per sequence for the state itself."""
+        return int(config.num_state_heads * config.state_head_dim**2)
+
+    def setting(self, name: str) -> Any:
+        """One of the kind's own ``settings``."""
+        return (self.config.state_options or {}).get(name, self.settings[name])
+
+    def initialise(self, config: Any) -> None:
+        """Give the parameters their initial values; a kind adds its own to these."""
+        power = 1 - self.layer_idx / config.num_hidden_layers
+        for letter in LETTERS:
+            shift = getattr(self, f"shift_{letter}", None)
+            if shift is not None:
+                init.copy_(shift, shift_ramp(shift.numel(), SHIFT_POWER[letter] * power))
+            conv = getattr(self, f"{letter}_conv", None)
+            if isinstance(conv, ShortConv):
+                bound = conv.weight.shape[1] ** -0.5
+                init.uniform_(conv.weight, -bound, bound)
+        if config.snapshots:
+            init.zeros_(self.snapshot_proj.weight)
+            bias = torch.zeros(self.heads, 1 + config.snapshots)
+            bias[:, 0] = NOW_LOGIT
+            init.copy_(self.snapshot_proj.bias, bias.flatten())
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention: AttentionHeads | None,
+        first_value: Tensor | None,
+        layout: SequenceLayout,
+        slot: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the heads over ``hidden`` ``[B, T, D]``.
+
+        Args:
+            attention: the standard heads' keys, values and output; None without attention.
+            first_value: layer 0's values for RWKV-7's value residual (packed), to be handed on.
+            layout: which tokens form which sequence.
+            slot: this layer's cache, or None.
+
+        Returns:
+            R ``[B, T, S, N]`` and ``first_value``.
+        """
+        raise NotImplementedError
+
+    def one_token(
+        self,
+        cross_head: nn.Module,
+        hidden: Tensor,
+        attention: AttentionHeads | None,
+        layout: SequenceLayout,
+        slot: Any,
+    ) -> tuple[Tensor, Tensor] | None:
+        """A decoded token through these heads and the middle heads at once, if there is a way.
+
+        Returns:
+            A' ``[B, 1, H * N]`` and the branch ``[B, 1, D]``; None where the modules have to run.
+        """
+        return None
+
+    def key_value(
+        self, inputs: Mapping[str, Tensor], attention: AttentionHeads | None, layout: Any
+    ) -> tuple[Tensor, Tensor]:
+        """k, v from their sources, packed; attention's may hold more heads than S. ``inputs``: what
+        own projections ``k`` and ``v`` read, where there are some."""
+        if self.key_source == "own":
+            k = self.k_proj(inputs["k"])
+        else:
+            assert attention is not None
+            k = self._pick(layout.pack(attention.key))
+        if self.value_source == "own":
+            return k, self.v_proj(inputs["v"])
+        assert attention is not None
+        if self.value_source == "attention":
+            return k, self._pick(layout.pack(attention.value))
+        return k, self.v_proj(layout.pack(attention.output))
+
+    def _pick(self, u: Tensor) -> Tensor:
+        """Attention's G heads of keys or values for S state heads: the first S, or around again."""
+        return u if u.shape[-1] >= self.width else u.repeat(1, 1, -(-self.width // u.shape[-1]))
+
+    def shifted(
+        self, r: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, slot: Any
+    ) -> tuple[Tensor, ...]:
+        """r, k, v after a token shift that follows projection; the cache keeps the last token."""
+        projected = {"r": r, "k": k[..., : self.width], "v": v[..., : self.width]}
+        letters = self.config.token_shift_on if self.config.token_shift == "post" else ""
+        last = None if slot is None or not letters else slot.get("shift")
+        carries: dict[str, Any] = dict.fromkeys(letters)
+        if last is not None:
+            carries = dict(zip(letters, last.split(self.width, dim=-1), strict=True))
+        if slot is not None and letters:
+            ends = [layout.last(projected[letter], carries[letter]) for letter in letters]
+            slot.put("shift", torch.cat(ends, dim=-1))
+        for letter in letters:
+            mu = getattr(self, f"shift_{letter}")
+            projected[letter] = layout.shift(projected[letter], mu, carries[letter])
+        return tuple(projected.values())
+
+    def convolved(
+        self, r: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, slot: Any
+    ) -> tuple[Tensor, ...]:
+        """r, k, v ``[.., S * N]`` after their short convolutions, if the configuration has some."""
+        if not self.config.state_short_conv:
+            return r, k, v
+        mixed = []
+        for letter, u in zip(LETTERS, (r, k, v), strict=True):
+            carry = None if slot is None else slot.get(f"conv_{letter}")
+            y, last = self._modules[f"{letter}_conv"](u[..., : self.width], layout, carry)  # type: ignore[misc]
+            if slot is not None:
+                slot.put(f"conv_{letter}", last)
+            mixed.append(y)
+        return tuple(mixed)
+
+    def snapshots(self, x: Tensor, slot: Any) -> Snapshots | None:
+        """Which earlier states to read beside the present one, and how much of each (our reading of
+        the paper's multi-token state processing); None without them. ``x``: packed input."""
+        if "snapshot_proj" not in self._modules:
+            return None
+        logits = self.snapshot_proj(x)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        gamma = wide.unflatten(-1, (self.heads, -1)).softmax(-1)
+        ring = None if slot is None else slot.get("ring")
+        position = None if slot is None else slot.get("position")
+        return Snapshots(self.config.snapshot_every, gamma, ring, position)
+
+    def keep_ring(self, ring: Any, layout: SequenceLayout, slot: Any, device: torch.device) -> None:
+        """Put the snapshots' ring into the cache, and count the tokens it has seen."""
+        seen, before = layout.lengths(device), slot.get("position")
+        slot.put("ring", ring)
+        slot.put("position", seen if before is None else before + seen)
+
+    def recur(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+        x: Tensor,
+        layout: SequenceLayout,
+        slot: Any,
+    ) -> Tensor:
+        """y ``[.., S, N]`` of :func:`wuneng.ops.wkv7` over r, w, k, v, a, b ``[.., S, N]``.
+
+        From this layer's cached state to the next; y has passed ``readout``. ``x``: packed input.
+        """
+        snapshots = self.snapshots(x, slot)
+        state = None if slot is None else slot.get("wkv")
+        options: dict[str, Any] = {"initial_state": state, "cu_seqlens": layout.cu_seqlens}
+        if snapshots is None:
+            y, state = wkv7(*inputs, **options)
+        else:
+            y, state, ring = wkv7(*inputs, **options, snapshots=snapshots)
+            if slot is not None:
+                self.keep_ring(ring, layout, slot, x.device)
+        if slot is not None:
+            slot.put("wkv", state)
+        read: Tensor = self.readout(y)
+        return read

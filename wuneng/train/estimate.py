@@ -1,0 +1,115 @@
+"""What a planned run would take: counted from names and shapes, the time from about a second of
+steps of each arm where that is wanted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wuneng.device import autocast_dtype, pick_device
+from wuneng.model.counting import memory_estimate, total_parameters
+from wuneng.train.plan import ArmPlan, RunPlan
+from wuneng.train.schedule import steps_before_decay
+from wuneng.train.starting_point import PLAIN, Sources
+
+__all__ = ["estimate"]
+
+
+def estimate(plan: RunPlan, *, measure: bool = False) -> dict[str, Any]:
+    """Sizes and costs of the run and of every arm, ready for JSON.
+
+    Args:
+        measure: time some steps of every arm that trains; else ``seconds`` are None.
+    """
+    training = plan.training
+    return {
+        "vocab_size": plan.vocabulary.size,
+        "tokens_per_step": training.tokens_per_step,
+        "steps": training.total_steps,
+        "tokens": training.total_tokens,
+        "arms": {
+            name: _arm(arm, plan.device, plan.sources, measure) for name, arm in plan.arms.items()
+        },
+    }
+
+
+def _arm(arm: ArmPlan, device: str, sources: Sources, measure: bool) -> dict[str, Any]:
+    facts, training = arm.facts, arm.training
+    memory = _memory(arm, device)
+    flops = facts.flops_per_token * (training.total_tokens if arm.trains else 0)
+    return {
+        "parts": dict(facts.parts),
+        "parameters": facts.parameters,
+        "added_percent": facts.added_percent,
+        "trainable_parameters": facts.trainable,
+        "intermediate_size": arm.config.intermediate_size,
+        "match": arm.match,
+        "learning_rate": facts.learning_rate,
+        "training_flops": flops,
+        "memory": {**memory, "total": sum(memory.values())},
+        "compile": training.compile,
+        "disk_bytes": _disk(arm) + _copies(arm, sources),
+        **_time(arm, device, flops, measure),
+    }
+
+
+def _memory(arm: ArmPlan, device: str) -> dict[str, int]:
+    """Bytes of training, by what they hold."""
+    facts, training, teacher = arm.facts, arm.training, arm.teacher
+    memory = memory_estimate(
+        arm.config,
+        sequences=training.micro_batch_size or training.batch_size,
+        sequence_length=training.sequence_length,
+        activation_bytes=_activation_bytes(device, training.precision),
+        activation_checkpointing=training.activation_checkpointing,
+    )
+    weights = facts.parameters + (total_parameters(teacher.config) if teacher else 0)
+    memory["weights"] = 4 * weights
+    memory["gradients"], memory["optimizer"] = 4 * facts.trainable, 8 * facts.trainable
+    return memory
+
+
+def _activation_bytes(device: str, precision: str) -> int:
+    """Bytes of an activation. A recipe for a GPU can be planned on a machine that has none."""
+    if precision != "auto":
+        return 4 if precision == "fp32" else 2
+    if device.startswith("cuda"):
+        return 2
+    here = pick_device("cpu" if device == "mps" else device)
+    return 4 if autocast_dtype("auto", here) is None else 2
+
+
+def _disk(arm: ArmPlan) -> int:
+    """Bytes of one seed: the model, and the checkpoints that are kept (weights and moments)."""
+    facts, training = arm.facts, arm.training
+    checkpoint = 4 * facts.parameters + 8 * facts.trainable
+    kept = training.keep_checkpoints
+    if training.schedule == "wsd" and steps_before_decay(training.total_steps, training):
+        kept += 1  # the one from before the decay, from which a longer run goes on
+    return 4 * facts.parameters + (kept * checkpoint if arm.trains else 0)
+
+
+def _copies(arm: ArmPlan, sources: Sources) -> int:
+    """Bytes of what the arm starts and learns from, where that is converted: at most float32.
+
+    Arms and seeds that convert the same keep it once, if the disk can; this counts it for each.
+    """
+    found = 0
+    if arm.init_from is not None and sources.converts(arm.init_from, arm.settings):
+        found += 4 * total_parameters(arm.config)
+    if arm.teacher is not None and sources.converts(arm.teacher.source, PLAIN):
+        found += 4 * total_parameters(arm.teacher.config)
+    return found
+
+
+def _time(arm: ArmPlan, device: str, flops: float, measure: bool) -> dict[str, Any]:
+    """Seconds of one seed, and why there are none."""
+    if not flops:
+        return {"seconds": 0.0, "not_measured": ""}
+    if not measure:
+        return {"seconds": None, "not_measured": "--no-measure"}
+    from wuneng.train.measured import measured_speed
+
+    speed = measured_speed(arm, device)
+    rate = speed.flops_per_second
+    return {"seconds": None if rate is None else flops / rate, "not_measured": speed.not_measured}

@@ -1,0 +1,221 @@
+"""A recipe resolved, once: everything about a run that is known before a token is read.
+
+``run``, ``wuneng train --dry-run`` and ``wuneng bench`` read the plan; below it nobody sees the
+recipe. Sizes are counted from names and shapes, so planning a model of any size takes moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from wuneng.model import WuNengConfig
+from wuneng.model.counting import added_percent, parameters_by_part
+from wuneng.recipe import (
+    Distillation,
+    EndEvaluation,
+    LoraSettings,
+    ModelSettings,
+    Recipe,
+    SyntheticData,
+    TextData,
+    Training,
+)
+from wuneng.recipe.arms import Arm
+from wuneng.train.arms import ArmConfigs, has_token_shift, kind_of
+from wuneng.train.distillation import teacher_config, teacher_name
+from wuneng.train.outline import RunOutline
+from wuneng.train.starting_point import OwnModels, Sources
+from wuneng.train.trainable import TrainableParameters, arm_flops, check_patterns
+from wuneng.train.vocabulary import TextUse, Vocabulary, task_vocabulary, text_vocabulary
+
+__all__ = ["Adapters", "ArmFacts", "ArmPlan", "RunPlan", "TeacherPlan", "plan_run"]
+
+
+@dataclass(frozen=True)
+class ArmFacts:
+    """What an arm is, counted before it is trained."""
+
+    kind: str
+    token_shift: bool
+    parts: Mapping[str, int]
+    """Parameters by part of the model, as ``wuneng.model.counting`` names them; ``adapters``."""
+    parameters: int
+    """All of them."""
+    trainable: int
+    added_percent: float
+    """What state and middle heads add to the rest."""
+    flops_per_token: float
+    """Training FLOPs: forward and backward, and a teacher's forward pass."""
+    learning_rate: float
+    init_from: str | None = None
+    """What the arm starts from; None: drawn from the seed."""
+    trains: str | list[str] = "all"
+    """``train`` of the arm, or ``lora``."""
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """The model that an arm learns from."""
+
+    source: str
+    config: WuNengConfig
+    settings: Distillation
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters on an arm's frozen weights."""
+
+    settings: LoraSettings
+    ranks: Mapping[str, int]
+    """By the name of the linear layer."""
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """One arm, complete."""
+
+    name: str
+    config: WuNengConfig
+    """Sized by ``match``."""
+    match: str
+    training: Training
+    """The shared settings with the arm's own optimiser fields."""
+    settings: ModelSettings
+    """The architecture as the recipe has it; where the arm starts from a model, the heads that
+    are added to it."""
+    init_from: str | None
+    """None: weights are drawn from the seed."""
+    trainable: Mapping[str, int]
+    """Name and size of every parameter that trains; empty: the arm is scored as it is."""
+    adapters: Adapters | None
+    teacher: TeacherPlan | None
+    facts: ArmFacts
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything of it does."""
+        return self.facts.trains != "none"
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A whole run."""
+
+    outline: RunOutline
+    arms: Mapping[str, ArmPlan]
+    """Those that were asked for, in the recipe's order."""
+    data: TextData | SyntheticData
+    vocabulary: Vocabulary
+    training: Training
+    """What all arms share."""
+    evaluation: EndEvaluation
+    device: str
+    loggers: tuple[str, ...]
+    sources: Sources
+    """Finds, and converts where need be, what arms start and learn from."""
+
+
+def plan_run(
+    recipe: Recipe,
+    sources: Sources | None = None,
+    *,
+    arms: Collection[str] | None = None,
+    text: TextUse = "present",
+) -> RunPlan:
+    """Resolve ``recipe``.
+
+    Args:
+        sources: finds what arms start from; by default only models that are WuNeng already.
+        arms: those that are wanted (with what sizes them); default all.
+        text: ``read`` finds the tokenizer itself, learning it from the text if the recipe says so;
+            with ``present`` files have to be there, that is all, with ``none`` not even that.
+
+    Raises:
+        DataError: files or a tokenizer that the recipe names are missing.
+        ModelError: there is no usable model to start or to learn from.
+        RecipeError: an arm contradicts the data or the model that it starts from, cannot be sized
+            to match the first, or names parameters that it does not have.
+    """
+    sources = sources or OwnModels()
+    training, evaluation, data = recipe.training, recipe.evaluation, recipe.data
+    if isinstance(data, SyntheticData):
+        vocabulary = task_vocabulary(data, training, evaluation, recipe.seeds[0])
+    else:
+        stated = recipe.model.vocab_size
+        vocabulary = text_vocabulary(data, recipe.source, sources, stated=stated, text=text)
+    wanted = [name for name in recipe.arms if arms is None or name in arms]
+    trainings = {name: recipe.arm_training(name) for name in recipe.arms}
+    config_of = ArmConfigs(recipe.arms, training.sequence_length, vocabulary, sources)
+    trainable = TrainableParameters(recipe.arms, config_of)
+    if len(wanted) == len(recipe.arms):  # else they were found when the first of them was trained
+        check_patterns(trainings, trainable)
+    planned = {
+        name: _arm(name, recipe.arms[name], trainings[name], config_of, trainable, sources)
+        for name in wanted
+    }
+    return RunPlan(
+        outline=RunOutline.of(recipe),
+        arms=MappingProxyType(planned),
+        data=data,
+        vocabulary=vocabulary,
+        training=training,
+        evaluation=evaluation,
+        device=recipe.device,
+        loggers=tuple(recipe.loggers),
+        sources=sources,
+    )
+
+
+def _arm(
+    name: str,
+    arm: Arm,
+    training: Training,
+    config_of: ArmConfigs,
+    trainable: TrainableParameters,
+    sources: Sources,
+) -> ArmPlan:
+    config, sizes = config_of(name), trainable(name)
+    teacher = _teacher(name, arm, config, sources)
+    adapters = None
+    if arm.lora is not None:
+        adapters = Adapters(arm.lora, MappingProxyType(trainable.ranks(name)))
+    parts, layout = parameters_by_part(config), trainable.layout(name)
+    added = added_percent(parts)
+    if adapters is not None:
+        parts["adapters"] = trainable.total(name) - sum(parts.values())
+    facts = ArmFacts(
+        kind=kind_of(config),
+        token_shift=has_token_shift(config),
+        parts=MappingProxyType(parts),
+        parameters=trainable.total(name),
+        trainable=sum(sizes.values()),
+        added_percent=added,
+        flops_per_token=arm_flops(
+            config, layout, sizes, training.sequence_length, teacher.config if teacher else None
+        ),
+        learning_rate=training.learning_rate,
+        init_from=arm.init_from,
+        trains="lora" if arm.lora else arm.train,
+    )
+    return ArmPlan(
+        name=name,
+        config=config,
+        match=arm.match,
+        training=training,
+        settings=arm.model,
+        init_from=arm.init_from,
+        trainable=MappingProxyType(sizes),
+        adapters=adapters,
+        teacher=teacher,
+        facts=facts,
+    )
+
+
+def _teacher(name: str, arm: Arm, config: WuNengConfig, sources: Sources) -> TeacherPlan | None:
+    source = teacher_name(arm)
+    if source is None or arm.distill is None:
+        return None
+    return TeacherPlan(source, teacher_config(name, source, config, sources), arm.distill)
