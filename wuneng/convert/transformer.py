@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wuneng.convert.architectures import plain_fields
-from wuneng.convert.conversion import Conversion
+from wuneng.convert.conversion import Conversion, same_function
 from wuneng.convert.donor import Donor, open_donor
 from wuneng.convert.graft import GraftSettings, NewTensors, grafted_config
 from wuneng.convert.plan import (
@@ -22,7 +22,6 @@ from wuneng.convert.plan import (
 )
 from wuneng.convert.source import Located, open_tensors
 from wuneng.convert.tensor_files import TensorSource
-from wuneng.convert.verify import check_against_model
 from wuneng.errors import InputError, ModelError
 from wuneng.model import WuNengConfig
 
@@ -75,18 +74,13 @@ def from_transformer(
     plan = make_plan(
         source, routes, dropped, dtype=dtype, wanted=wanted, new=make, new_apart=new_apart
     )
-    parameters = sum(torch.Size(shape).numel() for shape in wanted.values())
-    return Conversion(
-        what=f"{located.kind} to wuneng",
-        source=located.label,
-        config=config,
+    return same_function(
+        located,
+        f"{located.kind} to wuneng",
+        config,
+        plan,
+        target,
         counted=config,
-        plan=plan,
-        dtype=target,
-        companions=located.path,
-        verify=lambda written, probe: check_against_model(
-            located.path, written, probe, target, parameters
-        ),
         details=lambda: {"seed": seed, "state_from": None if donor is None else donor.record()},
         notes=_notes(donor),
     )
