@@ -6,6 +6,7 @@
     │   ├── DataError           text, token or evaluation files
     │   ├── ModelError          a model or run directory, or its configuration
     │   ├── DamagedError        a finished file is not what was written
+    │   ├── BackendError        an operator's implementation that is unknown, or cannot be had here
     │   └── TaskError           an evaluation task that is unknown or not available
     └── RunError                exit code 1: something failed while running
         ├── NonFiniteError      a loss or gradient became NaN or infinite
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "BackendError",
     "CheckpointError",
     "DamagedError",
     "DataError",
@@ -77,6 +79,10 @@ class ModelError(InputError):
 
 class DamagedError(InputError):
     """A finished record or export is not what was written: damaged on the disk, or edited."""
+
+
+class BackendError(InputError, ValueError):
+    """An operator cannot be computed by the implementation that was asked for."""
 
 
 class TaskError(InputError):

@@ -144,7 +144,9 @@ def bench(
     from wuneng.bench.record import failures, nothing_measured, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
     from wuneng.errors import InputError
+    from wuneng.ops.backend import check_environment
 
+    check_environment()
     limit = None if fail_over is None else parse_percent("--fail-over", fail_over)
     if limit is not None and compare is None:
         raise InputError("--fail-over needs --compare OLD.json to compare with")

@@ -169,7 +169,9 @@ def convert(
     require_one_process()
     from wuneng.convert import Request, VerificationError
     from wuneng.convert import convert as carry_out
+    from wuneng.ops.backend import check_environment
 
+    check_environment()
     request = Request(
         source=source,
         destination=destination,

@@ -132,8 +132,10 @@ def evaluate(
     from wuneng.evaluate.results import result_file, write_report
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation
     from wuneng.evaluate.state_controls import parse_state_control
+    from wuneng.ops.backend import check_environment
     from wuneng.records import prove_writable
 
+    check_environment()
     control = parse_state_control(state)
     chosen, other, remark = choose_models(model, baseline, control, arm=arm)
     request = EvaluationRequest(

@@ -82,7 +82,9 @@ def generate(
         from wuneng.device import pick_device
         from wuneng.evaluate.generation import Sampling, generate_text
         from wuneng.evaluate.loading import load_model
+        from wuneng.ops.backend import check_environment
 
+        check_environment()
         loaded = load_model(place, device=pick_device(device or "auto"), dtype=dtype, check=verify)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if not quiet:

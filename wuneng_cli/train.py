@@ -98,6 +98,9 @@ def train(
     if device is not None:
         overrides.append(f"device={device}")
     loaded = load_recipe(recipe, overrides)
+    from wuneng.ops.backend import check_environment
+
+    check_environment()
     if dry_run:
         _print_plan(loaded, measure=measure, as_json=as_json, verbose=verbose)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from wuneng.bench.gate import GateResult, judge, wkv7_gate
 from wuneng.bench.operators import OperatorShapes, wkv7_inputs
 from wuneng.bench.record import Row
 from wuneng.ops import wkv7
+from wuneng.ops.backend import asked
 
 SHAPES = OperatorShapes(1, 40, 2, 32, torch.float32, "fp32", torch.device("cpu"))
 
@@ -71,7 +71,7 @@ def test_a_model_is_judged_by_what_its_reference_loses(
 
     assert judged().passed
     hook = model.model.norm.register_forward_hook(
-        lambda _, args, out: out if "WUNENG_BACKEND" in os.environ else 1.01 * out
+        lambda _, args, out: out if asked() == "reference" else 1.01 * out
     )
     assert not judged().passed
     hook.remove()

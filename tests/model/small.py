@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 
 from tests.precision import Result, rounded_again, worst
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.convert.rwkv7 import RWKV7_WIRING
-from wuneng.ops import native
+from wuneng.ops import using
 
 BASE: dict[str, Any] = {
     "vocab_size": 61,
@@ -124,12 +122,11 @@ def plainly(model: Any, run: Callable[[Any], Result]) -> tuple[Result, Result]:
     The reference is float32, once with the model's weights and twice with each of them rounded
     again in float32, whichever loses most of a tensor; the oracle is a twin in float64.
     """
-    plain = {"WUNENG_BACKEND": "reference", "WUNENG_CROSS_HEAD": "reference"}
     others = [copy.deepcopy(model) for _ in range(2)]
     with torch.no_grad():
         for seed, other in enumerate(others):
             for number, parameter in enumerate(other.parameters()):
                 parameter.copy_(rounded_again(parameter, torch.float32, 1000 * seed + number))
-    with mock.patch.dict(os.environ, plain), native.torch_instead():
+    with using("reference"):
         exact = run(copy.deepcopy(model).double())
         return worst([run(x) for x in (model, *others)], exact), exact

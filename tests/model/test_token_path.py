@@ -15,9 +15,9 @@ from tests.model.small import VARIANTS, plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
 from wuneng.layers import token_path
-from wuneng.model import modeling
+from wuneng.layers.state import rwkv7
 from wuneng.model.call_arguments import cache_of
-from wuneng.ops import native
+from wuneng.ops import native, using
 
 pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
 SHORT = ["default", "concat", "additive", "gqa-qk-norm-bias", "no-shift", "shift-on-k", "a-max-2"]
@@ -41,7 +41,7 @@ def _decode(model: WuNengForCausalLM, short: bool = True) -> tuple[Tensor, int]:
         return out
 
     ids = torch.randint(0, 61, (3, 9), generator=torch.Generator().manual_seed(1))
-    with mock.patch.object(modeling, "one_token", one_token), torch.no_grad():
+    with mock.patch.object(rwkv7, "one_token", one_token), torch.no_grad():
         out, logits = model(ids[:, :4], use_cache=True), []
         for token in ids[:, 4:].split(1, dim=1):
             out = model(token, past_key_values=cache_of(out), use_cache=True)
@@ -147,8 +147,7 @@ def test_whatever_watches_or_differs_takes_the_modules(
 
 def test_torch_can_be_asked_for_meanwhile() -> None:
     model = _model()
-    with native.torch_instead():
-        assert native.library(16) is None
+    with using("chunked"):
         expected, taken = _decode(model)
         assert taken == 0
     found, taken = _decode(model)

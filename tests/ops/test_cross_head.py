@@ -14,11 +14,12 @@ import torch
 
 from tests.ops.cross_head_cases import KINDS, RATIOS, Case, assert_close
 from tests.precision import assert_as_exact
-from wuneng.layers.middle.gated import Gated as CrossHead
-from wuneng.ops import cross_head_forward
+from wuneng.kinds import load_kind
+from wuneng.layers.middle.base import MiddleHeads
+from wuneng.ops import cross_head_forward, using
 from wuneng.ops.cross_head import cross_head, cross_head_reference
 
-by_hand = partial(cross_head, backend="torch")
+by_hand = partial(cross_head, backend="chunked")
 
 
 @pytest.fixture(params=[False, True], ids=["one-tile", "tiles"])
@@ -192,18 +193,17 @@ def test_the_environment_and_the_argument_choose(monkeypatch: pytest.MonkeyPatch
 
     by_hand_name = grad_name()
     assert by_hand_name != grad_name(backend="reference")
-    monkeypatch.setenv("WUNENG_CROSS_HEAD", "reference")
+    monkeypatch.setenv("WUNENG_BACKEND", "reference")
     assert grad_name() == grad_name(backend="reference")
-    assert grad_name(backend="torch") == by_hand_name
-    monkeypatch.setenv("WUNENG_CROSS_HEAD", "tritom")
-    with pytest.raises(ValueError, match=r"WUNENG_CROSS_HEAD must be one of .*'triton'"):
-        grad_name()
+    assert grad_name(backend="chunked") == by_hand_name
+    with using("chunked"):
+        assert grad_name() == by_hand_name
 
 
 def test_unknown_names() -> None:
     case = Case()
     arguments = case.arguments(case.tested_leaves())
-    with pytest.raises(ValueError, match="backend must be one of reference, torch, triton"):
+    with pytest.raises(ValueError, match="backend must be one of reference, chunked, native"):
         cross_head(*arguments, eps=1e-6, backend="cuda")
     with pytest.raises(ValueError, match="kind must be one of additive, gated, concat"):
         cross_head("none", *arguments[1:], eps=1e-6)
@@ -235,7 +235,7 @@ def test_the_layer_hands_over_its_parameters(kind: str, heads: tuple[int, int]) 
         rms_norm_eps=1e-6,
         hidden_size=12,
     )
-    layer = CrossHead(config)
+    layer = load_kind("middle", kind)(config)
     own = {"additive": ["alpha", "beta"], "gated": ["gate_weight", "gate_bias"]}
     assert [name for name, _ in layer.named_parameters()] == [
         *("scale", "group_mix", *own.get(kind, ["mid_weight"])),
@@ -246,7 +246,7 @@ def test_the_layer_hands_over_its_parameters(kind: str, heads: tuple[int, int]) 
     A, R = torch.randn(2, 5, heads[0] * 8), torch.randn(2, 5, heads[1], 8)
     attention, branch = layer(A, R)
 
-    def plainly(layer: CrossHead, dtype: torch.dtype) -> list[torch.Tensor]:
+    def plainly(layer: MiddleHeads, dtype: torch.dtype) -> list[torch.Tensor]:
         A_out, R_out = layer.interaction(A.to(dtype), R.to(dtype), backend="reference")
         return [A_out, layer.branch_proj(R_out)]
 

@@ -140,7 +140,7 @@ def test_no_tokens_and_strided_inputs(kind: str) -> None:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        (Case(dtype=torch.float64), r"A must be float32, bfloat16 or float16.*float64.*'torch'"),
+        (Case(dtype=torch.float64), r"A must be float32, bfloat16 or float16.*float64.*'chunked'"),
         (Case(size=15), "head sizes 16, 32, 64, 128, got 15.*reference"),
         (Case(size=128), "gated's matrix in float32 up to head size 64, got 128.*autocast"),
     ],
@@ -152,5 +152,5 @@ def test_what_the_kernels_cannot_take_is_named(case: Case, words: str) -> None:
 
 def test_cpu_tensors_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_launch, "INTERPRETING", False)
-    with pytest.raises(ValueError, match=r"needs CUDA tensors, A is on cpu.*'torch'"):
+    with pytest.raises(ValueError, match=r"needs CUDA tensors, A is on cpu.*'chunked'"):
         fused(*Case().arguments(Case().tested_leaves()), eps=0.3)

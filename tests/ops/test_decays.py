@@ -132,13 +132,13 @@ def test_triton_leaves_such_decays_to_the_chunked_form(monkeypatch: pytest.Monke
     from wuneng.ops.wkv7 import interface
 
     called: list[str] = []
-    plain = interface._load_backend
+    plain = interface.load
 
-    def noted(backend: str) -> Any:
+    def noted(backend: str, **_: Any) -> Any:
         called.append(backend)
         return plain("chunked" if backend == "chunked" else "reference")
 
-    monkeypatch.setattr(interface, "_load_backend", noted)
+    monkeypatch.setattr(interface, "load", noted)
     case = Case(tokens=40)
     wkv7(*case.leaves.values(), backend="triton")
     case.leaves["w"][:, 20] = -50.0

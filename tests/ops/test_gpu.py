@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from tests.ops.state_mix_checks import assert_close as assert_mix_close
 from tests.ops.test_token_shift import sides as shift_sides
 from tests.ops.triton_checks import INPUTS, Case, assert_close, sides
 from tests.precision import assert_as_exact, relative_error
-from wuneng.ops import state_head
+from wuneng.ops import state_head, using
 from wuneng.ops.cross_head import cross_head
 from wuneng.ops.head_arguments import HeadOutputs
 from wuneng.ops.head_step import state_head_step
@@ -41,6 +42,14 @@ from wuneng.ops.wkv7.triton_state_mix import state_mix_triton
 from wuneng.ops.wkv7.triton_step import wkv7_triton_step
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _kernels() -> Iterator[None]:
+    """What is judged here is not taken unasked before it has been."""
+    with using("triton"):
+        yield
+
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 #: Units in the last place of float32 (2e-5): a product of float32 is a sum of three in tf32.

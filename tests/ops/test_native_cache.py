@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 def _forget() -> None:
     """As if the process were new."""
-    compiler._library.cache_clear()
+    compiler.library.cache_clear()
     compiler._given_up.clear()
 
 

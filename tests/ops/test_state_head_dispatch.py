@@ -27,9 +27,9 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each call of the step by ``state_head``."""
     calls: list[int] = []
 
-    def step(*arguments: Any) -> HeadOutputs:
+    def step(*arguments: Any, **settings: Any) -> HeadOutputs:
         calls.append(1)
-        return state_head_step(*arguments)
+        return state_head_step(*arguments, **settings)
 
     monkeypatch.delenv("WUNENG_BACKEND", raising=False)
     monkeypatch.setattr(state_head_module, "state_head_step", step)
@@ -67,9 +67,11 @@ def test_the_operator_without_a_compiler_steps(
     found = dispatched(case)
     assert stepped == [1]
     assert dispatched(case, keeps_carry=False).carry is None
-    monkeypatch.setenv("WUNENG_BACKEND", "chunked")
+    monkeypatch.setenv("WUNENG_BACKEND", "reference")
     composed = dispatched(case)
-    assert len(stepped) == 2, "a backend asked for by name was replaced"
+    assert len(stepped) == 2, "the formula was replaced"
+    assert dispatched(case, backend="chunked").state is not None
+    assert len(stepped) == 3, "one token by hand is the step"
     assert_one_token(case, found)
     assert_one_token(case, composed)
 

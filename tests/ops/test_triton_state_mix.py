@@ -276,6 +276,6 @@ def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_backend: str) -> None:
         raise ModuleNotFoundError("backend 'triton' needs the package triton", name="triton")
 
-    monkeypatch.setattr(interface, "_load_backend", missing)
+    monkeypatch.setattr(interface, "load", missing)
     with pytest.raises(ModuleNotFoundError, match="needs the package triton"):
         state_mix(*arguments(MixCase(tokens=4)), a_max=1.0, backend="triton")

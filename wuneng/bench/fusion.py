@@ -1,7 +1,7 @@
 """Cases of ``ops``: the model's cross-head interaction and its projection, forward and backward.
 
 eager      the equations, plain autograd
-fused      by hand (``backend="torch"``)
+fused      by hand (``backend="chunked"``)
 compiled   the equations through torch.compile, from ``COMPILED_FROM`` tokens on, where operators
            are all that was asked for: the first compilation takes half a minute
 triton     the fused kernels, on CUDA
@@ -87,7 +87,7 @@ def _layer(shapes: OperatorShapes, config: Any, dtype: torch.dtype) -> Any:
 def _fuse(layer: Any, arm: str) -> Fuse:
     if not layer.mixes:
         return layer
-    backend = {"fused": "torch", "triton": "triton"}.get(arm, "reference")
+    backend = {"fused": "chunked", "triton": "triton"}.get(arm, "reference")
 
     def fuse(A: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         attention, branch = layer.interaction(A, R, backend)

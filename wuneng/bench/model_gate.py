@@ -1,14 +1,13 @@
 """Correctness of whole models before their speed, over ``MODEL_TOKENS`` tokens.
 
 Logits of a prompt, logits of tokens decoded one by one, or gradients of every parameter, against
-the same weights through the token loop and eager attention. Another project's model, which has no
-such path, is compared with its weights in ours (:class:`Twin`).
+the same weights by the plain formulas (``using("reference")``) and eager attention. Another
+project's model, which has no such path, is compared with its weights in ours (:class:`Twin`).
 """
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from wuneng.bench.gate import GateResult, judge, relative_error
 from wuneng.model.call_arguments import cache_of, with_cache
+from wuneng.ops import using
 
 __all__ = ["Twin", "decode_gate", "gradient_gate", "prefill_gate"]
 
@@ -40,19 +40,15 @@ class Twin:
 
 @contextmanager
 def _reference_of(model: Any, twin: Twin | None) -> Iterator[Any]:
-    """A model of the same weights that runs the token loop and eager attention."""
+    """A model of the same weights, run by the plain formulas and eager attention."""
     reference = model if twin is None else twin.model
-    before, attention = os.environ.get("WUNENG_BACKEND"), reference.config._attn_implementation
-    os.environ["WUNENG_BACKEND"] = "reference"
+    attention = reference.config._attn_implementation
     reference.set_attn_implementation("eager")
     try:
-        yield reference
+        with using("reference"):
+            yield reference
     finally:
         reference.set_attn_implementation(attention)
-        if before is None:
-            del os.environ["WUNENG_BACKEND"]
-        else:
-            os.environ["WUNENG_BACKEND"] = before
 
 
 def _tokens(model: Any, length: int) -> Tensor:

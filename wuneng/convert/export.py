@@ -29,11 +29,13 @@ from wuneng.convert.tensor_files import TensorSource
 from wuneng.convert.verify import answers_of
 from wuneng.errors import InputError, ModelError, RunError
 from wuneng.model import WuNengConfig
-from wuneng.ops.native import torch_instead
+from wuneng.ops import using
 from wuneng.records.scratch import scratch_directory
 
 __all__ = ["to_transformers"]
 
+#: By which both sides of the check compute: the directory's code travels without the C kernels.
+_ALONE_BACKEND = "chunked"
 #: What a state branch adds goes through these; all zero, it adds nothing.
 _OUTLETS = ("cross_head.branch_proj.weight", "cross_head.alpha")
 
@@ -71,7 +73,8 @@ def _stock(
     target = dtype or main_dtype(source)
     config.dtype = target
     plain = stock_config(config)
-    config.num_state_heads, config.cross_head, config.state_layers = 0, "none", None
+    config.num_state_heads, config.cross_head = 0, "none"
+    config.state_layers = config.layers = None
     wanted = model_shapes(config)
     routes, dropped = kept_routes(source, wanted, silent=is_grafted_name)
     plan = make_plan(source, routes, dropped, dtype=dtype, wanted=wanted)
@@ -113,7 +116,7 @@ def _has_stock(config: WuNengConfig) -> bool:
 
 def _check_alone(source: Path, written: Path, probe: Probe, dtype: torch.dtype) -> list[Check]:
     """Compare with the exported directory loaded in a process that cannot import this package."""
-    with torch_instead():  # the directory's code travels without the C kernels
+    with using(_ALONE_BACKEND):
         expected = answers_of(source, dtype, probe)
     return compare(expected, _answers_alone(written, probe, dtype), dtype)
 
@@ -129,6 +132,7 @@ def _answers_alone(directory: Path, probe: Probe, dtype: torch.dtype) -> Answers
             "HF_MODULES_CACHE": str(place / "modules"),
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_VERBOSITY": "error",
+            "WUNENG_BACKEND": _ALONE_BACKEND,
         }
         environment.pop("PYTHONPATH", None)
         script = inspect.getsource(answering) + _ALONE

@@ -7,7 +7,6 @@ none) and nothing watches its modules; otherwise the modules run one by one, wit
 
 from __future__ import annotations
 
-import os
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.middle.base import MiddleHeads
+from wuneng.ops.backend import candidates
 from wuneng.ops.native import hybrid_token
 from wuneng.ops.plain import are_plain
 
@@ -66,13 +66,11 @@ def one_token(
 def _is_plain(x: Tensor, heads: AttentionHeads, layout: SequenceLayout) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or layout.cu_seqlens is not None:
         return False
-    if torch.is_autocast_enabled("cpu") or os.environ.get("WUNENG_BACKEND", "native") != "native":
+    if torch.is_autocast_enabled("cpu") or "native" not in candidates("token", x.device):
         return False
     tensors = (x, heads.key, heads.value, heads.output)
-    return (
-        "WUNENG_CROSS_HEAD" not in os.environ
-        and are_plain(*tensors)
-        and all(u.is_cpu and u.dtype == torch.float32 and u.is_contiguous() for u in tensors)
+    return are_plain(*tensors) and all(
+        u.is_cpu and u.dtype == torch.float32 and u.is_contiguous() for u in tensors
     )
 
 

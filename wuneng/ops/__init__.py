@@ -1,5 +1,6 @@
 """Operators: RWKV-7's state heads and the WKV-7 recurrence, whatever backend runs them."""
 
+from wuneng.ops.backend import using
 from wuneng.ops.cross_head import cross_head
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.low_rank import LowRank, head_projections, low_rank
@@ -27,6 +28,7 @@ __all__ = [
     "state_inputs",
     "state_mix",
     "token_shift",
+    "using",
     "wkv7",
     "wkv7_step",
 ]

@@ -6,31 +6,30 @@
     concat     Mid = [A^g; R] W_m
     branch     [lambda * R; Mid]
 
-(Our reading of arXiv 2504.19191, as ``wuneng.layers.cross_head`` tells.) ``additive`` alone
+(Our reading of arXiv 2504.19191, as ``wuneng.layers.middle`` tells.) ``additive`` alone
 changes A; where H < S an attention head serves S / H state heads, and up(R) is their mean.
 
-Backends: ``reference`` (the equations, plain autograd), ``torch`` (by hand, forward and backward)
-and ``triton`` (fused kernels, CUDA). The argument ``backend`` wins over the environment variable
-``WUNENG_CROSS_HEAD``, which wins over the default: ``torch`` on the CPU, ``reference`` elsewhere
-and under a compiler. **No GPU has judged the kernels yet**, so nothing selects them by itself.
+Backends (:mod:`wuneng.ops.backend` chooses): ``reference`` (the equations, plain autograd),
+``chunked`` (by hand, forward and backward, in tiles for a CPU's cache), ``native`` (the same, and a
+few tokens without gradients in C) and ``triton`` (fused kernels, CUDA). Unasked it is by hand on a
+CPU and the equations elsewhere and under a compiler.
 
 Legend: B batch, T tokens, H attention heads, S state heads, N head size.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from wuneng.errors import nearest
-from wuneng.ops.cross_head_autograd import cross_head_torch
+from wuneng.ops.backend import HAS_TRITON, candidates
+from wuneng.ops.cross_head_autograd import cross_head_by_hand
+from wuneng.ops.native import few_tokens
 from wuneng.ops.plain import are_plain
 
 KINDS = ("additive", "gated", "concat")
-BACKENDS = ("reference", "torch", "triton")
 
 
 def cross_head(
@@ -57,9 +56,9 @@ def cross_head(
         group_norm: the RMS norm's weight ``[S, N]``; ``eps`` is added to its mean of squares.
         first: alpha ``[H, N]``, W_g ``[S, 2 N, N]`` or W_m ``[S, 2 N, N]``.
         second: beta ``[S, N]``, b_g ``[S, N]`` or None.
-        backend: ``reference``, ``torch`` or ``triton``; None lets the environment or the default
-            choose. ``torch`` is by hand for float32 or float64 throughout; mixed and half
-            precision, autocast and compilation take the plain form there.
+        backend: as :mod:`wuneng.ops.backend` says. By hand is float32 or float64 throughout; mixed
+            and half precision, autocast and compilation take the equations. ``triton`` as an
+            argument says what it cannot take; asked for otherwise, it leaves that to the rest.
 
     Returns:
         A' ``[B, T, H * N]`` and ``[lambda * R; Mid]`` ``[B, T, 2 * S * N]``, in the dtypes that
@@ -72,28 +71,23 @@ def cross_head(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    chosen = _choose(backend, A)
+    allowed = candidates("cross_head", A.device, backend)
     tensors = (A, R, scale, group_mix, group_norm, first, second)
-    if chosen == "triton":
+    if "triton" in allowed and (backend == "triton" or (HAS_TRITON and are_plain(*tensors))):
         from wuneng.ops import cross_head_triton_autograd
 
-        return cross_head_triton_autograd.cross_head_triton(kind, *tensors, eps)
-    if chosen == "torch" and _is_plain(tensors):
-        return cross_head_torch(kind, *tensors, eps)
+        if backend == "triton" or cross_head_triton_autograd.takes(kind, tensors):
+            return cross_head_triton_autograd.cross_head_triton(kind, *tensors, eps)
+    if "native" in allowed and few_tokens.takes(R.shape[-1], _products(kind, R), *tensors):
+        return few_tokens.cross_head(kind, *tensors, eps)
+    if "chunked" in allowed and _is_plain(tensors):
+        return cross_head_by_hand(kind, *tensors, eps)
     return cross_head_reference(kind, *tensors, eps)
 
 
-def _choose(backend: str | None, A: Tensor) -> str:
-    chosen = backend or os.environ.get("WUNENG_CROSS_HEAD")
-    if not chosen:
-        return "torch" if A.device.type == "cpu" else "reference"
-    if chosen not in BACKENDS:
-        source = "backend" if backend else "WUNENG_CROSS_HEAD"
-        raise ValueError(
-            f"{source} must be one of {', '.join(BACKENDS)}, got {chosen!r}."
-            f"{nearest(chosen, BACKENDS)}"
-        )
-    return chosen
+def _products(kind: str, R: Tensor) -> int:
+    """Multiplications, about."""
+    return R.numel() * (1 if kind == "additive" else 2 * R.shape[-1])
 
 
 def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:

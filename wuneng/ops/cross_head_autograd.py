@@ -9,10 +9,9 @@ from torch import Tensor
 
 from wuneng.ops.cross_head_backward import Gradients
 from wuneng.ops.cross_head_forward import FEW_NUMBERS, Weights, by_group, few_tokens, forward, tiles
-from wuneng.ops.native import few_tokens as native
 
 
-def cross_head_torch(
+def cross_head_by_hand(
     kind: str,
     A: Tensor,
     R: Tensor,
@@ -27,10 +26,6 @@ def cross_head_torch(
     tensors = (A, R, scale, group_mix, group_norm, first, second)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return _CrossHead.apply(kind, *tensors, eps)
-    size = R.shape[-1]
-    products = R.numel() * (1 if kind == "additive" else 2 * size)
-    if native.takes(size, products, *tensors):
-        return native.cross_head(kind, *tensors, eps)
     weights = Weights(kind, scale, group_mix, group_norm, first, second, eps)
     if R.numel() <= FEW_NUMBERS:
         changed, branch = few_tokens(by_group(A, R), R.flatten(0, 1), weights)

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from wuneng.errors import BackendError
 from wuneng.ops.cross_head_triton import (
     KINDS,
     backward_launch,
@@ -40,38 +41,55 @@ def cross_head_triton(
             the argument.
     """
     tensors = (A, R, scale, group_mix, group_norm, first, second)
-    device = A.device.type
-    operand = torch.promote_types(A.dtype, R.dtype)
-    if torch.is_autocast_enabled(device):
-        operand = torch.get_autocast_dtype(device)
-    _check(tensors)
-    if kind != "additive" and operand == torch.float32 and A.shape[-1] > 64:
-        raise ValueError(
-            f"backend 'triton' multiplies by {kind}'s matrix in float32 up to head size 64, got "
-            f"{A.shape[-1]}; use autocast, or backend 'reference'"
-        )
+    operand = _operand(A, R)
+    _check(kind, tensors, operand)
     changed, branch = torch.ops.wuneng.cross_head_triton_forward(kind, *tensors, eps, operand)
     return (changed if kind == "additive" else A).flatten(-2), branch.flatten(2)
 
 
-def _check(tensors: tuple[Tensor | None, ...]) -> None:
+def takes(kind: str, tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether :func:`cross_head_triton` runs on its arguments A to second."""
+    A, R = tensors[:2]
+    assert A is not None
+    assert R is not None
+    try:
+        _check(kind, tensors, _operand(A, R))
+    except BackendError:
+        return False
+    return True
+
+
+def _operand(A: Tensor, R: Tensor) -> torch.dtype:
+    """The dtype of matrix operands."""
+    device = A.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(A.dtype, R.dtype)
+
+
+def _check(kind: str, tensors: tuple[Tensor | None, ...], operand: torch.dtype) -> None:
     for name, x in zip(_NAMES, tensors, strict=True):
         if x is not None and x.dtype not in DTYPES:
-            raise ValueError(
+            raise BackendError(
                 f"{name} must be float32, bfloat16 or float16 for backend 'triton', got {x.dtype}; "
-                "backends 'reference' and 'torch' also take float64"
+                "backends 'reference' and 'chunked' also take float64"
             )
     A = tensors[0]
     assert A is not None
     if A.shape[-1] not in HEAD_SIZES:
-        raise ValueError(
+        raise BackendError(
             f"backend 'triton' takes head sizes {', '.join(map(str, HEAD_SIZES))}, got "
             f"{A.shape[-1]}; backend 'reference' takes any"
         )
     if A.device.type == "cpu" and not triton_launch.INTERPRETING:
-        raise ValueError(
-            "backend 'triton' needs CUDA tensors, A is on cpu; use backend 'torch' "
+        raise BackendError(
+            "backend 'triton' needs CUDA tensors, A is on cpu; use backend 'chunked' "
             "(or, to test the kernels, set TRITON_INTERPRET=1 before Python starts)"
+        )
+    if kind != "additive" and operand == torch.float32 and A.shape[-1] > 64:
+        raise BackendError(
+            f"backend 'triton' multiplies by {kind}'s matrix in float32 up to head size 64, got "
+            f"{A.shape[-1]}; use autocast, or backend 'reference'"
         )
 
 

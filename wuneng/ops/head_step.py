@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.backend import HAS_TRITON, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.readout import state_readout_reference
 from wuneng.ops.state_inputs import LOG_DECAY_SCALE, NORM_EPS, state_inputs_reference
-from wuneng.ops.wkv7.interface import HAS_TRITON
-from wuneng.ops.wkv7.reference import compute_dtype
-from wuneng.ops.wkv7.step import step
+from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
 
 
 def state_head_step_reference(
@@ -38,7 +37,8 @@ def state_head_step_reference(
 ) -> HeadOutputs:
     """The equations by the other operators' references: the oracle of :func:`state_head_step`."""
     shape, width = (options.heads, options.size), options.heads * options.size
-    weights = HeadWeights(*(None if x is None else x.view(shape) for x in weights))
+    dtype, result = compute_dtype(*inputs), inputs.v.dtype
+    weights = HeadWeights(*(None if x is None else x.reshape(shape).to(dtype) for x in weights))
     assert weights.k_k is not None
     assert weights.k_a is not None
     now = {
@@ -48,25 +48,28 @@ def state_head_step_reference(
     }
     before = carry_parts(carry, options)
     after = [now[letter].flatten(1) for letter in options.letters]
+    now = {name: x.to(dtype) for name, x in now.items()}
     for letter, mu in zip("rkv", weights[:3], strict=True):
         if mu is not None:
             u = now[letter]
-            last = before[letter].to(u.dtype).view_as(u) if letter in before else 0
-            now[letter] = u + mu.to(u.dtype) * (last - u)
+            last = before[letter].to(dtype).view_as(u) if letter in before else 0
+            now[letter] = u + mu * (last - u)
     k, a, b = state_inputs_reference(
         *(now["k"], now.get("b", now["k"]), now["a"], weights.k_k, weights.k_a, options.a_max)
     )
     log_w = LOG_DECAY_SCALE * torch.sigmoid(now["w"])
-    y, state = step(now["r"], log_w, k, now["v"], a, b, state)
+    sequence = (x.unsqueeze(1) for x in (now["r"], log_w, k, now["v"], a, b))
+    y, state, _ = wkv7_reference(*sequence, initial_state=state)
     out = state_readout_reference(
-        *(y, now["r"], k, now["v"]),
+        *(y.squeeze(1), now["r"], k, now["v"]),
         norm_weight=weights.norm_weight,
         norm_bias=weights.norm_bias,
         norm_eps=options.norm_eps,
         bonus=weights.bonus,
         gate=now.get("gate"),
     )
-    return HeadOutputs(out.unsqueeze(1), state, torch.cat(after, dim=1) if after else None)
+    carry = torch.cat(after, dim=1) if after else None
+    return HeadOutputs(out.unsqueeze(1).to(result), state, carry)
 
 
 def state_head_step(
@@ -77,6 +80,7 @@ def state_head_step(
     carry: Tensor | None,
     *,
     in_place: bool = False,
+    backend: str | None = None,
 ) -> HeadOutputs:
     """Advance the state heads of one layer by one token; no gradients, whatever is given.
 
@@ -91,6 +95,7 @@ def state_head_step(
             zero.
         in_place: overwrite ``state`` and ``carry``, those that are given, and return them, so that
             a captured CUDA graph can replay the step. Otherwise whoever holds them keeps them.
+        backend: as :mod:`wuneng.ops.backend` says; C is for whole sequences (``state_head``).
 
     Returns:
         R ``[B, 1, S, N]`` in v's dtype, the new state and, if there are letters, the new carry in
@@ -105,25 +110,32 @@ def state_head_step(
         for name, x in (("state", state), ("carry", carry)):
             if x is not None and not x.is_contiguous():
                 raise ValueError(f"in_place needs a contiguous {name}")
-    if has_kernel(inputs, weights, options, carry):
+    if has_kernel(inputs, weights, options, carry, backend):
         from wuneng.ops import head_step_triton
 
         return head_step_triton.state_head_step_triton(
             inputs, weights, options, state, carry, in_place=in_place
         )
+    by_hand = "chunked" in candidates("head_step", inputs.v.device, backend)
+    compute = _torch_step if by_hand else _reference_step
     arguments = (inputs, weights, options, state, carry, in_place)
     device = inputs.v.device.type
     if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):
-        return _torch_step(*arguments)
+        return compute(*arguments)
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        return _torch_step(*arguments)
+        return compute(*arguments)
 
 
 def has_kernel(
-    inputs: HeadInputs, weights: HeadWeights, options: HeadOptions, carry: Tensor | None
+    inputs: HeadInputs,
+    weights: HeadWeights,
+    options: HeadOptions,
+    carry: Tensor | None,
+    backend: str | None = None,
 ) -> bool:
     """Whether :func:`state_head_step` is one kernel for these: CUDA tensors that it takes."""
-    if not inputs.v.is_cuda or not HAS_TRITON:
+    allowed = candidates("head_step", inputs.v.device, backend)
+    if "triton" not in allowed or not HAS_TRITON or not inputs.v.is_cuda:
         return False
     from wuneng.ops import head_step_triton
 
@@ -176,6 +188,22 @@ def _check(
 def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     if x.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(x.shape)}")
+
+
+def _reference_step(
+    inputs: HeadInputs,
+    weights: HeadWeights,
+    options: HeadOptions,
+    state: Tensor | None,
+    carry: Tensor | None,
+    in_place: bool,
+) -> HeadOutputs:
+    out = state_head_step_reference(inputs, weights, options, state, carry)
+    if in_place and state is not None:
+        out = out._replace(state=state.copy_(out.state))
+    if in_place and carry is not None and out.carry is not None:
+        out = out._replace(carry=carry.copy_(out.carry))
+    return out
 
 
 def _torch_step(

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.backend import HAS_TRITON, candidates
 from wuneng.ops.plain import are_plain
-from wuneng.ops.wkv7.interface import HAS_TRITON
 
 
 def state_readout_reference(
@@ -54,6 +54,7 @@ def state_readout(
     norm_eps: float,
     bonus: Tensor | None,
     gate: Tensor | None,
+    backend: str | None = None,
 ) -> Tensor:
     """Group norm, bonus and output gate.
 
@@ -65,6 +66,7 @@ def state_readout(
         norm_eps: added to the variance, inside the root.
         bonus: r_k ``[S, N]``, or None.
         gate: ``[B, T, S, N]``, or None.
+        backend: as :mod:`wuneng.ops.backend` says.
 
     Returns:
         R ``[B, T, S, N]`` in v's dtype; arithmetic is float32 (float64 where y is float64).
@@ -78,13 +80,14 @@ def state_readout(
         raise ValueError(f"{missing} is missing: give norm_weight and norm_bias together")
     arguments = (y, r, key, v, norm_weight, norm_bias, bonus, gate)
     plain = are_plain(*arguments)
-    if y.is_cuda and HAS_TRITON and plain:
+    allowed = candidates("readout", y.device, backend)
+    if "triton" in allowed and HAS_TRITON and y.is_cuda and plain:
         from wuneng.ops import readout_triton
 
         if readout_triton.takes(*arguments):
             return readout_triton.state_readout_triton(*arguments, norm_eps)
     # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
-    if torch.compiler.is_compiling() or not plain:
+    if "chunked" not in allowed or torch.compiler.is_compiling() or not plain:
         y_, r_, key_, v_, weight_, bias_, bonus_, gate_ = (_wide(x, y) for x in arguments)
         out = state_readout_reference(
             *(y_, r_, key_, v_),

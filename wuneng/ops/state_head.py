@@ -16,12 +16,12 @@ operators.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from wuneng.ops.backend import asked, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.head_step import carry_parts, has_kernel, state_head_step
 from wuneng.ops.native.operator import is_available, run
@@ -44,6 +44,7 @@ def state_head(
     keeps_carry: bool = False,
     snapshots: Snapshots | None = None,
     read: Callable[[Tensor], Tensor] | None = None,
+    backend: str | None = None,
 ) -> HeadOutputs:
     """Run S heads of N channels over whole sequences, or over one token.
 
@@ -57,27 +58,25 @@ def state_head(
         keeps_carry: also return the carry for the next call.
         snapshots: also read earlier states, see :class:`wuneng.ops.Snapshots`.
         read: applied to y ``[B, T, S, N]`` before the group norm.
+        backend: as :mod:`wuneng.ops.backend` says.
 
     Returns:
         Readout, final state, carry and ring; differentiable once in every tensor but ``carry`` and
         ``cu_seqlens`` (off the C kernels in ``carry`` too).
     """
-    usual = snapshots is None and read is None and options.raw
-    plain = usual and are_plain(*inputs, *weights, state, carry)
-    native = plain and _wants_native() and _no_gradient(carry)
-    if native and is_available(options.size, *inputs, state):
+    in_one = snapshots is None and read is None and options.raw
+    plain = in_one and are_plain(*inputs, *weights, state, carry)
+    native = plain and "native" in candidates("state_head", inputs.v.device, backend)
+    if native and _no_gradient(carry) and is_available(options.size, *inputs, state):
         return run(inputs, weights, options, state, carry, cu_seqlens, keeps_carry)
-    if plain and cu_seqlens is None and _steps(inputs, weights, options, state, carry):
-        out = state_head_step(inputs, weights, options, state, carry)
+    if plain and cu_seqlens is None and _steps(inputs, weights, options, state, carry, backend):
+        out = state_head_step(inputs, weights, options, state, carry, backend=backend)
         return out if keeps_carry else out._replace(carry=None)
-    out = _composed(inputs, weights, options, state, carry, cu_seqlens, snapshots, read)
+    memory = (state, carry, cu_seqlens, snapshots)
+    out = _composed(inputs, weights, options, *memory, read, backend)
     if not keeps_carry:
         return out
     return out._replace(carry=_next_carry(inputs, options, carry, cu_seqlens))
-
-
-def _wants_native() -> bool:
-    return os.environ.get("WUNENG_BACKEND", "native") in ("", "native")
 
 
 def _no_gradient(x: Tensor | None) -> bool:
@@ -90,22 +89,20 @@ def _steps(
     options: HeadOptions,
     state: Tensor | None,
     carry: Tensor | None,
+    backend: str | None,
 ) -> bool:
-    """Whether this is one token that nothing is differentiated through, and its step wanted.
-
-    A backend that the environment asks for by name is not replaced by another one.
-    """
+    """Whether this is one token that nothing is differentiated through, and its step wanted."""
     if inputs.v.shape[1] != 1:
         return False
     if torch.is_grad_enabled():
         tensors = (*inputs, *weights, state, carry)
         if any(x is not None and x.requires_grad for x in tensors):
             return False
-    asked = os.environ.get("WUNENG_BACKEND") or ""
-    if not asked and not torch.compiler.is_compiling():
-        return True
+    named = asked(backend)
     # A compiler fuses the composition by itself, but does not beat the one kernel.
-    return asked in ("", "triton") and has_kernel(inputs, weights, options, carry)
+    if named == "triton" or torch.compiler.is_compiling():
+        return has_kernel(inputs, weights, options, carry, backend)
+    return named in (None, "chunked")
 
 
 def _composed(
@@ -117,11 +114,12 @@ def _composed(
     cu_seqlens: Tensor | None,
     snapshots: Snapshots | None,
     read: Callable[[Tensor], Tensor] | None,
+    backend: str | None,
 ) -> HeadOutputs:
     def heads(u: Tensor) -> Tensor:
         return u.unflatten(-1, (options.heads, options.size))
 
-    r, k, v = (heads(u) for u in _shifted(inputs, weights, options, carry, cu_seqlens))
+    r, k, v = (heads(u) for u in _shifted(inputs, weights, options, carry, cu_seqlens, backend))
     assert weights.k_k is not None
     assert weights.k_a is not None
     shape = (options.heads, options.size)
@@ -133,6 +131,7 @@ def _composed(
         initial_state=state,
         cu_seqlens=cu_seqlens,
         snapshots=snapshots,
+        backend=backend,
     )
     y = state_readout(
         *(y if read is None else read(y), r, key, v),
@@ -141,6 +140,7 @@ def _composed(
         norm_eps=options.norm_eps,
         bonus=None if weights.bonus is None else weights.bonus.view(shape),
         gate=None if inputs.gate is None else heads(inputs.gate),
+        backend=backend,
     )
     return HeadOutputs(y, final, None, ring)
 
@@ -151,6 +151,7 @@ def _shifted(
     options: HeadOptions,
     carry: Tensor | None,
     cu_seqlens: Tensor | None,
+    backend: str | None,
 ) -> list[Tensor]:
     """r, k, v after the token shift."""
     width = options.heads * options.size
@@ -161,9 +162,9 @@ def _shifted(
         mu, last = mus[letter], carries.get(letter)
         u = u[..., :width]
         if mu is not None and last is None and cu_seqlens is None:
-            u = token_shift(u, mu.to(u.dtype))
+            u = token_shift(u, mu.flatten().to(u.dtype), backend=backend)
         elif mu is not None:
-            u = torch.lerp(u, previous_token(u, last, cu_seqlens), mu.to(u.dtype))
+            u = torch.lerp(u, previous_token(u, last, cu_seqlens), mu.flatten().to(u.dtype))
         shifted.append(u)
     return shifted
 

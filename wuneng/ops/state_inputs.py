@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.backend import candidates
 from wuneng.ops.plain import are_plain
 
 NORM_EPS = 1e-12
@@ -49,7 +50,14 @@ def state_inputs_reference(
 
 
 def state_inputs(
-    k: Tensor, source: Tensor, logit: Tensor, k_k: Tensor, k_a: Tensor, a_max: float
+    k: Tensor,
+    source: Tensor,
+    logit: Tensor,
+    k_k: Tensor,
+    k_a: Tensor,
+    a_max: float,
+    *,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """k~, a and b of the WKV-7 recurrence.
 
@@ -59,13 +67,16 @@ def state_inputs(
         logit: of the in-context learning rate, ``[B, T, S, N]``.
         k_k, k_a: per-channel weights ``[S, N]``.
         a_max: upper end of the in-context learning rate, 1 or 2.
+        backend: as :mod:`wuneng.ops.backend` says.
 
     Returns:
         k~, a = -kappa and b, each ``[B, T, S, N]`` in k's dtype; arithmetic is float32 (float64 for
         float64 inputs). Differentiable once in every tensor argument.
     """
+    by_hand = "chunked" in candidates("state_inputs", k.device, backend)
     # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
-    if torch.compiler.is_compiling() or not are_plain(k, source, logit, k_k, k_a):
+    plain = are_plain(k, source, logit, k_k, k_a) and not torch.compiler.is_compiling()
+    if not (by_hand and plain):
         wide = _wide(k)
         replaced, a, b = state_inputs_reference(
             wide(k), wide(source), wide(logit), wide(k_k), wide(k_a), a_max

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from wuneng.ops.backend import asked, candidates
 from wuneng.ops.state_inputs import LOG_DECAY_SCALE, log_decay, state_inputs
 from wuneng.ops.wkv7 import interface
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_state
@@ -77,20 +78,25 @@ def state_mix(
     Raises:
         ValueError: an argument's shape, dtype or device does not fit, or the backend is unknown;
             the message names the argument.
-        ModuleNotFoundError: backend ``triton`` without Triton installed.
+        ModuleNotFoundError: (also a ValueError) backend ``triton`` or ``fla`` without its package.
     """
     own_source = k if source is None else source
     projections = (r, decay_logit, k, v, rate_logit, own_source)
     _check(projections, k_k, k_a)
-    chosen = interface._choose_backend(backend) or interface._default_backend(*projections)
+    named = asked(backend)
     sequences = check_cu_seqlens(cu_seqlens, v)
     options = {"initial_state": initial_state, "cu_seqlens": cu_seqlens}
-    if chosen == "triton" and snapshots is None:
+    fuses = named == "triton" or (
+        named is None
+        and "triton" in candidates("projections", v.device)
+        and interface.takes_triton(v.shape[-1], *projections)
+    )
+    if fuses and snapshots is None:
         check_state("initial_state", initial_state, projections, sequences)
         fused = _fused(projections, k_k, k_a, a_max, sequences, **options)
         if fused is not None:
             return fused
-    return _in_parts(projections, k_k, k_a, a_max, snapshots, chosen, **options)
+    return _in_parts(projections, k_k, k_a, a_max, snapshots, named, **options)
 
 
 def _in_parts(
@@ -99,14 +105,14 @@ def _in_parts(
     k_a: Tensor,
     a_max: float,
     snapshots: Snapshots | None,
-    backend: str,
+    backend: str | None,
     *,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> StateMix:
     """The operators one after another, with any backend of :func:`wuneng.ops.wkv7`."""
     r, decay_logit, k, v, rate_logit, source = projections
-    key, a, b = state_inputs(k, source, rate_logit, k_k, k_a, a_max)
+    key, a, b = state_inputs(k, source, rate_logit, k_k, k_a, a_max, backend=backend)
     inputs = (r, log_decay(decay_logit), key, v, a, b)
     if snapshots is None:
         y, state = wkv7(
@@ -142,13 +148,13 @@ def _fused(
 
     One token without gradients is left to the one-token step of :func:`wuneng.ops.wkv7`.
     """
-    interface._load_backend("triton")  # names the missing package
+    interface.load("triton")  # names the missing package
     from wuneng.ops.wkv7.triton_state_mix import fits, state_mix_triton
 
     r, decay_logit, k, v, rate_logit, source = projections
     weights = (k_k, k_a)
-    differentiated = interface._needs_grad([*projections, *weights, initial_state])
-    if not differentiated and interface._is_one_token(v, sequences):
+    differentiated = interface.needs_grad([*projections, *weights, initial_state])
+    if not differentiated and interface.is_one_token(v, sequences):
         return None
     if not fits(v, (*projections, *weights), sequences, differentiated):
         return None

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.backend import HAS_TRITON, candidates
 from wuneng.ops.plain import are_plain
-from wuneng.ops.wkv7.interface import HAS_TRITON
 
 
 def token_shift_reference(u: Tensor, mu: Tensor) -> Tensor:
@@ -21,20 +21,22 @@ def token_shift_reference(u: Tensor, mu: Tensor) -> Tensor:
     return torch.lerp(u, torch.cat([torch.zeros_like(u[:, :1]), u[:, :-1]], dim=1), mu)
 
 
-def token_shift(u: Tensor, mu: Tensor) -> Tensor:
+def token_shift(u: Tensor, mu: Tensor, *, backend: str | None = None) -> Tensor:
     """Mix each token with the one before it.
 
     Args:
         u: ``[B, T, C]``, every row one sequence from its first token on.
         mu: ``[C]``, 0 keeps the present token and 1 takes the one before; in u's dtype.
+        backend: as :mod:`wuneng.ops.backend` says.
 
     Returns:
         ``[B, T, C]`` in u's dtype. Differentiable once in both.
     """
+    allowed = candidates("token_shift", u.device, backend)
     # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
-    if torch.compiler.is_compiling() or not are_plain(u, mu):
+    if "chunked" not in allowed or torch.compiler.is_compiling() or not are_plain(u, mu):
         return token_shift_reference(u, mu)
-    if u.is_cuda and HAS_TRITON:
+    if "triton" in allowed and HAS_TRITON and u.is_cuda:
         from wuneng.ops import token_shift_triton
 
         if token_shift_triton.takes(u, mu):

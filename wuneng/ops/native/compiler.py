@@ -3,7 +3,7 @@
 A shared object per head size is kept (``library_cache.py`` says where, and when a kept one may be
 loaded), named by a hash of sources, flags, compiler and processor, so that a home directory shared
 by different machines holds one for each. Without a compiler, or with one that is broken or hangs,
-there are no native kernels and callers fall back to torch; ``WUNENG_NATIVE=0`` asks for that.
+there are no native kernels and callers fall back to torch.
 """
 
 from __future__ import annotations
@@ -46,30 +46,14 @@ _HERE = Path(__file__).parent
 _log = logging.getLogger(__name__)
 
 
-_paused = False
 #: Compilers that have failed or hung in this process.
 _given_up: set[tuple[str, ...]] = set()
 
 
-@contextmanager
-def torch_instead() -> Iterator[None]:
-    """Compute in torch meanwhile: for comparing bits with code that has no C kernels."""
-    global _paused
-    before, _paused = _paused, True
-    try:
-        yield
-    finally:
-        _paused = before
-
-
+@lru_cache
 def library(size: int) -> ctypes.CDLL | None:
     """The kernels for heads of ``size`` channels; None where they cannot be had."""
-    return None if _paused else _library(size)
-
-
-@lru_cache
-def _library(size: int) -> ctypes.CDLL | None:
-    if size not in HEAD_SIZES or os.environ.get("WUNENG_NATIVE") == "0":
+    if size not in HEAD_SIZES:
         return None
     if not (_HERE / _SOURCES[0]).exists():  # an exported model's code travels without them
         return None

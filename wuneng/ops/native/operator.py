@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.backend import MissingCompilerError
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.native.arguments import (
     ABSENT,
@@ -177,7 +178,7 @@ def _dense_extents(batch: int, tokens: int, chunk: int) -> tuple[Tensor, Tensor,
 def _kernels(size: int) -> Any:
     kernels = library(size)
     if kernels is None:
-        raise RuntimeError(f"no C kernels for head size {size} on this machine")
+        raise MissingCompilerError(f"no C kernels for head size {size} on this machine")
     kernels.state_head_forward.restype = None
     return kernels
 

@@ -1,34 +1,31 @@
 """The WKV-7 operator as callers see it: choice of backend, one-token shortcut.
 
 Backends: ``reference`` (token loop), ``chunked`` (matrix form in torch, any device), ``native``
-(token loop in C, CPU, where there is a compiler) and ``triton`` (fused kernels, CUDA). The argument
-``backend`` wins over the environment variable ``WUNENG_BACKEND``, which wins over the device's
-default.
+(token loop in C, CPU, where there is a compiler), ``triton`` (fused kernels, CUDA) and ``fla``
+(flash-linear-attention's, CUDA). Who chooses: :mod:`wuneng.ops.backend`.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable
+from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from wuneng.errors import nearest
+from wuneng.errors import BackendError
+from wuneng.ops.backend import HAS_TRITON, MissingPackageError, asked, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
 from wuneng.ops.native.operator import is_available, run
 from wuneng.ops.plain import are_plain
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_inputs, check_snapshots, check_state
 from wuneng.ops.wkv7.chunked import wkv7_chunked
 from wuneng.ops.wkv7.decays import CHUNK, allows_full_chunks, longest_chunk
+from wuneng.ops.wkv7.fla import wkv7_fla
 from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step, step_with_snapshots
-
-BACKENDS = ("reference", "chunked", "native", "triton")
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @overload
@@ -101,9 +98,10 @@ def wkv7(
         cu_seqlens: int32 or int64 ``[sequences + 1]``, non-decreasing from 0 to T, for documents
             packed end to end in one row (B = 1). State never crosses a boundary.
         snapshots: also read earlier states, see :class:`Snapshots`.
-        backend: ``reference``, ``chunked``, ``native`` or ``triton``; None lets the environment or
-            the device choose. ``native`` leaves snapshots, float64 and compiled
-            graphs to ``chunked``; ``triton`` decays that its chunks cannot divide by.
+        backend: ``reference``, ``chunked``, ``native``, ``triton`` or ``fla``; None lets
+            :func:`wuneng.ops.using`, the environment or the device choose. ``native`` leaves
+            snapshots, float64 and compiled graphs to ``chunked``; ``triton`` decays that its chunks
+            cannot divide by.
         log_decay_bound: the caller's word that no w is below it. Without a bound the values are
             looked at before a chunk's length is chosen, for which a GPU is waited for.
 
@@ -112,15 +110,12 @@ def wkv7(
         ``snapshots`` also the ring ``[B or sequences, n, S, N, N]`` to hand to the next call.
 
     Raises:
-        ValueError: an argument's shape, dtype or device does not fit, or the backend is unknown;
-            the message names the argument.
-        ModuleNotFoundError: backend ``triton`` without Triton installed.
-        RuntimeError: backend ``native`` where the C kernels cannot be built.
+        ValueError: an argument's shape, dtype or device does not fit, or the backend is unknown or
+            does not compute this; the message names the argument.
+        ModuleNotFoundError: (also a ValueError) backend ``triton`` or ``fla`` without its package.
+        RuntimeError: (also a ValueError) backend ``native`` where C kernels cannot be built.
     """
     check_inputs(r, w, k, v, a, b)
-    chosen = _choose_backend(backend) or _default_backend(r, w, k, v, a, b)
-    if chosen == "native" and not _native_takes(snapshots, r, w, k, v, a, b):
-        chosen = "chunked"
     sequences = check_cu_seqlens(cu_seqlens, v)
     check_state("initial_state", initial_state, (r, w, k, v, a, b), sequences)
     if snapshots is not None:
@@ -128,15 +123,20 @@ def wkv7(
     tensors = [r, w, k, v, a, b, initial_state]
     if snapshots is not None:
         tensors += [snapshots.weights, snapshots.ring]
+    steps = is_one_token(v, sequences) and not needs_grad(tensors)
+    named = asked(backend)
+    chosen = named or default((r, w, k, v, a, b), snapshots is not None, steps)
+    if chosen == "native" and not _native_takes(snapshots, r, w, k, v, a, b):
+        chosen = "chunked"
     full = allows_full_chunks(log_decay_bound, compute_dtype(r, w, k, v, a, b, initial_state))
     if chosen == "triton" and not full and not _decays_mildly(w):
         chosen = "chunked"
-    if chosen == "chunked" and _is_one_token(v, sequences) and not _needs_grad(tensors):
+    if chosen == "chunked" and steps:
         y, state, ring = _one_token(r, w, k, v, a, b, initial_state, snapshots)
     else:
-        backend_run = _load_backend(chosen)
+        cuts = named is not None or "triton" in candidates("segments", v.device)
         bound = {"log_decay_bound": log_decay_bound} if chosen == "chunked" else {}
-        y, state, ring = backend_run(
+        y, state, ring = load(chosen, cuts=cuts)(
             *(r, w, k, v, a, b),
             initial_state=initial_state,
             cu_seqlens=cu_seqlens,
@@ -165,6 +165,10 @@ def wkv7_step(
     """
     check_inputs(r, w, k, v, a, b, axes="[B, S, N]")
     check_state("state", state, (r, w, k, v, a, b), v.shape[0])
+    if candidates("step", v.device) == ("reference",):
+        token = (x.unsqueeze(1) for x in (r, w, k, v, a, b))
+        y, new, _ = wkv7_reference(*token, initial_state=state)
+        return y.squeeze(1), new
     return step(r, w, k, v, a, b, state)
 
 
@@ -173,11 +177,13 @@ def _decays_mildly(w: Tensor) -> bool:
     return not torch.compiler.is_compiling() and longest_chunk(w, torch.float32) == CHUNK
 
 
-def _is_one_token(v: Tensor, sequences: int) -> bool:
+def is_one_token(v: Tensor, sequences: int) -> bool:
+    """Whether every sequence has exactly one token."""
     return v.shape[1] == 1 and sequences == v.shape[0]
 
 
-def _needs_grad(tensors: list[Tensor | None]) -> bool:
+def needs_grad(tensors: list[Tensor | None]) -> bool:
+    """Whether something is differentiated with respect to one of them."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -199,19 +205,6 @@ def _one_token(
     return y.unsqueeze(1), new, ring
 
 
-def _choose_backend(backend: str | None) -> str | None:
-    """What the caller or the environment asks for, if anything."""
-    source = "backend"
-    if backend is None:
-        backend, source = os.environ.get("WUNENG_BACKEND") or None, "WUNENG_BACKEND"
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(
-            f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}."
-            + nearest(backend, BACKENDS)
-        )
-    return backend
-
-
 def _native_takes(snapshots: Snapshots | None, *inputs: Tensor) -> bool:
     """Not under a compiler, which cannot look into C and fuses the chunked form instead."""
     exact = compute_dtype(*inputs) == torch.float64
@@ -219,42 +212,60 @@ def _native_takes(snapshots: Snapshots | None, *inputs: Tensor) -> bool:
     return snapshots is None and not exact and plain
 
 
-def _default_backend(*inputs: Tensor) -> str:
-    """``triton`` or ``native`` where their kernels take these inputs, ``chunked`` elsewhere.
+def default(inputs: tuple[Tensor, ...], has_snapshots: bool, steps: bool) -> str:
+    """Where no backend is asked for: the first candidate of the device that takes these inputs.
 
     Tensor subclasses get the token loop, which is made of torch's operations alone.
     """
     if not are_plain(*inputs) and not torch.compiler.is_compiling():
         return "reference"
-    if is_available(inputs[0].shape[-1], *inputs):
-        return "native"
-    if inputs[0].device.type != "cuda" or not HAS_TRITON:
-        return "chunked"
+    v = inputs[3]
+    names = candidates("step" if steps else "scan", v.device)
+    if has_snapshots and "triton" not in candidates("snapshots", v.device):
+        names = tuple(name for name in names if name != "triton")
+    takes = {"native": is_available, "triton": takes_triton}
+    fitting = (n for n in names if n not in takes or takes[n](v.shape[-1], *inputs))
+    return next(fitting)
+
+
+def takes_triton(size: int, *inputs: Tensor) -> bool:
+    """Whether the Triton kernels exist and take these: plain CUDA tensors."""
+    if not HAS_TRITON or not all(x.is_cuda for x in inputs):
+        return False
     from wuneng.ops.wkv7 import triton_launch
 
-    fits = inputs[0].shape[-1] in triton_launch.HEAD_SIZES
-    return "triton" if fits and all(x.dtype in triton_launch.DTYPES for x in inputs) else "chunked"
+    return size in triton_launch.HEAD_SIZES and all(x.dtype in triton_launch.DTYPES for x in inputs)
 
 
-def _load_backend(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+def load(backend: str, *, cuts: bool = True) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    """The implementation of that name, called as the token loop is.
+
+    Args:
+        cuts: whether ``triton`` may cut long sequences in segments.
+
+    Raises:
+        MissingPackageError: backend ``triton`` without Triton.
+    """
     if backend == "reference":
         return wkv7_reference
     if backend == "chunked":
         return wkv7_chunked
     if backend == "native":
         return _wkv7_native
+    if backend == "fla":
+        return wkv7_fla
     try:
         # Triton is optional and its import is slow: only a caller who runs it pays for it.
         from wuneng.ops.wkv7.triton_autograd import wkv7_triton
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "triton":
-            raise ModuleNotFoundError(
+            raise MissingPackageError(
                 "backend 'triton' needs the package triton, which is not installed; "
                 "install it or use backend 'chunked'",
                 name="triton",
             ) from error
         raise
-    return wkv7_triton
+    return wkv7_triton if cuts else partial(wkv7_triton, segments=1)
 
 
 def _wkv7_native(
@@ -263,6 +274,10 @@ def _wkv7_native(
     cu_seqlens: Tensor | None,
     snapshots: None,
 ) -> tuple[Tensor, Tensor, None]:
+    if not inputs[0].is_cpu:
+        raise BackendError(
+            f"backend 'native' needs CPU tensors, r is on {inputs[0].device}; use backend 'chunked'"
+        )
     options = HeadOptions(inputs[0].shape[-2], inputs[0].shape[-1], raw=False)
     out = run(HeadInputs(*inputs), HeadWeights(), options, initial_state, None, cu_seqlens)
     return out.readout, out.state, None

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wuneng.errors import BackendError
+
 HEAD_SIZES = (16, 32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -167,24 +169,24 @@ def precision(dtype: torch.dtype) -> dict[str, object]:
 
 
 def check_inputs(inputs: tuple[Tensor, ...]) -> None:
-    """Raise ValueError naming the argument (r, w, k, v, a, b in turn) that the kernels cannot take.
+    """Raise BackendError naming the argument of r, w, k, v, a, b that the kernels cannot take.
 
     CPU tensors work only through Triton's interpreter, which is for tests.
     """
     for name, x in zip("rwkvab", inputs, strict=True):
         if x.dtype not in DTYPES:
-            raise ValueError(
+            raise BackendError(
                 f"{name} must be float32, bfloat16 or float16 for backend 'triton', got {x.dtype}; "
                 "backends 'chunked' and 'reference' also take float64"
             )
     size, device = inputs[3].shape[-1], inputs[3].device
     if size not in HEAD_SIZES:
-        raise ValueError(
+        raise BackendError(
             f"backend 'triton' takes head sizes {', '.join(map(str, HEAD_SIZES))}, got {size}; "
             "backend 'chunked' takes any"
         )
     if device.type == "cpu" and not INTERPRETING:
-        raise ValueError(
+        raise BackendError(
             "backend 'triton' needs CUDA tensors, v is on cpu; use backend 'chunked' "
             "(or, to test the kernels, set TRITON_INTERPRET=1 before Python starts)"
         )

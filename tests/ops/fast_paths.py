@@ -1,0 +1,160 @@
+"""Every compiled, fused or hand-written way to compute an operator: to be poisoned or spoiled.
+
+A test that says "no fast path ran", or "a wrong one would be noticed", takes the list from here.
+``test_reference_backend`` holds it against the source: what is missing here is found there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+
+#: How much a spoiled path's results are off.
+FACTOR = 1.5
+
+
+class PoisonedError(AssertionError):
+    """A fast path ran that must not."""
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """One of them, and a small model's call that takes it on a CPU.
+
+    Attributes:
+        where: ``module:attribute`` of the function, below ``wuneng.ops``.
+        variant: of ``tests.model.small``, with heads of 16 channels.
+        action: ``prefill`` (no gradients), ``decode`` or ``gradient``.
+        backend: asked for by ``using``; None for the default.
+        written: the argument that it leaves its results in, for one that returns none.
+        watched: whether a forward hook listens to what the state reads.
+    """
+
+    where: str
+    variant: str
+    action: str
+    backend: str | None = None
+    written: int | None = None
+    watched: bool = False
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it is there only where C can be compiled."""
+        return self.where.startswith("native.")
+
+    def __str__(self) -> str:
+        return self.where
+
+
+CPU_PATHS = [
+    FastPath("native.operator:_Call.forward", "default", "prefill"),
+    FastPath("native.operator:_backward", "default", "gradient"),
+    FastPath("native.few_tokens:low_rank", "pre-shift", "decode"),
+    FastPath("native.few_tokens:projections", "own-removal-key", "decode"),
+    FastPath("native.few_tokens:cross_head", "own-removal-key", "decode"),
+    FastPath("native.hybrid_token:HybridToken.__call__", "default", "decode"),
+    FastPath("wkv7.chunked:forward_pass", "snapshots", "prefill", written=2),
+    FastPath("wkv7.chunked:backward_pass", "snapshots", "gradient", written=7),
+    FastPath("wkv7.interface:step", "default", "decode", "chunked", watched=True),
+    FastPath("wkv7.interface:step_with_snapshots", "snapshots", "decode"),
+    FastPath("head_step:_torch_step", "default", "decode", "chunked"),
+    FastPath("state_inputs:_StateInputs.forward", "default", "prefill", "chunked"),
+    FastPath("state_inputs:_StateInputs.backward", "snapshots", "gradient"),
+    FastPath("readout:_without_gradients", "snapshots", "prefill"),
+    FastPath("readout:_StateReadout.forward", "default", "gradient", "chunked"),
+    FastPath("readout:_StateReadout.backward", "snapshots", "gradient"),
+    FastPath("token_shift:_TokenShift.forward", "rwkv-ffn", "prefill"),
+    FastPath("token_shift:_TokenShift.backward", "rwkv-ffn", "gradient"),
+    FastPath("cross_head_autograd:few_tokens", "default", "decode", "chunked"),
+    FastPath("cross_head_autograd:forward", "default", "gradient", "chunked"),
+    FastPath("cross_head_autograd:_CrossHead.forward", "default", "gradient"),
+    FastPath("cross_head_autograd:_CrossHead.backward", "default", "gradient"),
+]
+
+#: The Triton kernels by their names in ``wuneng.ops.backend``; ``test_cuda_dispatch`` takes them.
+TRITON_PATHS = {
+    "scan": "wkv7.triton_autograd:wkv7_triton",
+    "step": "wkv7.triton_autograd:wkv7_triton_step",
+    "snapshots": "wkv7.triton_autograd:read_snapshots",
+    "projections": "wkv7.triton_state_mix:state_mix_triton",
+    "head_step": "head_step_triton:state_head_step_triton",
+    "readout": "readout_triton:state_readout_triton",
+    "token_shift": "token_shift_triton:token_shift_triton",
+    "cross_head": "cross_head_triton_autograd:cross_head_triton",
+}
+#: Modules whose operators are called by one of those alone.
+BEHIND_TRITON_PATHS = {"wkv7.triton_step", "wkv7.triton_snapshots"}
+FLA_PATH = "wkv7.fla:_load"
+
+#: Where C is loaded or built.
+LOADERS = [f"native.{name}:library" for name in ("operator", "few_tokens", "hybrid_token")]
+
+
+@contextmanager
+def poisoned(*wheres: str) -> Iterator[None]:
+    """Whoever takes one of these paths is stopped by :class:`PoisonedError`."""
+    with ExitStack() as stack:
+        for where in wheres:
+            stack.enter_context(replaced(where, _raising(where)))
+        yield
+
+
+@contextmanager
+def spoiled(path: FastPath) -> Iterator[None]:
+    """The path's results are :data:`FACTOR` times what they should be."""
+    owner, name = _owner(path.where)
+    right = getattr(owner, name)
+
+    def wrong(*arguments: Any, **named: Any) -> Any:
+        out = right(*arguments, **named)
+        if path.written is None:
+            return _scaled(out)
+        given = arguments[path.written]
+        for x in [given] if isinstance(given, Tensor) else given:
+            x.mul_(FACTOR)
+        return out
+
+    with replaced(path.where, wrong):
+        yield
+
+
+@contextmanager
+def replaced(where: str, function: Any) -> Iterator[None]:
+    """``function`` in the place of the one at ``where``."""
+    owner, name = _owner(where)
+    if isinstance(vars(owner).get(name), staticmethod):
+        function = staticmethod(function)
+    with mock.patch.object(owner, name, function):
+        yield
+
+
+def _owner(where: str) -> tuple[Any, str]:
+    module, attribute = where.split(":")
+    owner: Any = importlib.import_module(f"wuneng.ops.{module}")
+    *classes, name = attribute.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    return owner, name
+
+
+def _raising(where: str) -> Any:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise PoisonedError(where)
+
+    return stop
+
+
+def _scaled(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x * FACTOR if x.is_floating_point() else x
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*(_scaled(y) for y in x))
+    if isinstance(x, list | tuple):
+        return type(x)(_scaled(y) for y in x)
+    return x
