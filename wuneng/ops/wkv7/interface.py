@@ -129,7 +129,7 @@ def wkv7(
     if chosen == "native" and not _native_takes(snapshots, r, w, k, v, a, b):
         chosen = "chunked"
     full = allows_full_chunks(log_decay_bound, compute_dtype(r, w, k, v, a, b, initial_state))
-    if chosen == "triton" and not full and not _decays_mildly(w):
+    if chosen in ("triton", "fla") and not full and not _decays_mildly(w):
         chosen = "chunked"
     if chosen == "chunked" and steps:
         y, state, ring = _one_token(r, w, k, v, a, b, initial_state, snapshots)
