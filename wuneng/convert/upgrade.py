@@ -95,6 +95,7 @@ class ConvertedSources:
             graft=graft,
             seed=seed,
             check_source=self._check,
+            new_apart=True,
             skip_check="--no-verify",  # of `wuneng train`, for which this converts
         )
         outcome = convert(request)
