@@ -32,13 +32,13 @@ from wuneng.ops import (
     wkv7,
 )
 from wuneng.ops.head_arguments import HeadOutputs
-from wuneng.ops.head_step import state_head_step
 from wuneng.ops.plain import PLAIN_TYPES
 from wuneng.ops.readout import state_readout
+from wuneng.ops.state_head.step import state_head_step
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.wkv7 import triton_autograd, triton_state_mix
 
-token_shift_module = importlib.import_module("wuneng.ops.token_shift")
+token_shift_module = importlib.import_module("wuneng.ops.token_shift.interface")
 
 
 class Recording(TorchDispatchMode):
@@ -165,7 +165,9 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return HeadOutputs(torch.ones(1), torch.ones(1))
 
     monkeypatch.setattr(head_step, "_torch_step", torch_step)
-    monkeypatch.setattr(importlib.import_module("wuneng.ops.state_head"), "_composed", composed)
+    monkeypatch.setattr(
+        importlib.import_module("wuneng.ops.state_head.interface"), "_composed", composed
+    )
     return names
 
 
@@ -291,7 +293,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, others: list[str]) -> None:
     monkeypatch.setattr(token_shift_module._TokenShift, "apply", lambda u, mu: u)
     interface = importlib.import_module("wuneng.ops.wkv7.interface")
     monkeypatch.setattr(interface, "_one_token", lambda *given: (given[3], given[3], None))
-    formula = importlib.import_module("wuneng.ops.cross_head")
+    formula = importlib.import_module("wuneng.ops.cross_head.interface")
     monkeypatch.setattr(formula, "cross_head_reference", lambda *given: given[1:3])
     monkeypatch.setattr(triton_state_mix, "processors", lambda _: 1)
 

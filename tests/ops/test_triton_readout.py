@@ -12,9 +12,9 @@ from tests.ops.triton_interpreter import faithful  # isort: split
 
 from tests.ops.test_state_readout import EPS, PARTS, WEIGHTS, assert_close, called, drawn, sides
 from tests.precision import assert_as_exact
-from wuneng.ops import readout_triton
 from wuneng.ops.readout import state_readout
-from wuneng.ops.readout_triton import backward_split, state_readout_triton
+from wuneng.ops.readout import triton_kernels as readout_triton
+from wuneng.ops.readout.triton_kernels import backward_split, state_readout_triton
 
 
 @pytest.fixture(autouse=True, scope="module")

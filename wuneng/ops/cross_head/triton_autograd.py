@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from wuneng.errors import BackendError
-from wuneng.ops.cross_head_triton import (
+from wuneng.ops.cross_head.triton_kernels import (
     KINDS,
     backward_launch,
     cross_head_backward_kernel,

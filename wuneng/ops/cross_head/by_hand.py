@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wuneng.ops.cross_head_backward import Gradients
-from wuneng.ops.cross_head_forward import FEW_NUMBERS, Weights, by_group, few_tokens, forward, tiles
+from wuneng.ops.cross_head.backward import Gradients
+from wuneng.ops.cross_head.forward import FEW_NUMBERS, Weights, by_group, few_tokens, forward, tiles
 
 
 def cross_head_by_hand(
