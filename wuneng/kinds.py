@@ -63,8 +63,12 @@ def load_kind(room: Room, name: str) -> Any:
     if name not in _REGISTERED[room]:
         if wrong := check_kind(room, name):
             raise ValueError(f"{room} kind {wrong}")
-        importlib.import_module(f"{_PACKAGES[room]}.{name}")
+        importlib.import_module(_module_of(room, name))
     return _REGISTERED[room][name]
+
+
+def _module_of(room: Room, name: str) -> str:
+    return f"{_PACKAGES[room]}.{name}"
 
 
 def _files(room: Room) -> list[str]:

@@ -69,7 +69,7 @@ def test_zero_branch_leaves_attention_alone():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cross_head": "blend"}, "cross_head must be one of gated, concat"),
+        ({"cross_head": "blend"}, "cross_head must be one of additive, concat, gated, none"),
         ({"num_key_value_heads": 3}, "num_key_value_heads must divide"),
         ({"num_attention_heads": 0, "num_state_heads": 0}, "not both 0"),
         ({"num_attention_heads": 0, "head_dim": 8}, "must be 'own'"),

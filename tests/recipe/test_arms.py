@@ -93,7 +93,7 @@ def test_every_built_in_arm_is_for_every_shipped_recipe(path: Path, name: str) -
     if upgrade and name == "replace":
         with pytest.raises(RecipeError, match="are a trained model's"):
             load_recipe(path, changes)
-    elif upgrade and name in ("mha", "mha-shift"):
+    elif upgrade and name in ("mha", "mha-shift", "mha-conv"):
         with pytest.raises(RecipeError, match="this arm has neither"):
             load_recipe(path, changes)
     else:

@@ -71,7 +71,7 @@ def test_tokens_are_rounded_up_to_whole_steps(write: Write) -> None:
         ("model: {num_state_head: 2}", 1, "model.num_state_head is not a known field. "
          "Did you mean 'num_state_heads'?"),
         ("modle: {}", 1, "modle is not a known field. Did you mean 'model'?"),
-        ("model:\n  cross_head: gate", 2, "model.cross_head: expected 'gated', 'concat', "
+        ("model:\n  cross_head: gate", 2, "model.cross_head: expected 'additive', 'concat', "
          "'gated' or 'none', got 'gate'. Did you mean 'gated'?"),
         ("model: {hidden_size: wide}", 1, "model.hidden_size: expected a whole number, possibly "
          "with the suffix k, M or G (powers of 1024), got 'wide'"),

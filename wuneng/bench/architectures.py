@@ -26,6 +26,7 @@ from wuneng.bench.peer_models import (
     require_fla,
 )
 from wuneng.bench.request import DEFAULT_AGAINST, BenchRequest
+from wuneng.built_in_arms import BUILT_IN_ARMS
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.head_counts import replaced_heads
 from wuneng.model import WuNengConfig, WuNengForCausalLM
@@ -157,44 +158,29 @@ def choose(request: BenchRequest) -> Comparison:
 def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
     """The baseline of that name, as recipes' built-in arms are: same width and depth. InputError
     where the arm cannot be made of this configuration."""
-    derived = copy.deepcopy(config)
-    if arm in ("mha", "mha-shift", "llama"):
-        if not config.num_attention_heads:
-            raise InputError(f"--against {arm}: the model has no attention heads to compare with")
-        derived.num_state_heads, derived.snapshots = 0, 0
-        derived.cross_head = "none"
-        derived.attention_token_shift = arm == "mha-shift"
-        if arm == "llama":
-            check_llama(derived)
-    elif arm == "rwkv7":
-        size = config.state_head_dim or config.head_dim or 64
-        derived.num_attention_heads = derived.num_key_value_heads = 0
-        derived.num_state_heads, derived.state_head_dim = max(1, config.hidden_size // size), size
-        derived.state_layers, derived.cross_head = None, "none"
-        derived.state_key_source = derived.state_value_source = "own"
-        derived.token_shift = "pre"
-        derived.state_output_gate = derived.state_value_residual = True
-    elif arm == "fla":
+    if arm == "fla":
         derived = fla_config(config)
-    else:
-        return _replacing(derived)
-    derived.check()
-    return match(derived, config, "parameters")
+        derived.check()
+        return match(derived, config, "parameters")
+    built_in = BUILT_IN_ARMS["mha" if arm == "llama" else arm]
+    _check_heads(config, arm)
+    derived = config.changed(built_in.changes(config))
+    if arm in ("mha", "llama"):
+        derived.attention_token_shift, derived.attention_short_conv = False, 0
+    if arm == "llama":
+        check_llama(derived)
+    return match(derived, config, built_in.match)
 
 
-def _replacing(config: WuNengConfig) -> WuNengConfig:
-    """State heads in the place of as many attention heads; the width of the rest unchanged."""
-    states, heads = replaced_heads(config.num_attention_heads, config.num_state_heads)
-    if heads < 1 or states < 1:
+def _check_heads(config: WuNengConfig, arm: str) -> None:
+    heads, states = config.num_attention_heads, config.num_state_heads
+    if arm == "replace" and min(replaced_heads(heads, states)) < 1:
         raise InputError(
-            f"--against replace: {config.num_state_heads} state heads cannot take the place of "
-            f"{config.num_attention_heads} attention heads"
+            f"--against replace: {states} state heads cannot take the place of "
+            f"{heads} attention heads"
         )
-    groups = min(config.num_key_value_heads or heads, heads)
-    config.num_attention_heads, config.num_state_heads = heads, states
-    config.num_key_value_heads = max(g for g in range(1, groups + 1) if heads % g == 0)
-    config.check()
-    return config
+    if not heads and arm != "rwkv7":
+        raise InputError(f"--against {arm}: the model has no attention heads to compare with")
 
 
 def _comparison(

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from wuneng.built_in_arms import BUILT_IN_ARMS
 from wuneng.errors import InputError, nearest
 
 __all__ = [
@@ -23,9 +24,9 @@ __all__ = [
 
 WHATS = ("ops", "prefill", "decode", "train", "parts")
 DEFAULT_WHATS = ("ops", "prefill", "decode", "train")
-#: Arms that can stand beside the model. ``fla``: flash-linear-attention's operators and RWKV-7
-#: model; ``mamba``: mamba-ssm's operators.
-ARMS = ("mha", "rwkv7", "replace", "mha-shift", "llama", "fla", "mamba")
+#: Arms that can stand beside the model: the built-in ones, and other projects'. ``fla``:
+#: flash-linear-attention's operators and RWKV-7 model; ``mamba``: mamba-ssm's operators.
+ARMS = (*(arm for arm in BUILT_IN_ARMS if arm != "wuneng"), "llama", "fla", "mamba")
 DEFAULT_AGAINST = ("mha", "rwkv7")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_LENGTH = "4k"

@@ -154,11 +154,14 @@ def _not_stock(config: WuNengConfig) -> str:
         "norm": "rmsnorm",
         "embedding_norm": False,
         "attention_token_shift": False,
+        "attention_short_conv": 0,
     }
     for name, value in plain.items():
         if getattr(config, name) != value:
             return f"{name} is {getattr(config, name)!r}, stock models have {value!r}"
-    return "" if config.num_attention_heads else "there are no attention heads"
+    if all(config.has_attention(layer) for layer in range(config.num_hidden_layers)):
+        return ""
+    return "not every layer has attention heads"
 
 
 def does_not_fit(config: WuNengConfig, family: Family) -> str:

@@ -73,7 +73,8 @@ def _stock(
     target = dtype or main_dtype(source)
     config.dtype = target
     plain = stock_config(config)
-    config.num_state_heads, config.cross_head, config.state_layers = 0, "none", None
+    config.num_state_heads, config.cross_head = 0, "none"
+    config.state_layers = config.layers = None
     wanted = model_shapes(config)
     routes, dropped = kept_routes(source, wanted, silent=is_grafted_name)
     plan = make_plan(source, routes, dropped, dtype=dtype, wanted=wanted)

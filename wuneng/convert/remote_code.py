@@ -11,7 +11,9 @@ import ast
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from wuneng.kinds import Room, kind_names
 
 __all__ = ["AUTO_MAP", "modelling_files", "write_modelling_code"]
 
@@ -83,6 +85,32 @@ def modelling_files() -> dict[str, str]:
     return files
 
 
+def _kinds(source: str) -> tuple[str, list[str]]:
+    """``wuneng.kinds`` for a folder of files: the kinds that there are now, in files beside it."""
+    names = {room: _own_kinds(room) for room in get_args(Room)}
+    replaced = {
+        "_module_of": 'return f"{__package__}.layers_{room}_{name}"',
+        "_files": f"return {names!r}[room]",
+    }
+    edits = [
+        _Edit(
+            (node.body[0].lineno, node.body[0].col_offset),
+            (node.body[-1].end_lineno or 0, node.body[-1].end_col_offset or 0),
+            replaced[node.name],
+        )
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name in replaced
+    ]
+    needs = [f"wuneng.layers.{room}.{name}" for room, some in names.items() for name in some]
+    return _apply(source, edits), needs
+
+
+def _own_kinds(room: Room) -> list[str]:
+    """Those that are files of this package, not registered by another."""
+    place = f"wuneng.layers.{room}"
+    return [name for name in kind_names(room) if importlib.util.find_spec(f"{place}.{name}")]
+
+
 def _flat(module: str) -> str:
     """``wuneng.ops.wkv7.step`` to ``ops_wkv7_step``."""
     return _ENTRIES.get(module) or module.removeprefix("wuneng.").replace(".", "_")
@@ -94,6 +122,9 @@ def _relative(module: str) -> tuple[str, list[str]]:
     edits: list[_Edit] = []
     needs: list[str] = []
     late: list[str] = []
+    if module == "wuneng.kinds":
+        source, late = _kinds(source)
+        needs += late
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and _is_ours(node.module):
             pairs = [(alias, *_origin(str(node.module), alias.name)) for alias in node.names]

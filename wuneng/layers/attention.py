@@ -65,8 +65,9 @@ class Attention(nn.Module):
             self.shift_k = nn.Parameter(torch.zeros(kv_width))
             self.shift_v = nn.Parameter(torch.zeros(kv_width))
         if taps := config.attention_short_conv:
-            self.q_conv = ShortConv(width, taps)
-            self.k_conv, self.v_conv = ShortConv(kv_width, taps), ShortConv(kv_width, taps)
+            self.q_conv = ShortConv(width, taps, silent=True)
+            self.k_conv = ShortConv(kv_width, taps, silent=True)
+            self.v_conv = ShortConv(kv_width, taps, silent=True)
 
     def forward(
         self,

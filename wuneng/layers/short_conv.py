@@ -9,16 +9,32 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from wuneng.layers.layout import SequenceLayout
 
 
 class ShortConv(nn.Module):
-    """``weight`` ``[C, K]``, without a bias."""
+    """``weight`` ``[C, K]``, without a bias.
 
-    def __init__(self, channels: int, taps: int) -> None:
+    Args:
+        silent: start as the identity, where the layer must compute at first what it does without.
+    """
+
+    def __init__(self, channels: int, taps: int, *, silent: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, taps))
+        self.silent = silent
+
+    def initialise(self) -> None:
+        """The last tap alone, or uniform as a ``conv1d``'s weights."""
+        channels, taps = self.weight.shape
+        if self.silent:
+            identity = torch.zeros(channels, taps)
+            identity[:, -1] = 1.0
+            init.copy_(self.weight, identity)
+        else:
+            init.uniform_(self.weight, -(taps**-0.5), taps**-0.5)
 
     def forward(
         self, x: Tensor, layout: SequenceLayout, carry: Tensor | None
@@ -40,10 +56,3 @@ class ShortConv(nn.Module):
             earlier = layout.previous(earlier, last)
             y = torch.addcmul(y, earlier, tap)
         return y, torch.cat(ends, dim=-1)
-
-
-def identity_taps(weight: Tensor) -> Tensor:
-    """Taps ``[C, K]`` that leave every token as it is."""
-    taps = torch.zeros(weight.shape, dtype=torch.float32)
-    taps[:, -1] = 1.0
-    return taps

@@ -8,8 +8,9 @@ which heads it has: ``hybrid`` both, ``attention`` or ``state`` one kind alone.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -131,6 +132,11 @@ class WuNengConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_types()
         self._check_limits()
+        self._fill_defaults()
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def _fill_defaults(self) -> None:
         if self.head_dim is None:
             self.head_dim = self._default_head_dim()
         if self.num_key_value_heads is None:
@@ -144,8 +150,17 @@ class WuNengConfig(PreTrainedConfig):
         self._fill_ranks()
         if self.num_state_heads == 0 or self.num_attention_heads == 0:
             self.cross_head = "none"
-        super().__post_init__(**kwargs)
-        self.check()
+
+    def changed(self, changes: Mapping[str, Any]) -> WuNengConfig:
+        """A copy with some fields changed; None leaves one to its default. Errors of the class."""
+        copied = copy.deepcopy(self)
+        for name, value in changes.items():
+            setattr(copied, name, value)
+        copied._check_types()
+        copied._check_limits()
+        copied._fill_defaults()
+        copied.check()
+        return copied
 
     def _check_types(self) -> None:
         """Raise ValueError for a field of another type than it is declared with: a config.json may

@@ -16,7 +16,7 @@ from wuneng.layers.attention import Attention
 from wuneng.layers.feed_forward import ChannelMix
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.norms import HeadGroupNorm, HeadRMSNorm
-from wuneng.layers.short_conv import identity_taps
+from wuneng.layers.short_conv import ShortConv
 from wuneng.layers.state.base import StateHeads
 from wuneng.layers.token_shift import SHIFT_POWER, shift_ramp
 
@@ -31,9 +31,8 @@ def initialise(module: nn.Module, config: Any) -> bool:
             rho1 = 1 - module.layer_idx / layers
             for letter, shift in (("k", module.shift_k), ("v", module.shift_v)):
                 init.copy_(shift, shift_ramp(shift.numel(), SHIFT_POWER[letter] * rho1))
-        if config.attention_short_conv:
-            for conv in (module.q_conv, module.k_conv, module.v_conv):
-                init.copy_(conv.weight, identity_taps(conv.weight))
+    elif isinstance(module, ShortConv):
+        module.initialise()
     elif isinstance(module, ChannelMix):
         init.copy_(module.x_k, shift_ramp(module.x_k.numel(), 1.0))
         bound = 0.5 / math.sqrt(config.hidden_size)

@@ -6,10 +6,9 @@ recipe is the reference that the others' ``match`` aims at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from wuneng.head_counts import replaced_heads
+from wuneng.built_in_arms import BUILT_IN_ARMS, DEFAULT_ARMS, BuiltInArm, Match
 from wuneng.recipe.model import PAPER_WIRING, ModelSettings
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.training import OptimizerSettings
@@ -23,8 +22,6 @@ __all__ = [
     "built_in",
     "resolve_model",
 ]
-
-Match = Literal["width", "parameters", "flops"]
 
 
 class Arm(Settings):
@@ -45,75 +42,6 @@ class Arm(Settings):
     """From whom this arm learns, in place of the recipe's choice; null: from the text alone."""
     lora: LoraSettings | None = None
     """Low-rank adapters, for an arm that starts from a model; they are all that trains."""
-
-
-def _pure_state(base: ModelSettings) -> dict[str, Any]:
-    """RWKV-7's own time mix: state heads alone, as many as fill the width."""
-    size = base.state_head_size
-    return {
-        "num_attention_heads": 0,
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "num_state_heads": max(1, base.hidden_size // size),
-        "state_head_dim": size,
-        "state_layers": None,
-        "state_key_source": "own",
-        "state_value_source": "own",
-        "token_shift": "pre",
-        "state_output_gate": True,
-        "state_value_residual": True,
-        "cross_head": "none",
-    }
-
-
-def _replacing(base: ModelSettings) -> dict[str, Any]:
-    """State heads take the place of attention heads; key/value heads shrink to a divisor."""
-    states, heads = replaced_heads(base.num_attention_heads, base.num_state_heads)
-    groups = base.num_key_value_heads
-    if groups is not None and heads > 0:
-        groups = max(g for g in range(1, min(groups, heads) + 1) if heads % g == 0)
-    return {
-        "num_attention_heads": heads,
-        "num_state_heads": states,
-        "num_key_value_heads": groups,
-        "head_dim": base.attention_head_size,
-    }
-
-
-def _plain(base: ModelSettings) -> dict[str, Any]:
-    return {"num_state_heads": 0, "cross_head": "none", "snapshots": 0}
-
-
-def _changing(**changes: Any) -> Callable[[ModelSettings], dict[str, Any]]:
-    return lambda base: dict(changes)
-
-
-class BuiltInArm(NamedTuple):
-    """An arm that a recipe may name without saying what it changes."""
-
-    match: Match
-    changes: Callable[[ModelSettings], dict[str, Any]]
-
-
-BUILT_IN_ARMS: dict[str, BuiltInArm] = {
-    "wuneng": BuiltInArm("width", _changing()),
-    "mha": BuiltInArm("parameters", _plain),
-    "mha-shift": BuiltInArm(
-        "parameters", lambda base: {**_plain(base), "attention_token_shift": True}
-    ),
-    "rwkv7": BuiltInArm("parameters", _pure_state),
-    "replace": BuiltInArm("width", _replacing),
-    "no-shift": BuiltInArm("width", _changing(token_shift="none")),
-    "no-snapshots": BuiltInArm("width", _changing(snapshots=0)),
-    "no-middle": BuiltInArm("width", _changing(cross_head="none")),
-    "concat": BuiltInArm("width", _changing(cross_head="concat")),
-    "additive": BuiltInArm("width", _changing(cross_head="additive")),
-    "gated": BuiltInArm("width", _changing(cross_head="gated")),
-}
-
-
-#: What is compared when a recipe does not say: the control shows what the token shift alone wins.
-DEFAULT_ARMS = ("wuneng", "mha", "mha-shift")
 
 
 def built_in(name: str, base: ModelSettings) -> dict[str, Any]:

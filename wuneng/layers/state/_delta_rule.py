@@ -66,10 +66,10 @@ class DeltaRule(StateHeads):
         """Run the heads; arguments and results as :class:`StateHeads`."""
         x = layout.pack(hidden)
         k, v = self.key_value({"k": x, "v": x}, attention, layout)
-        mixed = self.shifted(self.r_proj(x), k, v, layout, slot)
+        r, k, v = self.shifted(self.r_proj(x), k, v, layout, slot)
         r, k, v = (
             nn.functional.silu(u).unflatten(-1, (self.heads, self.head_dim))
-            for u in self.convolved(*mixed, layout, slot)
+            for u in self.convolved(r, k, v, layout, slot)
         )
         r, k = _unit(r) * self.head_dim**-0.5, _unit(k)
         beta = self.config.state_a_max * torch.sigmoid(self.b_proj(x)).unsqueeze(-1)

@@ -147,10 +147,6 @@ class StateHeads(nn.Module):
             shift = getattr(self, f"shift_{letter}", None)
             if shift is not None:
                 init.copy_(shift, shift_ramp(shift.numel(), SHIFT_POWER[letter] * power))
-            conv = getattr(self, f"{letter}_conv", None)
-            if isinstance(conv, ShortConv):
-                bound = conv.weight.shape[1] ** -0.5
-                init.uniform_(conv.weight, -bound, bound)
         if config.snapshots:
             init.zeros_(self.snapshot_proj.weight)
             bias = torch.zeros(self.heads, 1 + config.snapshots)
