@@ -27,8 +27,8 @@ def _poisoned_memory() -> Iterator[None]:
 
 
 def kernel(y: Tensor, r: Tensor, key: Tensor, v: Tensor, **named: object) -> Tensor:
-    order = ("norm_weight", "norm_bias", "bonus", "gate", "norm_eps")
-    return state_readout_triton(y, r, key, v, *(named[name] for name in order))  # type: ignore[arg-type]
+    optional = (named[name] for name in ("norm_weight", "norm_bias", "bonus", "gate"))
+    return state_readout_triton(y, r, key, v, *optional, norm_eps=named["norm_eps"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -102,7 +102,7 @@ def test_registration_and_compile() -> None:
     torch.library.opcheck(torch.ops.wuneng.state_readout_triton.default, (*tensors, EPS))
 
     def loss(*tensors: Tensor) -> Tensor:
-        return state_readout_triton(*tensors, EPS).square().sum()
+        return state_readout_triton(*tensors, norm_eps=EPS).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     eager = torch.autograd.grad(loss(*tensors), tensors)

@@ -74,11 +74,11 @@ def cross_head(
         from wuneng.ops.cross_head import triton_autograd
 
         if backend == "triton" or triton_autograd.takes(kind, tensors):
-            return triton_autograd.cross_head_triton(kind, *tensors, eps)
+            return triton_autograd.cross_head_triton(kind, *tensors, eps=eps)
     if "native" in allowed and few_tokens.takes(R.shape[-1], _products(kind, R), *tensors):
-        return few_tokens.cross_head(kind, *tensors, eps)
+        return few_tokens.cross_head(kind, *tensors, eps=eps)
     if "chunked" in allowed and _is_plain(tensors):
-        return cross_head_by_hand(kind, *tensors, eps)
+        return cross_head_by_hand(kind, *tensors, eps=eps)
     return cross_head_reference(kind, *tensors, eps)
 
 

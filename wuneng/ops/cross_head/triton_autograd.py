@@ -16,23 +16,14 @@ from wuneng.ops.cross_head.triton_kernels import (
     cross_head_forward_kernel,
     forward_launch,
 )
+from wuneng.ops.head_arguments import MiddleTensors
 from wuneng.ops.wkv7 import triton_launch
 from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device, precision, processors
 
 _NAMES = ("A", "R", "scale", "group_mix", "group_norm", "first", "second")
 
 
-def cross_head_triton(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def cross_head_triton(kind: str, *tensors: *MiddleTensors, eps: float) -> tuple[Tensor, Tensor]:
     """Arguments and results of :func:`wuneng.ops.cross_head`; both results in A's and R's common
     dtype (A itself where it stays). Under autocast, matrix operands are in autocast's dtype.
 
@@ -40,7 +31,7 @@ def cross_head_triton(
         ValueError: a dtype, head size or device that the kernels do not take; the message names
             the argument.
     """
-    tensors = (A, R, scale, group_mix, group_norm, first, second)
+    A, R = tensors[:2]
     operand = _operand(A, R)
     _check(kind, tensors, operand)
     changed, branch = torch.ops.wuneng.cross_head_triton_forward(kind, *tensors, eps, operand)

@@ -7,24 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: y, r, key and v; norm_weight, norm_bias, bonus and gate, each of which may be absent.
+Tensors = tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+]
 
-def state_readout_by_hand(
-    y: Tensor,
-    r: Tensor,
-    key: Tensor,
-    v: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    bonus: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-) -> Tensor:
+
+def state_readout_by_hand(*arguments: *Tensors, eps: float) -> Tensor:
     """Arguments and result of :func:`wuneng.ops.readout.state_readout`, unchecked."""
-    arguments = (y, r, key, v, norm_weight, norm_bias, bonus, gate)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments):
         out: Tensor = _StateReadout.apply(*arguments, eps)
         return out
-    return _without_gradients(*arguments, eps)
+    return _without_gradients(arguments, eps)
 
 
 def wide(x: Any, like: Tensor) -> Any:
@@ -34,18 +28,9 @@ def wide(x: Any, like: Tensor) -> Any:
     return x if x is None or x.dtype is wide else x.to(wide)
 
 
-def _without_gradients(
-    y: Tensor,
-    r: Tensor,
-    key: Tensor,
-    v: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    bonus: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-) -> Tensor:
+def _without_gradients(arguments: Tensors, eps: float) -> Tensor:
     """Nothing is kept; for a single token the number of operations is the time."""
+    y, r, key, v, norm_weight, norm_bias, bonus, gate = arguments
     out = wide(y, y)
     if norm_weight is not None and norm_bias is not None:
         weight, bias = wide(norm_weight, out), wide(norm_bias, out)
@@ -66,18 +51,8 @@ def _present(r: Tensor, key: Tensor, bonus: Tensor, like: Tensor) -> tuple[Tenso
 
 class _StateReadout(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,
-        r: Tensor,
-        key: Tensor,
-        v: Tensor,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
-        bonus: Tensor | None,
-        gate: Tensor | None,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        y, r, key, v, norm_weight, norm_bias, bonus, gate, eps = given
         out = wide(y, y)
         normalised = inverse = c = buffer = before_gate = None
         if bonus is not None:

@@ -65,7 +65,7 @@ def state_readout(
         from wuneng.ops.readout import triton_kernels
 
         if triton_kernels.takes(*arguments):
-            return triton_kernels.state_readout_triton(*arguments, norm_eps)
+            return triton_kernels.state_readout_triton(*arguments, norm_eps=norm_eps)
     # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
     if "chunked" not in allowed or torch.compiler.is_compiling() or not plain:
         y_, r_, key_, v_, weight_, bias_, bonus_, gate_ = (wide(x, y) for x in arguments)
@@ -78,4 +78,4 @@ def state_readout(
             gate=gate_,
         )
         return out.to(v.dtype)
-    return state_readout_by_hand(*arguments, norm_eps)
+    return state_readout_by_hand(*arguments, eps=norm_eps)

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wuneng.ops.readout.by_hand import Tensors
 from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device, processors
 
 ROWS = 16
@@ -152,25 +153,14 @@ def takes(y: Tensor, r: Tensor, key: Tensor, v: Tensor, *optional: Tensor | None
     return y.shape[-1] in HEAD_SIZES and all(x.dtype in DTYPES for x in tensors)
 
 
-def state_readout_triton(
-    y: Tensor,
-    r: Tensor,
-    key: Tensor,
-    v: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    bonus: Tensor | None,
-    gate: Tensor | None,
-    norm_eps: float,
-) -> Tensor:
+def state_readout_triton(*arguments: *Tensors, norm_eps: float) -> Tensor:
     """As :func:`wuneng.ops.readout.state_readout`, by the kernels.
 
     Head sizes 16, 32, 64 and 128 in float32, bfloat16 or float16, in any mixture; unchecked
     (:func:`takes`).
     """
-    return torch.ops.wuneng.state_readout_triton(
-        y, r, key, v, norm_weight, norm_bias, bonus, gate, norm_eps
-    )
+    out: Tensor = torch.ops.wuneng.state_readout_triton(*arguments, norm_eps)
+    return out
 
 
 @torch.library.custom_op("wuneng::state_readout_triton", mutates_args=())

@@ -20,7 +20,7 @@ from torch import Tensor
 from wuneng.errors import BackendError, reason
 from wuneng.ops.backend import MissingPackageError
 from wuneng.ops.wkv7.decays import lowest_log_decay
-from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
+from wuneng.ops.wkv7.reference import Inputs, compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 
 _PACKAGE = "flash-linear-attention"
@@ -28,13 +28,7 @@ _NEEDED = ("r", "w", "k", "v", "a", "b", "scale", "initial_state", "output_final
 
 
 def wkv7_fla(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    *,
+    *inputs: *Inputs,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
@@ -53,7 +47,8 @@ def wkv7_fla(
     """
     if snapshots is not None:
         raise BackendError("backend 'fla' has no snapshots; use backend 'triton' or 'chunked'")
-    if compute_dtype(r, w, k, v, a, b, initial_state) == torch.float64:
+    r, w, k, v, a, b = inputs
+    if compute_dtype(*inputs, initial_state) == torch.float64:
         raise BackendError(
             "backend 'fla' has no float64; use backend 'chunked' or 'reference', or other inputs"
         )
@@ -64,9 +59,7 @@ def wkv7_fla(
         )
     run = _load()
     if v.numel() == 0:  # their launch has no program for it
-        y, state, _ = wkv7_reference(
-            *(r, w, k, v, a, b), initial_state=initial_state, cu_seqlens=cu_seqlens
-        )
+        y, state, _ = wkv7_reference(*inputs, initial_state=initial_state, cu_seqlens=cu_seqlens)
         return y, state, None
     options: dict[str, Any] = {}
     if cu_seqlens is not None:
