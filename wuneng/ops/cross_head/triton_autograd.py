@@ -101,25 +101,24 @@ def _numbers(A: Tensor, R: Tensor, scale: Tensor, eps: float) -> tuple[Any, ...]
     return tokens, R.shape[2], A.shape[2], int(scale.shape[0] == R.shape[2]), eps
 
 
-@torch.library.custom_op("wuneng::cross_head_triton_forward", mutates_args=())
-def _forward(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-    operand: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+#: What both operators are given first, in torch's language.
+_GIVEN = (
+    "str kind, Tensor A, Tensor R, Tensor scale, Tensor group_mix, Tensor group_norm, "
+    "Tensor first, Tensor? second, float eps, ScalarType operand"
+)
+
+
+@torch.library.custom_op(
+    "wuneng::cross_head_triton_forward", mutates_args=(), schema=f"({_GIVEN}) -> (Tensor, Tensor)"
+)
+def _forward(*given: Any) -> tuple[Tensor, Tensor]:
+    kind, *tensors, eps, operand = given
+    A, R, scale = tensors[:3]
     changed, branch = _outputs(kind, A, R)
     tokens = A.shape[0] * A.shape[1]
     launch = forward_launch(operand, A.shape[-1])
     if tokens == 0:
         return changed, branch
-    tensors = (A, R, scale, group_mix, group_norm, first, second)
     with on_device(A):
         cross_head_forward_kernel[(R.shape[2], triton.cdiv(tokens, launch.block))](
             *(None if x is None else x.contiguous() for x in tensors),
@@ -141,26 +140,18 @@ def _outputs(kind: str, A: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_forward.register_fake
-def _(kind, A, R, scale, group_mix, group_norm, first, second, eps, operand):  # type: ignore[no-untyped-def]
-    return _outputs(kind, A, R)
+def _(*given: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(*given[:3])
 
 
-@torch.library.custom_op("wuneng::cross_head_triton_backward", mutates_args=())
-def _backward(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-    operand: torch.dtype,
-    d_changed: Tensor | None,
-    d_branch: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = (A, R, scale, group_mix, group_norm, first, second)
+@torch.library.custom_op(
+    "wuneng::cross_head_triton_backward",
+    mutates_args=(),
+    schema=f"({_GIVEN}, Tensor? d_changed, Tensor d_branch) -> ({', '.join(['Tensor'] * 7)})",
+)
+def _backward(*given: Any) -> tuple[Tensor, ...]:
+    kind, *tensors, eps, operand, d_changed, d_branch = given
+    A, R, scale = tensors[:3]
     gradients = _gradient_outputs(*tensors)
     dA, dR, *_ = gradients
     constants = _constants(kind, A, R, operand)
@@ -220,28 +211,17 @@ def _sum_parts(
         d_second.copy_(second)
 
 
-def _gradient_outputs(
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dA, dR, d_scale, d_mix, d_norm, d_first = (
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in (A, R, scale, group_mix, group_norm, first)
+def _gradient_outputs(*tensors: *MiddleTensors) -> tuple[Tensor, ...]:
+    R = tensors[1]
+    return tuple(
+        R.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in tensors
     )
-    d_second = R.new_empty(0) if second is None else second.new_empty(second.shape)
-    return dA, dR, d_scale, d_mix, d_norm, d_first, d_second
 
 
 @_backward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    kind, A, R, scale, group_mix, group_norm, first, second, eps, operand, d_changed, d_branch
-):
-    return _gradient_outputs(A, R, scale, group_mix, group_norm, first, second)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    return _gradient_outputs(*given[1:8])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -159,7 +159,8 @@ def _fused(
     if not fits(v, (*projections, *weights), sequences, differentiated):
         return None
     y, key, state = state_mix_triton(
-        *(r, decay_logit, k, v, rate_logit, None if source is k else source, *weights, a_max),
+        *(r, decay_logit, k, v, rate_logit, None if source is k else source, *weights),
+        a_max=a_max,
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
     )
