@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import math
 
 import numpy as np
 import pytest
 
+from tests.test_import_direction import sources
 from wuneng.statistics import (
+    OverSeeds,
     estimate,
     holm,
     mcnemar_exact,
+    over_seeds,
     paired_accuracy_difference,
     paired_bootstrap,
     paired_by_seed,
@@ -245,3 +249,32 @@ def test_student_against_scipy(freedom: int) -> None:
         expected = 2 * stats.t.sf(t, freedom)
         assert t_two_sided(t, freedom) == pytest.approx(expected, rel=1e-9, abs=1e-300)
     assert t_quantile(0.95, freedom) == pytest.approx(stats.t.ppf(0.975, freedom))
+
+
+def test_a_figure_over_seeds() -> None:
+    found = over_seeds([1.0, 2.0, 4.0])
+    assert found.mean == pytest.approx(7 / 3)
+    assert found.spread == pytest.approx(np.std([1.0, 2.0, 4.0], ddof=1))
+    assert found.stderr == pytest.approx(found.spread / math.sqrt(3))
+    assert over_seeds([3.0]) == OverSeeds(3.0, 0.0, 0.0)
+    assert over_seeds([1.0, None, 4.0]).mean is None
+    assert over_seeds([1.0, None, 4.0]).spread == pytest.approx(np.std([1.0, 4.0], ddof=1))
+
+
+def test_estimators_are_in_one_room() -> None:
+    """Elsewhere nobody computes a spread, an error or bits; a median of times is no estimate."""
+    wrong = []
+    for module, path in sources().items():
+        if module.startswith("wuneng.statistics"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "statistics":
+                wrong += [f"{module}: {a.name}" for a in node.names if a.name != "median"]
+            elif isinstance(node, ast.Import):
+                wrong += [f"{module}: {a.name}" for a in node.names if a.name == "statistics"]
+            elif isinstance(node, ast.Call) and ast.unparse(node) in (
+                "math.log(2)",
+                "math.log(2.0)",
+            ):
+                wrong.append(f"{module}: {ast.unparse(node)}")
+    assert not wrong, wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ arms: {wuneng: {training: {learning_rate: 3e-3}}, mha: {training: {learning_rate
 model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, num_state_heads: 2}
 data: {kind: text, train: TEXT/train.jsonl, validation: TEXT/valid.jsonl, cache_dir: TEXT/cache,
        tokenizer: {train_bpe: 400}}
-training: {steps: 12, sequence_length: 32, batch_size: 8}
+training: {steps: 12, sequence_length: 32, batch_size: 8, validate_every: 12}
 """
 FIGURE = "text/bits_per_byte"
 
@@ -61,6 +62,10 @@ def test_eval_and_train_report_one_figure_one_error_and_one_difference(
         assert metric[side] == pytest.approx(entry["quality"][FIGURE], rel=1e-5)
         error = entry["standard_error"][FIGURE]
         assert metric[f"{side}_stderr"] == pytest.approx(error, rel=1e-4)
+        perplexity = found["metrics"]["perplexity"]
+        assert perplexity[side] == pytest.approx(entry["quality"]["text/perplexity"], rel=1e-4)
+        error = entry["standard_error"]["text/perplexity"]
+        assert perplexity[f"{side}_stderr"] == pytest.approx(error, rel=1e-3)
     [pair] = [p for p in results["paired"] if p["figure"] == FIGURE]
     assert pair["arms"] == ["wuneng", "mha"]
     assert found["n"] == pair["rows"]
@@ -68,6 +73,21 @@ def test_eval_and_train_report_one_figure_one_error_and_one_difference(
     assert metric["difference_stderr"] == pytest.approx(pair["standard_error"], rel=1e-3)
     assert metric["ci95"] == pytest.approx(pair["interval"], rel=1e-3, abs=1e-5)
     assert (metric["p"], metric["test"]) == (pytest.approx(pair["p"], abs=1e-3), pair["test"])
+
+
+def test_a_validation_while_training_says_the_same(
+    trained: tuple[Path, dict[str, Any], str],
+) -> None:
+    """Bits per byte of metrics.jsonl, of rows.json and of its rows by hand are one figure."""
+    run, results, _ = trained
+    lines = (run / "wuneng" / "metrics.jsonl").read_text().splitlines()
+    rows = json.loads((run / "wuneng" / "rows.json").read_text())["rows"]["text"]["32"]
+    by_hand = sum(rows["nats"]) / math.log(2) / sum(rows["bytes"])
+    at_the_end = results["arms"]["wuneng"]["quality"][FIGURE]
+    assert at_the_end == pytest.approx(by_hand, rel=1e-12)
+    # All of the text is few enough tokens to be watched as well.
+    watched = json.loads(lines[-1])["validation"][FIGURE]
+    assert watched == pytest.approx(at_the_end, rel=1e-6)
 
 
 def test_the_rows_weigh_what_their_bytes_say(trained: tuple[Path, dict[str, Any], str]) -> None:

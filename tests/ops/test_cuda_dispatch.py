@@ -291,7 +291,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, others: list[str]) -> None:
     """What indexes, and so cannot run here, is left out."""
     monkeypatch.setattr(_TokenShift, "apply", lambda u, mu: u)
     interface = importlib.import_module("wuneng.ops.wkv7.interface")
-    monkeypatch.setattr(interface, "_one_token", lambda *given: (given[3], given[3], None))
+    monkeypatch.setattr(interface, "_one_token", lambda given, *_: (given[3], given[3], None))
     formula = importlib.import_module("wuneng.ops.cross_head.interface")
     monkeypatch.setattr(formula, "cross_head_reference", lambda *given: given[1:3])
     monkeypatch.setattr(triton_state_mix, "processors", lambda _: 1)

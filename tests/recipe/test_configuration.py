@@ -127,6 +127,8 @@ def spelled_otherwise(name: str, value: Any, context: dict[str, Any]) -> str | N
         return "a kind's own settings are known to its class, which the plan of a run asks"
     if name == "cross_head" and not (attention and context.get("num_state_heads", 1)):
         return "a model with one kind of heads has no middle heads, whatever a file says of them"
+    if name == "state_options" and value:
+        return "what settings a kind has is written in its file, which a recipe does not import"
     if name == "hidden_act" and value == OTHER_ACTIVATION:
         return "a converted model keeps whatever activation transformers knows"
     return None
@@ -195,6 +197,12 @@ def test_a_converted_model_keeps_its_activation() -> None:
     assert model_refusal({"hidden_act": OTHER_ACTIVATION}) is None
     assert "hidden_act" in (recipe_refusal({"hidden_act": OTHER_ACTIVATION}) or "")
     assert "Did you mean 'gelu_fast'" in (model_refusal({"hidden_act": "gelu_fats"}) or "")
+
+
+def test_settings_that_a_kind_does_not_have_are_refused_when_the_run_is_planned() -> None:
+    settings = ModelSettings(state_options={"no such": 1})
+    with pytest.raises(ValueError, match="state_options: rwkv7 has no setting 'no such'"):
+        from_settings(settings, 300)
 
 
 def test_the_comparison_sees_a_rule_that_only_one_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from wuneng.convert.conversion import Conversion
 from wuneng.convert.graft import is_grafted_name
 from wuneng.convert.plan import kept_routes, main_dtype, make_plan, model_shapes
 from wuneng.convert.probe import Answers, Probe
-from wuneng.convert.remote_code import AUTO_MAP, write_modelling_code
+from wuneng.convert.remote_code import AUTO_MAP, foreign_kind, write_modelling_code
 from wuneng.convert.resave import read_config, same_tensors
 from wuneng.convert.source import Located, open_tensors
 from wuneng.convert.tensor_files import TensorSource
@@ -54,6 +54,11 @@ def to_transformers(
     """
     source = open_tensors(located)
     config = read_config(located, source)
+    if foreign := foreign_kind(config):
+        raise InputError(
+            f"{located.label}: state kind {foreign} is not part of wuneng, whose code alone an "
+            "export carries"
+        )
     if stock is None:
         stock = _speaking(source) is None and _has_stock(config)
     return (

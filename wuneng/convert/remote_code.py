@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from wuneng.kinds import Room, kind_names
 
-__all__ = ["AUTO_MAP", "modelling_files", "write_modelling_code"]
+__all__ = ["AUTO_MAP", "foreign_kind", "modelling_files", "write_modelling_code"]
 
 _ENTRIES = {
     "wuneng.model.configuration": "configuration_wuneng",
@@ -103,6 +103,14 @@ def _kinds(source: str) -> tuple[str, list[str]]:
     ]
     needs = [f"wuneng.layers.{room}.{name}" for room, some in names.items() for name in some]
     return _apply(source, edits), needs
+
+
+def foreign_kind(config: Any) -> str | None:
+    """The configuration's kind of state or middle heads that another package registered, if any."""
+    for room, name in (("state", config.state_kind), ("middle", config.cross_head)):
+        if name not in _own_kinds(room):  # type: ignore[arg-type]
+            return str(name)
+    return None
 
 
 def _own_kinds(room: Room) -> list[str]:

@@ -24,6 +24,7 @@ from wuneng.convert.source import Located, open_tensors
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.convert.verify import check_against_model
 from wuneng.errors import InputError, ModelError
+from wuneng.limits import LIMITS
 from wuneng.model import WuNengConfig
 
 __all__ = ["check_sizes", "from_transformer"]
@@ -89,7 +90,8 @@ def from_transformer(
 
 
 def check_sizes(fields: Any, source: TensorSource, where: str) -> None:
-    """Refuse a configuration whose sizes the files belie, before anything is built from it."""
+    """Refuse a configuration whose sizes the files belie, or that no model has, before anything is
+    built from it."""
     layers = fields["num_hidden_layers"]
     if layers > len(source.tensors):
         raise ModelError(
@@ -103,6 +105,11 @@ def check_sizes(fields: Any, source: TensorSource, where: str) -> None:
             f"{info.file}: {EMBEDDING} has shape {list(info.shape)}; vocab_size and hidden_size "
             f"make it {list(expected)}"
         )
+    for name, limits in LIMITS.items():
+        value = fields.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and (problem := limits.problem(value)):
+            raise ModelError(f"{where}: the configuration does not make a model: {name} {problem}")
 
 
 def _plain_fields(located: Located) -> dict[str, Any]:

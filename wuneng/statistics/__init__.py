@@ -11,6 +11,7 @@ any of it: two models answer the same items, and most of the variance is the ite
 
     estimates     a metric's value and standard error
     paired        two models on the same items, or two arms over the same seeds
+    seeds         one arm over the seeds that it was trained from
     student       Student's t distribution, for intervals over few seeds
     corrections   Holm's correction for several comparisons
 
@@ -30,17 +31,20 @@ from wuneng.statistics.paired import (
     paired_by_seed,
     paired_difference,
 )
+from wuneng.statistics.seeds import OverSeeds, over_seeds
 from wuneng.statistics.student import t_quantile, t_two_sided
 
 __all__ = [
     "NORMAL_95",
     "Array",
     "Estimate",
+    "OverSeeds",
     "PairedDifference",
     "Scale",
     "estimate",
     "holm",
     "mcnemar_exact",
+    "over_seeds",
     "paired_accuracy_difference",
     "paired_bootstrap",
     "paired_by_seed",

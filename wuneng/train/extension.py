@@ -21,13 +21,7 @@ from wuneng.records.atomic import remove_directory
 from wuneng.train.outline import RunOutline
 from wuneng.train.schedule import steps_before_decay
 
-__all__ = ["extend", "extended"]
-
-
-def extended(stored: Recipe, given: Recipe) -> Recipe:
-    """``stored`` with the number of steps of ``given``."""
-    amount = {"steps": given.training.steps, "tokens": given.training.tokens}
-    return stored.model_copy(update={"training": stored.training.model_copy(update=amount)})
+__all__ = ["extend"]
 
 
 def extend(run: RunDirectory, stored: Recipe, wanted: Recipe) -> None:

@@ -7,8 +7,6 @@ them: ``quality_std`` is the spread (n - 1), ``seeds`` lists them, ``per_seed`` 
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +19,7 @@ from wuneng.records import (
     write_json,
     write_sealed_json,
 )
+from wuneng.statistics import over_seeds
 from wuneng.train.figures import ROWS_SCHEMA
 from wuneng.train.outline import RunOutline
 from wuneng.train.paired import paired_differences
@@ -145,27 +144,17 @@ def combine(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(records) == 1:
         return entry
     for key in _AVERAGED:
-        entry[key] = _mean([record[key] for record in records])
-    names = list(first["quality"])
-    values = {name: [record["quality"][name] for record in records] for name in names}
-    entry["quality"] = {name: _mean(values[name]) for name in names}
-    entry["quality_std"] = {name: _spread(values[name]) for name in names}
-    entry["standard_error"] = {
-        name: entry["quality_std"][name] / math.sqrt(len(records)) for name in names
+        entry[key] = over_seeds([record[key] for record in records]).mean
+    quality = {
+        name: over_seeds([record["quality"][name] for record in records])
+        for name in first["quality"]
     }
+    entry["quality"] = {name: found.mean for name, found in quality.items()}
+    entry["quality_std"] = {name: found.spread for name, found in quality.items()}
+    entry["standard_error"] = {name: found.stderr for name, found in quality.items()}
     entry["per_seed"] = [
         {key: record[key] for key in ("seed", "quality", "seconds", "final_loss")}
         for record in records
     ]
     del entry["best_validation"]
     return entry
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
-
-
-def _spread(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return statistics.stdev(known) if len(known) > 1 else 0.0

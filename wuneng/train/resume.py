@@ -20,7 +20,7 @@ from wuneng.errors import InputError, WuNengError
 from wuneng.recipe import Recipe, load_recipe
 from wuneng.records import RUNS_ROOT, RunDirectory, usable_directory, verify
 from wuneng.records.lock import InUse, is_locked, locked
-from wuneng.train.extension import extend, extended
+from wuneng.train.extension import extend
 
 __all__ = ["choose_run", "claimed_run", "differences"]
 
@@ -142,7 +142,7 @@ def _same_recipe(directory: Path, recipe: Recipe, asked: str) -> Recipe:
     stored = load_recipe(directory / "recipe.yaml")
     different = differences(stored, recipe)
     if different and stored.training.total_steps < recipe.training.total_steps:
-        longer = extended(stored, recipe)
+        longer = _with_the_steps_of(recipe, stored)
         if not differences(longer, recipe):
             return longer
     if different:
@@ -152,6 +152,11 @@ def _same_recipe(directory: Path, recipe: Recipe, asked: str) -> Recipe:
             "Choose another --out, or train the run's own recipe.yaml"
         )
     return stored
+
+
+def _with_the_steps_of(given: Recipe, stored: Recipe) -> Recipe:
+    amount = {"steps": given.training.steps, "tokens": given.training.tokens}
+    return stored.model_copy(update={"training": stored.training.model_copy(update=amount)})
 
 
 def _newest_first(runs_root: Path) -> list[RunDirectory]:

@@ -127,10 +127,9 @@ def run(
                 _open_records(directory, written, command_line, display)
                 session = Session(directory, device, display, check=verify)
                 outline = RunOutline.of(recipe)
-                unfinished = _unfinished(outline, session)
-                if unfinished:
-                    wanted = {arm for arms in unfinished.values() for arm in arms}
+                if unfinished := _unfinished(outline, session):
                     _say_where_tokens_are_kept(recipe.data, display)
+                    wanted = {arm for arms in unfinished.values() for arm in arms}
                     plan = plan_run(recipe, sources, arms=wanted, text="read")
                     _train_arms(plan, unfinished, session, runs_root)
                 directory.update_latest(runs_root)

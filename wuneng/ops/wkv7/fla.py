@@ -19,7 +19,6 @@ from torch import Tensor
 
 from wuneng.errors import BackendError, reason
 from wuneng.ops.backend import MissingPackageError
-from wuneng.ops.wkv7.decays import lowest_log_decay
 from wuneng.ops.wkv7.reference import Inputs, compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 
@@ -67,9 +66,8 @@ def wkv7_fla(
     if initial_state is not None:
         options["initial_state"] = initial_state.transpose(-1, -2).contiguous()
     matrices = {name: x.to(v.dtype) for name, x in zip("rkvab", (r, k, v, a, b), strict=True)}
-    w = w.float().clamp(min=lowest_log_decay(torch.float32))  # -inf less -inf is no number
     with torch.autocast(v.device.type, enabled=False):
-        y, state = run(**matrices, w=w, scale=1.0, output_final_state=True, **options)
+        y, state = run(**matrices, w=w.float(), scale=1.0, output_final_state=True, **options)
     return y.to(v.dtype), state.float().transpose(-1, -2), None
 
 

@@ -130,7 +130,7 @@ def wkv7(
     if chosen == "native" and not _native_takes(snapshots, *inputs):
         chosen = "chunked"
     full = allows_full_chunks(log_decay_bound, compute_dtype(*inputs, initial_state))
-    if chosen == "triton" and not full and not _decays_mildly(w):
+    if chosen in ("triton", "fla") and not full and not _decays_mildly(w):
         chosen = "chunked"
     if chosen == "chunked" and steps:
         y, state, ring = _one_token(inputs, initial_state, snapshots)
