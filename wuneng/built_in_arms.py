@@ -40,6 +40,10 @@ _OWN_OF_RWKV7: Changes = {
 }
 
 
+#: Neighbouring tokens are mixed as published delta nets do it.
+_CONVOLVED: Changes = {"token_shift": "none", "state_short_conv": 4}
+
+
 def _attention_head_size(base: Any) -> int:
     if base.head_dim is not None:
         return int(base.head_dim)
@@ -123,6 +127,16 @@ BUILT_IN_ARMS: dict[str, BuiltInArm] = {
     ),
     "interleaved": BuiltInArm(
         "parameters", _interleaved, "layers of state heads, every fourth of attention heads"
+    ),
+    "gated-delta": BuiltInArm(
+        "parameters",
+        _changing(**_OWN_OF_RWKV7, **_CONVOLVED, state_kind="gated_delta"),
+        "Gated DeltaNet's heads for the state heads, with their short convolution",
+    ),
+    "kda": BuiltInArm(
+        "parameters",
+        _changing(**_OWN_OF_RWKV7, **_CONVOLVED, state_kind="kda"),
+        "Kimi Delta Attention's heads for the state heads, with their short convolution",
     ),
     "rwkv7": BuiltInArm("parameters", _pure_rwkv7, "RWKV-7's own time mix, without attention"),
     "replace": BuiltInArm("width", _replacing, "state heads in the place of some attention heads"),

@@ -6,6 +6,7 @@ It is a plain decayed linear attention, S_t = decay S_{t-1} + v_t^T k_t, y_t = r
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import initialization as init
 from typer.testing import CliRunner
 
 from tests.model.small import BASE
-from wuneng import WuNengConfig, WuNengForCausalLM
+from wuneng import WuNengConfig, WuNengForCausalLM, kinds
 from wuneng.kinds import kind_names, register
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
@@ -26,7 +27,6 @@ from wuneng.model.parameter_groups import groups_of
 from wuneng_cli.main import app
 
 
-@register("state", "toy_linear")
 class ToyLinear(StateHeads):
     """One decay per head, neither gate nor norm."""
 
@@ -64,6 +64,14 @@ class ToyLinear(StateHeads):
         w = nn.functional.logsigmoid(self.decay_logit)[:, None].expand_as(k)
         none = torch.zeros_like(k)
         return layout.unpack(self.recur((r, w, k, v, none, none), x, layout, slot)), first_value
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> Iterator[None]:
+    """As ``@register("state", "toy_linear")`` over the class does, but for these tests alone."""
+    register("state", "toy_linear")(ToyLinear)
+    yield
+    del kinds._REGISTERED["state"]["toy_linear"]
 
 
 TOY = {"state_kind": "toy_linear", "state_options": {"start": 3.0}}

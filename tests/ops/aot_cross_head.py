@@ -10,7 +10,7 @@ import torch
 import triton
 
 from tests.ops.aot_resources import ARGUMENTS, POINTERS, Build, compile_ahead
-from wuneng.ops.cross_head_triton import (
+from wuneng.ops.cross_head.triton_kernels import (
     KINDS,
     backward_launch,
     cross_head_backward_kernel,

@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 
-from wuneng.ops import readout_triton, token_shift_triton
-from wuneng.ops.head_step_triton import head_step_kernel, slots, step_warps
-from wuneng.ops.readout_triton import readout_backward_kernel, readout_forward_kernel
-from wuneng.ops.token_shift_triton import token_shift_backward_kernel, token_shift_forward_kernel
+from wuneng.ops.readout import triton_kernels as readout_triton
+from wuneng.ops.readout.triton_kernels import readout_backward_kernel, readout_forward_kernel
+from wuneng.ops.state_head.triton_step import head_step_kernel, slots, step_warps
+from wuneng.ops.token_shift import triton_kernels as token_shift_triton
+from wuneng.ops.token_shift.triton_kernels import (
+    token_shift_backward_kernel,
+    token_shift_forward_kernel,
+)
 from wuneng.ops.wkv7.triton_launch import Launch
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.precision import FLOOR, assert_as_exact
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
-from wuneng.ops.head_step import state_head_step_reference
+from wuneng.ops.state_head.step import state_head_step_reference
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.precision import CHUNKED_FLOOR, assert_as_exact, operand
-from wuneng.ops.state_inputs import LOG_DECAY_SCALE, state_inputs_reference
+from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, state_inputs_reference
 from wuneng.ops.wkv7.reference import wkv7_reference
 
 PROJECTIONS = ("r", "decay_logit", "k", "v", "rate_logit", "source")

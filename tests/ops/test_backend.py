@@ -16,8 +16,8 @@ from wuneng import ops
 from wuneng.errors import BackendError, InputError
 from wuneng.ops import LowRank, backend, using
 from wuneng.ops.backend import BACKENDS, asked, candidates
-from wuneng.ops.head_step import state_head_step
 from wuneng.ops.readout import state_readout
+from wuneng.ops.state_head.step import state_head_step
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
 X = torch.randn(1, 3, 2, 16, generator=torch.Generator().manual_seed(0))

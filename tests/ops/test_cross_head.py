@@ -16,8 +16,9 @@ from tests.ops.cross_head_cases import KINDS, RATIOS, Case, assert_close
 from tests.precision import assert_as_exact
 from wuneng.kinds import load_kind
 from wuneng.layers.middle.base import MiddleHeads
-from wuneng.ops import cross_head_forward, using
+from wuneng.ops import using
 from wuneng.ops.cross_head import cross_head, cross_head_reference
+from wuneng.ops.cross_head import forward as cross_head_forward
 
 by_hand = partial(cross_head, backend="chunked")
 

@@ -12,8 +12,8 @@ from tests.ops.triton_interpreter import faithful  # isort: split
 
 from tests.ops.cross_head_cases import KINDS, RATIOS, Case, assert_close
 from tests.precision import assert_as_exact, operand
-from wuneng.ops import cross_head_triton_autograd as operators
 from wuneng.ops.cross_head import cross_head, cross_head_reference
+from wuneng.ops.cross_head import triton_autograd as operators
 from wuneng.ops.wkv7 import triton_launch
 
 fused = partial(cross_head, backend="triton")

@@ -22,23 +22,22 @@ from wuneng.ops import (
     Snapshots,
     backend,
     cross_head,
-    head_step,
-    head_step_triton,
-    readout_triton,
     state_head,
     state_mix,
-    token_shift_triton,
     using,
     wkv7,
 )
 from wuneng.ops.head_arguments import HeadOutputs
-from wuneng.ops.head_step import state_head_step
 from wuneng.ops.plain import PLAIN_TYPES
 from wuneng.ops.readout import state_readout
+from wuneng.ops.readout import triton_kernels as readout_kernels
+from wuneng.ops.state_head import step as head_step
+from wuneng.ops.state_head import triton_step
+from wuneng.ops.state_head.step import state_head_step
 from wuneng.ops.token_shift import token_shift
+from wuneng.ops.token_shift import triton_kernels as shift_kernels
+from wuneng.ops.token_shift.by_hand import _TokenShift
 from wuneng.ops.wkv7 import triton_autograd, triton_state_mix
-
-token_shift_module = importlib.import_module("wuneng.ops.token_shift")
 
 
 class Recording(TorchDispatchMode):
@@ -93,17 +92,17 @@ def test_token_shift(called: list[str]) -> None:
 def test_what_the_kernels_do_not_take() -> None:
     x = torch.ones(1, 1, 1, 20)
     for u in (x, x.double()):
-        assert not readout_triton.takes(u, u, u, u, None)
-    assert not token_shift_triton.takes(x.double(), x)
+        assert not readout_kernels.takes(u, u, u, u, None)
+    assert not shift_kernels.takes(x.double(), x)
     fits = torch.ones(1, 1, 1, 64)
-    assert readout_triton.takes(fits, fits, fits, fits, None)
-    assert not readout_triton.takes(fits, fits, fits, fits, fits.double())
+    assert readout_kernels.takes(fits, fits, fits, fits, None)
+    assert not readout_kernels.takes(fits, fits, fits, fits, fits.double())
 
 
 def test_what_the_step_does_not_take() -> None:
     x = torch.ones(1, 1, 64)
     inputs, weights, options = HeadInputs(*[x] * 5), HeadWeights(k_k=x, k_a=x), HeadOptions(1, 64)
-    takes = head_step_triton.takes
+    takes = triton_step.takes
     assert takes(inputs, weights, options, None)
     assert takes(inputs._replace(r=x.half()), weights._replace(mu_r=x.bfloat16()), options, x)
     assert not takes(inputs, weights, options._replace(heads=2, size=32 + 1), None)
@@ -165,7 +164,9 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return HeadOutputs(torch.ones(1), torch.ones(1))
 
     monkeypatch.setattr(head_step, "_torch_step", torch_step)
-    monkeypatch.setattr(importlib.import_module("wuneng.ops.state_head"), "_composed", composed)
+    monkeypatch.setattr(
+        importlib.import_module("wuneng.ops.state_head.interface"), "_composed", composed
+    )
     return names
 
 
@@ -288,10 +289,10 @@ REACHED: dict[str, tuple[Any, str, set[str]]] = {
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch, others: list[str]) -> None:
     """What indexes, and so cannot run here, is left out."""
-    monkeypatch.setattr(token_shift_module._TokenShift, "apply", lambda u, mu: u)
+    monkeypatch.setattr(_TokenShift, "apply", lambda u, mu: u)
     interface = importlib.import_module("wuneng.ops.wkv7.interface")
-    monkeypatch.setattr(interface, "_one_token", lambda *given: (given[3], given[3], None))
-    formula = importlib.import_module("wuneng.ops.cross_head")
+    monkeypatch.setattr(interface, "_one_token", lambda given, *_: (given[3], given[3], None))
+    formula = importlib.import_module("wuneng.ops.cross_head.interface")
     monkeypatch.setattr(formula, "cross_head_reference", lambda *given: given[1:3])
     monkeypatch.setattr(triton_state_mix, "processors", lambda _: 1)
 

@@ -32,8 +32,8 @@ from tests.precision import assert_as_exact, relative_error
 from wuneng.ops import state_head, using
 from wuneng.ops.cross_head import cross_head
 from wuneng.ops.head_arguments import HeadOutputs
-from wuneng.ops.head_step import state_head_step
 from wuneng.ops.readout import state_readout
+from wuneng.ops.state_head.step import state_head_step
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.wkv7.reference import wkv7_reference
 from wuneng.ops.wkv7.triton_autograd import wkv7_triton

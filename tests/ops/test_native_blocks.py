@@ -196,7 +196,7 @@ def check_cross_head(found: Any, tokens: int) -> None:
 
 def test_cross_head(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> None:
     A, R = torch.randn(3, 1, 4, 16), torch.randn(3, 1, 2, 16)
-    changed, branch = few_tokens.cross_head("additive", A, R, *MIDDLE.values(), 1e-5)
+    changed, branch = few_tokens.cross_head("additive", A, R, *MIDDLE.values(), eps=1e-5)
     found = read(blocks["CrossHead"], handed[0][0])
     check_cross_head(found, 3)
     assert (found.attention, found.readout) == (A.data_ptr(), R.data_ptr())

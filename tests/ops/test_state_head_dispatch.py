@@ -17,9 +17,9 @@ from tests.ops.head_step_cases import SITUATIONS, StepCase
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import Snapshots, state_head
 from wuneng.ops.head_arguments import HeadOutputs
-from wuneng.ops.head_step import state_head_step
+from wuneng.ops.state_head.step import state_head_step
 
-state_head_module = importlib.import_module("wuneng.ops.state_head")
+state_head_module = importlib.import_module("wuneng.ops.state_head.interface")
 
 
 @pytest.fixture

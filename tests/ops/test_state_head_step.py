@@ -13,7 +13,7 @@ from tests.ops.head_step_cases import SITUATIONS, StepCase
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import state_head
 from wuneng.ops.head_arguments import HeadOutputs
-from wuneng.ops.head_step import state_head_step
+from wuneng.ops.state_head.step import state_head_step
 
 
 @pytest.mark.parametrize("case", SITUATIONS.values(), ids=list(SITUATIONS))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.precision import assert_as_exact
-from wuneng.ops.state_inputs import state_inputs, state_inputs_reference
+from wuneng.ops.state_head.recurrence_inputs import state_inputs, state_inputs_reference
 
 
 def arguments(shape, dtype, shared, seed=0):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.ops.state_mix_checks import ARGUMENTS, MixCase, assert_close
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import Snapshots, state_mix
-from wuneng.ops.state_inputs import log_decay, state_inputs
+from wuneng.ops.state_head.recurrence_inputs import log_decay, state_inputs
 from wuneng.ops.wkv7 import wkv7
 
 

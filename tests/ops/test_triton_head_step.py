@@ -8,7 +8,7 @@ import torch
 from tests.ops.triton_interpreter import faithful  # isort: split
 
 from tests.ops.head_step_cases import SITUATIONS, StepCase
-from wuneng.ops.head_step_triton import state_head_step_triton
+from wuneng.ops.state_head.triton_step import state_head_step_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

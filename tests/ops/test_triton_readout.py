@@ -10,16 +10,16 @@ from tests.ops.triton_interpreter import faithful  # isort: split
 
 from tests.ops.test_state_readout import EPS, PARTS, WEIGHTS, assert_close, called, drawn, sides
 from tests.precision import assert_as_exact
-from wuneng.ops import readout_triton
 from wuneng.ops.readout import state_readout
-from wuneng.ops.readout_triton import backward_split, state_readout_triton
+from wuneng.ops.readout import triton_kernels as readout_triton
+from wuneng.ops.readout.triton_kernels import backward_split, state_readout_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def kernel(y: Tensor, r: Tensor, key: Tensor, v: Tensor, **named: object) -> Tensor:
-    order = ("norm_weight", "norm_bias", "bonus", "gate", "norm_eps")
-    return state_readout_triton(y, r, key, v, *(named[name] for name in order))  # type: ignore[arg-type]
+    optional = (named[name] for name in ("norm_weight", "norm_bias", "bonus", "gate"))
+    return state_readout_triton(y, r, key, v, *optional, norm_eps=named["norm_eps"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -93,7 +93,7 @@ def test_registration_and_compile() -> None:
     torch.library.opcheck(torch.ops.wuneng.state_readout_triton.default, (*tensors, EPS))
 
     def loss(*tensors: Tensor) -> Tensor:
-        return state_readout_triton(*tensors, EPS).square().sum()
+        return state_readout_triton(*tensors, norm_eps=EPS).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     eager = torch.autograd.grad(loss(*tensors), tensors)

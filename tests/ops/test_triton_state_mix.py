@@ -188,12 +188,12 @@ def test_gradient_of_each_output_alone() -> None:
 
 def test_strided_projections() -> None:
     given = [None if x is None else x.detach() for x in arguments(MixCase(tokens=20, heads=2))]
-    expected = state_mix_triton(*given, 1.0)
+    expected = state_mix_triton(*given, a_max=1.0)
     turned = [
         x.transpose(1, 2).contiguous().transpose(1, 2) if x is not None and x.dim() == 4 else x
         for x in given
     ]
-    for x, y in zip(state_mix_triton(*turned, 1.0), expected, strict=True):
+    for x, y in zip(state_mix_triton(*turned, a_max=1.0), expected, strict=True):
         assert torch.equal(x, y)
 
 
@@ -219,7 +219,7 @@ def test_the_interface_reaches_the_kernels(fused: _Counted) -> None:
     given = arguments(MixCase(tokens=20))
     found = state_mix(*given, a_max=2.0, backend="triton")
     assert fused.calls == 1
-    for x, y in zip(found[:3], state_mix_triton(*given, 2.0), strict=True):
+    for x, y in zip(found[:3], state_mix_triton(*given, a_max=2.0), strict=True):
         assert torch.equal(x, y)
 
 

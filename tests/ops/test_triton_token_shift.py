@@ -10,8 +10,8 @@ from tests.ops.triton_interpreter import faithful  # isort: split
 
 from tests.ops.test_token_shift import sides
 from tests.precision import assert_as_exact
-from wuneng.ops import token_shift_triton as kernels
-from wuneng.ops.token_shift_triton import token_shift_triton
+from wuneng.ops.token_shift import triton_kernels as kernels
+from wuneng.ops.token_shift.triton_kernels import token_shift_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -4,11 +4,10 @@ from wuneng.ops.backend import using
 from wuneng.ops.cross_head import cross_head
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.low_rank import LowRank, head_projections, low_rank
-from wuneng.ops.previous_token import last_token, previous_token
-from wuneng.ops.state_head import state_head
-from wuneng.ops.state_inputs import state_inputs
-from wuneng.ops.state_mix import StateMix, state_mix
-from wuneng.ops.token_shift import token_shift
+from wuneng.ops.state_head.from_projections import StateMix, state_mix
+from wuneng.ops.state_head.interface import state_head
+from wuneng.ops.state_head.recurrence_inputs import state_inputs
+from wuneng.ops.token_shift import last_token, previous_token, token_shift
 from wuneng.ops.wkv7 import Snapshots, wkv7, wkv7_step
 
 __all__ = [

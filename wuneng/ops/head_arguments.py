@@ -51,6 +51,10 @@ class HeadWeights(NamedTuple):
     norm_bias: Tensor | None = None
 
 
+#: What :func:`wuneng.ops.cross_head` mixes: A, R, scale, group_mix, group_norm, first and second.
+MiddleTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+
+
 class HeadOptions(NamedTuple):
     """What is not a tensor.
 

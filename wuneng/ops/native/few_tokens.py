@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wuneng.ops.head_arguments import MiddleTensors
 from wuneng.ops.native.compiler import HEAD_SIZES, library
 from wuneng.ops.plain import are_plain
 
@@ -97,26 +98,16 @@ def _low_rank_block(x: Tensor, weights: LowRank, tanh: bool) -> tuple[bytes, Ten
     return LOW_RANK.pack(batch * tokens, inner, rank, width, tanh, *addresses), out, middle
 
 
-def cross_head(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def cross_head(kind: str, *tensors: *MiddleTensors, eps: float) -> tuple[Tensor, Tensor]:
     """Arguments and results of :func:`wuneng.ops.cross_head`."""
+    A, R, scale = tensors[:3]
     batch, tokens, heads, size = A.shape
     state_heads = R.shape[2]
     changed = torch.empty(batch, tokens, heads * size) if kind == "additive" else A.flatten(-2)
     branch = torch.empty(batch, tokens, 2 * state_heads * size)
     block = CROSS_HEAD.pack(
         *(batch * tokens, heads, state_heads, KINDS[kind], scale.numel(), eps),
-        *[u.data_ptr() for u in (A, R, scale, group_mix, group_norm, first)],
-        0 if second is None else second.data_ptr(),
+        *[0 if u is None else u.data_ptr() for u in tensors],
         *(changed.data_ptr(), branch.data_ptr()),
     )
     _kernels(size).cross_head(block)

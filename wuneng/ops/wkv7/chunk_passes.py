@@ -15,8 +15,9 @@ from wuneng.ops.wkv7 import snapshot_table
 from wuneng.ops.wkv7.chunk_algebra import factorise, read_states, transition
 from wuneng.ops.wkv7.chunk_backward import input_gradients, reverse_transition
 from wuneng.ops.wkv7.chunk_scan import GroupGradients, GroupStates
-from wuneng.ops.wkv7.packing import Group, Plan, Segment, make_plan
+from wuneng.ops.wkv7.packing import Group, Plan, make_plan
 from wuneng.ops.wkv7.reference import compute_dtype
+from wuneng.ops.wkv7.segments import Segment
 from wuneng.ops.wkv7.snapshot_table import SnapshotPlan, plan_snapshots
 
 # Rows (chunks x heads) that are worked on together. On a CPU they should stay in its caches.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wuneng.ops.wkv7.packing import Group, Segment, step_offsets
+from wuneng.ops.wkv7.packing import Group, step_offsets
+from wuneng.ops.wkv7.segments import Segment
 
 
 class GroupStates:

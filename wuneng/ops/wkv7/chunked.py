@@ -20,18 +20,12 @@ from wuneng.ops.wkv7 import snapshot_table
 from wuneng.ops.wkv7.chunk_passes import backward_pass, forward_pass, prepare
 from wuneng.ops.wkv7.decays import CHUNK, allows_full_chunks, longest_chunk, lowest_log_decay
 from wuneng.ops.wkv7.packing import max_state_slots
-from wuneng.ops.wkv7.reference import compute_dtype
+from wuneng.ops.wkv7.reference import Inputs, compute_dtype
 from wuneng.ops.wkv7.snapshots import Snapshots
 
 
 def wkv7_chunked(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    *,
+    *inputs: *Inputs,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
@@ -43,6 +37,7 @@ def wkv7_chunked(
         y ``[B, T, S, N]`` in v's dtype, the final state ``[B or sequences, S, N, N]`` and, with
         snapshots, the final ring ``[B or sequences, n, S, N, N]``.
     """
+    r, w, k, v, a, b = inputs
     weights = ring = position = None
     every = 0
     if snapshots is not None:
@@ -50,7 +45,7 @@ def wkv7_chunked(
         every = snapshots.every
     sequences = v.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
     chunk = choose_chunk(v.shape[0] * v.shape[1], sequences, every)
-    dtype = compute_dtype(r, w, k, v, a, b, initial_state)
+    dtype = compute_dtype(*inputs, initial_state)
     if not allows_full_chunks(log_decay_bound, dtype):
         w = w.clamp(min=lowest_log_decay(dtype))
         chunk = 0 if torch.compiler.is_compiling() else min(chunk, longest_chunk(w, dtype))

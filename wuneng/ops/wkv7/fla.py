@@ -19,8 +19,7 @@ from torch import Tensor
 
 from wuneng.errors import BackendError, reason
 from wuneng.ops.backend import MissingPackageError
-from wuneng.ops.wkv7.decays import lowest_log_decay
-from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
+from wuneng.ops.wkv7.reference import Inputs, compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 
 _PACKAGE = "flash-linear-attention"
@@ -28,13 +27,7 @@ _NEEDED = ("r", "w", "k", "v", "a", "b", "scale", "initial_state", "output_final
 
 
 def wkv7_fla(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    *,
+    *inputs: *Inputs,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
@@ -53,7 +46,8 @@ def wkv7_fla(
     """
     if snapshots is not None:
         raise BackendError("backend 'fla' has no snapshots; use backend 'triton' or 'chunked'")
-    if compute_dtype(r, w, k, v, a, b, initial_state) == torch.float64:
+    r, w, k, v, a, b = inputs
+    if compute_dtype(*inputs, initial_state) == torch.float64:
         raise BackendError(
             "backend 'fla' has no float64; use backend 'chunked' or 'reference', or other inputs"
         )
@@ -64,9 +58,7 @@ def wkv7_fla(
         )
     run = _load()
     if v.numel() == 0:  # their launch has no program for it
-        y, state, _ = wkv7_reference(
-            *(r, w, k, v, a, b), initial_state=initial_state, cu_seqlens=cu_seqlens
-        )
+        y, state, _ = wkv7_reference(*inputs, initial_state=initial_state, cu_seqlens=cu_seqlens)
         return y, state, None
     options: dict[str, Any] = {}
     if cu_seqlens is not None:
@@ -74,9 +66,8 @@ def wkv7_fla(
     if initial_state is not None:
         options["initial_state"] = initial_state.transpose(-1, -2).contiguous()
     matrices = {name: x.to(v.dtype) for name, x in zip("rkvab", (r, k, v, a, b), strict=True)}
-    w = w.float().clamp(min=lowest_log_decay(torch.float32))  # -inf less -inf is no number
     with torch.autocast(v.device.type, enabled=False):
-        y, state = run(**matrices, w=w, scale=1.0, output_final_state=True, **options)
+        y, state = run(**matrices, w=w.float(), scale=1.0, output_final_state=True, **options)
     return y.to(v.dtype), state.float().transpose(-1, -2), None
 
 

@@ -23,7 +23,7 @@ from wuneng.ops.wkv7.checks import check_cu_seqlens, check_inputs, check_snapsho
 from wuneng.ops.wkv7.chunked import wkv7_chunked
 from wuneng.ops.wkv7.decays import CHUNK, allows_full_chunks, longest_chunk
 from wuneng.ops.wkv7.fla import wkv7_fla
-from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
+from wuneng.ops.wkv7.reference import Inputs, compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step, step_with_snapshots
 
@@ -115,29 +115,30 @@ def wkv7(
         ModuleNotFoundError: (also a ValueError) backend ``triton`` or ``fla`` without its package.
         RuntimeError: (also a ValueError) backend ``native`` where C kernels cannot be built.
     """
-    check_inputs(r, w, k, v, a, b)
+    inputs = (r, w, k, v, a, b)
+    check_inputs(*inputs)
     sequences = check_cu_seqlens(cu_seqlens, v)
-    check_state("initial_state", initial_state, (r, w, k, v, a, b), sequences)
+    check_state("initial_state", initial_state, inputs, sequences)
     if snapshots is not None:
-        check_snapshots(snapshots, (r, w, k, v, a, b), sequences)
-    tensors = [r, w, k, v, a, b, initial_state]
+        check_snapshots(snapshots, inputs, sequences)
+    tensors = [*inputs, initial_state]
     if snapshots is not None:
         tensors += [snapshots.weights, snapshots.ring]
     steps = is_one_token(v, sequences) and not needs_grad(tensors)
     named = asked(backend)
-    chosen = named or default((r, w, k, v, a, b), snapshots is not None, steps)
-    if chosen == "native" and not _native_takes(snapshots, r, w, k, v, a, b):
+    chosen = named or default(inputs, snapshots is not None, steps)
+    if chosen == "native" and not _native_takes(snapshots, *inputs):
         chosen = "chunked"
-    full = allows_full_chunks(log_decay_bound, compute_dtype(r, w, k, v, a, b, initial_state))
+    full = allows_full_chunks(log_decay_bound, compute_dtype(*inputs, initial_state))
     if chosen in ("triton", "fla") and not full and not _decays_mildly(w):
         chosen = "chunked"
     if chosen == "chunked" and steps:
-        y, state, ring = _one_token(r, w, k, v, a, b, initial_state, snapshots)
+        y, state, ring = _one_token(inputs, initial_state, snapshots)
     else:
         cuts = named is not None or "triton" in candidates("segments", v.device)
         bound = {"log_decay_bound": log_decay_bound} if chosen == "chunked" else {}
         y, state, ring = load(chosen, cuts=cuts)(
-            *(r, w, k, v, a, b),
+            *inputs,
             initial_state=initial_state,
             cu_seqlens=cu_seqlens,
             snapshots=snapshots,
@@ -188,16 +189,9 @@ def needs_grad(tensors: list[Tensor | None]) -> bool:
 
 
 def _one_token(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    state: Tensor | None,
-    snapshots: Snapshots | None,
+    inputs: Inputs, state: Tensor | None, snapshots: Snapshots | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    r, w, k, v, a, b = (x[:, 0] for x in (r, w, k, v, a, b))
+    r, w, k, v, a, b = (x[:, 0] for x in inputs)
     if snapshots is None:
         y, new = step(r, w, k, v, a, b, state)
         return y.unsqueeze(1), new, None

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from wuneng.ops.wkv7.snapshots import Snapshots, boundary
 
+#: r, w, k, v, a, b of the recurrence, in this order.
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype of the state and of all arithmetic: float64 if any input is, else float32."""
@@ -43,13 +46,7 @@ def check_position(positions: tuple[int, ...] | None) -> None:
 
 
 def wkv7_reference(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    *,
+    *inputs: *Inputs,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
@@ -60,8 +57,8 @@ def wkv7_reference(
         y ``[B, T, S, N]`` in v's dtype, the final state ``[B or sequences, S, N, N]`` and, with
         snapshots, the final ring ``[B or sequences, n, S, N, N]``.
     """
-    dtype = compute_dtype(r, w, k, v, a, b, initial_state)
-    inputs = [x.to(dtype) for x in (r, w, k, v, a, b)]
+    dtype, v = compute_dtype(*inputs, initial_state), inputs[3]
+    wide = [x.to(dtype) for x in inputs]
     batch, _, heads, size = v.shape
     if cu_seqlens is None:
         sequences = batch
@@ -72,11 +69,11 @@ def wkv7_reference(
     if initial_state is None:
         initial_state = v.new_zeros(sequences, heads, size, size, dtype=dtype)
     if cu_seqlens is None and snapshots is None:
-        y, states = _loop(inputs, initial_state)
+        y, states = _loop(wide, initial_state)
         return y.to(v.dtype), states[-1], None
     ys, finals, rings = [], [], []
     for index, (row, span) in enumerate(_spans(v, cu_seqlens)):
-        own = [x[row : row + 1, span] for x in inputs]
+        own = [x[row : row + 1, span] for x in wide]
         y, states = _loop(own, initial_state[index : index + 1])
         if snapshots is not None:
             weights = snapshots.weights[row : row + 1, span].to(dtype)

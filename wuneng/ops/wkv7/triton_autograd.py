@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.ops.wkv7.reference import Inputs
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step_with_snapshots
 from wuneng.ops.wkv7.triton_launch import (
@@ -28,13 +29,7 @@ from wuneng.ops.wkv7.triton_tables import boundary_rows, sequence_table
 
 
 def wkv7_triton(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    *,
+    *inputs: *Inputs,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
@@ -63,8 +58,8 @@ def wkv7_triton(
         ValueError: a dtype, head size or device that the kernels do not take; the message names
             the argument.
     """
-    inputs = (r, w, k, v, a, b)
     check_inputs(inputs)
+    r, v = inputs[0], inputs[3]
     tensors: tuple[Tensor | None, ...] = (*inputs, initial_state)
     if snapshots is not None:
         tensors += (snapshots.weights, snapshots.ring)

@@ -17,7 +17,7 @@ Letters in names give shapes: C tokens of the chunk, K key channels.
 import triton
 import triton.language as tl
 
-from wuneng.ops.state_inputs import LOG_DECAY_SCALE, NORM_EPS
+from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, NORM_EPS
 from wuneng.ops.wkv7.triton_chunk import load_CK
 
 SCALE = tl.constexpr(LOG_DECAY_SCALE)

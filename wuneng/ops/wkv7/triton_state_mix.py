@@ -25,6 +25,9 @@ from wuneng.ops.wkv7.triton_launch import (
 from wuneng.ops.wkv7.triton_state_mix_scans import mix_scan, mix_scan_back
 from wuneng.ops.wkv7.triton_tables import boundary_rows, sequence_table
 
+#: r, decay_logit, k, v and rate_logit; source, which may be absent; k_k and k_a.
+Projections = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]
+
 
 def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int, differentiated: bool) -> bool:
     """Whether :func:`state_mix_triton` takes these: head size, dtypes, device, one pass.
@@ -47,14 +50,7 @@ def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int, differentiated: 
 
 
 def state_mix_triton(
-    r: Tensor,
-    decay_logit: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rate_logit: Tensor,
-    source: Tensor | None,
-    k_k: Tensor,
-    k_a: Tensor,
+    *tensors: *Projections,
     a_max: float,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
@@ -71,35 +67,34 @@ def state_mix_triton(
         y ``[B, T, S, N]`` in v's dtype, k~ ``[B, T, S, N]`` in k's, and the final state ``[B or
         sequences, S, N, N]`` float32.
     """
-    tensors = (r, decay_logit, k, v, rate_logit, source, k_k, k_a, initial_state)
+    v = tensors[3]
     keeps_states = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in tensors
+        x is not None and x.requires_grad for x in (*tensors, initial_state)
     )
     if chunk == 0:
         chunk = chunk_length(v.dtype, v.shape[-1], keeps_states)
     y, key, final_state, _ = torch.ops.wuneng.state_mix_triton_forward(
-        *tensors, cu_seqlens, a_max, chunk, values, keeps_states
+        *tensors, initial_state, cu_seqlens, a_max, chunk, values, keeps_states
     )
     return y, key, final_state
 
 
-@torch.library.custom_op("wuneng::state_mix_triton_forward", mutates_args=())
-def _forward(
-    r: Tensor,
-    decay_logit: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rate_logit: Tensor,
-    source: Tensor | None,
-    k_k: Tensor,
-    k_a: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    a_max: float,
-    chunk: int,
-    values: int,
-    keeps_states: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+#: What both operators are given first, in torch's language.
+_GIVEN = (
+    "Tensor r, Tensor decay_logit, Tensor k, Tensor v, Tensor rate_logit, Tensor? source, "
+    "Tensor k_k, Tensor k_a"
+)
+
+
+@torch.library.custom_op(
+    "wuneng::state_mix_triton_forward",
+    mutates_args=(),
+    schema=f"({_GIVEN}, Tensor? initial_state, Tensor? cu_seqlens, float a_max, int chunk, "
+    "int values, bool keeps_states) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r, decay_logit, k, v, rate_logit, source, k_k, k_a, initial_state, *settings = given
+    cu_seqlens, a_max, chunk, values, keeps_states = settings
     outputs = _forward_outputs(k, v, cu_seqlens, chunk, keeps_states)
     y, key, final_state, states = outputs
     if final_state.numel():
@@ -137,33 +132,21 @@ def _forward_outputs(
 
 
 @_forward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    r, decay_logit, k, v, rate_logit, source, k_k, k_a, initial_state, cu_seqlens, a_max, chunk,
-    values, keeps_states,
-):  # fmt: skip
-    return _forward_outputs(k, v, cu_seqlens, chunk, keeps_states)
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cu_seqlens, _, chunk, _, keeps_states = given[9:]
+    return _forward_outputs(given[2], given[3], cu_seqlens, chunk, keeps_states)
 
 
-@torch.library.custom_op("wuneng::state_mix_triton_backward", mutates_args=())
-def _backward(
-    r: Tensor,
-    decay_logit: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rate_logit: Tensor,
-    source: Tensor | None,
-    k_k: Tensor,
-    k_a: Tensor,
-    states: Tensor,
-    cu_seqlens: Tensor | None,
-    dy: Tensor | None,
-    d_key: Tensor | None,
-    d_final_state: Tensor | None,
-    a_max: float,
-    chunk: int,
-    values: int,
-) -> list[Tensor]:
-    gradients = _backward_outputs(r, decay_logit, k, v, rate_logit, source, k_k, k_a, cu_seqlens)
+@torch.library.custom_op(
+    "wuneng::state_mix_triton_backward",
+    mutates_args=(),
+    schema=f"({_GIVEN}, Tensor states, Tensor? cu_seqlens, Tensor? dy, Tensor? d_key, "
+    "Tensor? d_final_state, float a_max, int chunk, int values) -> Tensor[]",
+)
+def _backward(*given: Any) -> list[Tensor]:
+    r, decay_logit, k, v, rate_logit, source, k_k, k_a, states, cu_seqlens, *others = given
+    dy, d_key, d_final_state, a_max, chunk, values = others
+    gradients = _backward_outputs(given[:8], cu_seqlens)
     dr, dw, dk, dv, d_rate, *d_source, d_k_k, d_k_a, d_initial_state = gradients
     table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
     mix_scan_back(
@@ -182,20 +165,10 @@ def _backward(
     return gradients
 
 
-def _backward_outputs(
-    r: Tensor,
-    decay_logit: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rate_logit: Tensor,
-    source: Tensor | None,
-    k_k: Tensor,
-    k_a: Tensor,
-    cu_seqlens: Tensor | None,
-) -> list[Tensor]:
+def _backward_outputs(inputs: Projections, cu_seqlens: Tensor | None) -> list[Tensor]:
+    v = inputs[3]
     heads, size = v.shape[-2:]
     sequences = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    inputs = (r, decay_logit, k, v, rate_logit, source, k_k, k_a)
     return [
         *(
             torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -207,10 +180,8 @@ def _backward_outputs(
 
 
 @_backward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    r, decay_logit, k, v, rate_logit, source, k_k, k_a, states, cu_seqlens, *others
-):  # fmt: skip
-    return _backward_outputs(r, decay_logit, k, v, rate_logit, source, k_k, k_a, cu_seqlens)
+def _(*given: Any) -> list[Tensor]:
+    return _backward_outputs(given[:8], given[9])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -1,7 +1,7 @@
 """The cross-head interaction by hand: its backward pass.
 
 With dS and dM the halves of the branch's gradient, and the forward's names
-(:mod:`wuneng.ops.cross_head_forward`)::
+(:mod:`wuneng.ops.cross_head.forward`)::
 
     dz = -dM E g (1 - g)         db_g = sum dz                                (gated)
     dz = dM                                                                   (concat)
@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wuneng.ops.cross_head_forward import Weights, up
+from wuneng.ops.cross_head.forward import Weights, up
 
 
 class Gradients:

@@ -7,26 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wuneng.ops.cross_head_backward import Gradients
-from wuneng.ops.cross_head_forward import FEW_NUMBERS, Weights, by_group, few_tokens, forward, tiles
+from wuneng.ops.cross_head.backward import Gradients
+from wuneng.ops.cross_head.forward import FEW_NUMBERS, Weights, by_group, few_tokens, forward, tiles
+from wuneng.ops.head_arguments import MiddleTensors
 
 
-def cross_head_by_hand(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def cross_head_by_hand(kind: str, *tensors: *MiddleTensors, eps: float) -> tuple[Tensor, Tensor]:
     """Arguments and results of :func:`wuneng.ops.cross_head`, all of one dtype, 32 or 64 bits."""
-    tensors = (A, R, scale, group_mix, group_norm, first, second)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return _CrossHead.apply(kind, *tensors, eps)
-    weights = Weights(kind, scale, group_mix, group_norm, first, second, eps)
+    A, R, scale, mix, norm, first, second = tensors
+    weights = Weights(kind, scale, mix, norm, first, second, eps)
     if R.numel() <= FEW_NUMBERS:
         changed, branch = few_tokens(by_group(A, R), R.flatten(0, 1), weights)
     else:

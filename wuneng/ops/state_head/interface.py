@@ -10,8 +10,8 @@
 
 (RWKV-7; RWKV-LM's ``rwkv_v7_numpy.py``.) On a CPU with a C compiler it is one kernel each way
 (:mod:`wuneng.ops.native`); elsewhere one token without gradients is one step
-(:mod:`wuneng.ops.head_step`: on CUDA one kernel) and the rest is a composition of this package's
-operators.
+(:mod:`wuneng.ops.state_head.step`: on CUDA one kernel) and the rest is a composition of
+``wuneng.ops``' operators.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from wuneng.ops.backend import asked, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
-from wuneng.ops.head_step import carry_parts, has_kernel, state_head_step
 from wuneng.ops.native.operator import is_available, run
 from wuneng.ops.plain import are_plain
-from wuneng.ops.previous_token import last_token, previous_token
 from wuneng.ops.readout import state_readout
-from wuneng.ops.state_mix import state_mix
+from wuneng.ops.state_head.from_projections import state_mix
+from wuneng.ops.state_head.step import carry_parts, has_kernel, state_head_step
 from wuneng.ops.token_shift import token_shift
+from wuneng.ops.token_shift.previous_token import last_token, previous_token
 from wuneng.ops.wkv7 import Snapshots
 
 

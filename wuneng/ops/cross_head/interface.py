@@ -19,17 +19,14 @@ Legend: B batch, T tokens, H attention heads, S state heads, N head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from wuneng.ops.backend import HAS_TRITON, candidates
-from wuneng.ops.cross_head_autograd import cross_head_by_hand
+from wuneng.ops.cross_head.by_hand import cross_head_by_hand
+from wuneng.ops.cross_head.reference import KINDS, cross_head_reference
 from wuneng.ops.native import few_tokens
 from wuneng.ops.plain import are_plain
-
-KINDS = ("additive", "gated", "concat")
 
 
 def cross_head(
@@ -74,14 +71,14 @@ def cross_head(
     allowed = candidates("cross_head", A.device, backend)
     tensors = (A, R, scale, group_mix, group_norm, first, second)
     if "triton" in allowed and (backend == "triton" or (HAS_TRITON and are_plain(*tensors))):
-        from wuneng.ops import cross_head_triton_autograd
+        from wuneng.ops.cross_head import triton_autograd
 
-        if backend == "triton" or cross_head_triton_autograd.takes(kind, tensors):
-            return cross_head_triton_autograd.cross_head_triton(kind, *tensors, eps)
+        if backend == "triton" or triton_autograd.takes(kind, tensors):
+            return triton_autograd.cross_head_triton(kind, *tensors, eps=eps)
     if "native" in allowed and few_tokens.takes(R.shape[-1], _products(kind, R), *tensors):
-        return few_tokens.cross_head(kind, *tensors, eps)
+        return few_tokens.cross_head(kind, *tensors, eps=eps)
     if "chunked" in allowed and _is_plain(tensors):
-        return cross_head_by_hand(kind, *tensors, eps)
+        return cross_head_by_hand(kind, *tensors, eps=eps)
     return cross_head_reference(kind, *tensors, eps)
 
 
@@ -99,96 +96,3 @@ def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     if not are_plain(*tensors) or any(x is not None and x.dtype != A.dtype for x in tensors):
         return False
     return not torch.is_autocast_enabled(A.device.type)
-
-
-def cross_head_reference(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor | None,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-    normalise: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The equations as they stand, for plain autograd: the oracle of :func:`cross_head`.
-
-    ``normalise``: what is applied to A^g ``[B, T, S, N]`` in place of the RMS norm of these
-    ``group_norm`` and ``eps``.
-    """
-    if kind not in FORMULAS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    mean = grouped_heads(A, group_mix, R.shape[-2])
-    if normalise is not None:
-        grouped = normalise(mean)
-    else:
-        assert group_norm is not None
-        grouped = _normalised(mean, group_norm, eps)
-    A, middle = FORMULAS[kind](A, grouped, R, first, second)
-    scaled = R * scale[:, None].to(R.dtype)
-    return A.flatten(-2), torch.cat([scaled.flatten(-2), middle.flatten(-2)], dim=-1)
-
-
-def grouped_heads(A: Tensor, mix: Tensor, heads: int) -> Tensor:
-    """``[B, T, S, N]``: the learned mean of each state head's attention heads."""
-    mix = mix.to(A.dtype)
-    if A.shape[-2] < heads:
-        A = A.repeat_interleave(heads // A.shape[-2], dim=-2)
-    if A.shape[-2] == heads:
-        return A * mix
-    return (A.unflatten(-2, (heads, -1)) * mix[..., None]).sum(-2)
-
-
-def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of each head, as :class:`wuneng.layers.norms.HeadRMSNorm`."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
-
-
-def _up(R: Tensor, attention_heads: int) -> Tensor:
-    """R ``[B, T, S, N]`` spread over the H attention heads."""
-    heads = R.shape[-2]
-    if attention_heads >= heads:
-        return R.repeat_interleave(attention_heads // heads, dim=-2)
-    return R.unflatten(-2, (attention_heads, -1)).mean(-2)
-
-
-def additive(
-    A: Tensor, grouped: Tensor, R: Tensor, alpha: Tensor, beta: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """A' ``[B, T, H, N]`` and Mid ``[B, T, S, N]``; alpha ``[H, N]``, beta ``[S, N]``."""
-    assert beta is not None
-    return A + alpha.to(A.dtype) * _up(R, A.shape[-2]), grouped + beta.to(R.dtype) * R
-
-
-def gated(
-    A: Tensor, grouped: Tensor, R: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """A itself and Mid ``[B, T, S, N]``; W_g ``[S, 2 N, N]``, b_g ``[S, N]``."""
-    assert bias is not None
-    both = torch.cat([grouped, R], dim=-1)
-    gate = torch.sigmoid(_per_head(both, weight) + bias.to(R.dtype))
-    return A, torch.lerp(R, grouped.to(R.dtype), gate.to(R.dtype))
-
-
-def concat(
-    A: Tensor, grouped: Tensor, R: Tensor, weight: Tensor, unused: None
-) -> tuple[Tensor, Tensor]:
-    """A itself and Mid ``[B, T, S, N]``; W_m ``[S, 2 N, N]``."""
-    return A, _per_head(torch.cat([grouped, R], dim=-1), weight)
-
-
-def _per_head(x: Tensor, weight: Tensor) -> Tensor:
-    """``[B, T, S, I]`` by ``[S, I, J]``: a matrix product of each head with its own weight."""
-    flat = x.flatten(0, 1).transpose(0, 1)
-    return torch.bmm(flat, weight.to(x.dtype)).transpose(0, 1).unflatten(0, x.shape[:2])
-
-
-FORMULAS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "additive": additive,
-    "gated": gated,
-    "concat": concat,
-}

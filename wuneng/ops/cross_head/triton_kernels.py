@@ -8,7 +8,7 @@ Nothing is kept for the backward pass but A and R: what is recomputed costs two 
 backward's programs each take every BLOCKS-th tile and sum the weights' gradients in registers; the
 parts are added up afterwards in a fixed order, so gradients are the same on every run.
 
-Equations: :mod:`wuneng.ops.cross_head` and :mod:`wuneng.ops.cross_head_autograd`. Letters of
+Equations: :mod:`wuneng.ops.cross_head` and :mod:`wuneng.ops.cross_head.by_hand`. Letters of
 tensors: T tokens of a tile (BLOCK), N channels of a head (SIZE).
 """
 # mypy: disable-error-code="no-untyped-def"

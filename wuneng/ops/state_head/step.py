@@ -8,7 +8,7 @@
 
 (RWKV-7; RWKV-LM's ``rwkv_v7_numpy.py``.) A token is a few kilobytes of arithmetic, so in torch the
 number of operations is the time: hence nothing is converted or copied here that need not be. On
-CUDA it is one kernel (``head_step_triton``). Weights are read as they are at each call.
+CUDA it is one kernel (``triton_step``). Weights are read as they are at each call.
 
 Legend: B batch, S state heads, N head size, H = B S, G heads of k and v (at least S), n letters
 that a carry holds.
@@ -24,7 +24,11 @@ from torch import Tensor
 from wuneng.ops.backend import HAS_TRITON, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.readout import state_readout_reference
-from wuneng.ops.state_inputs import LOG_DECAY_SCALE, NORM_EPS, state_inputs_reference
+from wuneng.ops.state_head.recurrence_inputs import (
+    LOG_DECAY_SCALE,
+    NORM_EPS,
+    state_inputs_reference,
+)
 from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
 
 
@@ -111,9 +115,9 @@ def state_head_step(
             if x is not None and not x.is_contiguous():
                 raise ValueError(f"in_place needs a contiguous {name}")
     if has_kernel(inputs, weights, options, carry, backend):
-        from wuneng.ops import head_step_triton
+        from wuneng.ops.state_head import triton_step
 
-        return head_step_triton.state_head_step_triton(
+        return triton_step.state_head_step_triton(
             inputs, weights, options, state, carry, in_place=in_place
         )
     by_hand = "chunked" in candidates("head_step", inputs.v.device, backend)
@@ -137,9 +141,9 @@ def has_kernel(
     allowed = candidates("head_step", inputs.v.device, backend)
     if "triton" not in allowed or not HAS_TRITON or not inputs.v.is_cuda:
         return False
-    from wuneng.ops import head_step_triton
+    from wuneng.ops.state_head import triton_step
 
-    return head_step_triton.takes(inputs, weights, options, carry)
+    return triton_step.takes(inputs, weights, options, carry)
 
 
 def carry_parts(carry: Tensor | None, options: HeadOptions) -> dict[str, Tensor]:

@@ -9,30 +9,21 @@ import triton
 from torch import Tensor
 
 from wuneng.errors import BackendError
-from wuneng.ops.cross_head_triton import (
+from wuneng.ops.cross_head.triton_kernels import (
     KINDS,
     backward_launch,
     cross_head_backward_kernel,
     cross_head_forward_kernel,
     forward_launch,
 )
+from wuneng.ops.head_arguments import MiddleTensors
 from wuneng.ops.wkv7 import triton_launch
 from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device, precision, processors
 
 _NAMES = ("A", "R", "scale", "group_mix", "group_norm", "first", "second")
 
 
-def cross_head_triton(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def cross_head_triton(kind: str, *tensors: *MiddleTensors, eps: float) -> tuple[Tensor, Tensor]:
     """Arguments and results of :func:`wuneng.ops.cross_head`; both results in A's and R's common
     dtype (A itself where it stays). Under autocast, matrix operands are in autocast's dtype.
 
@@ -40,7 +31,7 @@ def cross_head_triton(
         ValueError: a dtype, head size or device that the kernels do not take; the message names
             the argument.
     """
-    tensors = (A, R, scale, group_mix, group_norm, first, second)
+    A, R = tensors[:2]
     operand = _operand(A, R)
     _check(kind, tensors, operand)
     changed, branch = torch.ops.wuneng.cross_head_triton_forward(kind, *tensors, eps, operand)
@@ -110,25 +101,24 @@ def _numbers(A: Tensor, R: Tensor, scale: Tensor, eps: float) -> tuple[Any, ...]
     return tokens, R.shape[2], A.shape[2], int(scale.shape[0] == R.shape[2]), eps
 
 
-@torch.library.custom_op("wuneng::cross_head_triton_forward", mutates_args=())
-def _forward(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-    operand: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+#: What both operators are given first, in torch's language.
+_GIVEN = (
+    "str kind, Tensor A, Tensor R, Tensor scale, Tensor group_mix, Tensor group_norm, "
+    "Tensor first, Tensor? second, float eps, ScalarType operand"
+)
+
+
+@torch.library.custom_op(
+    "wuneng::cross_head_triton_forward", mutates_args=(), schema=f"({_GIVEN}) -> (Tensor, Tensor)"
+)
+def _forward(*given: Any) -> tuple[Tensor, Tensor]:
+    kind, *tensors, eps, operand = given
+    A, R, scale = tensors[:3]
     changed, branch = _outputs(kind, A, R)
     tokens = A.shape[0] * A.shape[1]
     launch = forward_launch(operand, A.shape[-1])
     if tokens == 0:
         return changed, branch
-    tensors = (A, R, scale, group_mix, group_norm, first, second)
     with on_device(A):
         cross_head_forward_kernel[(R.shape[2], triton.cdiv(tokens, launch.block))](
             *(None if x is None else x.contiguous() for x in tensors),
@@ -150,26 +140,18 @@ def _outputs(kind: str, A: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_forward.register_fake
-def _(kind, A, R, scale, group_mix, group_norm, first, second, eps, operand):  # type: ignore[no-untyped-def]
-    return _outputs(kind, A, R)
+def _(*given: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(*given[:3])
 
 
-@torch.library.custom_op("wuneng::cross_head_triton_backward", mutates_args=())
-def _backward(
-    kind: str,
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    eps: float,
-    operand: torch.dtype,
-    d_changed: Tensor | None,
-    d_branch: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = (A, R, scale, group_mix, group_norm, first, second)
+@torch.library.custom_op(
+    "wuneng::cross_head_triton_backward",
+    mutates_args=(),
+    schema=f"({_GIVEN}, Tensor? d_changed, Tensor d_branch) -> ({', '.join(['Tensor'] * 7)})",
+)
+def _backward(*given: Any) -> tuple[Tensor, ...]:
+    kind, *tensors, eps, operand, d_changed, d_branch = given
+    A, R, scale = tensors[:3]
     gradients = _gradient_outputs(*tensors)
     dA, dR, *_ = gradients
     constants = _constants(kind, A, R, operand)
@@ -229,28 +211,17 @@ def _sum_parts(
         d_second.copy_(second)
 
 
-def _gradient_outputs(
-    A: Tensor,
-    R: Tensor,
-    scale: Tensor,
-    group_mix: Tensor,
-    group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dA, dR, d_scale, d_mix, d_norm, d_first = (
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in (A, R, scale, group_mix, group_norm, first)
+def _gradient_outputs(*tensors: *MiddleTensors) -> tuple[Tensor, ...]:
+    R = tensors[1]
+    return tuple(
+        R.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in tensors
     )
-    d_second = R.new_empty(0) if second is None else second.new_empty(second.shape)
-    return dA, dR, d_scale, d_mix, d_norm, d_first, d_second
 
 
 @_backward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    kind, A, R, scale, group_mix, group_norm, first, second, eps, operand, d_changed, d_branch
-):
-    return _gradient_outputs(A, R, scale, group_mix, group_norm, first, second)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    return _gradient_outputs(*given[1:8])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wuneng.ops.readout.by_hand import Tensors
 from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device, processors
 
 ROWS = 16
@@ -152,39 +153,29 @@ def takes(y: Tensor, r: Tensor, key: Tensor, v: Tensor, *optional: Tensor | None
     return y.shape[-1] in HEAD_SIZES and all(x.dtype in DTYPES for x in tensors)
 
 
-def state_readout_triton(
-    y: Tensor,
-    r: Tensor,
-    key: Tensor,
-    v: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    bonus: Tensor | None,
-    gate: Tensor | None,
-    norm_eps: float,
-) -> Tensor:
+def state_readout_triton(*arguments: *Tensors, norm_eps: float) -> Tensor:
     """As :func:`wuneng.ops.readout.state_readout`, by the kernels.
 
     Head sizes 16, 32, 64 and 128 in float32, bfloat16 or float16, in any mixture; unchecked
     (:func:`takes`).
     """
-    return torch.ops.wuneng.state_readout_triton(
-        y, r, key, v, norm_weight, norm_bias, bonus, gate, norm_eps
-    )
+    out: Tensor = torch.ops.wuneng.state_readout_triton(*arguments, norm_eps)
+    return out
 
 
-@torch.library.custom_op("wuneng::state_readout_triton", mutates_args=())
-def _forward(
-    y: Tensor,
-    r: Tensor,
-    key: Tensor,
-    v: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    bonus: Tensor | None,
-    gate: Tensor | None,
-    norm_eps: float,
-) -> Tensor:
+#: What both operators are given first, in torch's language.
+_GIVEN = (
+    "Tensor y, Tensor r, Tensor key, Tensor v, Tensor? norm_weight, Tensor? norm_bias, "
+    "Tensor? bonus, Tensor? gate, float norm_eps"
+)
+
+
+@torch.library.custom_op(
+    "wuneng::state_readout_triton", mutates_args=(), schema=f"({_GIVEN}) -> Tensor"
+)
+def _forward(*given: Any) -> Tensor:
+    *inputs, norm_eps = given
+    y, _, _, v, norm_weight, _, bonus, gate = inputs
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     heads, size = y.shape[-2:]
     rows = y.shape[0] * y.shape[1]
@@ -192,7 +183,7 @@ def _forward(
         return out
     with on_device(y):
         readout_forward_kernel[(triton.cdiv(rows, ROWS) * heads,)](
-            *(_contiguous(x) for x in (y, r, key, v, norm_weight, norm_bias, bonus, gate)),
+            *(_contiguous(x) for x in inputs),
             out,
             rows,
             heads,
@@ -224,20 +215,14 @@ def _(y, r, key, v, *others):  # type: ignore[no-untyped-def]
     return torch.empty_like(v, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("wuneng::state_readout_triton_backward", mutates_args=())
-def _backward(
-    y: Tensor,
-    r: Tensor,
-    key: Tensor,
-    v: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    bonus: Tensor | None,
-    gate: Tensor | None,
-    norm_eps: float,
-    d_out: Tensor,
-) -> list[Tensor]:
-    inputs = (y, r, key, v, norm_weight, norm_bias, bonus, gate)
+@torch.library.custom_op(
+    "wuneng::state_readout_triton_backward",
+    mutates_args=(),
+    schema=f"({_GIVEN}, Tensor d_out) -> Tensor[]",
+)
+def _backward(*given: Any) -> list[Tensor]:
+    *inputs, norm_eps, d_out = given
+    y, _, _, _, norm_weight, _, bonus, gate = inputs
     gradients = _gradients(*inputs)
     dy, dr, d_key, dv, d_weight, d_bias, d_bonus, d_gate = gradients
     heads, size = y.shape[-2:]
@@ -267,28 +252,20 @@ def backward_split(rows: int, heads: int, processors: int) -> tuple[int, int]:
     return each, triton.cdiv(tiles, each)
 
 
-def _gradients(
-    y: Tensor,
-    r: Tensor,
-    key: Tensor,
-    v: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    bonus: Tensor | None,
-    gate: Tensor | None,
-) -> list[Tensor]:
-    """Room for every gradient, in the order of the inputs; empty where there is none."""
+def _gradients(*inputs: *Tensors) -> list[Tensor]:
+    """Memory for every gradient, in the order of the inputs; empty where there is none."""
+    y, r, key, v, norm_weight, norm_bias, bonus, gate = inputs
     used = bonus is not None
-    inputs = (y, *(x if used else None for x in (r, key, v)), norm_weight, norm_bias, bonus, gate)
+    read = (x if used else None for x in (r, key, v))
     return [
         y.new_empty(0) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x in inputs
+        for x in (y, *read, norm_weight, norm_bias, bonus, gate)
     ]
 
 
 @_backward.register_fake
-def _(y, r, key, v, norm_weight, norm_bias, bonus, gate, *others):  # type: ignore[no-untyped-def]
-    return _gradients(y, r, key, v, norm_weight, norm_bias, bonus, gate)
+def _(*given: Any) -> list[Tensor]:
+    return _gradients(*given[:8])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

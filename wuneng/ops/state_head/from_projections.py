@@ -17,7 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from wuneng.ops.backend import asked, candidates
-from wuneng.ops.state_inputs import LOG_DECAY_SCALE, log_decay, state_inputs
+from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, log_decay, state_inputs
 from wuneng.ops.wkv7 import interface
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_state
 from wuneng.ops.wkv7.interface import wkv7
@@ -159,7 +159,8 @@ def _fused(
     if not fits(v, (*projections, *weights), sequences, differentiated):
         return None
     y, key, state = state_mix_triton(
-        *(r, decay_logit, k, v, rate_logit, None if source is k else source, *weights, a_max),
+        *(r, decay_logit, k, v, rate_logit, None if source is k else source, *weights),
+        a_max=a_max,
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
     )
