@@ -210,3 +210,13 @@ def test_the_table_shows_costs_and_every_figure_of_every_arm() -> None:
     with console.capture() as capture:
         console.print(results_table(results))
     assert "± standard error over 3 seeds" in capture.get()
+
+
+def test_a_figure_that_an_earlier_version_did_not_write_is_left_out() -> None:
+    results = compared("recall/accuracy@64", wuneng=0.5, mha=0.4)
+    del results["arms"]["wuneng"]["added_percent"]
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(results_table(results))
+    told = captured.get()
+    assert "–" in next(line for line in told.splitlines() if "heads add" in line)
