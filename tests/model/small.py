@@ -12,6 +12,7 @@ from tests.precision import Result, rounded_again, worst
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.convert.rwkv7 import RWKV7_WIRING
 from wuneng.ops import using
+from wuneng.recipe.model import PAPER_WIRING
 
 BASE: dict[str, Any] = {
     "vocab_size": 61,
@@ -90,17 +91,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "embedding_norm": True,
         "snapshots": 1,
     },
-    "paper": {
-        "state_value_source": "attention_output",
-        "state_removal_key": "own",
-        "token_shift": "none",
-        "state_norm": "none",
-        "state_bonus": False,
-        "state_output_scale": "scalar",
-        "cross_head": "none",
-        "ffn": "mlp",
-        "hidden_act": "gelu",
-    },
+    "paper": PAPER_WIRING,
 }
 
 

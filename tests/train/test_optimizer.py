@@ -39,7 +39,7 @@ def test_rwkv7_rule_on_the_real_model() -> None:
 
 
 def test_w0_learns_at_twice_the_rate() -> None:
-    optimizer = build_optimizer(TinyModel(), tiny_training())
+    optimizer = build_optimizer(small_model(), tiny_training())
     set_learning_rate(optimizer, 0.25)
     rates = {group["kind"]: group["lr"] for group in optimizer.param_groups}
     assert rates == {"decay": 0.25, "no_decay": 0.25, "double_lr": 0.5}

@@ -11,43 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from tests.convert.sources import save_source, tensors_of
 from tests.precision import assert_as_exact
+from tests.train.small_upgrade import RECIPE, STEPS, checkpoint_of, train
 from tests.train.tiny import Watcher
 from wuneng.convert import ConvertedSources
 from wuneng.errors import InputError, ModelError, RecipeError
-from wuneng.recipe import Recipe, load_recipe
+from wuneng.recipe import load_recipe
 from wuneng.records import read_jsonl, verify
 from wuneng.train import Interrupted, Results, arm_run, run
 
-STEPS = 4
-RECIPE: dict[str, Any] = {
-    "name": "up",
-    "train": "new",
-    "model": {"num_state_heads": 2, "decay_rank": 4, "rate_rank": 4, "state_a_max": 2.0},
-    "arms": {
-        "source": {"model": {"num_state_heads": 0}, "train": "none"},
-        "wuneng": {},
-        "lora": {"model": {"num_state_heads": 0}, "lora": {"match": "wuneng"}},
-        "taught": {"distill": {"kl": 0.5, "ce": 0.25, "temperature": 2.0}},
-    },
-    "data": {"kind": "text", "tokenizer": "bytes", "validation_fraction": 0.2},
-    "training": {
-        "steps": STEPS,
-        "sequence_length": 32,
-        "batch_size": 4,
-        "learning_rate": 0.01,
-        "log_every": 1,
-        "validate_every": 2,
-        "checkpoint_every": 1,
-        "num_threads": 1,
-        "learning_rates": {"cross_head": 3.0},
-    },
-    "device": "cpu",
-}
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
 
 
@@ -62,33 +37,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def recipe(place: Path, *changes: str) -> Recipe:
-    path = place / "up.yaml"
-    path.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-    where = (
-        f"init_from={place / 'llama'}",
-        f"data.train={place / 'texts.jsonl'}",
-        f"data.cache_dir={place / 'cache'}",
-    )
-    return load_recipe(path, [*where, *changes])
-
-
-def train(place: Path, out: Path, *changes: str, **options: Any) -> tuple[Results, Watcher]:
-    watcher = options.pop("display", None) or Watcher()
-    sources = options.pop("sources", ConvertedSources())
-    chosen = recipe(place, *changes)
-    return run(chosen, out, display=watcher, runs_root=out.parent, sources=sources), watcher
-
-
 @pytest.fixture(scope="module")
 def finished(place: Path) -> Results:
     if importlib.util.find_spec("peft") is None:
         pytest.skip("needs peft")
     return train(place, place / "finished")[0]
-
-
-def checkpoint_of(run_directory: Path, arm: str, file: str) -> dict[str, torch.Tensor]:
-    return load_file(run_directory / arm / "checkpoints" / f"step-{STEPS}" / file)
 
 
 @pytest.mark.parametrize("arm", ["source", "wuneng", "taught"])
