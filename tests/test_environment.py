@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from wuneng.ops.backend import BACKENDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
 #: Names of ours, and of others where a file has to do with the environment at all.
@@ -87,6 +89,11 @@ def test_c_sources_read_no_variable() -> None:
 def test_every_documented_variable_is_in_the_sources() -> None:
     assert documented() - set(found("wuneng", "wuneng_cli", "tests")) == set()
     assert len(documented()) > 15, "the rows of the page are found"
+
+
+def test_the_row_of_the_backend_names_every_one() -> None:
+    [row] = [line for line in PAGE.splitlines() if line.startswith("| `WUNENG_BACKEND`")]
+    assert [name for name in BACKENDS if f"`{name}`" not in row] == []
 
 
 @pytest.mark.parametrize(

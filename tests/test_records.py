@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wuneng.errors import DataError, DiskError, ModelError
+from wuneng.errors import DamagedError, DataError, DiskError, ModelError
 from wuneng.records import (
     RunDirectory,
     append_jsonl,
@@ -27,6 +27,7 @@ from wuneng.records import (
     write_json,
     write_text_atomic,
 )
+from wuneng.records.checksums import verify
 
 # ---------------------------------------------------------------- files
 
@@ -273,3 +274,18 @@ def test_json_that_is_too_deep_to_walk_through(tmp_path: Path, text: str) -> Non
         read_json(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("[" * 100 + "]" * 100)
     assert read_json(tmp_path / "x.json")
+
+
+def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"name": "a\ud800", "other": "ä"})
+    assert read_json(tmp_path / "x.json") == {"name": "a\ud800", "other": "ä"}
+    write_json(tmp_path / "y.json", {"other": "ä"})
+    assert "ä" in (tmp_path / "y.json").read_text()
+
+
+def test_checksums_of_a_name_that_no_file_has(tmp_path: Path) -> None:
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    for name in ("a\0b", "../a", "/a"):
+        write_json(tmp_path / "checksums.json", {"schema": 1, "files": {name: entry}})
+        with pytest.raises(DamagedError, match="damaged: it holds no checksums any more"):
+            verify(tmp_path)

@@ -183,7 +183,7 @@ def _measure(
     from wuneng.bench.pictures import draw
     from wuneng.bench.record import write_record
     from wuneng.bench.session import run_benchmark
-    from wuneng.records import RUNS_ROOT, RunDirectory, find_model, usable_directory
+    from wuneng.records import RUNS_ROOT, RunDirectory, find_model, prove_writable
     from wuneng.records import verify as verify_files
 
     def notify(message: str) -> None:
@@ -194,7 +194,7 @@ def _measure(
         verify_files(find_model(request.model))
     line = ["wuneng", *sys.argv[1:]]
     # Found out now, not after minutes of measuring.
-    usable_directory(out or RUNS_ROOT / "bench", "--out")
+    prove_writable(out or RUNS_ROOT / "bench", "--out")
     record = run_benchmark(request, command_line=line, notify=notify)
     directory = out or RunDirectory.create(record["model"], RUNS_ROOT / "bench").path
     write_record(directory, record)

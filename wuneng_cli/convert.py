@@ -57,6 +57,14 @@ def convert(
             "--state-heads", metavar="S", min=0, help="State heads in a layer. [default: 2]"
         ),
     ] = None,
+    state_kind: Annotated[
+        str | None,
+        typer.Option(
+            "--state-kind",
+            metavar="KIND",
+            help="What they are: rwkv7, gated_delta or kda. [default: rwkv7]",
+        ),
+    ] = None,
     state_layers: Annotated[
         str | None,
         typer.Option(
@@ -178,6 +186,7 @@ def convert(
         to=to,
         graft=_graft(
             state_heads,
+            state_kind,
             state_layers,
             state_head_dim,
             cross_head,
@@ -216,6 +225,7 @@ def convert(
 
 def _graft(
     state_heads: int | None,
+    state_kind: str | None,
     state_layers: str | None,
     state_head_dim: int | None,
     cross_head: str | None,
@@ -228,6 +238,7 @@ def _graft(
 
     given: dict[str, Any] = {
         "state_heads": state_heads,
+        "state_kind": state_kind,
         "state_layers": None if state_layers is None else _layers(state_layers),
         "state_head_dim": state_head_dim,
         "cross_head": cross_head,

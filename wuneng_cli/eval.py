@@ -133,7 +133,7 @@ def evaluate(
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation
     from wuneng.evaluate.state_controls import parse_state_control
     from wuneng.ops.backend import check_environment
-    from wuneng.records import usable_directory
+    from wuneng.records import prove_writable
 
     check_environment()
     control = parse_state_control(state)
@@ -154,7 +154,7 @@ def evaluate(
         check=verify,
     )
     directory = out or default_directory(chosen)
-    usable_directory(directory, "--out")  # found out now, not after an hour of evaluation
+    prove_writable(directory, "--out")  # found out now, not after an hour of evaluation
 
     def notify(message: str) -> None:
         if not quiet:

@@ -57,6 +57,29 @@ def test_the_answer_first_then_files(planted: PlantedClock, tmp_path: Path) -> N
     }
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "some/new/place"]])
+def test_one_that_is_stopped_early_leaves_nothing(
+    out: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wuneng.bench.session, "run_benchmark", stopped)
+    assert run(*SHORT, *out).exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_is_found_before(
+    planted: PlantedClock, undrawn: None, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    result = run(*SHORT, "--out", "file/below")
+    assert result.exit_code == 2
+    assert "--out file/below: expected a directory to write to, file is a file" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_every_table_when_asked(planted: PlantedClock, undrawn: None) -> None:
     result = run(*SHORT, "--verbose", "--quiet")
     assert result.exit_code == 0, result.output

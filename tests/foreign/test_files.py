@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.convert.sources import save_source
 from wuneng.convert.families import FAMILIES
 from wuneng.errors import ModelError, RecipeError
 from wuneng.foreign import check_index, check_link, regular_file_inside
@@ -31,23 +32,10 @@ def secret(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama with a tokenizer, and its parent for copies."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from wuneng.data.tokenizer import byte_tokenizer
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-    )
-    directory = tmp_path_factory.mktemp("saved") / "llama"
-    LlamaForCausalLM(config).save_pretrained(directory)
+    place = tmp_path_factory.mktemp("saved") / "llama"
+    directory = save_source(place, vocab_size=257, num_hidden_layers=1)
     byte_tokenizer().save_pretrained(directory)
     (directory / "LICENSE").write_text("Do as you like.\n")
     return directory

@@ -10,6 +10,7 @@ import torch
 
 from tests.precision import Result, rounded_again, worst
 from wuneng import WuNengConfig, WuNengForCausalLM
+from wuneng.convert.rwkv7 import RWKV7_WIRING
 from wuneng.ops import using
 
 BASE: dict[str, Any] = {
@@ -83,16 +84,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "state_value_source": "own",
     },
     "pure-rwkv7": {
-        "num_attention_heads": 0,
+        **RWKV7_WIRING,
         "state_head_dim": 8,
         "num_state_heads": 4,
-        "state_key_source": "own",
-        "state_value_source": "own",
-        "token_shift": "pre",
-        "state_output_gate": True,
-        "state_value_residual": True,
-        "ffn": "rwkv7",
-        "norm": "layernorm",
         "embedding_norm": True,
         "snapshots": 1,
     },

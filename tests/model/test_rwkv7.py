@@ -7,6 +7,7 @@ import torch
 from tests.model.small import plainly
 from tests.precision import assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM
+from wuneng.convert.rwkv7 import RWKV7_WIRING
 from wuneng.model.call_arguments import cache_of
 
 RENAMED = {
@@ -38,23 +39,16 @@ def pure_rwkv7(layers, width, heads, ffn, vocab, ranks):
         hidden_size=width,
         num_hidden_layers=layers,
         intermediate_size=ffn,
-        num_attention_heads=0,
         num_state_heads=heads,
         state_head_dim=width // heads,
         head_dim=width // heads,
-        state_key_source="own",
-        state_value_source="own",
-        token_shift="pre",
-        state_output_gate=True,
-        state_value_residual=True,
-        ffn="rwkv7",
-        norm="layernorm",
         embedding_norm=True,
         tie_word_embeddings=False,
         decay_rank=ranks,
         rate_rank=ranks,
         value_rank=ranks,
         gate_rank=ranks,
+        **RWKV7_WIRING,
     )
 
 

@@ -1,4 +1,5 @@
-"""Kernels compiled ahead of time, by one process that lasts as long as the tests do."""
+"""Kernels compiled ahead of time, by one process that lasts as long as the tests do; and memory
+that shows what a kernel leaves unwritten."""
 
 from __future__ import annotations
 
@@ -11,6 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture(scope="module")
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty is filled with NaN, so that an element nobody writes is seen."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

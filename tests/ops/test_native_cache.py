@@ -255,6 +255,20 @@ def test_a_hanging_compiler_is_announced_and_given_up(
         time.sleep(0.05)
 
 
+def test_a_slow_compiler_is_announced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every source of every head size is a call of its own."""
+    monkeypatch.setattr(compiler_process, "_SILENCE", 0.1)
+    slow = _script(tmp_path / "cc", "sleep 0.5")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            compiler_process.run_compiler([slow])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"waiting for {slow}, which builds the C kernels (given up after 20 s)"
+    ]
+
+
 def test_what_a_wrapper_leaves_in_the_background_ends_with_it(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     compiler_process.run_compiler([_script(tmp_path / "cc", f"sleep 300 & echo $! >{pids}")])

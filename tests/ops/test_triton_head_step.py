@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -12,14 +10,7 @@ from tests.ops.triton_interpreter import faithful  # isort: split
 from tests.ops.head_step_cases import SITUATIONS, StepCase
 from wuneng.ops.state_head.triton_step import state_head_step_triton
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _poisoned_memory() -> Iterator[None]:
-    """torch.empty is filled with NaN, so that an element nobody writes is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.mark.parametrize("case", SITUATIONS.values(), ids=list(SITUATIONS))

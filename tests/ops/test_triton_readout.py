@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,14 +14,7 @@ from wuneng.ops.readout import state_readout
 from wuneng.ops.readout import triton_kernels as readout_triton
 from wuneng.ops.readout.triton_kernels import backward_split, state_readout_triton
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _poisoned_memory() -> Iterator[None]:
-    """torch.empty is filled with NaN, so that an element nobody writes is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def kernel(y: Tensor, r: Tensor, key: Tensor, v: Tensor, **named: object) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,14 +13,7 @@ from tests.precision import assert_as_exact
 from wuneng.ops.token_shift import triton_kernels as kernels
 from wuneng.ops.token_shift.triton_kernels import token_shift_triton
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _poisoned_memory() -> Iterator[None]:
-    """torch.empty is filled with NaN, so that an element nobody writes is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def assert_close(u: Tensor, mu: Tensor) -> None:

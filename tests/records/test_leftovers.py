@@ -12,6 +12,7 @@ from wuneng.records import (
     RunDirectory,
     atomic,
     leftovers,
+    prove_writable,
     read_json,
     sharing,
     usable_directory,
@@ -183,6 +184,27 @@ def test_copies_are_read_only_where_that_is_asked(
     assert sharing.share_files(tmp_path / "a", [tmp_path / "b"], check=check) == 9
     assert (tmp_path / "a" / "weights").samefile(tmp_path / "b" / "weights")
     assert bool(read) is check
+
+
+def test_a_file_is_shared_with_the_first_that_has_it(tmp_path: Path) -> None:
+    """Whatever the order: a second copy does not take it away from the first again."""
+    for name in ("first", "second", "own"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"the same")
+        seal_directory(tmp_path / name)
+    others = [tmp_path / "first", tmp_path / "second"]
+    for _ in range(2):
+        sharing.share_files(tmp_path / "own", others)
+        assert (tmp_path / "own" / "weights").samefile(tmp_path / "first" / "weights")
+    sharing.share_files(tmp_path / "second", [tmp_path / "first", tmp_path / "own"])
+    assert (tmp_path / "first" / "weights").stat().st_nlink == 3
+
+
+def test_what_is_only_proved_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for place in ("mine", "mine/deep/er", "new/one"):
+        prove_writable(tmp_path / place, "--out")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"]
 
 
 def test_a_probe_that_a_kill_left_is_removed(tmp_path: Path) -> None:

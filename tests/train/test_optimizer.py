@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from tests.model.small import small_model
 from tests.train.tiny import TinyModel, counting_batch, tiny_training
 from wuneng.errors import CheckpointError
-from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.train.optimizer import (
     build_optimizer,
     load_named_state,
@@ -25,14 +25,7 @@ def group_names(model: torch.nn.Module) -> dict[str, dict]:
 
 
 def test_rwkv7_rule_on_the_real_model() -> None:
-    config = WuNengConfig(
-        vocab_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_state_heads=2,
-    )
-    model = WuNengForCausalLM(config)
+    model = small_model()
     groups = group_names(model)
     doubled = groups["double_lr"]["names"]
     assert doubled

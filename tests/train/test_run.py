@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
+from tests.train.small_run import Stopped, recipe, stop_in, train
 from tests.train.tiny import Watcher, fill
-from wuneng.errors import DamagedError, DiskError, InputError, RecipeError, RunError
-from wuneng.recipe import Recipe, dump_recipe, load_recipe
-from wuneng.records import RunDirectory, find_model, lock, read_jsonl
-from wuneng.train import Results, arm_run, checkpoint, loop, run
+from wuneng.errors import DiskError, InputError, RunError
+from wuneng.recipe import load_recipe
+from wuneng.records import find_model, lock, read_jsonl
+from wuneng.train import Results, arm_run, checkpoint, run
 from wuneng.train.resume import choose_run, differences
-
-RECIPE: dict[str, Any] = {
-    "name": "small",
-    "model": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-    "arms": ["wuneng", "mha"],
-    "data": {"kind": "synthetic", "tasks": [{"task": "state_tracking", "group": "parity"}]},
-    "training": {
-        "steps": 6,
-        "sequence_length": 16,
-        "batch_size": 4,
-        "warmup_steps": 2,
-        "log_every": 1,
-        "validate_every": 3,
-        "checkpoint_every": 2,
-        "num_threads": 1,
-    },
-    "evaluation": {"length_multiples": [1, 2], "examples": 8},
-    "device": "cpu",
-}
-
-
-def recipe(place: Path, *changes: str) -> Recipe:
-    path = place / "small.yaml"
-    path.write_text(yaml.safe_dump(RECIPE))
-    return load_recipe(path, changes)
-
-
-def train(place: Path, *changes: str, **options: Any) -> tuple[Results, Watcher]:
-    watcher = Watcher()
-    results = run(recipe(place, *changes), display=watcher, runs_root=place / "runs", **options)
-    return results, watcher
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +70,6 @@ def test_the_resolved_recipe_repeats_the_run(finished: Results, tmp_path: Path) 
 
 def test_threads_and_algorithms_are_as_before_a_run(finished: Results) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-class Stopped(BaseException):
-    pass
-
-
-def stop_in(arm: str, step: int) -> Watcher:
-    def at_step(progress: Any) -> None:
-        if (progress.arm, progress.step) == (arm, step):
-            raise Stopped
-
-    return Watcher(at_step)
 
 
 def test_a_finished_arm_is_skipped_and_results_survive(tmp_path: Path, finished: Results) -> None:
@@ -220,121 +174,6 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="another process"):
             train(tmp_path, out=place)
     assert not lock.is_locked(place)
-
-
-def test_several_seeds_are_averaged_and_kept_apart(tmp_path: Path) -> None:
-    results, _ = train(tmp_path, "seed=[3,4]", "training.steps=3")
-    entry = results.record["arms"]["wuneng"]
-    assert entry["seeds"] == [3, 4]
-    losses = [part["quality"]["parity/loss"] for part in entry["per_seed"]]
-    assert losses[0] != losses[1]
-    assert entry["quality"]["parity/loss"] == pytest.approx(sum(losses) / 2)
-    spread = abs(losses[0] - losses[1]) / 2**0.5
-    assert entry["quality_std"]["parity/loss"] == pytest.approx(spread)
-    assert (results.directory / "mha" / "seed-4" / "model" / "config.json").exists()
-    rows = read_jsonl(results.directory / "mha" / "seed-4" / "metrics.jsonl")
-    assert {row["seed"] for row in rows} == {4}
-    assert "means over 2 seeds" in results.sentence
-
-
-def test_arms_are_paired_by_seed(tmp_path: Path) -> None:
-    results, _ = train(tmp_path, "seed=[3,4,5]", "training.steps=3")
-    arms, name = results.record["arms"], "parity/accuracy@16"
-    [pair] = [p for p in results.record["paired"] if p["figure"] == name]
-    ours, theirs = (
-        [seed["quality"][name] for seed in arms[arm]["per_seed"]] for arm in pair["arms"]
-    )
-    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
-    assert pair["seeds"] == 3
-    assert pair["difference"] == pytest.approx(sum(apart) / 3)
-    half = 4.302653 * statistics.stdev(apart) / math.sqrt(3)  # Student's t, two degrees of freedom
-    expected = [pair["difference"] - half, pair["difference"] + half]
-    assert pair["interval"] == pytest.approx(expected, abs=1e-6)
-    assert results.paired is not None
-    assert results.paired.caption == "paired over the same 3 seeds"
-    shown = results.paired.rows[0][1]
-    assert str(shown).startswith(f"{pair['difference']:+.3f} (")
-
-
-def test_arms_read_the_same_batches_and_start_from_the_same_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, list[torch.Tensor]] = {}
-    original = loop.take_step
-
-    def recording(*arguments: Any, **named: Any) -> Any:
-        seen.setdefault(named["arm"], []).append(arguments[2].input_ids)
-        return original(*arguments, **named)
-
-    monkeypatch.setattr(loop, "take_step", recording)
-    train(tmp_path, "arms=[wuneng,mha,mha-shift]")
-    batches = list(seen.values())
-    assert [len(taken) for taken in batches] == [6, 6, 6]
-    for other in batches[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(batches[0], other, strict=True))
-    assert not torch.equal(batches[0][0], batches[0][1])
-
-
-def test_an_arm_may_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:
-    results, watcher = train(
-        tmp_path, "arms.mha.training.learning_rate=0.5", "training.schedule=constant"
-    )
-    rates = {p.arm: p.learning_rate for p in watcher.steps if p.step == 6}
-    assert rates == {"wuneng": 0.001, "mha": 0.5}
-    assert results.record["arms"]["mha"]["learning_rate"] == 0.5
-
-
-def test_a_later_arms_fault_is_found_before_the_first_trains(tmp_path: Path) -> None:
-    arms = (
-        "arms={wuneng: , wide: {model: {num_state_heads: 0, hidden_size: 256}, match: parameters}}"
-    )
-    with pytest.raises(RecipeError, match=r"arms\.wide: "):
-        train(tmp_path, arms)
-    assert not list((tmp_path / "runs").iterdir())
-
-
-def test_a_recipe_that_the_user_wrote_survives_its_faults(tmp_path: Path) -> None:
-    place = tmp_path / "exp"
-    place.mkdir()
-    written = place / "recipe.yaml"
-    text = dump_recipe(recipe(tmp_path, "arms.mha.model.hidden_size=512"))
-    written.write_text(text)
-    with pytest.raises(RecipeError, match=r"arms\.mha: .*feed-forward width"):
-        run(load_recipe(written), out=place, display=Watcher(), runs_root=tmp_path / "runs")
-    assert written.read_text() == text
-
-
-def test_an_altered_recipe_of_a_finished_run_is_not_believed(tmp_path: Path) -> None:
-    results, _ = train(tmp_path, "arms=[mha]")
-    stored = results.directory / "recipe.yaml"
-    sealed = (results.directory / "checksums.json").read_bytes()
-    stored.write_text(stored.read_text().replace("learning_rate: 0.001", "learning_rate: 0.01"))
-    altered = load_recipe(stored)
-    assert altered.training.learning_rate == 0.01
-    with pytest.raises(DamagedError, match=r"recipe\.yaml"):
-        run(altered, out=results.directory, display=Watcher(), runs_root=tmp_path / "runs")
-    assert (results.directory / "checksums.json").read_bytes() == sealed
-
-
-def test_an_arm_that_cannot_be_matched_is_the_recipes_fault(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"arms\.mha: .*feed-forward width"):
-        train(tmp_path, "arms.mha.model.hidden_size=512")
-
-
-def test_a_disk_that_fills_between_arms_keeps_the_finished_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    results = tmp_path / "runs" / "small" / "wuneng" / "result.json"
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda path: usage._replace(free=10 if results.exists() else 10**9)
-    )
-    with pytest.raises(DiskError, match=r"mha/checkpoints/step-2: the disk is full"):
-        train(tmp_path)
-    monkeypatch.undo()
-    continued, watcher = train(tmp_path)
-    assert {p.arm for p in watcher.steps} == {"mha"}
-    assert continued.directory == RunDirectory(tmp_path / "runs" / "small").path
 
 
 def test_a_really_full_disk_loses_no_checkpoint(

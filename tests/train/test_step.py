@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.model.small import small_model
 from tests.precision import assert_as_exact
 from tests.train.tiny import TinyModel, counting_batch, tiny_training
 from wuneng.data.batch import Batch
@@ -130,20 +131,10 @@ def test_bf16_autocast_keeps_the_loss_in_float32() -> None:
 
 
 def test_activation_checkpointing_changes_memory_and_not_the_step() -> None:
-    from wuneng.model import WuNengConfig, WuNengForCausalLM
-
-    config = WuNengConfig(
-        vocab_size=11,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_state_heads=2,
-    )
     outcomes = []
     for recompute in (False, True):
-        torch.manual_seed(0)
         training = tiny_training(activation_checkpointing=recompute)
-        model = prepare_model(WuNengForCausalLM(config), training)
+        model = prepare_model(small_model(), training)
         assert model.model.gradient_checkpointing is recompute
         optimizer = build_optimizer(model, training)
         batch = counting_batch(0, 4)

@@ -102,10 +102,17 @@ def test_frozen_weights_are_the_sources_bit_for_bit(
 
 
 def test_arms_that_start_from_the_same_share_its_files(finished: Results) -> None:
-    starts = {arm: finished.directory / arm / "start" for arm in ("source", "lora")}
-    one, other = (start / "model.safetensors" for start in starts.values())
+    starts = {arm: finished.directory / arm / "start" for arm in RECIPE["arms"]}
+    one, other = (starts[arm] / "model.safetensors" for arm in ("source", "lora"))
     assert one.samefile(other)
-    assert one.stat().st_nlink == 3  # the teacher is the source as well
+    # What is added has a file of its own beside the source's, and is shared as well.
+    ours, taught = (sorted(starts[arm].glob("model-*.safetensors")) for arm in ("wuneng", "taught"))
+    assert len(ours) == len(taught) == 2
+    assert ours[0].samefile(one)
+    assert all(a.samefile(b) for a, b in zip(ours, taught, strict=True))
+    assert one.stat().st_nlink == 5  # the teacher is the source as well
+    assert ours[1].stat().st_nlink == 2
+    assert set(load_file(ours[0])) == set(load_file(one))
     for start in starts.values():
         verify(start)
         assert not list(start.glob(".*"))

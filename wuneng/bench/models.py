@@ -78,12 +78,20 @@ def _inputs(store: ModelStore, config: Any, batch: int, tokens: int) -> list[Ten
     return [ids.to(store.device) for ids in drawn]
 
 
+def _cached_row(
+    store: ModelStore, architecture: Architecture, case: tuple[str, str], batch: int, tokens: int
+) -> Row:
+    """A row of the record, with the bytes that a cache of ``tokens`` tokens should take."""
+    row = Row(*case, architecture.arm, tokens, batch, store.dtype_name)
+    counted = roofline.cache_bytes(architecture.config, batch, tokens, store.element)
+    row.cache_bytes_counted = sum(counted.values())
+    return row
+
+
 def prefill_case(store: ModelStore, architecture: Architecture, batch: int, tokens: int) -> Case:
     """From a prompt to its first token: the whole prompt into a new cache, logits of the last."""
     config, arm = architecture.config, architecture.arm
-    row = Row("prefill", "first token", arm, tokens, batch, store.dtype_name)
-    counted = roofline.cache_bytes(config, batch, tokens, store.element)
-    row.cache_bytes_counted = sum(counted.values())
+    row = _cached_row(store, architecture, ("prefill", "first token"), batch, tokens)
 
     def prepare() -> Prepared:
         model = store.inference(architecture)
@@ -115,9 +123,7 @@ def decode_case(
     ``graph``: on CUDA, capture the step in a graph.
     """
     config, arm = architecture.config, architecture.arm
-    row = Row("decode", "next token", arm, context, batch, store.dtype_name)
-    counted = roofline.cache_bytes(config, batch, context, store.element)
-    row.cache_bytes_counted = sum(counted.values())
+    row = _cached_row(store, architecture, ("decode", "next token"), batch, context)
 
     def prepare() -> Prepared:
         model = store.inference(architecture)

@@ -56,28 +56,22 @@ def fla_config(config: WuNengConfig) -> WuNengConfig:
             f"--against fla: RWKV-7 needs heads that fill the width; heads of {size} do not fill "
             f"{config.hidden_size}"
         )
+    from wuneng.convert.rwkv7 import RWKV7_WIRING
+
     heads = config.hidden_size // size
     return WuNengConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=0,
-        num_key_value_heads=0,
         head_dim=size,
         num_state_heads=heads,
         state_head_dim=size,
-        state_key_source="own",
-        state_value_source="own",
-        token_shift="pre",
-        state_output_gate=True,
-        state_value_residual=True,
-        ffn="rwkv7",
-        norm="layernorm",
         rms_norm_eps=_EPS,
         state_norm_eps=size * _EPS,
         embedding_norm=True,
         tie_word_embeddings=config.tie_word_embeddings,
         max_position_embeddings=config.max_position_embeddings,
+        **RWKV7_WIRING,
     )
 
 

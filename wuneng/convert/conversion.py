@@ -7,6 +7,7 @@ puts it in place with one rename.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from wuneng.convert.comparison import Check, require_all, worst
 from wuneng.convert.plan import Plan
 from wuneng.convert.probe import Probe, make_probe
 from wuneng.convert.shard_writer import bytes_of, write_shards
+from wuneng.convert.source import Located
+from wuneng.convert.verify import check_against_model
 from wuneng.errors import InputError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import ADDED_PARTS, added_percent, parameters_by_part
@@ -63,6 +66,43 @@ class Conversion:
     write: Callable[[Path], None] = lambda _: None
     details: Callable[[], dict[str, Any]] = dict
     notes: list[str] = field(default_factory=list)
+
+
+def same_function(
+    located: Located,
+    what: str,
+    config: Any,
+    plan: Plan,
+    dtype: torch.dtype,
+    *,
+    counted: WuNengConfig | None = None,
+    verify: Verify | None = None,
+    **more: Any,
+) -> Conversion:
+    """A conversion of a model directory into one that computes the same.
+
+    Its tokenizer and the like come along, and its logits are the proof.
+
+    Args:
+        verify: another proof.
+        more: further fields of the conversion.
+    """
+    parameters = sum(math.prod(entry.shape) for shard in plan.shards for entry in shard)
+
+    def same_logits(written: Path, probe: Probe) -> list[Check]:
+        return check_against_model(located.path, written, probe, dtype, parameters)
+
+    return Conversion(
+        what=what,
+        source=located.label,
+        config=config,
+        counted=counted,
+        plan=plan,
+        dtype=dtype,
+        companions=located.path,
+        verify=verify or same_logits,
+        **more,
+    )
 
 
 @dataclass(frozen=True)

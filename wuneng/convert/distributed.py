@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 
 from wuneng.convert.companions import copy_companions
 from wuneng.convert.comparison import Check, compare
-from wuneng.convert.conversion import MARGIN, RECORD, Conversion, Outcome
+from wuneng.convert.conversion import MARGIN, RECORD, Conversion, Outcome, same_function
 from wuneng.convert.families import FAMILIES
 from wuneng.convert.plan import kept_routes, main_dtype, make_plan, model_shapes
 from wuneng.convert.probe import Answers, Probe, ask
@@ -138,16 +138,8 @@ def from_dcp(located: Located, *, dtype: torch.dtype | None) -> Conversion:
         expected = _answers(source, config, probe, target)
         return compare(expected, answers_of(written, target, probe), target)
 
-    return Conversion(
-        what="distributed checkpoint to wuneng",
-        source=located.label,
-        config=config,
-        counted=config,
-        plan=plan,
-        dtype=target,
-        companions=located.path,
-        verify=verify,
-    )
+    what = "distributed checkpoint to wuneng"
+    return same_function(located, what, config, plan, target, counted=config, verify=verify)
 
 
 def write_dcp(

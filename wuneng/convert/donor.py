@@ -102,6 +102,8 @@ def open_donor(label: str, config: WuNengConfig) -> Donor:
     theirs = donor.config
     if not config.num_state_heads:
         raise InputError("--state-from fills state heads; --state-heads is 0")
+    if config.state_kind != "rwkv7":
+        raise InputError(f"--state-from fills RWKV-7 heads; --state-kind is {config.state_kind}")
     if config.state_head_dim != theirs.state_head_dim:
         raise InputError(
             f"--state-from {label}: its heads have {theirs.state_head_dim} channels, the state "

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from wuneng.convert import answering
 from wuneng.convert.architectures import stock_config
 from wuneng.convert.comparison import Check, compare
-from wuneng.convert.conversion import Conversion
+from wuneng.convert.conversion import Conversion, same_function
 from wuneng.convert.graft import is_grafted_name
 from wuneng.convert.plan import kept_routes, main_dtype, make_plan, model_shapes
 from wuneng.convert.probe import Answers, Probe
@@ -26,7 +26,7 @@ from wuneng.convert.remote_code import AUTO_MAP, foreign_kind, write_modelling_c
 from wuneng.convert.resave import read_config, same_tensors
 from wuneng.convert.source import Located, open_tensors
 from wuneng.convert.tensor_files import TensorSource
-from wuneng.convert.verify import answers_of, check_against_model
+from wuneng.convert.verify import answers_of
 from wuneng.errors import InputError, ModelError, RunError
 from wuneng.model import WuNengConfig
 from wuneng.ops import using
@@ -83,19 +83,7 @@ def _stock(
     wanted = model_shapes(config)
     routes, dropped = kept_routes(source, wanted, silent=is_grafted_name)
     plan = make_plan(source, routes, dropped, dtype=dtype, wanted=wanted)
-    parameters = sum(torch.Size(shape).numel() for shape in wanted.values())
-    return Conversion(
-        what=f"wuneng to stock {plain.model_type}",
-        source=located.label,
-        config=plain,
-        counted=None,
-        plan=plan,
-        dtype=target,
-        companions=located.path,
-        verify=lambda written, probe: check_against_model(
-            located.path, written, probe, target, parameters
-        ),
-    )
+    return same_function(located, f"wuneng to stock {plain.model_type}", plain, plan, target)
 
 
 def _remote(
@@ -103,14 +91,13 @@ def _remote(
 ) -> Conversion:
     target = dtype or main_dtype(source)
     config.auto_map = dict(AUTO_MAP)
-    return Conversion(
-        what="wuneng to transformers with modelling code",
-        source=located.label,
-        config=config,
+    return same_function(
+        located,
+        "wuneng to transformers with modelling code",
+        config,
+        same_tensors(source, config, dtype),
+        target,
         counted=config,
-        plan=same_tensors(source, config, dtype),
-        dtype=target,
-        companions=located.path,
         verify=lambda written, probe: _check_alone(located.path, written, probe, target),
         write=write_modelling_code,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.errors import InputError
-from wuneng.kinds import load_kind
+from wuneng.kinds import check_kind, load_kind
 from wuneng.layers.middle.base import make_middle_heads
 from wuneng.model import WuNengConfig
 from wuneng.model.initialisation import initialise
@@ -31,6 +31,7 @@ class GraftSettings:
 
     Attributes:
         state_heads: S, state heads in a layer; 0 adds nothing.
+        state_kind: of :func:`wuneng.kinds.kind_names`; None is ``rwkv7``.
         state_layers: which layers get them; None is all.
         state_head_dim: N of the state heads; None is the attention heads' own.
         cross_head: ``gated``, ``concat``, ``additive`` or ``none``.
@@ -41,6 +42,7 @@ class GraftSettings:
     """
 
     state_heads: int | None = None
+    state_kind: str | None = None
     state_layers: tuple[int, ...] | None = None
     state_head_dim: int | None = None
     cross_head: str | None = None
@@ -60,7 +62,14 @@ def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) 
     if heads is None:
         heads = 2 if plain["num_attention_heads"] % 2 == 0 else 1
     layers = None if graft.state_layers is None else sorted(set(graft.state_layers))
+    kind = graft.state_kind or "rwkv7"
+    if wrong := check_kind("state", kind):
+        raise InputError(f"--state-kind {wrong}")
+    if any(layer == "state" for layer in _listed(graft.others.get("layers"))):
+        raise InputError("layers: a conversion keeps the attention heads of every layer")
     fields: dict[str, Any] = {
+        **(load_kind("state", kind).published if graft.state_kind else {}),
+        "state_kind": kind,
         "num_state_heads": heads,
         "state_layers": layers if heads else None,
         "state_head_dim": graft.state_head_dim,
@@ -75,9 +84,13 @@ def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) 
         return WuNengConfig(**(dict(plain) | fields | more))
     except ValueError as error:
         raise InputError(
-            f"these heads cannot be added (--state-heads, --state-layers, --state-head-dim, "
-            f"--cross-head, --snapshots, --key-source, --value-source): {error}"
+            f"these heads cannot be added (--state-heads, --state-kind, --state-layers, "
+            f"--state-head-dim, --cross-head, --snapshots, --key-source, --value-source): {error}"
         ) from error
+
+
+def _listed(layers: Any) -> list[str]:
+    return list(layers["pattern"] if isinstance(layers, dict) else layers or ())
 
 
 def _cross_head(plain: Mapping[str, Any], graft: GraftSettings) -> str:

@@ -36,6 +36,8 @@ __all__ = [
 #: Buffers that old checkpoints stored and that are computed from the configuration.
 _COMPUTED = ("rotary_emb.inv_freq",)
 _LARGEST_SHARD = 10 << 30
+#: In the place of a source file, for what comes from none.
+_NEW = ""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -138,6 +140,7 @@ def make_plan(
     wanted: Mapping[str, tuple[int, ...]],
     new: Callable[[str], Tensor] | None = None,
     may_be_new: Callable[[str], bool] = is_grafted_name,
+    new_apart: bool = False,
 ) -> Plan:
     """Fit the routes to what the destination wants; one shard for each source file.
 
@@ -146,6 +149,7 @@ def make_plan(
         wanted: names and shapes of the destination.
         new: makes, by name, what the source has nothing for; None if nothing may be new.
         may_be_new: names for which that is right.
+        new_apart: whether what is new gets a shard of its own.
 
     Raises:
         ModelError: a tensor is missing, or a shape contradicts the configuration.
@@ -173,7 +177,8 @@ def make_plan(
     if new is not None:
         for name in missing:
             entry = Entry(name, wanted[name], new_dtype, partial(new, name))
-            by_file[home[layer_of(name)]].append(entry)
+            file = _NEW if new_apart else home[layer_of(name)]
+            by_file.setdefault(file, []).append(entry)
             plan.new.append(name)
     plan.shards = [piece for shard in by_file.values() for piece in _split(shard)]
     return plan

@@ -45,7 +45,7 @@ class _Edit:
 
 _CARD = """# A WuNeng model
 
-Attention heads beside RWKV-7 state heads. Its modelling code is in this directory; it needs torch
+Attention heads beside state heads. Its modelling code is in this directory; it needs torch
 and transformers 5.17 or newer, nothing else:
 
 ```python

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from wuneng.convert.conversion import Conversion
+from wuneng.convert.conversion import Conversion, same_function
 from wuneng.convert.plan import Plan, kept_routes, main_dtype, make_plan, model_shapes
 from wuneng.convert.source import Located, open_tensors
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.convert.transformer import check_sizes
-from wuneng.convert.verify import check_against_model
 from wuneng.errors import ModelError
 from wuneng.model import WuNengConfig
 
@@ -25,19 +24,8 @@ def to_wuneng(located: Located, *, dtype: torch.dtype | None) -> Conversion:
     source = open_tensors(located)
     config = read_config(located, source)
     target = dtype or main_dtype(source)
-    parameters = sum(torch.Size(info.shape).numel() for info in source.tensors.values())
-    return Conversion(
-        what="wuneng to wuneng",
-        source=located.label,
-        config=config,
-        counted=config,
-        plan=same_tensors(source, config, dtype),
-        dtype=target,
-        companions=located.path,
-        verify=lambda written, probe: check_against_model(
-            located.path, written, probe, target, parameters
-        ),
-    )
+    plan = same_tensors(source, config, dtype)
+    return same_function(located, "wuneng to wuneng", config, plan, target, counted=config)
 
 
 def read_config(located: Located, source: TensorSource) -> WuNengConfig:

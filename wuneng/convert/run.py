@@ -44,6 +44,8 @@ class Request:
             None takes stock where nothing is lost.
         verify: compare logits before the destination appears.
         check_source: compare the source's files with their checksums, where it has some.
+        new_apart: whether new heads get a file of their own: the others then hold the same bytes
+            whatever is added, and several conversions of one source can share them.
         skip_check: the option that leaves that out, for the error over a damaged file.
     """
 
@@ -58,6 +60,7 @@ class Request:
     stock: bool | None = None
     verify: bool = True
     check_source: bool = True
+    new_apart: bool = False
     skip_check: str = "--no-checksums"
 
 
@@ -109,6 +112,7 @@ def _build(request: Request, located: Located, dtype: torch.dtype | None) -> Con
         dtype=dtype,
         seed=request.seed,
         state_from=request.state_from,
+        new_apart=request.new_apart,
     )
 
 

@@ -21,7 +21,20 @@ from wuneng.convert.tensor_files import TensorSource
 from wuneng.errors import ModelError, shortened
 from wuneng.model import WuNengConfig
 
-__all__ = ["Rwkv7", "read_rwkv7"]
+__all__ = ["RWKV7_WIRING", "Rwkv7", "read_rwkv7"]
+
+#: What makes RWKV-7 of a WuNeng, whatever its sizes.
+RWKV7_WIRING: dict[str, Any] = {
+    "num_attention_heads": 0,
+    "num_key_value_heads": 0,
+    "state_key_source": "own",
+    "state_value_source": "own",
+    "token_shift": "pre",
+    "state_output_gate": True,
+    "state_value_residual": True,
+    "ffn": "rwkv7",
+    "norm": "layernorm",
+}
 
 _TOP = {
     "emb.weight": "model.embed_tokens.weight",
@@ -178,18 +191,9 @@ def _config(
         hidden_size=width,
         num_hidden_layers=layers,
         intermediate_size=shape("blocks.0.ffn.key.weight")[0],
-        num_attention_heads=0,
-        num_key_value_heads=0,
         head_dim=head_dim,
         num_state_heads=heads,
         state_head_dim=head_dim,
-        state_key_source="own",
-        state_value_source="own",
-        token_shift="pre",
-        state_output_gate=True,
-        state_value_residual=True,
-        ffn="rwkv7",
-        norm="layernorm",
         rms_norm_eps=eps,
         # 64e-5 at RWKV's usual 64 channels in a head; fla states it as head_dim * norm_eps
         state_norm_eps=64e-5 if settings is None else head_dim * eps,
@@ -197,6 +201,7 @@ def _config(
         tie_word_embeddings=_is_tied(shapes, where, settings),
         max_position_embeddings=int((settings or {}).get("max_position_embeddings") or 4096),
         value_rank=value_rank,
+        **RWKV7_WIRING,
         **ranks,
         **_token_ids(settings),
     )

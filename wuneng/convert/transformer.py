@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wuneng.convert.architectures import plain_fields
-from wuneng.convert.conversion import Conversion
+from wuneng.convert.conversion import Conversion, same_function
 from wuneng.convert.donor import Donor, open_donor
 from wuneng.convert.graft import GraftSettings, NewTensors, grafted_config
 from wuneng.convert.plan import (
@@ -22,7 +22,6 @@ from wuneng.convert.plan import (
 )
 from wuneng.convert.source import Located, open_tensors
 from wuneng.convert.tensor_files import TensorSource
-from wuneng.convert.verify import check_against_model
 from wuneng.errors import InputError, ModelError
 from wuneng.limits import LIMITS
 from wuneng.model import WuNengConfig
@@ -39,6 +38,7 @@ def from_transformer(
     dtype: torch.dtype | None,
     seed: int,
     state_from: str | None = None,
+    new_apart: bool = False,
 ) -> Conversion:
     """A Llama, Qwen2, Qwen3 or Mistral (or a WuNeng without state heads), with heads added.
 
@@ -46,6 +46,7 @@ def from_transformer(
         dtype: of the destination; None keeps the source's.
         seed: of the new parameters' initial values.
         state_from: an RWKV-7 that the state heads start from.
+        new_apart: whether new tensors get a file of their own, beside those of the source.
 
     Raises:
         ModelError: configuration or weights are broken or do not belong together.
@@ -71,19 +72,16 @@ def from_transformer(
     donor = None if state_from is None else open_donor(state_from, config)
     if donor is not None:
         make = donor.wrap(make)
-    plan = make_plan(source, routes, dropped, dtype=dtype, wanted=wanted, new=make)
-    parameters = sum(torch.Size(shape).numel() for shape in wanted.values())
-    return Conversion(
-        what=f"{located.kind} to wuneng",
-        source=located.label,
-        config=config,
+    plan = make_plan(
+        source, routes, dropped, dtype=dtype, wanted=wanted, new=make, new_apart=new_apart
+    )
+    return same_function(
+        located,
+        f"{located.kind} to wuneng",
+        config,
+        plan,
+        target,
         counted=config,
-        plan=plan,
-        dtype=target,
-        companions=located.path,
-        verify=lambda written, probe: check_against_model(
-            located.path, written, probe, target, parameters
-        ),
         details=lambda: {"seed": seed, "state_from": None if donor is None else donor.record()},
         notes=_notes(donor),
     )

@@ -31,7 +31,8 @@ _NAMED = {
 }
 #: The others that concern state heads and nothing else.
 _OTHERS = (
-    *("state_removal_key", "token_shift", "token_shift_on", "state_a_max"),
+    *("state_kind", "state_options", "state_short_conv", "layers", "state_removal_key"),
+    *("token_shift", "token_shift_on", "state_a_max"),
     *("decay_rank", "rate_rank", "value_rank", "gate_rank"),
     *("state_output_gate", "state_value_residual", "state_bonus", "state_norm"),
     *("state_output_scale", "snapshot_every"),
@@ -94,6 +95,7 @@ class ConvertedSources:
             graft=graft,
             seed=seed,
             check_source=self._check,
+            new_apart=True,
             skip_check="--no-verify",  # of `wuneng train`, for which this converts
         )
         outcome = convert(request)

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StringConstraints
 from pydantic.fields import FieldInfo
 
-from wuneng.recipe.settings import Settings
+from wuneng.recipe.settings import Choices, Settings
 
 __all__ = ["choices", "written_default", "written_type"]
 
@@ -47,11 +47,15 @@ def written_type(annotation: Any, metadata: Iterable[Any] = (), *, several: bool
         return f"mapping{'s' * several}{values}"
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return "mapping" + "s" * several
+    if named := _named(metadata):
+        return " | ".join(named)
     return f"{_NOUNS[annotation][several]}{_bounds(annotation, metadata)}"
 
 
-def choices(annotation: Any) -> tuple[str, ...]:
+def choices(annotation: Any, metadata: Iterable[Any] = ()) -> tuple[str, ...]:
     """The words that a field takes, where it takes no others; null does not count."""
+    if named := _named(metadata):
+        return named
     members = get_args(annotation)
     kind = get_origin(annotation)
     if kind is Literal:
@@ -94,6 +98,11 @@ def _bounds(annotation: Any, metadata: Iterable[Any]) -> str:
     return "".join(
         f" {word} {value:{',' if annotation is int else 'g'}}" for value, word in tightest
     )
+
+
+def _named(metadata: Iterable[Any]) -> tuple[str, ...]:
+    found = (item for item in _flat(metadata) if isinstance(item, Choices))
+    return tuple(name for item in found for name in item.names())
 
 
 def _flat(metadata: Iterable[Any]) -> Iterator[Any]:

@@ -144,7 +144,7 @@ def _field(
     return RecipeField(
         path,
         kind,
-        choices(field.annotation),
+        choices(field.annotation, field.metadata),
         ""
         if field.is_required()
         else written_default(field.get_default(call_default_factory=True)),

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from wuneng.kinds import check_kind, kind_names
 from wuneng.layer_pattern import shape_problem
 from wuneng.limits import MOST_TAPS
-from wuneng.recipe.settings import Settings
+from wuneng.recipe.settings import Choices, Settings
 from wuneng.recipe.sizes import (
     Count,
     Fraction,
@@ -59,7 +59,7 @@ def _kind_of(room: Literal["state", "middle"]) -> Any:
             raise PydanticCustomError("kind", "{expected}", {"expected": expected})
         return name
 
-    return Annotated[str, AfterValidator(check)]
+    return Annotated[str, AfterValidator(check), Choices(lambda: kind_names(room))]
 
 
 def _layers(value: Any) -> Any:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Settings", "settings_classes"]
+__all__ = ["Choices", "Settings", "settings_classes"]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Beside the validator of a text whose choices are found at run time: what they are."""
+
+    names: Callable[[], Sequence[str]]
 
 
 class Settings(BaseModel):

@@ -13,7 +13,7 @@ from wuneng.records.files import (
     write_text_atomic,
 )
 from wuneng.records.find import find_model
-from wuneng.records.places import refuse_links, usable_directory
+from wuneng.records.places import prove_writable, refuse_links, usable_directory
 from wuneng.records.roles import ArmRoles, arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, ArmDirectory, RunDirectory
 
@@ -29,6 +29,7 @@ __all__ = [
     "disk_errors",
     "find_model",
     "finite",
+    "prove_writable",
     "read_json",
     "read_jsonl",
     "refuse_links",

@@ -155,5 +155,5 @@ def read_checksums(directory: Path, manifest: str = CHECKSUMS) -> dict[str, dict
 def _sound(item: tuple[str, Any]) -> bool:
     name, written = item
     path = PurePosixPath(name)
-    inside = not path.is_absolute() and ".." not in path.parts
+    inside = not path.is_absolute() and ".." not in path.parts and "\0" not in name
     return inside and isinstance(written["bytes"], int) and isinstance(written["sha256"], str)

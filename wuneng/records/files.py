@@ -123,7 +123,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """What ``write_json`` writes of ``value``."""
-    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    if not _is_utf8(text):  # half a surrogate pair, which only an escape can spell
+        text = json.dumps(finite(value), indent=2, allow_nan=False)
+    return text + "\n"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_json(path: Path) -> Any:

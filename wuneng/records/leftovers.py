@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 __all__ = [
+    "ABANDONED_AFTER_SECONDS",
     "KERNEL_BUILD",
     "PARTIAL_DIRECTORY",
     "being_written",
@@ -38,7 +39,8 @@ __all__ = [
 PARTIAL_DIRECTORY = ".partial-"
 #: How the name of a directory begins in which C kernels are compiled.
 KERNEL_BUILD = ".build-"
-_ABANDONED_AFTER_SECONDS = 24 * 3600.0
+#: Where there are no locks, what has not changed for so long is nobody's.
+ABANDONED_AFTER_SECONDS = 24 * 3600.0
 
 
 def partial_file_pattern(name: str) -> re.Pattern[str]:
@@ -205,6 +207,6 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _is_old(path: Path) -> bool:
     try:
-        return time.time() - path.lstat().st_mtime > _ABANDONED_AFTER_SECONDS
+        return time.time() - path.lstat().st_mtime > ABANDONED_AFTER_SECONDS
     except FileNotFoundError:
         return False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from wuneng.errors import DiskError, InputError
 from wuneng.records.files import open_no_link
 from wuneng.records.leftovers import partial_file_pattern, remove_abandoned
 
-__all__ = ["expanded", "refuse_links", "usable_directory"]
+__all__ = ["expanded", "prove_writable", "refuse_links", "usable_directory"]
 
 
 def usable_directory(path: Path, option: str) -> Path:
@@ -40,6 +41,23 @@ def usable_directory(path: Path, option: str) -> Path:
             f"Choose another place with {option}"
         ) from error
     return path
+
+
+def prove_writable(path: Path, option: str) -> None:
+    """Prove, as :func:`usable_directory` does, that ``path`` can hold files, and leave no trace.
+
+    For commands that write once they have measured: killed before, they leave no empty directory.
+
+    Raises:
+        InputError, DiskError: as :func:`usable_directory`.
+    """
+    missing = [parent for parent in (path, *path.parents) if not os.path.lexists(parent)]
+    try:
+        usable_directory(path, option)
+    finally:
+        for made in missing:
+            with suppress(OSError):  # not made, or another process writes in it
+                made.rmdir()
 
 
 def expanded(path: str, field: str) -> Path:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wuneng.records.leftovers import remove_if_abandoned, temporary_directory
+from wuneng.records.old_scratch import remove_old_scratch
 
 __all__ = ["remove_unused", "scratch_directory"]
 
@@ -40,9 +41,11 @@ def scratch_directory(prefix: str, parent: Path | None = None) -> Iterator[Path]
 def remove_unused(prefix: str, place: Path) -> None:
     """Remove this user's scratch directories in ``place`` whose process has ended.
 
-    They alone have such names: a user's own ``<prefix>v1`` is not touched. Nothing is raised: a
+    They alone have such names: a user's own ``<prefix>v1`` is not touched. Those of earlier
+    versions go with them. Nothing is raised: a
     leftover that cannot be removed is in nobody's way.
     """
+    remove_old_scratch(prefix, place)
     name = re.compile(rf"{re.escape(prefix)}[0-9a-f]{{32}}")
     with suppress(OSError):
         for entry in os.scandir(place):

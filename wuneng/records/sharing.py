@@ -27,21 +27,24 @@ def share_files(directory: Path, others: Iterable[Path], *, check: bool = True) 
     """
     saved = 0
     own = _checksums(directory)
+    shared: set[str] = set()  # with the first that has it: a later one may be about to give its up
     for other in others:
         known = {
             written["sha256"]: (other / name, written)
             for name, written in _checksums(other).items()
         }
         for name, written in own.items():
-            if written["sha256"] not in known:
+            if written["sha256"] not in known or name in shared:
                 continue
             source, expected = known[written["sha256"]]
             with suppress(OSError):
                 if os.path.samefile(source, directory / name):
+                    shared.add(name)
                     continue
                 same_size = source.stat().st_size == expected["bytes"]
                 if same_size and not (check and fault(source, expected)):
                     _replace_by_link(directory / name, source)
+                    shared.add(name)
                     saved += expected["bytes"]
     return saved
 

@@ -53,7 +53,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     if all("trainable_parameters" in arm for arm in arms.values()) and any(frozen):
         rows.insert(1, ("trainable parameters", "trainable_parameters", "{:,.0f}"))
     for title, key, pattern in rows:
-        table.add_row(title, *(pattern.format(arm[key]) for arm in arms.values()))
+        told = (pattern.format(arm[key]) if key in arm else "–" for arm in arms.values())
+        table.add_row(title, *told)
     table.add_section()
     for name in dict.fromkeys(name for arm in arms.values() for name in arm["quality"]):
         table.add_row(name, *(_cell(arm, name) for arm in arms.values()))

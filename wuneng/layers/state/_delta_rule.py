@@ -33,6 +33,7 @@ class DeltaRule(StateHeads):
     """A kind says how a token's decay and gate come about."""
 
     gated: ClassVar[bool] = True
+    published: ClassVar = {"token_shift": "none", "state_short_conv": 4}
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)

@@ -59,6 +59,8 @@ class StateHeads(nn.Module):
     gated: ClassVar[bool] = False
     #: Which of :data:`OPTIONAL` it has.
     fields: ClassVar[frozenset[str]] = frozenset()
+    #: Fields as the kind is published, where they are not as WuNeng's own heads have them.
+    published: ClassVar[Mapping[str, Any]] = {}
     #: Ways that ``token_shift`` can be.
     token_shifts: ClassVar[tuple[str, ...]] = ("post", "none")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 from contextlib import suppress
+from functools import cache
 
 from wuneng.foreign.text import shown_line
 
@@ -47,12 +48,18 @@ def _wait(process: subprocess.Popen[bytes], name: str) -> int:
     try:
         return process.wait(_SILENCE)
     except subprocess.TimeoutExpired:
-        _log.warning(
-            "waiting for %s, which builds the C kernels (given up after %g s)",
-            shown_line(name),
-            _PATIENCE,
-        )
+        _announce(name)
     return process.wait(_PATIENCE - _SILENCE)
+
+
+@cache
+def _announce(name: str) -> None:
+    """Once in a process: kernels for every head size are built by several calls."""
+    _log.warning(
+        "waiting for %s, which builds the C kernels (given up after %g s)",
+        shown_line(name),
+        _PATIENCE,
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
