@@ -1,6 +1,6 @@
 """The scans that read a layer's raw projections, as torch operators.
 
-state_mix_triton         what ``ops/state_mix`` calls
+state_mix_triton         what ``state_head.from_projections`` calls
 wuneng::state_mix_triton_forward, _backward     wkv7's kernels with RAW, registered with torch
 
 Only the projections are kept for backward; w, k~, a and b, in and out, exist in registers alone.
