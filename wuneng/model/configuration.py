@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -18,7 +18,8 @@ from transformers import PreTrainedConfig
 from wuneng.errors import nearest
 from wuneng.kinds import check_kind, load_kind
 from wuneng.layer_pattern import expand_layers, layer_problem
-from wuneng.limits import LARGEST_COUNT, LIMITS
+from wuneng.limits import LIMITS
+from wuneng.model.field_types import is_finite_number, type_problem
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "state_key_source": ("attention", "own"),
@@ -36,29 +37,6 @@ USUAL_ACTIVATIONS = (
     *("silu", "gelu", "gelu_new", "gelu_pytorch_tanh"),
     *("quick_gelu", "relu", "relu2", "mish"),
 )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_COUNT
-
-
-def _is_float(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-#: What a value of each declared type is.
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "int": _is_int,
-    "float": _is_float,
-    "str": lambda value: isinstance(value, str),
-    "bool": lambda value: isinstance(value, bool),
-    "None": lambda value: value is None,
-    "dict": lambda value: isinstance(value, dict),
-    "list[str]": lambda value: (
-        isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
-    ),
-    "list[int]": lambda value: isinstance(value, list | tuple) and all(map(_is_int, value)),
-}
 
 
 class WuNengConfig(PreTrainedConfig):
@@ -166,10 +144,8 @@ class WuNengConfig(PreTrainedConfig):
         """Raise ValueError for a field of another type than it is declared with: a config.json may
         say anything, and whatever reads it later would break down."""
         for name, declared in WuNengConfig.__annotations__.items():
-            kinds = [_TYPES[kind] for kind in str(declared).split(" | ") if kind in _TYPES]
-            value = getattr(self, name)
-            if kinds and not any(fits(value) for fits in kinds):
-                raise ValueError(f"{name} must be {declared}, got {repr(value)[:80]}")
+            if wrong := type_problem(getattr(self, name), str(declared)):
+                raise ValueError(f"{name} {wrong}")
 
     def _check_limits(self) -> None:
         """Raise ValueError for a number that is too small or too large."""
@@ -246,7 +222,7 @@ class WuNengConfig(PreTrainedConfig):
                 f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
             )
         theta = (self.rope_parameters or {}).get("rope_theta", 1.0)
-        if not _is_float(theta) or theta <= 0:
+        if not is_finite_number(theta) or theta <= 0:
             raise ValueError(f"rope_theta must be a number above 0, got {theta!r}")
         if self.hidden_act not in USUAL_ACTIVATIONS:
             from transformers.activations import ACT2FN  # torch, which planning does without

@@ -1,0 +1,47 @@
+"""Whether a value is of the type that a configuration's field is declared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from wuneng.limits import LARGEST_COUNT
+
+__all__ = ["is_finite_number", "type_problem"]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_COUNT
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether it is an integer that can be counted with, or a finite float."""
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+#: What a value of each declared type is.
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "int": _is_int,
+    "float": is_finite_number,
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "None": lambda value: value is None,
+    "dict": lambda value: isinstance(value, dict),
+    "list[str]": lambda value: (
+        isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    ),
+    "list[int]": lambda value: isinstance(value, list | tuple) and all(map(_is_int, value)),
+}
+
+
+def type_problem(value: Any, declared: str) -> str | None:
+    """What is wrong with a field's value, to follow its name; None if it is of a declared type.
+
+    Args:
+        declared: the annotation, such as ``int | None``. A type that is not known here fits all.
+    """
+    kinds = [_TYPES[kind] for kind in declared.split(" | ") if kind in _TYPES]
+    if not kinds or any(fits(value) for fits in kinds):
+        return None
+    return f"must be {declared}, got {repr(value)[:80]}"
