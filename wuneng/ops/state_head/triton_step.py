@@ -152,7 +152,7 @@ def state_head_step_triton(
     *,
     in_place: bool = False,
 ) -> HeadOutputs:
-    """As :func:`wuneng.ops.state_head.step.state_head_step`, by the kernel; unchecked (:func:`takes`)."""
+    """As :func:`wuneng.ops.state_head.step.state_head_step`, by the kernel, unchecked."""
     heads, size, _, a_max, eps, letters = options
     lists, settings = (list(inputs), list(weights)), (heads, size, a_max, eps, letters)
     with torch.no_grad():
