@@ -60,6 +60,7 @@ def main() -> int:
     """Run cases; exit code 1 when there is a finding."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=2000, help="of all kinds together")
+    parser.add_argument("--minutes", type=float, help="stop after so long, with fewer cases")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind")
     parser.add_argument("--case", type=int, help="one case of --kind, in this process")
@@ -89,6 +90,8 @@ def main() -> int:
                     f"{verdict.kind} {verdict.number}: {verdict.outcome}\n{verdict.detail}",
                     flush=True,
                 )
+            if given.minutes and time.monotonic() - start > 60 * given.minutes:
+                break
             if len(verdicts) % 1000 == 0:
                 print(f"{len(verdicts):,} cases, {time.monotonic() - start:.0f} s", flush=True)
         text = summary(verdicts, given.seed, time.monotonic() - start)

@@ -179,7 +179,7 @@ def test_one_seed_is_allowed_for(name: str, near: float, far: float) -> None:
 def test_kinds_cover_every_outcome() -> None:
     def kind(state: float, baseline: float, control: float | None, shifted: bool = True) -> Kind:
         figures = [None if v is None else Figure(v, 0.01, True) for v in (state, baseline, control)]
-        return judge("t/accuracy@8", *figures, state_is_shifted=shifted).kind
+        return judge("t/accuracy@8", *figures, state_mixes=shifted).kind
 
     assert kind(0.5, 0.5, 0.5) is Kind.NONE
     assert kind(0.4, 0.5, 0.5) is Kind.BASELINE
@@ -220,3 +220,13 @@ def test_a_figure_that_an_earlier_version_did_not_write_is_left_out() -> None:
         console.print(results_table(results))
     told = captured.get()
     assert "–" in next(line for line in told.splitlines() if "heads add" in line)
+
+
+def test_a_convolved_state_is_held_against_convolved_attention() -> None:
+    results = compared("recall/accuracy@64", wuneng=1.0, mha=0.2, mha_shift=0.3)
+    results["arms"]["wuneng"] |= {"token_shift": False, "short_conv": True}
+    told = closing_sentence(results)
+    assert "no control arm (plain attention with the short convolution, mha-conv)" in told
+    results["arms"]["mha-conv"] = arm("convolved attention", {"recall/accuracy@64": 1.0})
+    told = closing_sentence(results)
+    assert "but mha-conv 1.00 as well, so the gain is the short convolution's" in told

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +64,9 @@ def operator_groups(
             if not (backward and arm == "fla-recurrent")  # inference only
         ]
         cases += [
-            _attention_case(shapes, operation, arm, get, backward=backward)
-            for arm, get in _attention_kernels(shapes).items()
+            _attention_case(shapes, operation, arm, peer.load, backward=backward)
+            for arm, peer in ATTENTION_PEERS.items()
+            if shapes.device.type in peer.devices
         ]
         if "mamba" in peers:
             cases.append(mamba_case(shapes, operation, backward=backward))
@@ -98,16 +99,6 @@ def _backends(device: torch.device, size: int) -> list[str]:
     return [*(["native"] if in_c else []), "chunked", "reference"]
 
 
-def _attention_kernels(shapes: OperatorShapes) -> dict[str, Callable[[], Callable[..., Tensor]]]:
-    kernels: dict[str, Callable[[], Callable[..., Tensor]]] = {
-        "sdpa": lambda: partial(F.scaled_dot_product_attention, is_causal=True)
-    }
-    if shapes.device.type == "cuda":
-        kernels["flash-attn"] = flash_attention
-        kernels["flex"] = _flex_attention
-    return kernels
-
-
 def _flex_attention() -> Callable[..., Tensor]:
     """FlexAttention, compiled, with the causal block mask made at the first call."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -125,6 +116,26 @@ def _flex_attention() -> Callable[..., Tensor]:
         return out
 
     return attend
+
+
+class AttentionPeer(NamedTuple):
+    """An implementation of causal attention that is timed beside the recurrence.
+
+    Attributes:
+        load: imports it; a function of q, k, v ``[B, H, T, N]``. Raises Missing or Unsupported.
+        devices: types of devices that it is for.
+    """
+
+    load: Callable[[], Callable[..., Tensor]]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+#: By the name of its row. Each is compared with the same attention in float64 before it is timed.
+ATTENTION_PEERS: dict[str, AttentionPeer] = {
+    "sdpa": AttentionPeer(lambda: partial(F.scaled_dot_product_attention, is_causal=True)),
+    "flash-attn": AttentionPeer(flash_attention, ("cuda",)),
+    "flex": AttentionPeer(_flex_attention, ("cuda",)),
+}
 
 
 def _wkv7_case(

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "bias_fields", "family_of"]
 
 Bias = str | bool
 Role = Literal["attention", "state", "wuneng"]
 
 
-def _biases(query_key_value: Bias, output: Bias, mlp: Bias) -> dict[str, Bias]:
+def bias_fields(query_key_value: Bias, output: Bias, mlp: Bias) -> dict[str, Bias]:
+    """WuNeng's fields for biases, each with the family's own field, or with what it always is."""
     return {
         "attention_bias": query_key_value,
         "attention_output_bias": output,
@@ -53,7 +54,7 @@ class Family:
     role: Role
     spellings: tuple[str, ...] = ()
     qk_norm: bool = False
-    biases: Mapping[str, Bias] = field(default_factory=lambda: _biases(False, False, False))
+    biases: Mapping[str, Bias] = field(default_factory=lambda: bias_fields(False, False, False))
     window: Literal["none", "all", "layers"] = "none"
     even_width: bool = False
 
@@ -63,16 +64,16 @@ _RECORDS = (
         "llama",
         "Llama",
         "attention",
-        biases=_biases("attention_bias", "attention_bias", "mlp_bias"),
+        biases=bias_fields("attention_bias", "attention_bias", "mlp_bias"),
         even_width=True,
     ),
-    Family("qwen2", "Qwen2", "attention", biases=_biases(True, False, False), window="layers"),
+    Family("qwen2", "Qwen2", "attention", biases=bias_fields(True, False, False), window="layers"),
     Family(
         "qwen3",
         "Qwen3",
         "attention",
         qk_norm=True,
-        biases=_biases("attention_bias", "attention_bias", False),
+        biases=bias_fields("attention_bias", "attention_bias", False),
         window="layers",
     ),
     Family("mistral", "Mistral", "attention", window="all"),

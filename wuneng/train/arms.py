@@ -11,10 +11,16 @@ from wuneng.model.skeleton import layout
 from wuneng.recipe import ModelSettings
 from wuneng.recipe.arms import Arm
 from wuneng.train.starting_point import Sources, starting_config
-from wuneng.train.verdicts import ATTENTION, HYBRID, SHIFTED_ATTENTION, STATE_ONLY
+from wuneng.train.verdicts import (
+    ATTENTION,
+    CONVOLVED_ATTENTION,
+    HYBRID,
+    SHIFTED_ATTENTION,
+    STATE_ONLY,
+)
 from wuneng.train.vocabulary import Vocabulary
 
-__all__ = ["ArmConfigs", "has_token_shift", "kind_of"]
+__all__ = ["ArmConfigs", "has_short_conv", "has_token_shift", "kind_of"]
 
 
 class ArmConfigs:
@@ -73,7 +79,16 @@ def kind_of(settings: ModelSettings | WuNengConfig) -> str:
     """What an arm is, as results.json records it: the roles of a comparison go by it."""
     if settings.num_state_heads:
         return HYBRID if settings.num_attention_heads else STATE_ONLY
-    return SHIFTED_ATTENTION if settings.attention_token_shift else ATTENTION
+    if settings.attention_token_shift:
+        return SHIFTED_ATTENTION
+    return CONVOLVED_ATTENTION if settings.attention_short_conv else ATTENTION
+
+
+def has_short_conv(settings: ModelSettings | WuNengConfig) -> bool:
+    """Whether some of the arm's gain could be a short convolution's."""
+    return bool(
+        settings.attention_short_conv or (settings.num_state_heads and settings.state_short_conv)
+    )
 
 
 def has_token_shift(settings: ModelSettings | WuNengConfig) -> bool:

@@ -23,7 +23,7 @@ from wuneng.recipe import (
     Training,
 )
 from wuneng.recipe.arms import Arm
-from wuneng.train.arms import ArmConfigs, has_token_shift, kind_of
+from wuneng.train.arms import ArmConfigs, has_short_conv, has_token_shift, kind_of
 from wuneng.train.distillation import teacher_config, teacher_name
 from wuneng.train.outline import RunOutline
 from wuneng.train.starting_point import OwnModels, Sources
@@ -39,6 +39,8 @@ class ArmFacts:
 
     kind: str
     token_shift: bool
+    short_conv: bool
+    """Whether neighbouring tokens are mixed, by either."""
     parts: Mapping[str, int]
     """Parameters by part of the model, as ``wuneng.model.counting`` names them; ``adapters``."""
     parameters: int
@@ -189,6 +191,7 @@ def _arm(
     facts = ArmFacts(
         kind=kind_of(config),
         token_shift=has_token_shift(config),
+        short_conv=has_short_conv(config),
         parts=MappingProxyType(parts),
         parameters=trainable.total(name),
         trainable=sum(sizes.values()),

@@ -32,6 +32,7 @@ _FIELDS: dict[str, tuple[bool, Callable[[Any], bool], str]] = {
     "seed": (True, lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
     "kind": (True, lambda v: isinstance(v, str), "a name"),
     "token_shift": (False, lambda v: isinstance(v, bool), "true or false"),
+    "short_conv": (False, lambda v: isinstance(v, bool), "true or false"),
     "parameters": (True, lambda v: _positive(v) and v >= 1, "a number of 1 or more"),
     "trainable_parameters": (False, _positive, "a number of 0 or more"),
     "init_from": (False, lambda v: v is None or isinstance(v, str), "a name or null"),

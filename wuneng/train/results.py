@@ -52,6 +52,7 @@ def arm_record(
         "seed": state.seed,
         "kind": facts.kind,
         "token_shift": facts.token_shift,
+        "short_conv": facts.short_conv,
         "parameters": facts.parameters,
         "trainable_parameters": facts.trainable,
         "init_from": facts.init_from,

@@ -125,7 +125,7 @@ def _verdicts(results: Mapping[str, Any], picked: Arms, names: Sequence[str]) ->
             figure(state, name),
             figure(baseline, name),
             control,
-            state_is_shifted=bool(state.get("token_shift", True)),
+            state_mixes=_mixes(state),
             gains=gains,
         )
         found.append(_Judged(verdict, between))
@@ -157,21 +157,26 @@ def _clause(picked: Arms, judged: Sequence[_Judged], *, whole: bool) -> str:
     text = {
         Kind.NONE: f"{none} ({told})",
         Kind.BASELINE: f"plain attention is better ({reversed_})",
-        Kind.SHIFT: f"{state} against {baseline}, but {control} as well, so the gain is the token "
-        "shift's and not the state's",
+        Kind.SHIFT: f"{state} against {baseline}, but {control} as well, so the gain is the "
+        f"{picked.mixing}'s and not the state's",
         Kind.STATE: f"{state} against {baseline}"
         + (f" and {control}" if control else "")
         + ", so the gain is credited to the state heads as configured",
         Kind.BOTH: f"{state} against {baseline}, with {control} in between: part of the gain is "
-        "the token shift's, the rest is credited to the state heads as configured",
+        f"the {picked.mixing}'s, the rest is credited to the state heads as configured",
         Kind.UNATTRIBUTED: f"{state} against {baseline}; without a control arm the gain cannot be "
-        "divided between token shift and state",
+        f"divided between {picked.mixing} and state",
     }[run[0].kind]
     if run[0].control_leads and run[0].kind is not Kind.SHIFT:
         text += f"; the control does better than the state arm ({control})"
     elif run[0].control_leads:
         text += f", and {picked.control} is the better of the two"
     return f"{where}{text}"
+
+
+def _mixes(state: Mapping[str, Any]) -> bool:
+    """Whether the state arm mixes neighbouring tokens, by which alone it may gain."""
+    return bool(state.get("token_shift", True) or state.get("short_conv", False))
 
 
 def _apart(judged: Sequence[_Judged]) -> list[str]:
@@ -212,10 +217,10 @@ def _limits(results: Mapping[str, Any], picked: Arms) -> str:
         if seeds == 1
         else f"These are means over {seeds} seeds at {scale}; they say nothing about larger scales"
     )
-    if picked.control is None and state.get("token_shift", True):
+    if picked.control is None and _mixes(state):
         text += (
-            "; no control arm (plain attention with the token shift, mha-shift) was trained, so "
-            "nothing is credited to the state"
+            f"; no control arm (plain attention with the {picked.mixing}, {picked.usual_control}) "
+            "was trained, so nothing is credited to the state"
         )
     apart = baseline["parameters"] / state["parameters"] - 1
     if abs(apart) > _SAME_SIZE:

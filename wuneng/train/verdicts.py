@@ -42,10 +42,11 @@ __all__ = [
     "pick_arms",
 ]
 
-HYBRID, ATTENTION, SHIFTED_ATTENTION, STATE_ONLY = (
+HYBRID, ATTENTION, SHIFTED_ATTENTION, CONVOLVED_ATTENTION, STATE_ONLY = (
     "hybrid",
     "attention",
     "shifted attention",
+    "convolved attention",
     "state only",
 )
 """What an arm is, in ``arms.<arm>.kind`` of results.json."""
@@ -74,6 +75,10 @@ class Arms:
     state: str | None
     baseline: str | None
     control: str | None
+    mixing: str = "token shift"
+    """How the state arm mixes neighbouring tokens, which the control has as well."""
+    usual_control: str = "mha-shift"
+    """The built-in arm that is such a control."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,21 @@ class Verdict:
 
 
 def pick_arms(arms: Mapping[str, Mapping[str, Any]]) -> Arms:
-    """The first arm of each kind, by the ``kind`` that results.json records."""
+    """The first arm of each kind, by the ``kind`` that results.json records.
+
+    The control mixes neighbouring tokens as the state arm does: by a token shift, or by a short
+    convolution where the state arm has that alone.
+    """
 
     def first(kind: str) -> str | None:
         return next((name for name, arm in arms.items() if arm["kind"] == kind), None)
 
-    return Arms(first(HYBRID), first(ATTENTION), first(SHIFTED_ATTENTION))
+    state = first(HYBRID)
+    facts = {} if state is None else arms[state]
+    if facts.get("short_conv", False) and not facts.get("token_shift", True):
+        control = first(CONVOLVED_ATTENTION)
+        return Arms(state, first(ATTENTION), control, "short convolution", "mha-conv")
+    return Arms(state, first(ATTENTION), first(SHIFTED_ATTENTION))
 
 
 def judged_names(quality: Mapping[str, float]) -> dict[str, list[str]]:
@@ -177,17 +191,17 @@ def judge(
     baseline: Figure,
     control: Figure | None,
     *,
-    state_is_shifted: bool,
+    state_mixes: bool,
     gains: Gains | None = None,
 ) -> Verdict:
-    """The verdict on one figure. A state arm without token shift owes nothing to the shift.
+    """The verdict on one figure. A state arm that mixes no neighbours owes nothing to it.
 
     ``gains`` are those of paired differences; by default the figures' own errors decide.
     """
     if gains is None:
         gains = _unpaired(state, baseline, control)
     leads = gains.state_over_control is not None and gains.state_over_control < 0
-    return Verdict(name, _kind(gains, state_is_shifted), state, baseline, control, leads)
+    return Verdict(name, _kind(gains, state_mixes), state, baseline, control, leads)
 
 
 def _unpaired(state: Figure, baseline: Figure, control: Figure | None) -> Gains:
@@ -197,13 +211,13 @@ def _unpaired(state: Figure, baseline: Figure, control: Figure | None) -> Gains:
     return Gains(gain, better_by(state, control), better_by(control, baseline))
 
 
-def _kind(gains: Gains, state_is_shifted: bool) -> Kind:
+def _kind(gains: Gains, state_mixes: bool) -> Kind:
     gain = gains.state_over_baseline
     if gain == 0:
         return Kind.NONE
     if gain < 0:
         return Kind.BASELINE
-    if not state_is_shifted:
+    if not state_mixes:
         return Kind.STATE
     if gains.state_over_control is None or gains.control_over_baseline is None:
         return Kind.UNATTRIBUTED
