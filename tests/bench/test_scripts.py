@@ -18,7 +18,8 @@ OPTIONS = ("seq_len", "what", "model", "preset", "against", "batch", "device", "
 def commands(script: Path) -> list[list[str]]:
     """The arguments of each line that begins with ``bench``, its continuations joined."""
     text = script.read_text(encoding="utf-8").replace("\\\n", " ")
-    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("bench ")]
+    lines = [line.strip() for line in text.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("bench ")]
 
 
 def test_the_gpus_script(repository: Path) -> None:

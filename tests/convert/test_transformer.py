@@ -223,7 +223,7 @@ def test_a_plain_wuneng_can_be_upgraded_and_one_with_state_cannot(tmp_path: Path
     [
         (GraftSettings(state_heads=3), "--state-heads.*multiple of num_state_heads"),
         (GraftSettings(state_layers=(5,)), "--state-layers.*0..1"),
-        (GraftSettings(cross_head="mixed"), "--cross-head.*gated, concat"),
+        (GraftSettings(cross_head="mixed"), "--cross-head.*additive, concat, gated"),
         (GraftSettings(state_head_dim=5, cross_head="gated"), "--state-head-dim.*head_dim"),
         (GraftSettings(key_source="mine"), "--key-source.*attention, own"),
     ],
