@@ -47,15 +47,9 @@ class ToyLinear(StateHeads):
     def recurrence_flops(cls, config: Any) -> float:
         return 5.0 * config.num_state_heads * config.state_head_dim**2
 
-    def forward(
-        self,
-        hidden: Tensor,
-        attention: AttentionHeads | None,
-        first_value: Tensor | None,
-        layout: SequenceLayout,
-        slot: Any = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        x = layout.pack(hidden)
+    def read(
+        self, x: Tensor, attention: AttentionHeads | None, layout: SequenceLayout, slot: Any
+    ) -> Tensor:
         k, v = self.key_value({"k": x, "v": x}, attention, layout)
         r, k, v = (
             u.unflatten(-1, (self.heads, self.head_dim))
@@ -63,7 +57,7 @@ class ToyLinear(StateHeads):
         )
         w = nn.functional.logsigmoid(self.decay_logit)[:, None].expand_as(k)
         none = torch.zeros_like(k)
-        return layout.unpack(self.recur((r, w, k, v, none, none), x, layout, slot)), first_value
+        return self.recur((r, w, k, v, none, none), x, layout, slot)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -56,16 +56,10 @@ class DeltaRule(StateHeads):
         """What multiplies the output, ``[.., S * N]``."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        hidden: Tensor,
-        attention: AttentionHeads | None,
-        first_value: Tensor | None,
-        layout: SequenceLayout,
-        slot: Any = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the heads; arguments and results as :class:`StateHeads`."""
-        x = layout.pack(hidden)
+    def read(
+        self, x: Tensor, attention: AttentionHeads | None, layout: SequenceLayout, slot: Any
+    ) -> Tensor:
+        """R of the packed input; arguments as :class:`StateHeads`."""
         k, v = self.key_value({"k": x, "v": x}, attention, layout)
         r, k, v = self.shifted(self.r_proj(x), k, v, layout, slot)
         r, k, v = (
@@ -82,7 +76,7 @@ class DeltaRule(StateHeads):
             y = self.o_norm(y)
         if self.config.state_output_gate:
             y = y * self.gate(x).unflatten(-1, (self.heads, self.head_dim)).to(y.dtype)
-        return layout.unpack(y.to(hidden.dtype)), first_value
+        return y
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A kind is a class in a file of its own, :func:`wuneng.kinds.register`-ed under the file's name:
 
-    forward             R ``[B, T, S, N]`` of a layer's input, over a SequenceLayout
+    read                R ``[.., S, N]`` of a layer's packed input, over a SequenceLayout
     initialise          the initial values of its parameters
     check               what it cannot be configured to
     matrices, groups    which parameters multiply tokens, and how they are optimised
@@ -172,7 +172,17 @@ class StateHeads(nn.Module):
             slot: this layer's cache, or None.
 
         Returns:
-            R ``[B, T, S, N]`` and ``first_value``.
+            R ``[B, T, S, N]`` in hidden's dtype, and ``first_value``.
+        """
+        R = self.read(layout.pack(hidden), attention, layout, slot)
+        return layout.unpack(R.to(hidden.dtype)), first_value
+
+    def read(
+        self, x: Tensor, attention: AttentionHeads | None, layout: SequenceLayout, slot: Any
+    ) -> Tensor:
+        """What the heads read: R ``[.., S, N]`` of the packed input ``x`` ``[.., D]``.
+
+        Other arguments as of :meth:`forward`, which a kind overrides only to use ``first_value``.
         """
         raise NotImplementedError
 
