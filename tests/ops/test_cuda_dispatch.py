@@ -2,75 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tests.ops.fast_paths import TRITON_PATHS, PoisonedError, poisoned
+from tests.ops.memoryless import called, called_unasked, drawn, head_arguments, others, run_operator
 from wuneng.ops import (
     HeadInputs,
     HeadOptions,
     HeadWeights,
-    Snapshots,
-    backend,
-    cross_head,
     state_head,
-    state_mix,
     using,
-    wkv7,
 )
 from wuneng.ops.head_arguments import HeadOutputs
-from wuneng.ops.plain import PLAIN_TYPES
 from wuneng.ops.readout import state_readout
 from wuneng.ops.readout import triton_kernels as readout_kernels
-from wuneng.ops.state_head import step as head_step
 from wuneng.ops.state_head import triton_step
 from wuneng.ops.state_head.step import state_head_step
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.token_shift import triton_kernels as shift_kernels
-from wuneng.ops.token_shift.by_hand import _TokenShift
-from wuneng.ops.wkv7 import triton_autograd, triton_state_mix
-
-
-class Recording(TorchDispatchMode):
-    """The names of the project's own operators that were called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func.namespace == "wuneng":
-            self.names.append(func.__name__.split(".")[0])
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def called_unasked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Operators that are called where nobody asks for a backend."""
-    monkeypatch.delenv("WUNENG_BACKEND", raising=False)
-    monkeypatch.setattr("wuneng.ops.plain.PLAIN_TYPES", PLAIN_TYPES | {FakeTensor})
-    with FakeTensorMode(), Recording() as recording:
-        yield recording.names
-
-
-@pytest.fixture
-def called(called_unasked: list[str]) -> Iterator[list[str]]:
-    """Operators that are called where the Triton kernels are turned on."""
-    with using("triton"):
-        yield called_unasked
-
-
-def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.empty(*shape, device="cuda", dtype=dtype)
 
 
 def test_readout(called: list[str]) -> None:
@@ -111,17 +65,6 @@ def test_what_the_step_does_not_take() -> None:
     assert not takes(inputs, weights, options, x.double())
 
 
-def head_arguments(size: int, tokens: int = 1) -> tuple[HeadInputs, HeadWeights, HeadOptions]:
-    """Two sequences, three heads; r, w and a are slices of one row, v has a head too many."""
-    width = 3 * size
-    r, w, a = drawn(2, tokens, 3 * width).split(width, dim=-1)
-    inputs = HeadInputs(r, w, drawn(2, tokens, width), drawn(2, tokens, 4 * size), a)
-    weights = HeadWeights(
-        mu_k=drawn(width), k_k=drawn(width), k_a=drawn(width, dtype=torch.float32)
-    )
-    return inputs, weights, HeadOptions(3, size, letters="k")
-
-
 @pytest.mark.parametrize("started", [True, False])
 @pytest.mark.parametrize("in_place", [True, False])
 def test_state_head_step(called: list[str], started: bool, in_place: bool) -> None:
@@ -137,37 +80,11 @@ def test_state_head_step(called: list[str], started: bool, in_place: bool) -> No
     assert called == ["state_head_step_" if same else "state_head_step"]
 
 
-def run_operator(size: int = 64, tokens: int = 1, **how: Any) -> HeadOutputs:
-    state = drawn(2, 3, size, size, dtype=torch.float32)
-    how = {"state": state, "carry": drawn(2, 3 * size), "keeps_carry": True} | how
-    return state_head(*head_arguments(size, tokens), **how)
-
-
 @pytest.mark.parametrize("keeps_carry", [True, False])
 def test_one_token_of_the_operator(called: list[str], keeps_carry: bool) -> None:
     out = run_operator(keeps_carry=keeps_carry)
     assert called == ["state_head_step"]
     assert (out.carry is not None) == keeps_carry
-
-
-@pytest.fixture
-def others(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What runs in the kernel's place: fake tensors cannot be indexed in a torch without CUDA."""
-    names: list[str] = []
-
-    def torch_step(*_: Any) -> HeadOutputs:
-        names.append("torch")
-        return HeadOutputs(torch.ones(1), torch.ones(1))
-
-    def composed(*_: Any) -> HeadOutputs:
-        names.append("composed")
-        return HeadOutputs(torch.ones(1), torch.ones(1))
-
-    monkeypatch.setattr(head_step, "_torch_step", torch_step)
-    monkeypatch.setattr(
-        importlib.import_module("wuneng.ops.state_head.interface"), "_composed", composed
-    )
-    return names
 
 
 @pytest.mark.parametrize("how", [{"size": 20}, {"tokens": 2}, {"read": lambda y: y}])
@@ -230,134 +147,3 @@ def test_a_compiler_keeps_the_step(others: list[str]) -> None:
     steps = [target for target in targets if "getitem" not in target and "grad" not in target]
     assert steps == ["wuneng.state_head_step"]
     assert not others
-
-
-#: Without one, values are looked at, which these tensors do not have.
-BOUND = -0.7
-
-
-def projections() -> tuple[torch.Tensor, ...]:
-    """r, decay, k, v and rate of two sequences, then k_k and k_a."""
-    return (*(drawn(2, 40, 3, 64) for _ in range(5)), drawn(3, 64), drawn(3, 64))
-
-
-def run_mix() -> None:
-    *given, k_k, k_a = projections()
-    state_mix(*given, None, k_k, k_a, a_max=1.0)
-
-
-def run_cross_head() -> None:
-    A, R = drawn(2, 9, 3, 64), drawn(2, 9, 3, 64)
-    weights = (drawn(3), drawn(3, 1), drawn(3, 64), drawn(3, 64), drawn(3, 64))
-    cross_head("additive", A, R, *weights, eps=1e-5)
-
-
-def run_readout() -> None:
-    x, weight = drawn(2, 9, 3, 64), drawn(3, 64)
-    state_readout(
-        *(x, x, x, x), norm_weight=weight, norm_bias=weight, norm_eps=1e-5, bonus=None, gate=None
-    )
-
-
-def run_scan(tokens: int) -> None:
-    wkv7(*(drawn(2, tokens, 3, 64) for _ in range(6)), log_decay_bound=BOUND)
-
-
-def run_snapshots() -> None:
-    *given, _, _ = projections()
-    read = Snapshots(16, drawn(2, 40, 3, 2, dtype=torch.float32))
-    wkv7(*given, given[0], snapshots=read, log_decay_bound=BOUND)
-
-
-#: Of every kernel: how it is reached, what is then called, and which others it needs.
-REACHED: dict[str, tuple[Any, str, set[str]]] = {
-    "scan": (lambda: run_scan(40), "wkv7_triton_forward", set()),
-    "snapshots": (run_snapshots, "wkv7_triton_forward", {"scan"}),
-    "step": (lambda: run_scan(1), "wkv7_triton_step", set()),
-    "projections": (run_mix, "state_mix_triton_forward", set()),
-    "head_step": (run_operator, "state_head_step", set()),
-    "readout": (run_readout, "state_readout_triton", set()),
-    "token_shift": (
-        lambda: token_shift(drawn(2, 9, 20), drawn(20)),
-        "token_shift_triton",
-        set(),
-    ),
-    "cross_head": (run_cross_head, "cross_head_triton_forward", set()),
-}
-
-
-@pytest.fixture
-def by_hand(monkeypatch: pytest.MonkeyPatch, others: list[str]) -> None:
-    """What indexes, and so cannot run here, is left out."""
-    monkeypatch.setattr(_TokenShift, "apply", lambda u, mu: u)
-    interface = importlib.import_module("wuneng.ops.wkv7.interface")
-    monkeypatch.setattr(interface, "_one_token", lambda given, *_: (given[3], given[3], None))
-    formula = importlib.import_module("wuneng.ops.cross_head.interface")
-    monkeypatch.setattr(formula, "cross_head_reference", lambda *given: given[1:3])
-    monkeypatch.setattr(triton_state_mix, "processors", lambda _: 1)
-
-
-@pytest.mark.parametrize("kernel", REACHED)
-def test_kernels_that_no_gpu_has_judged_are_off_until_asked_for(
-    kernel: str, called_unasked: list[str], by_hand: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, name, needs = REACHED[kernel]
-    assert not backend.JUDGED, "a GPU has judged some: say which in docs/kernels.md, and here"
-    run()
-    assert not [x for x in called_unasked if "triton" in x or x == "state_head_step"]
-    monkeypatch.setattr(backend, "JUDGED", frozenset(REACHED) - {kernel})
-    called_unasked.clear()
-    run()
-    assert name not in called_unasked
-    monkeypatch.setattr(backend, "JUDGED", frozenset({kernel} | needs))
-    run()
-    assert name in called_unasked
-    monkeypatch.setattr(backend, "JUDGED", frozenset())
-    for way in (lambda: using("triton"), lambda: set_environment(monkeypatch)):
-        called_unasked.clear()
-        with way():
-            run()
-        assert name in called_unasked
-
-
-@pytest.mark.parametrize("kernel", REACHED)
-def test_the_kernels_are_reached_by_the_listed_ways(
-    kernel: str, called: list[str], by_hand: None
-) -> None:
-    with poisoned(TRITON_PATHS[kernel]), pytest.raises(PoisonedError):
-        REACHED[kernel][0]()
-
-
-def test_a_gpu_has_a_say_about_every_kernel() -> None:
-    assert REACHED.keys() == TRITON_PATHS.keys()
-
-
-@contextmanager
-def set_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with monkeypatch.context() as patch:
-        patch.setenv("WUNENG_BACKEND", "triton")
-        yield
-
-
-@pytest.mark.parametrize(
-    ("judged", "asked", "segments"),
-    [({"scan"}, None, 1), ({"scan", "segments"}, None, 0), (set(), "triton", 0)],
-)
-def test_segments(
-    judged: set[str],
-    asked: str | None,
-    segments: int,
-    called_unasked: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Into how many the scan may cut a sequence: 0 lets it choose."""
-    given: list[int] = []
-
-    def scan(*inputs: torch.Tensor, segments: int = 0, **_: Any) -> Any:
-        given.append(segments)
-        return inputs[3], inputs[3], None
-
-    monkeypatch.setattr(backend, "JUDGED", frozenset(judged))
-    monkeypatch.setattr(triton_autograd, "wkv7_triton", scan)
-    wkv7(*(drawn(2, 40, 3, 64) for _ in range(6)), backend=asked, log_decay_bound=BOUND)
-    assert given == [segments]
