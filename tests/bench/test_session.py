@@ -18,6 +18,7 @@ from wuneng.bench.pictures.axes import plain_numbers
 from wuneng.bench.record import csv_text, read_record, rows_of, write_record
 from wuneng.bench.request import make_request
 from wuneng.bench.schema import SCHEMA, problems
+from wuneng.built_in_arms import BUILT_IN_ARMS
 from wuneng.errors import DataError, InputError, ModelError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import describe
@@ -171,7 +172,7 @@ def test_a_recipes_own_arms(repository: Path) -> None:
     assert {"learning_rate", "clip", "activation_checkpointing"} <= set(comparison.training)
 
 
-@pytest.mark.parametrize("arm", ["mha", "mha-shift", "rwkv7", "replace"])
+@pytest.mark.parametrize("arm", [name for name in BUILT_IN_ARMS if name != "wuneng"])
 def test_derived_arms_are_the_recipes(arm: str, repository: Path, tmp_path: Path) -> None:
     """The same configuration whether a recipe names the arm or the benchmark derives it."""
     text = (
@@ -180,7 +181,8 @@ def test_derived_arms_are_the_recipes(arm: str, repository: Path, tmp_path: Path
         .replace("num_attention_heads: 2", "num_attention_heads: 4")
     )
     path = tmp_path / "recipe.yaml"
-    path.write_text(text.replace("\ndata:", f"\n  {arm}:\ndata:") if arm not in text else text)
+    arms = "" if f"\n  {arm}:" in text else f"\n  {arm}:"
+    path.write_text(text.replace("\ndata:", f"{arms}\ndata:"))
     comparison = choose(tiny_request(model=str(path), against=arm))
     first, stated = (a.config.to_dict() for a in comparison.architectures)
     derived = derive(WuNengConfig(**first), arm).to_dict()
