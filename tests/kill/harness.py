@@ -196,6 +196,7 @@ class Scenario:
 def scenarios() -> list[Scenario]:
     """Every command that writes, from its beginning and in the middle of its work."""
     train = ["train", "tiny.yaml", "-q"]
+    longer = [*train, "--set", "training.steps=4", "--resume", "runs/tiny"]
     evaluate = ["eval", "runs/tiny", "--tasks", "validation", "--out", "scores", "-q"]
     convert = ["convert", "runs/tiny", "exported/model", "--to", "transformers", "--stock", "-q"]
     bench = [
@@ -208,6 +209,7 @@ def scenarios() -> list[Scenario]:
         Scenario("train --out", [*train, "--out", "here/run"], _recipe, run_results),
         Scenario("resume", train, _stopped, run_results, complete="runs/tiny/results.json"),
         Scenario("train of a finished run", [*train, "--resume", "runs/tiny"], _run, run_results),
+        Scenario("train longer", longer, _constant_run, run_results),
         Scenario("eval", evaluate, _run, _scores),
         Scenario("convert", convert, _plain_run, _exported, refused=exists),
         Scenario("bench", bench, _run, _speed),
@@ -225,6 +227,11 @@ def _run(server: Server, place: Path, text: str = RECIPE) -> None:
     _recipe(server, place, text)
     ended = server.run(place, ["train", "tiny.yaml", "-q"])
     assert ended.status == 0, ended.output
+
+
+def _constant_run(server: Server, place: Path) -> None:
+    """One whose schedule lets it be trained for longer."""
+    _run(server, place, RECIPE.replace("warmup_steps: 1", "warmup_steps: 1, schedule: constant"))
 
 
 def _plain_run(server: Server, place: Path) -> None:
@@ -248,11 +255,14 @@ def run_results(place: Path) -> dict[str, Any]:
     """What a finished run says, less what the clock says."""
     [run] = {path.resolve().parent for path in place.glob("*/*/results.json")}
     arm = run / "wuneng"
+    steps = (arm / "checkpoints").glob("step-*")
+    last = max(steps, key=lambda path: int(path.name.removeprefix("step-")))
     metrics = (arm / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "weights": (arm / "model" / "model.safetensors").read_bytes(),
-        "checkpoint": (arm / "checkpoints" / "step-3" / "model.safetensors").read_bytes(),
-        "moments": (arm / "checkpoints" / "step-3" / "optimizer.safetensors").read_bytes(),
+        "step": last.name,
+        "checkpoint": (last / "model.safetensors").read_bytes(),
+        "moments": (last / "optimizer.safetensors").read_bytes(),
         "rows": (arm / "rows.json").read_bytes(),
         "metrics": [_timeless(json.loads(line)) for line in metrics],
         "record": _timeless(json.loads((arm / "result.json").read_bytes())),
