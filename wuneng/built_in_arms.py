@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from wuneng.head_counts import replaced_heads
 
-__all__ = ["BUILT_IN_ARMS", "DEFAULT_ARMS", "BuiltInArm", "Match"]
+__all__ = ["BUILT_IN_ARMS", "DEFAULT_ARMS", "BuiltInArm", "Match", "arm_problem"]
 
 Match = Literal["width", "parameters", "flops"]
 Changes = dict[str, Any]
@@ -36,6 +36,7 @@ _OWN_OF_RWKV7: Changes = {
     "state_options": None,
     "state_removal_key": "shared",
     "state_value_residual": False,
+    "state_bonus": True,
     "state_output_gate": None,
 }
 
@@ -53,7 +54,13 @@ def _attention_head_size(base: Any) -> int:
 
 
 def _plain(base: Any) -> Changes:
-    return {"num_state_heads": 0, "cross_head": "none", "snapshots": 0, "layers": None}
+    return {
+        "num_state_heads": 0,
+        "cross_head": "none",
+        "snapshots": 0,
+        "layers": None,
+        "attention_short_conv": 0,
+    }
 
 
 def _full_width(base: Any) -> Changes:
@@ -91,7 +98,12 @@ def _interleaved(base: Any) -> Changes:
     states = min(3, base.num_hidden_layers - 1)
     pattern = ["state"] * states + ["attention"]
     size = _attention_head_size(base)
-    return {**_full_width(base), "head_dim": size, "layers": {"pattern": pattern}}
+    return {
+        **_full_width(base),
+        "head_dim": size,
+        "layers": {"pattern": pattern},
+        "sliding_window_layers": None,
+    }
 
 
 def _replacing(base: Any) -> Changes:
@@ -151,3 +163,15 @@ BUILT_IN_ARMS: dict[str, BuiltInArm] = {
 
 #: What is compared when a recipe does not say: the control shows what the token shift alone wins.
 DEFAULT_ARMS = ("wuneng", "mha", "mha-shift")
+
+
+def arm_problem(name: str, base: Any) -> tuple[str, str] | None:
+    """The field of the base, and what is wrong with it, where the arm would change nothing that the
+    base has; None where it can be made."""
+    if name in ("gated-delta", "kda") and not base.num_state_heads:
+        return "num_state_heads", f"expected 1 or more, whose kind arm {name} changes, got 0"
+    if name == "interleaved" and base.num_hidden_layers < 2:
+        return "num_hidden_layers", f"expected 2 or more for arm {name}, got 1"
+    if name == "interleaved" and not base.num_attention_heads:
+        return "num_attention_heads", f"expected 1 or more for arm {name}, got 0"
+    return None

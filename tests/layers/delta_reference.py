@@ -43,14 +43,14 @@ def layer_reference(layer: Any, x: Tensor, kind: str) -> Tensor:
 
 
 def _mixed(u: Tensor, letter: str, weights: dict[str, Tensor]) -> Tensor:
-    """A token shift, or a convolution, of ``[T, C]``."""
-    before = torch.cat([torch.zeros_like(u[:1]), u[:-1]])
-    if f"shift_{letter}" in weights:
-        u = u + weights[f"shift_{letter}"] * (before - u)
+    """A convolution, then a token shift, of ``[T, C]``."""
     if f"{letter}_conv.weight" in weights:
         taps = weights[f"{letter}_conv.weight"]
         padded = torch.cat([torch.zeros(taps.shape[1] - 1, u.shape[1], dtype=u.dtype), u])
         u = torch.stack([(padded[t : t + taps.shape[1]] * taps.T).sum(0) for t in range(len(u))])
+    before = torch.cat([torch.zeros_like(u[:1]), u[:-1]])
+    if f"shift_{letter}" in weights:
+        u = u + weights[f"shift_{letter}"] * (before - u)
     return u
 
 

@@ -51,9 +51,10 @@ class ToyLinear(StateHeads):
         self, x: Tensor, attention: AttentionHeads | None, layout: SequenceLayout, slot: Any
     ) -> Tensor:
         k, v = self.key_value({"k": x, "v": x}, attention, layout)
+        r, k, v = self.convolved(self.r_proj(x), k, v, layout, slot)
         r, k, v = (
             u.unflatten(-1, (self.heads, self.head_dim))
-            for u in self.shifted(self.r_proj(x), k, v, layout, slot)
+            for u in self.shifted(r, k, v, layout, slot)
         )
         w = nn.functional.logsigmoid(self.decay_logit)[:, None].expand_as(k)
         none = torch.zeros_like(k)

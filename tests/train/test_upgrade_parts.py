@@ -101,7 +101,7 @@ def test_learning_rates_go_by_name_and_the_first_pattern_counts() -> None:
         "embed.weight": None,
         "mix.weight": pytest.approx(0.3),
         "mix.bias": pytest.approx(0.05),
-        "w0": pytest.approx(0.2),
+        "w0": pytest.approx(0.1),
     }
 
 

@@ -26,7 +26,7 @@ from wuneng.bench.peer_models import (
     require_fla,
 )
 from wuneng.bench.request import DEFAULT_AGAINST, BenchRequest
-from wuneng.built_in_arms import BUILT_IN_ARMS
+from wuneng.built_in_arms import BUILT_IN_ARMS, arm_problem
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.head_counts import replaced_heads
 from wuneng.model import WuNengConfig, WuNengForCausalLM
@@ -166,7 +166,7 @@ def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
     _check_heads(config, arm)
     derived = config.changed(built_in.changes(config))
     if arm in ("mha", "llama"):
-        derived.attention_token_shift, derived.attention_short_conv = False, 0
+        derived.attention_token_shift = False
     if arm == "llama":
         check_llama(derived)
     return match(derived, config, built_in.match)
@@ -179,6 +179,8 @@ def _check_heads(config: WuNengConfig, arm: str) -> None:
             f"--against replace: {states} state heads cannot take the place of "
             f"{heads} attention heads"
         )
+    if problem := arm_problem(arm, config):
+        raise InputError(f"--against {arm}: {problem[0]}: {problem[1]}")
     if not heads and arm != "rwkv7":
         raise InputError(f"--against {arm}: the model has no attention heads to compare with")
 

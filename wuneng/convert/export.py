@@ -56,8 +56,7 @@ def to_transformers(
     config = read_config(located, source)
     if foreign := foreign_kind(config):
         raise InputError(
-            f"{located.label}: state kind {foreign} is not part of wuneng, whose code alone an "
-            "export carries"
+            f"{located.label}: {foreign} is not part of wuneng, whose code alone an export carries"
         )
     if stock is None:
         stock = _speaking(source) is None and _has_stock(config)

@@ -106,10 +106,11 @@ def _kinds(source: str) -> tuple[str, list[str]]:
 
 
 def foreign_kind(config: Any) -> str | None:
-    """The configuration's kind of state or middle heads that another package registered, if any."""
+    """The configuration's kind of state or middle heads that another package registered, if any,
+    as ``state kind NAME``."""
     for room, name in (("state", config.state_kind), ("middle", config.cross_head)):
         if name not in _own_kinds(room):  # type: ignore[arg-type]
-            return str(name)
+            return f"{room} kind {name}"
     return None
 
 

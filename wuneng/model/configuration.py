@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from wuneng.errors import nearest
 from wuneng.kinds import check_kind, load_kind
-from wuneng.layer_pattern import expand_layers, layer_problem
+from wuneng.layer_pattern import expand_layers, layer_problem, shape_problem
 from wuneng.limits import LIMITS
 from wuneng.model.field_types import is_finite_number, type_problem
 
@@ -126,12 +126,24 @@ class WuNengConfig(PreTrainedConfig):
         if self.state_output_gate is None and check_kind("state", self.state_kind) is None:
             self.state_output_gate = load_kind("state", self.state_kind).gated
         self._fill_ranks()
-        if self.num_state_heads == 0 or self.num_attention_heads == 0:
+        if not self._has_hybrid():
             self.cross_head = "none"
+
+    def _has_hybrid(self) -> bool:
+        """Whether some layer has both kinds of heads, which middle heads mix."""
+        if not (self.num_state_heads and self.num_attention_heads):
+            return False
+        return (
+            self.layers is None
+            or shape_problem(self.layers) is not None
+            or ("hybrid" in expand_layers(self.layers, self.num_hidden_layers))
+        )
 
     def changed(self, changes: Mapping[str, Any]) -> WuNengConfig:
         """A copy with some fields changed; None leaves one to its default. Errors of the class."""
         copied = copy.deepcopy(self)
+        if changes.get("state_kind", self.state_kind) != self.state_kind:
+            copied.state_output_gate = None  # another kind, another default
         for name, value in changes.items():
             setattr(copied, name, value)
         copied._check_types()
@@ -196,8 +208,6 @@ class WuNengConfig(PreTrainedConfig):
             layers = getattr(self, name)
             if layers is not None and any(not 0 <= i < self.num_hidden_layers for i in layers):
                 raise ValueError(f"{name} must lie in 0..{self.num_hidden_layers - 1}: {layers}")
-        if self.sliding_window_layers is not None and self.sliding_window is None:
-            raise ValueError("sliding_window_layers needs sliding_window")
         wrong = layer_problem(
             self.layers,
             self.num_hidden_layers,
@@ -208,6 +218,12 @@ class WuNengConfig(PreTrainedConfig):
             wrong = "says the same as state_layers: give one of them"
         if wrong is not None:
             raise ValueError(f"layers {wrong}")
+        if self.sliding_window_layers is not None and self.sliding_window is None:
+            raise ValueError("sliding_window_layers needs sliding_window")
+        if self.layers is not None:
+            without = [i for i in self.sliding_window_layers or () if not self.has_attention(i)]
+            if without:
+                raise ValueError(f"sliding_window_layers: layer {without[0]} has no attention")
 
     def _check_values(self) -> None:
         """Fields of which not every value within their limits will do."""

@@ -24,8 +24,10 @@ def attention_masks(
     Each is whatever the configured attention implementation takes (None where it is plain causal).
     ``document_ids`` ``[B, T]`` keeps packed documents apart.
     """
-    attending = [i for i in range(config.num_hidden_layers) if config.has_attention(i)]
-    sliding = [config.is_sliding(layer) for layer in attending]
+    sliding = [False]
+    if config.sliding_window is not None:
+        attending = (i for i in range(config.num_hidden_layers) if config.has_attention(i))
+        sliding = [config.is_sliding(layer) for layer in attending]
     arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": embeddings,

@@ -131,8 +131,8 @@ def sequence_layout(
     """Which tokens recurrent state runs over.
 
     Raises:
-        ValueError: a mask that is not ``[B, T]`` for a model with state or token shift, which
-            cannot follow it.
+        ValueError: a mask that is not ``[B, T]`` for a model with state, token shift or short
+            convolution, which cannot follow it.
     """
     batch, length = hidden.shape[:2]
     if document_ids is not None:
@@ -141,7 +141,8 @@ def sequence_layout(
         return SequenceLayout.dense(batch, length)
     if _is_padding(attention_mask):
         return SequenceLayout.from_padding(attention_mask[:, -length:])
-    if config.num_state_heads or config.attention_token_shift or config.ffn == "rwkv7":
+    mixes = config.attention_token_shift or config.attention_short_conv
+    if config.num_state_heads or mixes or config.ffn == "rwkv7":
         raise ValueError(
             f"{_mask_of_pairs(attention_mask)}: a recurrent state cannot follow a mask of pairs; "
             "use document_ids= to keep packed documents apart"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wuneng.layer_pattern import layer_problem
+from wuneng.layer_pattern import expand_layers, layer_problem
 from wuneng.recipe.data import StateTrackingTask, SyntheticData, TextData
 from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.rope import rope_problems
@@ -90,6 +90,11 @@ def _pattern_problems(model: ModelSettings) -> Iterator[Problem]:
         yield ("layers",), wrong
     elif model.layers is not None and model.state_layers is not None:
         yield ("layers",), "says the same as state_layers: give one of them"
+    elif model.layers is not None:
+        kinds = expand_layers(model.layers, model.num_hidden_layers)
+        without = [i for i in model.sliding_window_layers or () if kinds[i : i + 1] == ("state",)]
+        if without:
+            yield ("sliding_window_layers",), f"expected layers with attention, got {without[0]}"
     for name in ("state_short_conv", "attention_short_conv"):
         if getattr(model, name) == 1:
             yield (name,), "expected 0 or 2 and more taps, got 1"
@@ -98,6 +103,9 @@ def _pattern_problems(model: ModelSettings) -> Iterator[Problem]:
 def _middle_head_problems(model: ModelSettings) -> Iterator[Problem]:
     if model.cross_head == "none":
         return
+    kinds = expand_layers(model.layers or ["hybrid"], model.num_hidden_layers)
+    if "hybrid" not in kinds:
+        return  # no layer has both kinds of heads, hence none has middle heads
     heads, states = model.num_attention_heads, model.num_state_heads
     if not heads or not states:
         kind = "num_attention_heads" if not heads else "num_state_heads"

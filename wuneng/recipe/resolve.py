@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from wuneng.built_in_arms import arm_problem
 from wuneng.errors import nearest
 from wuneng.recipe.arms import BUILT_IN_ARMS, Arm, built_in, resolve_model
 from wuneng.recipe.consistency import Problem, model_problems, training_problems
@@ -91,6 +92,9 @@ def _choice_problems(
                 f"not a built-in arm ({', '.join(BUILT_IN_ARMS)}), so it needs model or training "
                 f"to say what it changes.{nearest(name, BUILT_IN_ARMS)}",
             )
+    for name in arms:
+        if problem := arm_problem(name, model):
+            yield ("model", problem[0]), problem[1]
     if "replace" in arms and model.num_attention_heads < 2:
         yield (
             ("model", "num_attention_heads"),

@@ -123,7 +123,11 @@ def pick_arms(arms: Mapping[str, Mapping[str, Any]]) -> Arms:
 
     state = first(HYBRID)
     facts = {} if state is None else arms[state]
-    if facts.get("short_conv", False) and not facts.get("token_shift", True):
+    if facts.get("short_conv", False) and facts.get("token_shift", True):
+        # No built-in control has both, and one that has the shift alone would flatter the state.
+        both = "token shift and the short convolution"
+        return Arms(state, first(ATTENTION), None, both, "with both")
+    if facts.get("short_conv", False):
         control = first(CONVOLVED_ATTENTION)
         return Arms(state, first(ATTENTION), control, "short convolution", "mha-conv")
     return Arms(state, first(ATTENTION), first(SHIFTED_ATTENTION))

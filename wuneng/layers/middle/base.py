@@ -43,6 +43,12 @@ class MiddleHeads(nn.Module):
     #: Whether there is something in the middle: [lambda * R; Mid], or lambda * R alone.
     mixes: ClassVar[bool] = True
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A formula of a class's own is no operator's, unless the class says so itself."""
+        super().__init_subclass__(**kwargs)
+        if "formula" in cls.__dict__ and "operator" not in cls.__dict__:
+            cls.operator = None
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.kind = type(self)

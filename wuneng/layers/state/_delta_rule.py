@@ -34,6 +34,7 @@ class DeltaRule(StateHeads):
 
     gated: ClassVar[bool] = True
     published: ClassVar = {"token_shift": "none", "state_short_conv": 4}
+    fields = frozenset({"state_output_gate", "state_a_max"})
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -48,6 +49,15 @@ class DeltaRule(StateHeads):
         """Register what they are made of; the gate only with ``state_output_gate``."""
         raise NotImplementedError
 
+    def initialise(self, config: Any) -> None:
+        """Initial values, those of linear layers as everywhere in the model."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init.normal_(module.weight, std=config.initializer_range)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+        super().initialise(config)
+
     def log_decay(self, x: Tensor) -> Tensor:
         """The log decay of every token, ``[.., S, N]`` or ``[.., S, 1]`` float32, at most 0."""
         raise NotImplementedError
@@ -61,10 +71,10 @@ class DeltaRule(StateHeads):
     ) -> Tensor:
         """R of the packed input; arguments as :class:`StateHeads`."""
         k, v = self.key_value({"k": x, "v": x}, attention, layout)
-        r, k, v = self.shifted(self.r_proj(x), k, v, layout, slot)
+        r, k, v = self.convolved(self.r_proj(x), k, v, layout, slot)
         r, k, v = (
             nn.functional.silu(u).unflatten(-1, (self.heads, self.head_dim))
-            for u in self.convolved(r, k, v, layout, slot)
+            for u in self.shifted(r, k, v, layout, slot)
         )
         r, k = _unit(r) * self.head_dim**-0.5, _unit(k)
         beta = self.config.state_a_max * torch.sigmoid(self.b_proj(x)).unsqueeze(-1)

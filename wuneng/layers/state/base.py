@@ -35,7 +35,14 @@ from wuneng.ops import Snapshots, wkv7
 #: Of the paper's letters: read vector (receptance), key, value.
 LETTERS = "rkv"
 #: Fields that not every kind has, and their value where it is without.
-OPTIONAL = {"state_removal_key": "shared", "state_value_residual": False}
+OPTIONAL: dict[str, Any] = {
+    "state_removal_key": "shared",
+    "state_value_residual": False,
+    "state_output_gate": False,
+    "state_a_max": 1.0,
+    "state_bonus": True,
+    "state_norm_eps": 64e-5,
+}
 NOW_LOGIT = 5.0  # softmax over (now, snapshots) starts with more than 0.96 on the present state
 
 
@@ -103,8 +110,8 @@ class StateHeads(nn.Module):
         unknown = set(config.state_options or {}) - set(cls.settings)
         if unknown:
             raise ValueError(
-                f"state_options: {config.state_kind} has no setting {min(unknown)!r}; it takes "
-                f"{', '.join(cls.settings) or 'none'}"
+                f"state_options: {config.state_kind} has no setting {min(map(str, unknown))!r}; "
+                f"it takes {', '.join(cls.settings) or 'none'}"
             )
         for name, without in OPTIONAL.items():
             if getattr(config, name) != without and name not in cls.fields:

@@ -191,7 +191,7 @@ class RWKV7(HeadParameters):
         return {
             letter: torch.addcmul(x, delta, getattr(self, f"x_{letter}").to(x.dtype))
             for letter in self.shifted_inputs()
-        } | ({"v": x} if self.config.state_value_source != "own" else {})
+        } | ({"v": x} if self.value_source != "own" else {})
 
     def _receptance_and_logits(self, mixtures: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """r and the logits of decay and rate ``[.., S * N]``."""

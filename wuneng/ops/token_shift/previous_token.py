@@ -36,6 +36,9 @@ def last_token(x: Tensor, carry: Tensor | None, cu_seqlens: Tensor | None) -> Te
     """
     if cu_seqlens is None:
         return x[:, -1]
+    if x.shape[1] == 0:  # pads alone
+        sequences = cu_seqlens.numel() - 1
+        return x.new_zeros(sequences, x.shape[-1]) if carry is None else carry.to(x.dtype)
     empty = cu_seqlens[1:] == cu_seqlens[:-1]
     taken = x[0, (cu_seqlens[1:] - 1).clamp(min=0)]
     kept = torch.zeros_like(taken) if carry is None else carry.to(taken.dtype)
