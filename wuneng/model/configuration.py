@@ -131,13 +131,10 @@ class WuNengConfig(PreTrainedConfig):
 
     def _has_hybrid(self) -> bool:
         """Whether some layer has both kinds of heads, which middle heads mix."""
-        if not (self.num_state_heads and self.num_attention_heads):
-            return False
-        return (
-            self.layers is None
-            or shape_problem(self.layers) is not None
-            or ("hybrid" in expand_layers(self.layers, self.num_hidden_layers))
-        )
+        both = bool(self.num_state_heads and self.num_attention_heads)
+        if self.layers is None or shape_problem(self.layers):
+            return both
+        return both and "hybrid" in expand_layers(self.layers, self.num_hidden_layers)
 
     def changed(self, changes: Mapping[str, Any]) -> WuNengConfig:
         """A copy with some fields changed; None leaves one to its default. Errors of the class."""
