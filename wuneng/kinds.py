@@ -32,6 +32,8 @@ def register(room: Room, name: str) -> Callable[[C], C]:
     """
 
     def remember(kind: C) -> C:
+        if name in _files(room) and kind.__module__ != _module_of(room, name):
+            raise ValueError(f"{room} kind {name!r} is {_module_of(room, name)} already")
         known = _REGISTERED[room].get(name)
         if known is not None and known.__qualname__ != kind.__qualname__:
             raise ValueError(f"{room} kind {name!r} is {known.__qualname__} already")
