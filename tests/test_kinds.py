@@ -43,7 +43,7 @@ def test_names_are_checked() -> None:
     )
     with pytest.raises(ValueError, match="middle kind must be one of additive, concat"):
         load_kind("middle", "mean")
-    with pytest.raises(ValueError, match="'gated' is wuneng.layers.middle.gated already"):
+    with pytest.raises(ValueError, match=r"'gated' is wuneng\.layers\.middle\.gated already"):
 
         @register("middle", "gated")
         class Another:
