@@ -11,7 +11,14 @@ from typing import Any, Literal, NamedTuple
 
 from wuneng.head_counts import replaced_heads
 
-__all__ = ["BUILT_IN_ARMS", "DEFAULT_ARMS", "BuiltInArm", "Match", "arm_problem"]
+__all__ = [
+    "BUILT_IN_ARMS",
+    "DEFAULT_ARMS",
+    "RWKV7_TIME_MIX",
+    "BuiltInArm",
+    "Match",
+    "arm_problem",
+]
 
 Match = Literal["width", "parameters", "flops"]
 Changes = dict[str, Any]
@@ -31,6 +38,15 @@ class BuiltInArm(NamedTuple):
     meaning: str
 
 
+#: RWKV-7's time mix, whatever its sizes: of the arm, and of checkpoints that are converted.
+RWKV7_TIME_MIX: Changes = {
+    "num_attention_heads": 0,
+    "state_key_source": "own",
+    "state_value_source": "own",
+    "token_shift": "pre",
+    "state_output_gate": True,
+    "state_value_residual": True,
+}
 #: What RWKV-7's heads alone have, at the value of heads without it.
 _OWN_OF_RWKV7: Changes = {
     "state_options": None,
@@ -78,17 +94,12 @@ def _pure_rwkv7(base: Any) -> Changes:
     return {
         **_full_width(base),
         **_OWN_OF_RWKV7,
-        "num_attention_heads": 0,
+        **RWKV7_TIME_MIX,
         "num_key_value_heads": None,
         "head_dim": None,
         "layers": None,
         "state_kind": "rwkv7",
         "state_short_conv": 0,
-        "state_key_source": "own",
-        "state_value_source": "own",
-        "token_shift": "pre",
-        "state_output_gate": True,
-        "state_value_residual": True,
     }
 
 

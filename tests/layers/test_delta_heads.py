@@ -139,8 +139,10 @@ def test_generation_and_beams(kind: str) -> None:
         with torch.no_grad():
             again = torch.cat([again, model(again, use_cache=False).logits[:, -1:].argmax(-1)], 1)
     assert greedy.tolist() == again.tolist()
-    beams = model.generate(ids, max_new_tokens=5, do_sample=False, num_beams=3)
-    assert beams.shape == greedy.shape
+    how = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
+    assert (
+        model.generate(ids, **how).tolist() == model.generate(ids, use_cache=False, **how).tolist()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

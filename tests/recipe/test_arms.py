@@ -185,6 +185,7 @@ def test_paper_preset_on_one_arm() -> None:
             "model.state_head_dim: expected the size of an attention head (64)",
         ),
         ({"num_state_heads": 3}, "model.num_state_heads: expected a divisor or a multiple"),
+        ({"state_a_max": 1.5}, "model.state_a_max: expected 1.0 or 2.0, got 1.5"),
         ({"snapshot_every": 24}, "model.snapshot_every: expected a multiple of 16, got 24"),
         ({"token_shift_on": "rr"}, "model.token_shift_on: expected each letter once, got 'rr'"),
         ({"state_layers": [0, 6]}, "model.state_layers: expected layers from 0 to 5, got 6"),

@@ -129,6 +129,10 @@ def spelled_otherwise(name: str, value: Any, context: dict[str, Any]) -> str | N
         return "a model with one kind of heads has no middle heads, whatever a file says of them"
     if name == "state_options" and value:
         return "what settings a kind has is written in its file, which a recipe does not import"
+    if name == "state_a_max" and isinstance(value, float | int) and 1 < value < 2:
+        return "a checkpoint may have been made with any rate in between; a recipe takes either end"
+    if name in ("initializer_range", "rms_norm_eps") and value == 0:
+        return "a checkpoint may say zero, with which nothing should be trained anew"
     if name == "hidden_act" and value == OTHER_ACTIVATION:
         return "a converted model keeps whatever activation transformers knows"
     return None

@@ -13,6 +13,7 @@ from torch import nn
 from tests.precision import assert_as_exact
 from tests.train.tiny import TinyModel, counting_batch, tiny_training
 from wuneng.errors import RecipeError
+from wuneng.model.parameter_groups import groups_of
 from wuneng.recipe import Distillation, LoraSettings
 from wuneng.train.distillation import Teacher
 from wuneng.train.lora import adapter_parameters, adapter_ranks
@@ -93,7 +94,8 @@ def test_learning_rates_go_by_name_and_the_first_pattern_counts() -> None:
     model = TinyModel()
     model.embed.weight.requires_grad_(False)
     training = tiny_training(learning_rates={r"mix\.bias": 0.5, "mix": 3.0})
-    optimizer = build_optimizer(model, training)
+    kinds = groups_of(model) | {"w0": "double_lr"}
+    optimizer = build_optimizer(model, training, kinds)
     set_learning_rate(optimizer, 0.1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     found = {name: rates.get(id(p)) for name, p in model.named_parameters()}
@@ -101,7 +103,7 @@ def test_learning_rates_go_by_name_and_the_first_pattern_counts() -> None:
         "embed.weight": None,
         "mix.weight": pytest.approx(0.3),
         "mix.bias": pytest.approx(0.05),
-        "w0": pytest.approx(0.1),
+        "w0": pytest.approx(0.2),
     }
 
 

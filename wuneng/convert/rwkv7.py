@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from wuneng.built_in_arms import RWKV7_TIME_MIX
 from wuneng.convert.layouts import described_keys
 from wuneng.convert.plan import Route
 from wuneng.convert.tensor_files import TensorSource
@@ -25,13 +26,8 @@ __all__ = ["RWKV7_WIRING", "Rwkv7", "read_rwkv7"]
 
 #: What makes RWKV-7 of a WuNeng, whatever its sizes.
 RWKV7_WIRING: dict[str, Any] = {
-    "num_attention_heads": 0,
+    **RWKV7_TIME_MIX,
     "num_key_value_heads": 0,
-    "state_key_source": "own",
-    "state_value_source": "own",
-    "token_shift": "pre",
-    "state_output_gate": True,
-    "state_value_residual": True,
     "ffn": "rwkv7",
     "norm": "layernorm",
 }

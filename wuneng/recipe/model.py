@@ -45,7 +45,6 @@ PAPER_WIRING: dict[str, Any] = {
 }
 
 PositiveReal = Annotated[Real, Field(gt=0.0)]
-NotNegative = Annotated[Real, Field(ge=0.0)]
 Taps = Annotated[Count, Field(le=MOST_TAPS)]
 
 
@@ -87,7 +86,7 @@ class ModelSettings(Settings):
     """Longest sequence that the model is meant for."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalisation before attention and before the feed-forward layer."""
-    rms_norm_eps: NotNegative = 1e-5
+    rms_norm_eps: PositiveReal = 1e-5
     """Epsilon of that normalisation."""
     embedding_norm: bool = False
     """The same normalisation once more after the embedding (RWKV-7's ``ln0``)."""
@@ -101,7 +100,7 @@ class ModelSettings(Settings):
     """Biases in the feed-forward layer."""
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the output projection."""
-    initializer_range: NotNegative = 0.02
+    initializer_range: PositiveReal = 0.02
     """Standard deviation of the initial weights outside the state heads."""
 
     num_attention_heads: Heads = 4
