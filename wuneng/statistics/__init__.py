@@ -14,6 +14,7 @@ any of it: two models answer the same items, and most of the variance is the ite
     seeds         one arm over the seeds that it was trained from
     student       Student's t distribution, for intervals over few seeds
     corrections   Holm's correction for several comparisons
+    sample_size   the smallest difference that n seeds show, and the seeds that one needs
 
 Sources: McNemar (1947), exact conditional form; Bonett and Price (2012), "Adjusted Wald confidence
 interval for a difference of binomial proportions based on paired data"; Efron and Tibshirani
@@ -31,6 +32,12 @@ from wuneng.statistics.paired import (
     paired_by_seed,
     paired_difference,
 )
+from wuneng.statistics.sample_size import (
+    equivalence_power,
+    minimum_detectable_effect,
+    power,
+    seeds_needed,
+)
 from wuneng.statistics.seeds import OverSeeds, over_seeds
 from wuneng.statistics.student import t_quantile, t_two_sided
 
@@ -41,14 +48,18 @@ __all__ = [
     "OverSeeds",
     "PairedDifference",
     "Scale",
+    "equivalence_power",
     "estimate",
     "holm",
     "mcnemar_exact",
+    "minimum_detectable_effect",
     "over_seeds",
     "paired_accuracy_difference",
     "paired_bootstrap",
     "paired_by_seed",
     "paired_difference",
+    "power",
+    "seeds_needed",
     "t_quantile",
     "t_two_sided",
 ]
