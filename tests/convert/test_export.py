@@ -232,7 +232,7 @@ def test_the_branch_decides_between_stock_and_code(tmp_path: Path) -> None:
 def test_a_value_that_stock_models_refuse(tmp_path: Path) -> None:
     """transformers allows an initial scale of at most 1."""
     source = _save(tmp_path / "source", "mha", initializer_range=1.5)
-    with pytest.raises(ModelError, match="llama cannot be made: .*initializer_range.*got 1.5"):
+    with pytest.raises(ModelError, match=r"llama cannot be made: .*initializer_range.*got 1.5"):
         convert(Request(str(source), tmp_path / "out", to="transformers", stock=True))
     request = Request(str(source), tmp_path / "code", to="transformers", verify=False)
     convert(request)  # with its own code instead
