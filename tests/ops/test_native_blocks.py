@@ -182,8 +182,8 @@ MIDDLE = {
     "scale": torch.randn(2),
     "mix": torch.randn(2, 2),
     "norm": torch.randn(2, 16),
-    "first": torch.randn(4, 16),
-    "second": torch.randn(2, 16),
+    "alpha_or_matrix": torch.randn(4, 16),
+    "beta_or_bias": torch.randn(2, 16),
 }
 
 

@@ -51,7 +51,8 @@ class HeadWeights(NamedTuple):
     norm_bias: Tensor | None = None
 
 
-#: What :func:`wuneng.ops.cross_head` mixes: A, R, scale, group_mix, group_norm, first and second.
+#: What :func:`wuneng.ops.cross_head` mixes: A, R, scale, group_mix, group_norm, alpha_or_matrix and
+#: beta_or_bias.
 MiddleTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 

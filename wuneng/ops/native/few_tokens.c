@@ -108,12 +108,12 @@ static void middle_head(const CrossHead *g, const float *attention, const float 
   float mean[N], z[N], slope[N];
   grouped(g, attention, head, mean);
   if (g->kind == 0) {
-    const float *beta = g->second + head * N;
+    const float *beta = g->beta_or_bias + head * N;
     EACH store(AT(out), load(AT(mean)) + load(AT(beta)) * load(AT(read)));
     return;
   }
-  const float *bias = g->second ? g->second + head * N : NULL;
-  per_head(mean, read, g->first + head * 2 * N * N, bias, g->kind == 2 ? out : z);
+  const float *bias = g->beta_or_bias ? g->beta_or_bias + head * N : NULL;
+  per_head(mean, read, g->alpha_or_matrix + head * 2 * N * N, bias, g->kind == 2 ? out : z);
   if (g->kind == 2) return;
   EACH {
     vf r = load(AT(read)), gate = sigmoid_v(load(AT(z)), AT(slope));
@@ -128,7 +128,7 @@ static void change_attention(const CrossHead *g, const float *attention, const f
     const int64_t count = g->state_heads > g->heads ? g->state_heads / g->heads : 1;
     const int64_t first =
         g->state_heads > g->heads ? head * count : head / (g->heads / g->state_heads);
-    const float *alpha = g->first + head * N, *old = attention + head * N;
+    const float *alpha = g->alpha_or_matrix + head * N, *old = attention + head * N;
     EACH {
       vf sum = {0};
       for (int64_t i = 0; i < count; ++i) sum += load(AT(readout + (first + i) * N));

@@ -27,7 +27,7 @@ typedef struct {
   double eps;
   const float *attention, *readout;       /* [tokens, H, N], [tokens, S, N] */
   const float *scale, *mix, *norm;        /* [scales], [S, max(1, H / S)], [S, N] */
-  const float *first, *second;            /* as wuneng.ops.cross_head */
+  const float *alpha_or_matrix, *beta_or_bias; /* as wuneng.ops.cross_head */
   float *changed;                         /* A' [tokens, H, N], additive only */
   float *branch;                          /* [tokens, 2, S, N] */
 } CrossHead;
