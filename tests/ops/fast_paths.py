@@ -64,8 +64,10 @@ CPU_PATHS = [
     FastPath("wkv7.interface:step", "default", "decode", "chunked", watched=True),
     FastPath("wkv7.interface:step_with_snapshots", "snapshots", "decode"),
     FastPath("state_head.step:_torch_step", "default", "decode", "chunked"),
-    FastPath("state_head.recurrence_inputs:_StateInputs.forward", "default", "prefill", "chunked"),
-    FastPath("state_head.recurrence_inputs:_StateInputs.backward", "snapshots", "gradient"),
+    FastPath(
+        "state_head.recurrence_inputs:_RecurrenceInputs.forward", "default", "prefill", "chunked"
+    ),
+    FastPath("state_head.recurrence_inputs:_RecurrenceInputs.backward", "snapshots", "gradient"),
     FastPath("readout.by_hand:_without_gradients", "snapshots", "prefill"),
     FastPath("readout.by_hand:_StateReadout.forward", "default", "gradient", "chunked"),
     FastPath("readout.by_hand:_StateReadout.backward", "snapshots", "gradient"),
@@ -82,7 +84,7 @@ TRITON_PATHS = {
     "scan": "wkv7.triton_autograd:wkv7_triton",
     "step": "wkv7.triton_autograd:wkv7_triton_step",
     "snapshots": "wkv7.triton_autograd:read_snapshots",
-    "projections": "wkv7.triton_state_mix:state_mix_triton",
+    "projections": "wkv7.triton_from_projections:wkv7_from_projections_triton",
     "head_step": "state_head.triton_step:state_head_step_triton",
     "readout": "readout.triton_kernels:state_readout_triton",
     "token_shift": "token_shift.triton_kernels:token_shift_triton",

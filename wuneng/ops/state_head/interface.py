@@ -26,7 +26,7 @@ from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, Head
 from wuneng.ops.native.operator import is_available, run
 from wuneng.ops.plain import are_plain
 from wuneng.ops.readout import state_readout
-from wuneng.ops.state_head.from_projections import state_mix
+from wuneng.ops.state_head.from_projections import wkv7_from_projections
 from wuneng.ops.state_head.step import carry_parts, has_kernel, state_head_step
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.token_shift.previous_token import last_token, previous_token
@@ -123,7 +123,7 @@ def _composed(
     assert weights.k_k is not None
     assert weights.k_a is not None
     shape = (options.heads, options.size)
-    y, key, final, ring = state_mix(
+    y, key, final, ring = wkv7_from_projections(
         *(r, heads(inputs.w), k, v, heads(inputs.a)),
         None if inputs.b is None else heads(inputs.b),
         *(weights.k_k.view(shape), weights.k_a.view(shape)),

@@ -2,7 +2,7 @@
 
     u_t <- u_t + mu (u_{t-1} - u_t)                  token shift of r, k, v (those that have one)
     w = exp(-e^{-1/2} sigma(logit))                  decay
-    rate, kappa, k~, a, b                            as in ``state_inputs``
+    rate, kappa, k~, a, b                            as in ``recurrence_inputs``
     S <- S diag(w) + (S a^T) b + v^T k~,  y = r S^T  the recurrence
     R = (groupnorm(y) + (sum r k~ r_k) v) * gate     as in ``readout``
 
@@ -27,7 +27,7 @@ from wuneng.ops.readout import state_readout_reference
 from wuneng.ops.state_head.recurrence_inputs import (
     LOG_DECAY_SCALE,
     NORM_EPS,
-    state_inputs_reference,
+    recurrence_inputs_reference,
 )
 from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
 
@@ -58,7 +58,7 @@ def state_head_step_reference(
             u = now[letter]
             last = before[letter].to(dtype).view_as(u) if letter in before else 0
             now[letter] = u + mu * (last - u)
-    k, a, b = state_inputs_reference(
+    k, a, b = recurrence_inputs_reference(
         *(now["k"], now.get("b", now["k"]), now["a"], weights.k_k, weights.k_a, options.a_max)
     )
     log_w = LOG_DECAY_SCALE * torch.sigmoid(now["w"])

@@ -20,7 +20,7 @@ further product: with g_i = (a da + r dr - b db - k dk)_i,
     dw_i = sum_{l >= i} g_l - (a da)_i + sum_j (b^ (U dS') + k^ (V dS'))_j + sum_value S' dS'.
 
 With RAW the inputs are the layer's projections (see triton_forward) and so are the gradients: da,
-db, dk~ and dw never leave the program (``triton_state_inputs`` folds them). Gradients of the
+db, dk~ and dw never leave the program (``triton_recurrence_inputs`` folds them). Gradients of the
 weights k_k and k_a are written per chunk: sums carried along the scan would hold registers.
 """
 # mypy: disable-error-code="no-untyped-def"
@@ -37,7 +37,7 @@ from wuneng.ops.wkv7.triton_chunk import (
     sequence_extent,
     unit_lower_inverse,
 )
-from wuneng.ops.wkv7.triton_state_inputs import (
+from wuneng.ops.wkv7.triton_recurrence_inputs import (
     fold_log_decay,
     fold_removal,
     fold_replacement,

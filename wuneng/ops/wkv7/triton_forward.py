@@ -11,7 +11,7 @@ keeps its rows from one product to the next, and a program may take only a block
 (VALUES < head size) when there are few heads.
 
 With RAW the kernel reads the layer's projections instead and makes w, k~, a and b of them in
-registers (``triton_state_inputs``); it then also writes k~, which the layer's bonus reads.
+registers (``triton_recurrence_inputs``); it then also writes k~, which the layer's bonus reads.
 """
 # mypy: disable-error-code="no-untyped-def"
 # Triton traces these functions; its tensors have no useful static type.
@@ -27,7 +27,7 @@ from wuneng.ops.wkv7.triton_chunk import (
     sequence_extent,
     unit_lower_inverse,
 )
-from wuneng.ops.wkv7.triton_state_inputs import load_inputs, log_decay_of
+from wuneng.ops.wkv7.triton_recurrence_inputs import load_inputs, log_decay_of
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The inputs' algebra of ``ops/state_inputs`` on one chunk's tiles, for kernels that read the raw
+"""The algebra of ``ops.recurrence_inputs`` on one chunk's tiles, for kernels that read the raw
 projections: forward, and from gradients of the recurrence's inputs back to the projections'.
 
     log w = -e^{-1/2} sigma(decay logit)        rate = sigma(rate logit)

@@ -1,7 +1,7 @@
 """The scans that read a layer's raw projections, as torch operators.
 
-state_mix_triton         what ``state_head.from_projections`` calls
-wuneng::state_mix_triton_forward, _backward     wkv7's kernels with RAW, registered with torch
+wkv7_from_projections_triton                         what ``state_head.from_projections`` calls
+wuneng::wkv7_from_projections_triton_forward, _backward    wkv7's kernels with RAW, for torch
 
 Only the projections are kept for backward; w, k~, a and b, in and out, exist in registers alone.
 """
@@ -22,7 +22,7 @@ from wuneng.ops.wkv7.triton_launch import (
     processors,
     segment_length,
 )
-from wuneng.ops.wkv7.triton_state_mix_scans import mix_scan, mix_scan_back
+from wuneng.ops.wkv7.triton_projection_scans import projection_scan, projection_scan_back
 from wuneng.ops.wkv7.triton_tables import boundary_rows, sequence_table
 
 #: r, decay_logit, k, v and rate_logit; source, which may be absent; k_k and k_a.
@@ -30,7 +30,7 @@ Projections = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tenso
 
 
 def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int, differentiated: bool) -> bool:
-    """Whether :func:`state_mix_triton` takes these: head size, dtypes, device, one pass.
+    """Whether :func:`wkv7_from_projections_triton` takes these: size, dtypes, device, one pass.
 
     Where heads are so few that wkv7 would cut sequences into segments it does not: the passes that
     carry a segment's state read a and b as tensors. A traced graph cannot ask the device how many
@@ -49,7 +49,7 @@ def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int, differentiated: 
     return segment_length(0, tokens, chunk, programs * (size // values), programs, count) == 0
 
 
-def state_mix_triton(
+def wkv7_from_projections_triton(
     *tensors: *Projections,
     a_max: float,
     initial_state: Tensor | None = None,
@@ -57,7 +57,7 @@ def state_mix_triton(
     chunk: int = 0,
     values: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments as :func:`wuneng.ops.state_mix`; ``source`` None is k.
+    """Arguments as :func:`wuneng.ops.wkv7_from_projections`; ``source`` None is k.
 
     Args:
         chunk: tokens per chunk, 16, 32 or 64; 0 chooses.
@@ -73,7 +73,7 @@ def state_mix_triton(
     )
     if chunk == 0:
         chunk = chunk_length(v.dtype, v.shape[-1], keeps_states)
-    y, key, final_state, _ = torch.ops.wuneng.state_mix_triton_forward(
+    y, key, final_state, _ = torch.ops.wuneng.wkv7_from_projections_triton_forward(
         *tensors, initial_state, cu_seqlens, a_max, chunk, values, keeps_states
     )
     return y, key, final_state
@@ -87,7 +87,7 @@ _GIVEN = (
 
 
 @torch.library.custom_op(
-    "wuneng::state_mix_triton_forward",
+    "wuneng::wkv7_from_projections_triton_forward",
     mutates_args=(),
     schema=f"({_GIVEN}, Tensor? initial_state, Tensor? cu_seqlens, float a_max, int chunk, "
     "int values, bool keeps_states) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -99,7 +99,7 @@ def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, key, final_state, states = outputs
     if final_state.numel():
         table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
-        mix_scan(
+        projection_scan(
             (r, decay_logit, k, v, source, rate_logit),
             (k_k, k_a),
             a_max,
@@ -138,7 +138,7 @@ def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op(
-    "wuneng::state_mix_triton_backward",
+    "wuneng::wkv7_from_projections_triton_backward",
     mutates_args=(),
     schema=f"({_GIVEN}, Tensor states, Tensor? cu_seqlens, Tensor? dy, Tensor? d_key, "
     "Tensor? d_final_state, float a_max, int chunk, int values) -> Tensor[]",
@@ -149,7 +149,7 @@ def _backward(*given: Any) -> list[Tensor]:
     gradients = _backward_outputs(given[:8], cu_seqlens)
     dr, dw, dk, dv, d_rate, *d_source, d_k_k, d_k_a, d_initial_state = gradients
     table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
-    mix_scan_back(
+    projection_scan_back(
         (r, decay_logit, k, v, source, rate_logit),
         (k_k, k_a),
         a_max,
@@ -187,7 +187,9 @@ def _(*given: Any) -> list[Tensor]:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, initial_state, cu_seqlens, a_max, chunk, values, keeps_states = inputs
     if not keeps_states:
-        raise RuntimeError("state_mix_triton_forward needs keeps_states=True to be differentiated")
+        raise RuntimeError(
+            "wkv7_from_projections_triton_forward needs keeps_states=True to be differentiated"
+        )
     ctx.save_for_backward(*tensors, output[3], cu_seqlens)
     ctx.set_materialize_grads(False)
     ctx.choices, ctx.has_initial_state = (a_max, chunk, values), initial_state is not None
@@ -202,7 +204,7 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     source = ctx.saved_tensors[5]
     gradients: list[Tensor | None] = list(
-        torch.ops.wuneng.state_mix_triton_backward(
+        torch.ops.wuneng.wkv7_from_projections_triton_backward(
             *ctx.saved_tensors, dy, d_key, d_final_state, *ctx.choices
         )
     )

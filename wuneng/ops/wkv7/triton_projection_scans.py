@@ -21,7 +21,7 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
-def mix_scan(
+def projection_scan(
     projections: tuple[Tensor | None, ...],
     weights: tuple[Tensor, Tensor],
     a_max: float,
@@ -71,7 +71,7 @@ def mix_scan(
         )
 
 
-def mix_scan_back(
+def projection_scan_back(
     projections: tuple[Tensor | None, ...],
     weights: tuple[Tensor, Tensor],
     a_max: float,
@@ -84,7 +84,7 @@ def mix_scan_back(
     chunk: int,
     values: int,
 ) -> None:
-    """Launch the backward kernel on what :func:`mix_scan` took.
+    """Launch the backward kernel on what :func:`projection_scan` took.
 
     ``given`` are dy, the gradient of k~ and d_final_state; ``gradients`` of the projections, in
     their order, and ``weight_gradients`` of k_k and k_a, written.
