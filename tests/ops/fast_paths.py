@@ -46,18 +46,18 @@ class FastPath:
     @property
     def compiled(self) -> bool:
         """Whether it is there only where C can be compiled."""
-        return self.where.startswith("native.")
+        return "native" in self.where.partition(":")[0].split(".")
 
     def __str__(self) -> str:
         return self.where
 
 
 CPU_PATHS = [
-    FastPath("native.operator:_Call.forward", "default", "prefill"),
-    FastPath("native.operator:_backward", "default", "gradient"),
-    FastPath("native.few_tokens:low_rank", "pre-shift", "decode"),
-    FastPath("native.few_tokens:projections", "own-removal-key", "decode"),
-    FastPath("native.few_tokens:cross_head", "own-removal-key", "decode"),
+    FastPath("state_head.native:_Call.forward", "default", "prefill"),
+    FastPath("state_head.native:_backward", "default", "gradient"),
+    FastPath("low_rank.native:low_rank", "pre-shift", "decode"),
+    FastPath("low_rank.native:projections", "own-removal-key", "decode"),
+    FastPath("cross_head.native:cross_head", "own-removal-key", "decode"),
     FastPath("native.hybrid_token:HybridToken.__call__", "default", "decode"),
     FastPath("wkv7.chunked:forward_pass", "snapshots", "prefill", written=2),
     FastPath("wkv7.chunked:backward_pass", "snapshots", "gradient", written=7),
@@ -95,7 +95,13 @@ BEHIND_TRITON_PATHS = {"wkv7.triton_step", "wkv7.triton_snapshots"}
 FLA_PATH = "wkv7.fla:_load"
 
 #: Where C is loaded or built.
-LOADERS = [f"native.{name}:library" for name in ("operator", "few_tokens", "hybrid_token")]
+LOADERS = [
+    f"{module}:library"
+    for module in (
+        *("state_head.native", "low_rank.native", "cross_head.native"),
+        *("native.few_tokens", "native.hybrid_token"),
+    )
+]
 
 
 @contextmanager

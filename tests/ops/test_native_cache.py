@@ -38,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     # What is kept matters here, not how fast it is: the smallest source, unoptimised.
     monkeypatch.setattr(compiler, "_FLAGS", ("-O0", "-std=gnu11", "-fPIC"))
-    monkeypatch.setattr(compiler, "_SOURCES", ("few_tokens.c",))
+    monkeypatch.setattr(compiler, "_SOURCES", ("cross_head/cross_head.c",))
     _forget()
     yield root / "wuneng"
     assert not list(temporary.iterdir())  # whatever was built there is gone

@@ -10,6 +10,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class LowRank(NamedTuple):
+    """Weights of bias + middle(x down) up: ``[D, rank]``, ``[rank, C]``, ``[C]``."""
+
+    down: Tensor
+    up: Tensor
+    bias: Tensor
+
+
 class HeadInputs(NamedTuple):
     """Projections of the tokens, before any token shift, ``[B, T, S * N]`` each.
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.backend import HAS_TRITON, candidates
+from wuneng.ops.cross_head import native
 from wuneng.ops.cross_head.by_hand import cross_head_by_hand
 from wuneng.ops.cross_head.reference import KINDS, cross_head_reference
 from wuneng.ops.native import few_tokens
@@ -76,7 +77,7 @@ def cross_head(
         if backend == "triton" or triton_autograd.takes(kind, tensors):
             return triton_autograd.cross_head_triton(kind, *tensors, eps=eps)
     if "native" in allowed and few_tokens.takes(R.shape[-1], _products(kind, R), *tensors):
-        return few_tokens.cross_head(kind, *tensors, eps=eps)
+        return native.cross_head(kind, *tensors, eps=eps)
     if "chunked" in allowed and _is_plain(tensors):
         return cross_head_by_hand(kind, *tensors, eps=eps)
     return cross_head_reference(kind, *tensors, eps)

@@ -17,18 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wuneng.ops.head_arguments import HeadOptions, HeadWeights
-from wuneng.ops.native.arguments import ABSENT, NO_BACKWARD, address, forward_block
+from wuneng.ops.cross_head.native import CROSS_HEAD, KINDS
+from wuneng.ops.head_arguments import HeadOptions, HeadWeights, LowRank
+from wuneng.ops.low_rank.native import LOW_RANK, PRODUCT
 from wuneng.ops.native.compiler import library
-from wuneng.ops.native.few_tokens import (
-    CROSS_HEAD,
-    KINDS,
-    LOW_RANK,
-    MOST_PRODUCTS,
-    PRODUCT,
-    LowRank,
-)
+from wuneng.ops.native.few_tokens import MOST_PRODUCTS
 from wuneng.ops.plain import are_plain
+from wuneng.ops.state_head.native_arguments import ABSENT, NO_BACKWARD, address, forward_block
 
 _SLOTS = struct.Struct("=3q")
 _INPUTS = struct.Struct("=12q")

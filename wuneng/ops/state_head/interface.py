@@ -9,7 +9,7 @@
     R        = (groupnorm_head(y) + (sum r k~ r_k) v) * gate
 
 (RWKV-7; RWKV-LM's ``rwkv_v7_numpy.py``.) On a CPU with a C compiler it is one kernel each way
-(:mod:`wuneng.ops.native`); elsewhere one token without gradients is one step
+(:mod:`wuneng.ops.state_head.native`); elsewhere one token without gradients is one step
 (:mod:`wuneng.ops.state_head.step`: on CUDA one kernel) and the rest is a composition of
 ``wuneng.ops``' operators.
 """
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from wuneng.ops.backend import asked, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
-from wuneng.ops.native.operator import is_available, run
 from wuneng.ops.plain import are_plain
 from wuneng.ops.readout import state_readout
 from wuneng.ops.state_head.from_projections import wkv7_from_projections
+from wuneng.ops.state_head.native import is_available, run
 from wuneng.ops.state_head.step import carry_parts, has_kernel, state_head_step
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.token_shift.previous_token import last_token, previous_token

@@ -17,8 +17,8 @@ from torch import Tensor
 from wuneng.errors import BackendError
 from wuneng.ops.backend import HAS_TRITON, MissingPackageError, asked, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
-from wuneng.ops.native.operator import is_available, run
 from wuneng.ops.plain import are_plain
+from wuneng.ops.state_head.native import is_available, run
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_inputs, check_snapshots, check_state
 from wuneng.ops.wkv7.chunked import wkv7_chunked
 from wuneng.ops.wkv7.decays import CHUNK, allows_full_chunks, longest_chunk

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from wuneng.ops.backend import MissingCompilerError
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
-from wuneng.ops.native.arguments import (
+from wuneng.ops.native.compiler import HEAD_SIZES, library
+from wuneng.ops.plain import are_plain
+from wuneng.ops.state_head.native_arguments import (
     ABSENT,
     Rows,
     address,
@@ -21,8 +23,6 @@ from wuneng.ops.native.arguments import (
     forward_block,
     rows_of,
 )
-from wuneng.ops.native.compiler import HEAD_SIZES, library
-from wuneng.ops.plain import are_plain
 
 #: State elements times tokens from which a second thread is woken: some 50 microseconds' work.
 LEAST_WORK = 64 * 64 * 64
