@@ -116,19 +116,11 @@ def _scan(factor: float) -> Any:
 
 
 def _update(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    dt_softplus: bool = False,
+    state: Tensor, *inputs: Tensor, dt_bias: Tensor | None = None, dt_softplus: bool = False
 ) -> Tensor:
     """One token; the state is overwritten."""
     assert dt_bias is not None
+    x, dt, A, B, C, D = inputs
     batch, heads, size, columns = state.shape
     assert x.shape == dt.shape == (batch, heads, size)
     assert A.shape == (heads, size, columns)
@@ -137,7 +129,6 @@ def _update(
     # the kernel's condition for its short way: one step size and decay for a whole head
     assert (A.stride(-1), A.stride(-2), dt.stride(-1), dt_bias.stride(-1)) == (0, 0, 0, 0)
     assert dt_softplus
-    assert z is None
     step = F.softplus(dt + dt_bias)
     B, C = (p.repeat_interleave(heads // p.shape[1], 1) for p in (B, C))
     state.mul_((step[..., None] * A).exp()).add_(step[..., None] * x[..., None] * B[:, :, None])

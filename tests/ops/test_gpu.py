@@ -179,11 +179,11 @@ def test_step_is_captured_in_a_cuda_graph() -> None:
     loops = [case.run(x, wkv7_reference) for x in ({n: x.cpu() for n, x in leaves.items()}, exact)]
     token = [leaves[name][:, 0].clone() for name in INPUTS]
     state = leaves["initial_state"].clone()
-    wkv7_triton_step(*token, state.clone(), in_place=True)  # compile before the capture
+    wkv7_triton_step(*token, state=state.clone(), in_place=True)  # compile before the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y, _ = wkv7_triton_step(*token, state, in_place=True)
+        y, _ = wkv7_triton_step(*token, state=state, in_place=True)
     state.copy_(leaves["initial_state"])
     ys = []
     for t in range(8):

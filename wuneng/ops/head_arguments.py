@@ -84,6 +84,10 @@ class HeadOptions(NamedTuple):
     letters: str = ""
 
 
+#: What state heads are called with: inputs, weights, options, and state and carry, or None.
+HeadCall = tuple[HeadInputs, HeadWeights, HeadOptions, Tensor | None, Tensor | None]
+
+
 class HeadOutputs(NamedTuple):
     """What the operator returns.
 

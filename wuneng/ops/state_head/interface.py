@@ -68,7 +68,8 @@ def state_head(
     plain = in_one and are_plain(*inputs, *weights, state, carry)
     native = plain and "native" in candidates("state_head", inputs.v.device, backend)
     if native and _no_gradient(carry) and is_available(options.size, *inputs, state):
-        return run(inputs, weights, options, state, carry, cu_seqlens, keeps_carry)
+        head = (inputs, weights, options, state, carry)
+        return run(*head, cu_seqlens=cu_seqlens, keeps_carry=keeps_carry)
     if plain and cu_seqlens is None and _steps(inputs, weights, options, state, carry, backend):
         out = state_head_step(inputs, weights, options, state, carry, backend=backend)
         return out if keeps_carry else out._replace(carry=None)

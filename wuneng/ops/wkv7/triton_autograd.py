@@ -86,9 +86,9 @@ def _one_token(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     r, w, k, v, a, b = (x.squeeze(1) for x in inputs)
     if snapshots is None:
-        y, new = wkv7_triton_step(r, w, k, v, a, b, state)
+        y, new = wkv7_triton_step(r, w, k, v, a, b, state=state)
         return y.unsqueeze(1), new, None
-    y, new, ring = step_with_snapshots(r, w, k, v, a, b, state, snapshots)
+    y, new, ring = step_with_snapshots(r, w, k, v, a, b, state=state, snapshots=snapshots)
     return y.unsqueeze(1), new, ring
 
 

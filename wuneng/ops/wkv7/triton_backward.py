@@ -80,12 +80,8 @@ def wkv7_backward_kernel(
     rows,  # ... rows of boundary_states per sequence, read where there is no table
     heads,
     block_stride,  # elements between two value blocks' parts of dr, dw, dk, da, db
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHUNK: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INVERSE_PRECISION: tl.constexpr,
+    SIZE: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, INVERSE_PRECISION: tl.constexpr,
     HAS_FINAL: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_BOUNDARIES: tl.constexpr,
@@ -118,7 +114,7 @@ def wkv7_backward_kernel(
         mask_CK = mask_C[:, None]
         boundary = ((first_row + index) * heads + head) * SIZE * SIZE
 
-        r_CK, k_CK, a_CK, b_CK, v_VC, _, enter_K, leave_K = load_operands(
+        r_CK, k_CK, a_CK, b_CK, v_VC, _key_CK, enter_K, leave_K = load_operands(
             r, w, k, v, a, b, k_k, k_a, head, start, tile_CK, tile_VC, mask_C,
             CHUNK, OPERAND, RAW, SHARED, A_MAX,
         )  # fmt: skip

@@ -101,7 +101,7 @@ def segment_states_kernel(
     INVERSE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state of wkv7_forward_kernel without y, from zero and, without v, from the identity."""
-    transition, value_block, segment, head, begin, end, lead, _ = segment_program(
+    transition, value_block, segment, head, begin, end, lead, _row = segment_program(
         table, heads, SIZE, VALUES
     )
     tile_CK, tile_VC, state_VK_offsets = tile_offsets(value_block, heads, SIZE, VALUES, CHUNK)
@@ -112,7 +112,7 @@ def segment_states_kernel(
     for _step in range(steps):
         start, mask_C = chunk_slots(base, begin, end, head, heads, SIZE, CHUNK)
         mask_kv_C = mask_C & (transition == 0)
-        a_CK, b_CK, _, back_CK, enter_K, leave_K = load_removal(
+        a_CK, b_CK, _after_CK, back_CK, enter_K, leave_K = load_removal(
             w, a, b, start, tile_CK, mask_C[:, None], CHUNK, OPERAND
         )
         k_CK = (load_CK(k + start, tile_CK, mask_kv_C[:, None]) * back_CK).to(OPERAND)
@@ -161,7 +161,7 @@ def segment_gradients_kernel(
         base = begin - lead + index * CHUNK
         start, mask_C = chunk_slots(base, begin, end, head, heads, SIZE, CHUNK)
         mask_y_C = mask_C & (transition == 0)
-        a_CK, b_CK, after_CK, _, enter_K, leave_K = load_removal(
+        a_CK, b_CK, after_CK, _back_CK, enter_K, leave_K = load_removal(
             w, a, b, start, tile_CK, mask_C[:, None], CHUNK, OPERAND
         )
         r_CK = (load_CK(r + start, tile_CK, mask_y_C[:, None]) * after_CK).to(OPERAND)
