@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.damage import alter, empty, truncate
 from wuneng.ops.native import compiler, compiler_process, library_cache
 from wuneng.records.scratch import scratch_directory
 
@@ -63,20 +64,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return paths
 
 
-def _cut(library: Path) -> None:
-    os.truncate(library, library.stat().st_size // 2)
-
-
-def _empty(library: Path) -> None:
-    os.truncate(library, 0)
-
-
-def _flip(library: Path) -> None:
-    data = bytearray(library.read_bytes())
-    data[len(data) // 2] ^= 1
-    library.write_bytes(data)
-
-
 def _no_checksum(library: Path) -> None:
     (library.parent / f"{library.name}.sha256").unlink()
 
@@ -100,7 +87,7 @@ def _directory(library: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [_cut, _empty, _flip, _no_checksum, _other_checksum, _link, _writable]
+    "damage", [truncate, empty, alter, _no_checksum, _other_checksum, _link, _writable]
 )
 def test_a_doubtful_library_is_never_opened_and_built_anew(
     damage: Callable[[Path], None], cache: Path, opened: list[Path]

@@ -91,14 +91,9 @@ def segment_states_kernel(
     table,  # int64 [segments, 4]: begin, end, lead, first row of boundary states
     idle,  # bool [segments]: nobody asks for this segment's M and F
     results,  # float32 [2, segments, heads, SIZE, SIZE] (value, key): F, then M
-    segments,
-    heads,
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHUNK: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INVERSE_PRECISION: tl.constexpr,
+    segments, heads,
+    SIZE: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, INVERSE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state of wkv7_forward_kernel without y, from zero and, without v, from the identity."""
     transition, value_block, segment, head, begin, end, lead, _row = segment_program(
