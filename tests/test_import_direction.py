@@ -37,18 +37,7 @@ FLOORS: list[set[str]] = [
 ]
 
 #: Rooms whose modules must be importable without these.
-LIGHT_ROOMS = (
-    "wuneng.recipe",
-    "wuneng.records",
-    "wuneng.tables",
-    "wuneng.errors",
-    "wuneng.foreign",
-    "wuneng.built_in_arms",
-    "wuneng.head_counts",
-    "wuneng.kinds",
-    "wuneng.layer_pattern",
-    "wuneng.limits",
-)
+LIGHT_ROOMS = ("wuneng.tables", *sorted(FLOORS[-1] - {"wuneng.statistics", "wuneng.device"}))
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 
 

@@ -1,4 +1,4 @@
-"""``state_mix`` on the torch backends against float64, outputs and every gradient; its checks."""
+"""``wkv7_from_projections`` in torch against float64, outputs and every gradient; its checks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.state_mix_checks import ARGUMENTS, MixCase, assert_close
+from tests.ops.from_projections_checks import ARGUMENTS, ProjectionCase, assert_close
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
-from wuneng.ops import Snapshots, state_mix
-from wuneng.ops.state_head.recurrence_inputs import log_decay, state_inputs
+from wuneng.ops import Snapshots, wkv7_from_projections
+from wuneng.ops.state_head.recurrence_inputs import log_decay, recurrence_inputs
 from wuneng.ops.wkv7 import wkv7
 
 
@@ -23,20 +23,20 @@ from wuneng.ops.wkv7 import wkv7
 def test_outputs_and_gradients(
     backend: str, shared: bool, a_max: float, lengths: tuple[int, ...]
 ) -> None:
-    case = MixCase(tokens=37, heads=2, shared=shared, a_max=a_max, lengths=lengths)
+    case = ProjectionCase(tokens=37, heads=2, shared=shared, a_max=a_max, lengths=lengths)
     case.options["backend"] = backend
-    assert_close(case, state_mix)
+    assert_close(case, wkv7_from_projections)
 
 
 @pytest.mark.parametrize("decay", ["none", "strongest", "both"])
 @pytest.mark.parametrize("repeats", [0, 20])
 def test_decays_at_both_ends_and_identical_tokens(decay: str, repeats: int) -> None:
-    case = MixCase(decay=decay, repeats=repeats, options={"backend": "chunked"})
-    assert_close(case, state_mix)
+    case = ProjectionCase(decay=decay, repeats=repeats, options={"backend": "chunked"})
+    assert_close(case, wkv7_from_projections)
 
 
-def arguments(case: MixCase | None = None) -> list[Tensor | None]:
-    case = case or MixCase(tokens=20, heads=2)
+def arguments(case: ProjectionCase | None = None) -> list[Tensor | None]:
+    case = case or ProjectionCase(tokens=20, heads=2)
     leaves = case.tested_leaves(case.leaves())
     return [leaves.get(name) for name in ARGUMENTS]
 
@@ -44,9 +44,11 @@ def arguments(case: MixCase | None = None) -> list[Tensor | None]:
 def test_snapshots_reach_the_recurrence() -> None:
     given = [None if x is None else x.detach() for x in arguments()]
     weights = torch.softmax(torch.randn(1, 20, 2, 3), -1)
-    found = state_mix(*given, a_max=1.0, snapshots=Snapshots(16, weights), backend="chunked")
+    found = wkv7_from_projections(
+        *given, a_max=1.0, snapshots=Snapshots(16, weights), backend="chunked"
+    )
     r, decay_logit, k, v, rate_logit, _, k_k, k_a = given
-    key, a, b = state_inputs(k, k, rate_logit, k_k, k_a, 1.0)
+    key, a, b = recurrence_inputs(k, k, rate_logit, k_k, k_a, 1.0)
     w = log_decay(decay_logit)
     y, state, ring = wkv7(
         *(r, w, key, v, a, b), snapshots=Snapshots(16, weights), backend="chunked"
@@ -60,7 +62,9 @@ def test_no_source_is_the_key_and_a_view_of_it_too() -> None:
     wide = [None if x is None else x.detach().double().requires_grad_() for x in given]
 
     def results(inputs: list[Tensor | None], source: Tensor | None, **how: str) -> list[Tensor]:
-        y, key, state, ring = state_mix(*inputs[:5], source, *inputs[6:], a_max=2.0, **how)
+        y, key, state, ring = wkv7_from_projections(
+            *inputs[:5], source, *inputs[6:], a_max=2.0, **how
+        )
         assert ring is None
         return [
             y,
@@ -80,13 +84,13 @@ def test_one_token_without_gradients_takes_the_step(monkeypatch: pytest.MonkeyPa
     calls = []
     step = interface.step
     monkeypatch.setattr(interface, "step", lambda *xs: calls.append(xs) or step(*xs))
-    given = arguments(MixCase(batch=2, tokens=1))
+    given = arguments(ProjectionCase(batch=2, tokens=1))
     with torch.no_grad():
-        found = state_mix(*given, a_max=1.0, backend="chunked")
+        found = wkv7_from_projections(*given, a_max=1.0, backend="chunked")
     assert len(calls) == 1
-    reference = state_mix(*given, a_max=1.0, backend="reference")
+    reference = wkv7_from_projections(*given, a_max=1.0, backend="reference")
     wide = [None if x is None else x.double() for x in given]
-    exact = state_mix(*wide, a_max=1.0, backend="reference")
+    exact = wkv7_from_projections(*wide, a_max=1.0, backend="reference")
     assert_as_exact(*((out.y, out.state) for out in (found, reference, exact)))
 
 
@@ -116,4 +120,4 @@ def test_what_does_not_fit_is_named(index: int, change: object, words: str) -> N
     given = arguments()
     given[index] = change(given[index])  # type: ignore[operator]
     with pytest.raises(ValueError, match=words):
-        state_mix(*given, a_max=1.0)
+        wkv7_from_projections(*given, a_max=1.0)

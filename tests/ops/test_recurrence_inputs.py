@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.precision import assert_as_exact
-from wuneng.ops.state_head.recurrence_inputs import state_inputs, state_inputs_reference
+from wuneng.ops.state_head.recurrence_inputs import recurrence_inputs, recurrence_inputs_reference
 
 
 def arguments(shape, dtype, shared, seed=0):
@@ -27,9 +27,9 @@ def test_outputs_and_gradients(shape, dtype, a_max, shared):
     exact = arguments(shape, dtype, shared)
     results = []
     for operator, kind in (
-        (state_inputs, dtype),
-        (state_inputs_reference, torch.float32),
-        (state_inputs_reference, torch.float64),
+        (recurrence_inputs, dtype),
+        (recurrence_inputs_reference, torch.float32),
+        (recurrence_inputs_reference, torch.float64),
     ):
         leaves = [x.detach().to(kind).requires_grad_() for x in exact]
         if shared:
@@ -47,7 +47,7 @@ def test_zero_key_is_finite():
     """A zero removal key has no direction: kappa is zero there, and nothing becomes NaN."""
     k = torch.zeros(1, 2, 1, 8, requires_grad=True)
     weights = torch.ones(1, 8)
-    out = state_inputs(k, k, torch.zeros(1, 2, 1, 8), weights, weights, 2.0)
+    out = recurrence_inputs(k, k, torch.zeros(1, 2, 1, 8), weights, weights, 2.0)
     sum(x.sum() for x in out).backward()
     assert all(torch.isfinite(x).all() for x in (*out, k.grad))
 
@@ -55,5 +55,5 @@ def test_zero_key_is_finite():
 def test_gradcheck():
     k, source, logit, k_k, k_a = arguments((1, 3, 2, 4), torch.float64, shared=False)
     assert torch.autograd.gradcheck(
-        lambda *xs: state_inputs(*xs, 2.0), (k, source, logit, k_k, k_a)
+        lambda *xs: recurrence_inputs(*xs, 2.0), (k, source, logit, k_k, k_a)
     )

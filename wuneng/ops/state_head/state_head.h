@@ -1,5 +1,6 @@
-/* What Python hands over: every field is eight bytes, in the order of `arguments.py`. All numbers are
-   float32; a `Rows` is a [tokens, heads, N] tensor and the floats between two of its tokens. */
+/* What Python hands over: every field is eight bytes, in the order of `native_arguments.py`. All
+   numbers are float32; a `Rows` is a [tokens, heads, N] tensor and the floats between two of its
+   tokens. */
 #ifndef WUNENG_STATE_HEAD_H
 #define WUNENG_STATE_HEAD_H
 

@@ -1,4 +1,4 @@
-"""The inputs' algebra of ``ops/state_inputs`` on one chunk's tiles, for kernels that read the raw
+"""The algebra of ``ops.recurrence_inputs`` on one chunk's tiles, for kernels that read the raw
 projections: forward, and from gradients of the recurrence's inputs back to the projections'.
 
     log w = -e^{-1/2} sigma(decay logit)        rate = sigma(rate logit)
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, NORM_EPS
-from wuneng.ops.wkv7.triton_chunk import load_CK
+from wuneng.ops.wkv7.triton_chunk import decay_factors, load_CK
 
 SCALE = tl.constexpr(LOG_DECAY_SCALE)
 EPS = tl.constexpr(NORM_EPS)
@@ -67,6 +67,48 @@ def load_inputs(
     rate_CK = tl.sigmoid(load_CK(rate_logit + start, tile_CK, mask_CK))
     key_CK *= 1.0 + (rate_CK - 1.0) * load_weight_K(k_a, head, SIZE)
     return kappa_CK, rate_CK, key_CK
+
+
+@triton.jit
+def load_log_decay(pointers, offsets_CK, mask_CK, RAW: tl.constexpr):
+    """Return the log decay of a tile, with RAW from its logit."""
+    log_decay_CK = load_CK(pointers, offsets_CK, mask_CK)
+    if RAW:
+        log_decay_CK = log_decay_of(log_decay_CK, mask_CK)
+    return log_decay_CK
+
+
+@triton.jit
+def load_operands(
+    r, w, k, v, a, b, k_k, k_a, head, start, tile_CK, tile_VC, mask_C,
+    CHUNK: tl.constexpr,
+    OPERAND: tl.constexpr,
+    RAW: tl.constexpr,
+    SHARED: tl.constexpr,
+    A_MAX: tl.constexpr,
+):  # fmt: skip
+    """Return `(r_CK, k_CK, a_CK, b_CK, v_VC, key_CK, enter_K, leave_K)` of a scan's chunk.
+
+    The first four in the chunk's frame, with v rounded to OPERAND; key_CK is k, with RAW k~. The
+    factors are :func:`decay_factors`'.
+    """
+    mask_CK = mask_C[:, None]
+    log_decay_CK = load_log_decay(w + start, tile_CK, mask_CK, RAW)
+    before_CK, after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
+    if RAW:
+        kappa_CK, rate_CK, key_CK = load_inputs(
+            k, a, b, k_k, k_a, head, start, tile_CK, mask_CK, SHARED
+        )
+        a_CK = (-kappa_CK * before_CK).to(OPERAND)
+        b_CK = (A_MAX * rate_CK * kappa_CK * back_CK).to(OPERAND)
+    else:
+        a_CK = (load_CK(a + start, tile_CK, mask_CK) * before_CK).to(OPERAND)
+        b_CK = (load_CK(b + start, tile_CK, mask_CK) * back_CK).to(OPERAND)
+        key_CK = load_CK(k + start, tile_CK, mask_CK)
+    k_CK = (key_CK * back_CK).to(OPERAND)
+    r_CK = (load_CK(r + start, tile_CK, mask_CK) * after_CK).to(OPERAND)
+    v_VC = tl.load(v + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
+    return r_CK, k_CK, a_CK, b_CK, v_VC, key_CK, enter_K, leave_K
 
 
 @triton.jit

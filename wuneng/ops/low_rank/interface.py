@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.backend import candidates
+from wuneng.ops.head_arguments import LowRank
+from wuneng.ops.low_rank import native
 from wuneng.ops.native import few_tokens
-from wuneng.ops.native.few_tokens import LowRank
 
 __all__ = ["LowRank", "head_projections", "low_rank"]
 
@@ -33,7 +34,7 @@ def low_rank(
     """
     allowed = candidates("low_rank", x.device, backend)
     if "native" in allowed and few_tokens.takes(size, _products(x, weights), x, *weights):
-        return few_tokens.low_rank(size, x, weights, tanh)
+        return native.low_rank(size, x, weights, tanh)
     inner = x @ weights.down
     if tanh:
         inner = torch.tanh(inner)
@@ -65,7 +66,7 @@ def head_projections(
     if "native" in candidates("low_rank", x.device, backend):
         products = x.numel() * receptance.shape[0] + _products(x, decay) + _products(x, rate)
         if few_tokens.takes(size, products, x, receptance, *decay, *rate):
-            return few_tokens.projections(size, x, receptance, decay, rate)
+            return native.projections(size, x, receptance, decay, rate)
     r = torch.nn.functional.linear(x, receptance)
     w = low_rank(x, decay, tanh=True, size=size, backend=backend)
     return r, w, low_rank(x, rate, size=size, backend=backend)

@@ -1,4 +1,4 @@
-"""Inputs for the tests of ``state_mix`` on any device, and its comparison with float64.
+"""Inputs for the tests of ``wkv7_from_projections`` on any device, and its comparison with float64.
 
 The oracle is the written-out equations under plain autograd: no hand-derived backward is in it.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.precision import CHUNKED_FLOOR, assert_as_exact, operand
-from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, state_inputs_reference
+from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, recurrence_inputs_reference
 from wuneng.ops.wkv7.reference import wkv7_reference
 
 PROJECTIONS = ("r", "decay_logit", "k", "v", "rate_logit", "source")
@@ -21,7 +21,7 @@ ARGUMENTS = (*PROJECTIONS, "k_k", "k_a")
 
 
 @dataclass
-class MixCase:
+class ProjectionCase:
     """One call: projections ``[batch, tokens, heads, size]`` and what is asked of the operator.
 
     Attributes:
@@ -101,7 +101,7 @@ class MixCase:
         }
 
     def run(self, leaves: dict[str, Tensor], operator: Callable[..., Any]) -> list[Tensor]:
-        """y, k~ and the final state of an operator with ``state_mix``'s arguments."""
+        """y, k~ and the final state of an operator with ``wkv7_from_projections``'s arguments."""
         source = leaves["k"] if self.shared else leaves["source"]
         arguments = [source if name == "source" else leaves[name] for name in ARGUMENTS]
         bounds = None
@@ -130,7 +130,7 @@ def written_out(
     **_options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The equations, token by token."""
-    key, a, b = state_inputs_reference(k, source, rate_logit, k_k, k_a, a_max)
+    key, a, b = recurrence_inputs_reference(k, source, rate_logit, k_k, k_a, a_max)
     w = LOG_DECAY_SCALE * torch.sigmoid(decay_logit)
     y, state, _ = wkv7_reference(
         r, w, key, v, a, b, initial_state=initial_state, cu_seqlens=cu_seqlens, snapshots=None
@@ -138,7 +138,7 @@ def written_out(
     return y, key, state
 
 
-def sides(case: MixCase, operator: Callable[..., Any]) -> list[dict[str, Tensor]]:
+def sides(case: ProjectionCase, operator: Callable[..., Any]) -> list[dict[str, Tensor]]:
     """y, k~, the final state and every leaf's gradient: the operator's, the equations' in float32
     (on operands rounded as the operator may round them) and in float64."""
     exact_leaves = {name: x.requires_grad_() for name, x in case.leaves().items()}
@@ -168,6 +168,8 @@ def sides(case: MixCase, operator: Callable[..., Any]) -> list[dict[str, Tensor]
     return named
 
 
-def assert_close(case: MixCase, operator: Callable[..., Any], floor: float = CHUNKED_FLOOR) -> None:
+def assert_close(
+    case: ProjectionCase, operator: Callable[..., Any], floor: float = CHUNKED_FLOOR
+) -> None:
     """Fail with every number of the case if a tensor loses too much."""
     assert_as_exact(*sides(case, operator), what=case, floor=floor)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.backend import MissingCompilerError
-from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
-from wuneng.ops.native.arguments import (
+from wuneng.ops.head_arguments import HeadCall, HeadInputs, HeadOptions, HeadOutputs, HeadWeights
+from wuneng.ops.native.compiler import HEAD_SIZES, library
+from wuneng.ops.plain import are_plain
+from wuneng.ops.state_head.native_arguments import (
     ABSENT,
     Rows,
     address,
@@ -21,8 +23,6 @@ from wuneng.ops.native.arguments import (
     forward_block,
     rows_of,
 )
-from wuneng.ops.native.compiler import HEAD_SIZES, library
-from wuneng.ops.plain import are_plain
 
 #: State elements times tokens from which a second thread is woken: some 50 microseconds' work.
 LEAST_WORK = 64 * 64 * 64
@@ -48,15 +48,10 @@ def is_available(size: int, *tensors: Tensor | None) -> bool:
 
 
 def run(
-    inputs: HeadInputs,
-    weights: HeadWeights,
-    options: HeadOptions,
-    state: Tensor | None = None,
-    carry: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    keeps_carry: bool = False,
+    *given: *HeadCall, cu_seqlens: Tensor | None = None, keeps_carry: bool = False
 ) -> HeadOutputs:
     """The state heads in C; see :func:`wuneng.ops.state_head`. ``carry`` gets no gradient."""
+    inputs, weights, options, state, carry = given
     if torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (*inputs, *weights, state)
     ):

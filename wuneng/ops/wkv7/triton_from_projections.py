@@ -1,7 +1,7 @@
 """The scans that read a layer's raw projections, as torch operators.
 
-state_mix_triton         what ``state_head.from_projections`` calls
-wuneng::state_mix_triton_forward, _backward     wkv7's kernels with RAW, registered with torch
+wkv7_from_projections_triton                         what ``state_head.from_projections`` calls
+wuneng::wkv7_from_projections_triton_forward, _backward    wkv7's kernels with RAW, for torch
 
 Only the projections are kept for backward; w, k~, a and b, in and out, exist in registers alone.
 """
@@ -22,7 +22,7 @@ from wuneng.ops.wkv7.triton_launch import (
     processors,
     segment_length,
 )
-from wuneng.ops.wkv7.triton_state_mix_scans import mix_scan, mix_scan_back
+from wuneng.ops.wkv7.triton_projection_scans import projection_scan, projection_scan_back
 from wuneng.ops.wkv7.triton_tables import boundary_rows, sequence_table
 
 #: r, decay_logit, k, v and rate_logit; source, which may be absent; k_k and k_a.
@@ -30,7 +30,7 @@ Projections = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tenso
 
 
 def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int, differentiated: bool) -> bool:
-    """Whether :func:`state_mix_triton` takes these: head size, dtypes, device, one pass.
+    """Whether :func:`wkv7_from_projections_triton` takes these: size, dtypes, device, one pass.
 
     Where heads are so few that wkv7 would cut sequences into segments it does not: the passes that
     carry a segment's state read a and b as tensors. A traced graph cannot ask the device how many
@@ -49,7 +49,7 @@ def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int, differentiated: 
     return segment_length(0, tokens, chunk, programs * (size // values), programs, count) == 0
 
 
-def state_mix_triton(
+def wkv7_from_projections_triton(
     *tensors: *Projections,
     a_max: float,
     initial_state: Tensor | None = None,
@@ -57,7 +57,7 @@ def state_mix_triton(
     chunk: int = 0,
     values: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments as :func:`wuneng.ops.state_mix`; ``source`` None is k.
+    """Arguments as :func:`wuneng.ops.wkv7_from_projections`; ``source`` None is k.
 
     Args:
         chunk: tokens per chunk, 16, 32 or 64; 0 chooses.
@@ -73,7 +73,7 @@ def state_mix_triton(
     )
     if chunk == 0:
         chunk = chunk_length(v.dtype, v.shape[-1], keeps_states)
-    y, key, final_state, _ = torch.ops.wuneng.state_mix_triton_forward(
+    y, key, final_state, _ = torch.ops.wuneng.wkv7_from_projections_triton_forward(
         *tensors, initial_state, cu_seqlens, a_max, chunk, values, keeps_states
     )
     return y, key, final_state
@@ -87,30 +87,32 @@ _GIVEN = (
 
 
 @torch.library.custom_op(
-    "wuneng::state_mix_triton_forward",
+    "wuneng::wkv7_from_projections_triton_forward",
     mutates_args=(),
     schema=f"({_GIVEN}, Tensor? initial_state, Tensor? cu_seqlens, float a_max, int chunk, "
     "int values, bool keeps_states) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r, decay_logit, k, v, rate_logit, source, k_k, k_a, initial_state, *settings = given
-    cu_seqlens, a_max, chunk, values, keeps_states = settings
+    (k, v), (initial_state, cu_seqlens) = given[2:4], given[8:10]
+    a_max, chunk, values, keeps_states = given[10:]
     outputs = _forward_outputs(k, v, cu_seqlens, chunk, keeps_states)
     y, key, final_state, states = outputs
     if final_state.numel():
         table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
-        mix_scan(
-            (r, decay_logit, k, v, source, rate_logit),
-            (k_k, k_a),
-            a_max,
-            initial_state,
-            table,
-            (y, key, final_state),
-            states if keeps_states else None,
-            chunk,
-            values,
+        kept = states if keeps_states else None
+        projection_scan(
+            *_as_the_kernels_do(*given[:8]),
+            *(a_max, initial_state, table, (y, key, final_state), kept, chunk, values),
         )
     return outputs
+
+
+def _as_the_kernels_do(
+    *tensors: *Projections,
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, Tensor]]:
+    """The projections in the order of r, w, k, v, a, b, and the weights."""
+    r, decay_logit, k, v, rate_logit, source, k_k, k_a = tensors
+    return (r, decay_logit, k, v, source, rate_logit), (k_k, k_a)
 
 
 def _forward_outputs(
@@ -138,20 +140,19 @@ def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op(
-    "wuneng::state_mix_triton_backward",
+    "wuneng::wkv7_from_projections_triton_backward",
     mutates_args=(),
     schema=f"({_GIVEN}, Tensor states, Tensor? cu_seqlens, Tensor? dy, Tensor? d_key, "
     "Tensor? d_final_state, float a_max, int chunk, int values) -> Tensor[]",
 )
 def _backward(*given: Any) -> list[Tensor]:
-    r, decay_logit, k, v, rate_logit, source, k_k, k_a, states, cu_seqlens, *others = given
-    dy, d_key, d_final_state, a_max, chunk, values = others
+    v, (states, cu_seqlens, dy, d_key, d_final_state) = given[3], given[8:13]
+    a_max, chunk, values = given[13:]
     gradients = _backward_outputs(given[:8], cu_seqlens)
     dr, dw, dk, dv, d_rate, *d_source, d_k_k, d_k_a, d_initial_state = gradients
     table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
-    mix_scan_back(
-        (r, decay_logit, k, v, source, rate_logit),
-        (k_k, k_a),
+    projection_scan_back(
+        *_as_the_kernels_do(*given[:8]),
         a_max,
         states,
         table,
@@ -187,7 +188,9 @@ def _(*given: Any) -> list[Tensor]:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, initial_state, cu_seqlens, a_max, chunk, values, keeps_states = inputs
     if not keeps_states:
-        raise RuntimeError("state_mix_triton_forward needs keeps_states=True to be differentiated")
+        raise RuntimeError(
+            "wkv7_from_projections_triton_forward needs keeps_states=True to be differentiated"
+        )
     ctx.save_for_backward(*tensors, output[3], cu_seqlens)
     ctx.set_materialize_grads(False)
     ctx.choices, ctx.has_initial_state = (a_max, chunk, values), initial_state is not None
@@ -202,7 +205,7 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     source = ctx.saved_tensors[5]
     gradients: list[Tensor | None] = list(
-        torch.ops.wuneng.state_mix_triton_backward(
+        torch.ops.wuneng.wkv7_from_projections_triton_backward(
             *ctx.saved_tensors, dy, d_key, d_final_state, *ctx.choices
         )
     )

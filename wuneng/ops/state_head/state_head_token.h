@@ -6,8 +6,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "../native/vectors.h"
 #include "state_head.h"
-#include "vectors.h"
 
 #define DECAY_SCALE -0.60653065971263342f /* -e^{-1/2} */
 #define KEY_EPS 1e-12f

@@ -1,76 +1,11 @@
-/* What else a state head costs when a token is decoded, one call each: a dozen torch operators on a
-   few hundred numbers take longer to dispatch than to compute. For one or a few tokens only: the
-   products are matrix-vector loops. */
+/* The cross-head interaction of one or a few decoded tokens, in one call: a dozen torch operators on a
+   few hundred numbers take longer to dispatch than to compute. */
 
-#include "few_tokens.h"
+#include "cross_head.h"
 
 #include <math.h>
 
-#include "vectors.h"
-
-/* width must be a multiple of ROWS. */
-void product(const Product *g) {
-  for (int64_t token = 0; token < g->tokens; ++token) {
-    const float *x = g->x + token * g->size;
-    for (int64_t i = 0; i < g->width; i += ROWS) {
-      const float *row = g->weight + i * g->size;
-      vf sums[ROWS] = {{0}};
-      int64_t j = 0;
-      for (; j + WIDEST <= g->size; j += WIDEST)
-        for (int r = 0; r < ROWS; ++r) sums[r] += load(x + j) * load(row + r * g->size + j);
-      float *out = g->out + token * g->width + i;
-      sum_rows(sums, out);
-      for (; j < g->size; ++j)
-        for (int r = 0; r < ROWS; ++r) out[r] += x[j] * row[r * g->size + j];
-    }
-  }
-}
-
-/* out += x rows, with rows [count, width]: sums of a block of columns stay in registers. */
-static void add_rows(float *restrict out, const float *restrict x, const float *restrict rows,
-                     int64_t count, int64_t width) {
-  enum { BLOCK = 4 * WIDEST };
-  int64_t j = 0;
-  for (; j + BLOCK <= width; j += BLOCK) {
-    vf sum[4];
-    for (int b = 0; b < 4; ++b) sum[b] = load(out + j + b * WIDEST);
-    for (int64_t i = 0; i < count; ++i)
-      for (int b = 0; b < 4; ++b) sum[b] += x[i] * load(rows + i * width + j + b * WIDEST);
-    for (int b = 0; b < 4; ++b) store(out + j + b * WIDEST, sum[b]);
-  }
-  for (; j + WIDEST <= width; j += WIDEST) {
-    vf sum = load(out + j), other = {0};
-    int64_t i = 0;
-    for (; i + 2 <= count; i += 2) {
-      sum += x[i] * load(rows + i * width + j);
-      other += x[i + 1] * load(rows + (i + 1) * width + j);
-    }
-    if (i < count) sum += x[i] * load(rows + i * width + j);
-    store(out + j, sum + other);
-  }
-  for (; j < width; ++j)
-    for (int64_t i = 0; i < count; ++i) out[j] += x[i] * rows[i * width + j];
-}
-
-/* out = bias + middle(x down) up, with middle the identity or tanh. */
-void low_rank(const LowRank *g) {
-  for (int64_t token = 0; token < g->tokens; ++token) {
-    float *middle = g->middle, *out = g->out + token * g->width;
-    memset(middle, 0, g->rank * sizeof(float));
-    add_rows(middle, g->x + token * g->size, g->down, g->size, g->rank);
-    if (g->tangent)
-      for (int64_t j = 0; j < g->rank; ++j) middle[j] = tanhf(middle[j]);
-    memcpy(out, g->bias, g->width * sizeof(float));
-    add_rows(out, middle, g->up, g->rank, g->width);
-  }
-}
-
-/* A layer's receptance and the logits of decay and rate, in one call. */
-void projections(const Product *receptance, const LowRank *decay, const LowRank *rate) {
-  product(receptance);
-  low_rank(decay);
-  low_rank(rate);
-}
+#include "../native/vectors.h"
 
 /* Each state head's attention heads under the learned mix, RMS-normalised. */
 static void grouped(const CrossHead *g, const float *attention, int64_t head, float *out) {
@@ -108,12 +43,12 @@ static void middle_head(const CrossHead *g, const float *attention, const float 
   float mean[N], z[N], slope[N];
   grouped(g, attention, head, mean);
   if (g->kind == 0) {
-    const float *beta = g->second + head * N;
+    const float *beta = g->beta_or_bias + head * N;
     EACH store(AT(out), load(AT(mean)) + load(AT(beta)) * load(AT(read)));
     return;
   }
-  const float *bias = g->second ? g->second + head * N : NULL;
-  per_head(mean, read, g->first + head * 2 * N * N, bias, g->kind == 2 ? out : z);
+  const float *bias = g->beta_or_bias ? g->beta_or_bias + head * N : NULL;
+  per_head(mean, read, g->alpha_or_matrix + head * 2 * N * N, bias, g->kind == 2 ? out : z);
   if (g->kind == 2) return;
   EACH {
     vf r = load(AT(read)), gate = sigmoid_v(load(AT(z)), AT(slope));
@@ -128,7 +63,7 @@ static void change_attention(const CrossHead *g, const float *attention, const f
     const int64_t count = g->state_heads > g->heads ? g->state_heads / g->heads : 1;
     const int64_t first =
         g->state_heads > g->heads ? head * count : head / (g->heads / g->state_heads);
-    const float *alpha = g->first + head * N, *old = attention + head * N;
+    const float *alpha = g->alpha_or_matrix + head * N, *old = attention + head * N;
     EACH {
       vf sum = {0};
       for (int64_t i = 0; i < count; ++i) sum += load(AT(readout + (first + i) * N));
