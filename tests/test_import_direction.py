@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 #: From top to bottom. A room may import rooms of lower floors, and rooms beside it.
 FLOORS: list[set[str]] = [
     {"wuneng_cli"},
-    {"wuneng.bench", "wuneng.evaluate", "wuneng.convert"},
+    {"wuneng.bench", "wuneng.evaluate", "wuneng.convert", "wuneng.report"},
     {"wuneng.train"},
     {"wuneng.data", "wuneng.synthetic"},
     {"wuneng.model"},
     {"wuneng.layers"},
     {"wuneng.ops"},
-    {"wuneng.tables"},
+    {"wuneng.tables", "wuneng.pictures"},
     {
         "wuneng.recipe",
         "wuneng.records",
@@ -41,6 +41,7 @@ LIGHT_ROOMS = (
     "wuneng.recipe",
     "wuneng.records",
     "wuneng.tables",
+    "wuneng.pictures",
     "wuneng.errors",
     "wuneng.foreign",
     "wuneng.built_in_arms",
@@ -211,6 +212,18 @@ def test_statistics_need_numpy_alone() -> None:
         if room(target) != "wuneng.statistics"
     }
     assert outside <= {"numpy", *sys.stdlib_module_names}
+
+
+def test_a_report_reads_records_and_nothing_else() -> None:
+    modules = sources()
+    rooms = {
+        room(target)
+        for module, path in modules.items()
+        if room(module) == "wuneng.report"
+        for target, _, _ in imports(path, modules, for_types=True)
+    }
+    light = {"wuneng.records", "wuneng.errors", "wuneng.foreign", "wuneng.recipe"}
+    assert rooms - {None, "wuneng.report"} <= light | {"wuneng.statistics", "wuneng.pictures"}
 
 
 def test_commands_import_nothing_heavy_at_the_top() -> None:
