@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: list[set[str]] = [
     {"wuneng_cli"},
     {"wuneng.bench", "wuneng.evaluate", "wuneng.convert", "wuneng.report"},
+    {"wuneng.study"},
     {"wuneng.train"},
     {"wuneng.data", "wuneng.synthetic"},
     {"wuneng.model"},
