@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
         "wuneng.kinds",
         "wuneng.layer_pattern",
         "wuneng.limits",
+        "wuneng.older_files",
     },
 ]
 
@@ -48,6 +49,7 @@ LIGHT_ROOMS = (
     "wuneng.kinds",
     "wuneng.layer_pattern",
     "wuneng.limits",
+    "wuneng.older_files",
 )
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 

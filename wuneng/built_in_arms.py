@@ -50,6 +50,8 @@ RWKV7_TIME_MIX: Changes = {
 #: What RWKV-7's heads alone have, at the value of heads without it.
 _OWN_OF_RWKV7: Changes = {
     "state_options": None,
+    "state_init": None,
+    "state_reads": 1,
     "state_removal_key": "shared",
     "state_value_residual": False,
     "state_bonus": True,

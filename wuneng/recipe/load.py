@@ -14,6 +14,7 @@ from wuneng.errors import RecipeError, nearest, reason, shortened
 from wuneng.foreign import check_link
 from wuneng.recipe.arms import DEFAULT_ARMS, built_in
 from wuneng.recipe.messages import describe
+from wuneng.recipe.older import complete_older_recipe
 from wuneng.recipe.overrides import apply_override
 from wuneng.recipe.resolve import SHARED_STARTS
 from wuneng.recipe.schema import LONGEST_NAME, Recipe
@@ -43,6 +44,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(source.data, dict):
         got = "nothing" if source.data is None else type(source.data).__name__
         raise RecipeError(f"{path}: expected a mapping with model, data and training, got {got}")
+    complete_older_recipe(source.data)
     _name_arms(source)
     for override in overrides:
         apply_override(source, override)
@@ -78,7 +80,7 @@ def _troubled_section(source: Source) -> FieldPath:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML that loads to an equal recipe."""
     data = recipe.model_dump()
-    if any(arm.init_from for arm in recipe.arms.values()):
+    if recipe.source is not None:
         # What the recipe leaves to the model it starts from must not turn into a demand.
         data["model"] = recipe.model.model_dump(exclude_unset=True)
     data["arms"] = {name: _arm_changes(recipe, name) for name in recipe.arms}
@@ -87,11 +89,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
     """What sets an arm apart. Fields that a built-in arm changes are always written, else loading
-    would change them again."""
+    would change them again; and the one by which a file of today is known."""
     arm = recipe.arms[name]
     base = recipe.model.model_dump()
     own = arm.model.model_dump(exclude_unset=arm.init_from is not None)
-    pinned = built_in(name, recipe.model)
+    pinned = {*built_in(name, recipe.model), *(["output_init"] if recipe.source else [])}
     shared = recipe.training.model_dump()
     changes = {
         "model": {k: v for k, v in own.items() if v != base[k] or k in pinned},
