@@ -18,7 +18,7 @@ from wuneng_cli.main import app
 
 ARMS = (
     *("wuneng", "mha", "mha-shift", "mha-conv", "interleaved", "gated-delta", "kda"),
-    *("rwkv7", "replace"),
+    *("rwkv7", "replace", "mha-heads"),
 )
 MODEL = """\
 model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, num_state_heads: 2,
@@ -79,7 +79,7 @@ def test_a_stopped_run_ends_with_the_same_bits(run: Path, tmp_path: Path) -> Non
         assert all(torch.equal(found[name], value) for name, value in kept.items()), arm
 
 
-@pytest.mark.parametrize("arm", ["interleaved", "gated-delta", "kda", "mha-conv"])
+@pytest.mark.parametrize("arm", ["interleaved", "gated-delta", "kda", "mha-conv", "mha-heads"])
 def test_an_arm_becomes_a_directory_that_loads(run: Path, arm: str, tmp_path: Path) -> None:
     """With its own code, or as a stock model; proved by the conversion alone in its process."""
     out = tmp_path / "out"

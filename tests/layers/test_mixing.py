@@ -164,6 +164,7 @@ def test_layers_without_company_have_no_middle_heads() -> None:
 def test_arms_that_would_change_nothing_are_refused() -> None:
     plain, one = (WuNengConfig(**(BASE | c)) for c in ({"num_state_heads": 0}, {}))
     assert arm_problem("kda", plain) is not None
+    assert arm_problem("mha-heads", plain) is not None
     assert arm_problem("kda", one) is None
     single = WuNengConfig(**(BASE | {"num_hidden_layers": 1}))
     assert arm_problem("interleaved", single) is not None

@@ -75,6 +75,7 @@ CPU_PATHS = [
     FastPath("cross_head.by_hand:forward", "default", "gradient", "chunked"),
     FastPath("cross_head.by_hand:_CrossHead.forward", "default", "gradient"),
     FastPath("cross_head.by_hand:_CrossHead.backward", "default", "gradient"),
+    FastPath("linear_cross_entropy.by_hand:_InChunks.backward", "default", "gradient"),
 ]
 
 #: The Triton kernels by their names in ``wuneng.ops.backend``; ``test_cuda_dispatch`` takes them.

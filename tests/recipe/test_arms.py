@@ -81,6 +81,25 @@ def test_as_many_state_heads_replace_half(heads: int, states: int, found: tuple[
     assert model.attention_head_size == 32
 
 
+@pytest.mark.parametrize(
+    ("changes", "heads", "groups"),
+    [
+        ({}, 6, 6),
+        ({"num_key_value_heads": 2}, 6, 3),
+        ({"num_key_value_heads": 1}, 8, 2),
+        ({"state_head_dim": 32, "cross_head": "none"}, 5, 5),
+    ],
+)
+def test_attention_heads_for_the_state_heads(
+    changes: dict[str, Any], heads: int, groups: int
+) -> None:
+    """As many channels, in whole groups of heads that share a key; sized to the same parameters."""
+    model = recipe({"num_attention_heads": 4, **changes}, ["mha-heads"]).arm_model("mha-heads")
+    assert (model.num_attention_heads, model.num_key_value_heads) == (heads, groups)
+    assert (model.num_state_heads, model.attention_head_size) == (0, 64)
+    assert BUILT_IN_ARMS["mha-heads"].match == "parameters"
+
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -90,7 +109,7 @@ def test_every_built_in_arm_is_for_every_shipped_recipe(path: Path, name: str) -
     """Or says why not: an upgrade keeps the attention heads that it starts from."""
     changes = [f"arms=[wuneng, {name}]"]
     upgrade = path.stem == "upgrade-llama"
-    if upgrade and name == "replace":
+    if upgrade and name in ("replace", "mha-heads"):
         with pytest.raises(RecipeError, match="are a trained model's"):
             load_recipe(path, changes)
     elif upgrade and name in ("mha", "mha-shift", "mha-conv"):
