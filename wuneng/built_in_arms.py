@@ -114,6 +114,7 @@ def _pure_rwkv7(base: Any) -> Changes:
         **_full_width(base),
         **_OWN_OF_RWKV7,
         **RWKV7_TIME_MIX,
+        "state_init": base.state_init if base.state_kind == "rwkv7" else None,
         "num_key_value_heads": None,
         "head_dim": None,
         "layers": None,
