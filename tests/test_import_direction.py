@@ -34,6 +34,7 @@ FLOORS: list[set[str]] = [
         "wuneng.kinds",
         "wuneng.layer_pattern",
         "wuneng.limits",
+        "wuneng.older_files",
     },
 ]
 
