@@ -1,19 +1,12 @@
 """Recipes: YAML files that state a comparison, checked before anything heavy is imported."""
 
 from wuneng.recipe.arms import BUILT_IN_ARMS, Arm
-from wuneng.recipe.data import (
-    CurriculumStage,
-    HubDataset,
-    RecallTask,
-    StateTrackingTask,
-    SyntheticData,
-    TextData,
-    TrainedTokenizer,
-)
+from wuneng.recipe.data import HubDataset, SyntheticData, TextData, TrainedTokenizer
 from wuneng.recipe.load import dump_recipe, load_recipe
 from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.schema import SOURCE_TOKENIZER, Recipe
 from wuneng.recipe.sizes import parse_size
+from wuneng.recipe.task_settings import CurriculumStage, RecallTask, StateTrackingTask, TaskSettings
 from wuneng.recipe.training import EndEvaluation, OptimizerSettings, Training
 from wuneng.recipe.upgrade import Distillation, LoraSettings
 
@@ -32,6 +25,7 @@ __all__ = [
     "Recipe",
     "StateTrackingTask",
     "SyntheticData",
+    "TaskSettings",
     "TextData",
     "TrainedTokenizer",
     "Training",
