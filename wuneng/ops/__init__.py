@@ -8,7 +8,7 @@ from wuneng.ops.state_head.from_projections import StateMix, state_mix
 from wuneng.ops.state_head.interface import state_head
 from wuneng.ops.state_head.recurrence_inputs import state_inputs
 from wuneng.ops.token_shift import last_token, previous_token, token_shift
-from wuneng.ops.wkv7 import Snapshots, wkv7, wkv7_step
+from wuneng.ops.wkv7 import Recurrence, Snapshots, wkv7, wkv7_step
 
 __all__ = [
     "HeadInputs",
@@ -16,6 +16,7 @@ __all__ = [
     "HeadOutputs",
     "HeadWeights",
     "LowRank",
+    "Recurrence",
     "Snapshots",
     "StateMix",
     "cross_head",
