@@ -16,7 +16,7 @@ __all__ = ["dump_recipe", "yaml_text"]
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML that loads to an equal recipe."""
     data = recipe.model_dump()
-    if any(arm.init_from for arm in recipe.arms.values()):
+    if recipe.source is not None:
         # What the recipe leaves to the model it starts from must not turn into a demand.
         data["model"] = recipe.model.model_dump(exclude_unset=True)
     data["arms"] = {name: _arm_changes(recipe, name) for name in recipe.arms}
@@ -33,11 +33,11 @@ def yaml_text(data: Any) -> str:
 
 def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
     """What sets an arm apart. Fields that a built-in arm changes are always written, else loading
-    would change them again."""
+    would change them again; and the one by which a file of today is known."""
     arm = recipe.arms[name]
     base = recipe.model.model_dump()
     own = arm.model.model_dump(exclude_unset=arm.init_from is not None)
-    pinned = built_in(name, recipe.model)
+    pinned = {*built_in(name, recipe.model), *(["output_init"] if recipe.source else [])}
     shared = recipe.training.model_dump()
     changes = {
         "model": {k: v for k, v in own.items() if v != base[k] or k in pinned},

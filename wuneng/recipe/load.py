@@ -16,6 +16,7 @@ from wuneng.foreign import check_link
 from wuneng.recipe.arms import DEFAULT_ARMS
 from wuneng.recipe.dump import yaml_text
 from wuneng.recipe.messages import describe
+from wuneng.recipe.older import complete_older_recipe
 from wuneng.recipe.overrides import apply_override, apply_value
 from wuneng.recipe.schema import LONGEST_NAME, Recipe
 from wuneng.recipe.source import FieldPath, Source, read_yaml
@@ -81,6 +82,7 @@ def read_written(path: Path, overrides: Sequence[str] = ()) -> WrittenRecipe:
     if not isinstance(source.data, dict):
         got = "nothing" if source.data is None else type(source.data).__name__
         raise RecipeError(f"{path}: expected a mapping with model, data and training, got {got}")
+    complete_older_recipe(source.data)
     _name_arms(source)
     for override in overrides:
         apply_override(source, override)

@@ -12,6 +12,11 @@ any of it: two models answer the same items, and most of the variance is the ite
     estimates     a metric's value and standard error
     paired        two models on the same items, or two arms over the same seeds
     seeds         one arm over the seeds that it was trained from
+    components    how much of the uncertainty is the seeds' and how much the items'
+    crossed       two arms over seeds and items at once
+    equivalence   better, worse, no difference that matters, or undecided
+    tokens_saved  how many fewer tokens an arm needs for the baseline's loss
+    scaling       loss against parameters and tokens
     student       Student's t distribution, for intervals over few seeds
     corrections   Holm's correction for several comparisons
     sample_size   the smallest difference that n seeds show, and the seeds that one needs
@@ -21,7 +26,10 @@ interval for a difference of binomial proportions based on paired data"; Efron a
 (1993), percentile bootstrap; Holm (1979).
 """
 
+from wuneng.statistics.components import Components, components
 from wuneng.statistics.corrections import holm
+from wuneng.statistics.crossed import crossed_components, crossed_difference
+from wuneng.statistics.equivalence import Conclusion, Equivalence, conclude, equivalence
 from wuneng.statistics.estimates import Array, Estimate, Scale, estimate
 from wuneng.statistics.paired import (
     NORMAL_95,
@@ -38,18 +46,33 @@ from wuneng.statistics.sample_size import (
     power,
     seeds_needed,
 )
+from wuneng.statistics.scaling import Point, ScalingFit, fit_scaling, scaling_bands
 from wuneng.statistics.seeds import OverSeeds, over_seeds
 from wuneng.statistics.student import t_quantile, t_two_sided
+from wuneng.statistics.tokens_saved import Curve, TokensSaved, tokens_saved, tokens_to_reach
 
 __all__ = [
     "NORMAL_95",
     "Array",
+    "Components",
+    "Conclusion",
+    "Curve",
+    "Equivalence",
     "Estimate",
     "OverSeeds",
     "PairedDifference",
+    "Point",
     "Scale",
+    "ScalingFit",
+    "TokensSaved",
+    "components",
+    "conclude",
+    "crossed_components",
+    "crossed_difference",
+    "equivalence",
     "equivalence_power",
     "estimate",
+    "fit_scaling",
     "holm",
     "mcnemar_exact",
     "minimum_detectable_effect",
@@ -59,7 +82,10 @@ __all__ = [
     "paired_by_seed",
     "paired_difference",
     "power",
+    "scaling_bands",
     "seeds_needed",
     "t_quantile",
     "t_two_sided",
+    "tokens_saved",
+    "tokens_to_reach",
 ]
