@@ -9,6 +9,7 @@ runs/<name>/recipe.yaml                       as written
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from wuneng.device import require_one_process
 from wuneng.errors import RunError
 from wuneng.recipe import WrittenRecipe
-from wuneng.records import RUNS_ROOT, write_sealed_json
+from wuneng.records import RUNS_ROOT, ArmDirectory, read_jsonl, write_sealed_json
 from wuneng.study.conclusion import rung_record, study_record, study_table
 from wuneng.study.memory import cache_sizes
 from wuneng.study.outcomes import arm_entries
@@ -149,10 +150,34 @@ def _concluded(plan: StudyPlan, rung: Rung, run: OpenRun, tuned: Tuned | None) -
     entries = arm_entries(run)
     if all(entries.values()):
         run.write_results()
+    primary = plan.study.primary
+    entries = {  # a loss that is no number at the end is no figure either
+        arm: entry if entry and all(_has(seed, primary) for seed in entry["per_seed"]) else None
+        for arm, entry in entries.items()
+    }
     length = plan.runs[rung.name].training.sequence_length
     sizes = {
         arm: cache_sizes(run.outline.place(run.directory, arm, plan.seeds[0]).model, length)
         for arm, entry in entries.items()
         if entry is not None
     }
-    return rung_record(plan, rung, tuned, entries, sizes)
+    curves = {
+        arm: {
+            seed: _curve(run.outline.place(run.directory, arm, seed), primary)
+            for seed in plan.seeds
+        }
+        for arm in entries
+    }
+    return rung_record(plan, rung, tuned, entries, sizes, curves)
+
+
+def _has(seed: Mapping[str, Any], figure: str) -> bool:
+    value = seed["quality"].get(figure)
+    return value is not None and math.isfinite(value)
+
+
+def _curve(place: ArmDirectory, figure: str) -> list[tuple[float, float]]:
+    """(tokens, figure) of every validation of one arm from one seed."""
+    rows = read_jsonl(place.metrics) if place.metrics.exists() else []
+    measured = [(row["tokens"], row.get("validation", {}).get(figure)) for row in rows]
+    return [(float(tokens), float(value)) for tokens, value in measured if value is not None]
