@@ -83,22 +83,11 @@ def _recorded(calls: Calls, name: str, function: Any) -> Any:
 
 def _scan(factor: float) -> Any:
     def mamba_chunk_scan_combined(
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        chunk_size: int,
-        D: Tensor | None = None,
-        z: Tensor | None = None,
-        dt_bias: Tensor | None = None,
-        dt_softplus: bool = False,
-        return_final_states: bool = False,
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, **options: Any
     ) -> Any:
         """In its quadratic form: y_t = sum over s <= t of C_t . B_s exp(sum A dt) dt_s x_s."""
-        assert D is not None
-        assert dt_bias is not None
-        assert (z, dt_softplus, return_final_states) == (None, True, True)
+        D, dt_bias = options.pop("D"), options.pop("dt_bias")
+        assert options == {"dt_softplus": True, "return_final_states": True}
         step = F.softplus(dt + dt_bias)
         reach = (step * A).cumsum(1)
         tokens = torch.arange(x.shape[1])

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.convert.rwkv_files import random_x070
 from tests.convert.sources import assert_same_bits, save_source, tensors_of
+from tests.model.ropes import SCALED
 from tests.model.small import small_model
 from wuneng.convert import GraftSettings, Request, VerificationError, convert
 from wuneng.convert.remote_code import modelling_files
@@ -25,22 +26,7 @@ from wuneng.errors import InputError, ModelError, RunError
 #: Every kind of rotary positions that transformers knows and a checkpoint may state.
 ROPE_KINDS: dict[str, dict[str, Any]] = {
     "base": {"rope_type": "default", "rope_theta": 123_456.0},
-    "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
-    "yarn": {
-        "rope_type": "yarn",
-        "rope_theta": 500.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 16,
-    },
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 500.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-    },
+    **SCALED,
     "longrope": {
         "rope_type": "longrope",
         "rope_theta": 500.0,

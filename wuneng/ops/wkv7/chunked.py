@@ -31,11 +31,8 @@ def wkv7_chunked(
     snapshots: Snapshots | None = None,
     log_decay_bound: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The recurrence in chunks; arguments as :func:`wuneng.ops.wkv7`, unchecked.
-
-    Returns:
-        y ``[B, T, S, N]`` in v's dtype, the final state ``[B or sequences, S, N, N]`` and, with
-        snapshots, the final ring ``[B or sequences, n, S, N, N]``.
+    """The recurrence in chunks; arguments as :func:`wuneng.ops.wkv7`, unchecked, results as
+    :func:`wuneng.ops.wkv7.reference.wkv7_reference`.
     """
     r, w, k, v, a, b = inputs
     weights = ring = position = None

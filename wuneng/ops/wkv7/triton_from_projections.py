@@ -93,24 +93,32 @@ _GIVEN = (
     "int values, bool keeps_states) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r, decay_logit, k, v, rate_logit, source, k_k, k_a, initial_state, *settings = given
-    cu_seqlens, a_max, chunk, values, keeps_states = settings
+    (k, v), (initial_state, cu_seqlens) = given[2:4], given[8:10]
+    a_max, chunk, values, keeps_states = given[10:]
     outputs = _forward_outputs(k, v, cu_seqlens, chunk, keeps_states)
     y, key, final_state, states = outputs
     if final_state.numel():
         table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
+        kept = states if keeps_states else None
         projection_scan(
-            (r, decay_logit, k, v, source, rate_logit),
-            (k_k, k_a),
+            *_as_the_kernels_do(*given[:8]),
             a_max,
             initial_state,
             table,
             (y, key, final_state),
-            states if keeps_states else None,
+            kept,
             chunk,
             values,
         )
     return outputs
+
+
+def _as_the_kernels_do(
+    *tensors: *Projections,
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, Tensor]]:
+    """The projections in the order of r, w, k, v, a, b, and the weights."""
+    r, decay_logit, k, v, rate_logit, source, k_k, k_a = tensors
+    return (r, decay_logit, k, v, source, rate_logit), (k_k, k_a)
 
 
 def _forward_outputs(
@@ -144,14 +152,13 @@ def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Tensor? d_final_state, float a_max, int chunk, int values) -> Tensor[]",
 )
 def _backward(*given: Any) -> list[Tensor]:
-    r, decay_logit, k, v, rate_logit, source, k_k, k_a, states, cu_seqlens, *others = given
-    dy, d_key, d_final_state, a_max, chunk, values = others
+    v, (states, cu_seqlens, dy, d_key, d_final_state) = given[3], given[8:13]
+    a_max, chunk, values = given[13:]
     gradients = _backward_outputs(given[:8], cu_seqlens)
     dr, dw, dk, dv, d_rate, *d_source, d_k_k, d_k_a, d_initial_state = gradients
     table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
     projection_scan_back(
-        (r, decay_logit, k, v, source, rate_logit),
-        (k_k, k_a),
+        *_as_the_kernels_do(*given[:8]),
         a_max,
         states,
         table,

@@ -68,14 +68,20 @@ def segment_program(table, heads, SIZE: tl.constexpr, VALUES: tl.constexpr):
 
 
 @triton.jit
-def load_removal(w, a, b, start, tile_CK, mask_CK, CHUNK: tl.constexpr, OPERAND: tl.constexpr):
-    """Return a^ and b^ of a chunk and the factors that its other operands need: W_i / W_mid,
-    W_mid / W_j, W_mid and W_C / W_mid."""
-    log_decay_CK = load_CK(w + start, tile_CK, mask_CK)
+def load_removal(
+    w, a, b, base, begin, end, head, heads, tile_CK, CHUNK: tl.constexpr, OPERAND: tl.constexpr
+):
+    """Return `(start, mask_C, a_CK, b_CK, after_CK, back_CK, enter_K, leave_K)` of a chunk.
+
+    a^ and b^, where the chunk begins in a head's tensors and which slots hold a token, and the
+    factors that its other operands need: W_i / W_mid, W_mid / W_j, W_mid and W_C / W_mid.
+    """
+    start, mask_C = chunk_slots(base, begin, end, head, heads, tile_CK.shape[1], CHUNK)
+    log_decay_CK = load_CK(w + start, tile_CK, mask_C[:, None])
     before_CK, after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
-    a_CK = (load_CK(a + start, tile_CK, mask_CK) * before_CK).to(OPERAND)
-    b_CK = (load_CK(b + start, tile_CK, mask_CK) * back_CK).to(OPERAND)
-    return a_CK, b_CK, after_CK, back_CK, enter_K, leave_K
+    a_CK = (load_CK(a + start, tile_CK, mask_C[:, None]) * before_CK).to(OPERAND)
+    b_CK = (load_CK(b + start, tile_CK, mask_C[:, None]) * back_CK).to(OPERAND)
+    return start, mask_C, a_CK, b_CK, after_CK, back_CK, enter_K, leave_K
 
 
 @triton.jit
@@ -105,11 +111,10 @@ def segment_states_kernel(
     base = begin - lead
     steps = tl.where(tl.load(idle + segment), 0, tl.cdiv(end - base, CHUNK))
     for _step in range(steps):
-        start, mask_C = chunk_slots(base, begin, end, head, heads, SIZE, CHUNK)
-        mask_kv_C = mask_C & (transition == 0)
-        a_CK, b_CK, _after_CK, back_CK, enter_K, leave_K = load_removal(
-            w, a, b, start, tile_CK, mask_C[:, None], CHUNK, OPERAND
+        start, mask_C, a_CK, b_CK, _after_CK, back_CK, enter_K, leave_K = load_removal(
+            w, a, b, base, begin, end, head, heads, tile_CK, CHUNK, OPERAND
         )
+        mask_kv_C = mask_C & (transition == 0)
         k_CK = (load_CK(k + start, tile_CK, mask_kv_C[:, None]) * back_CK).to(OPERAND)
         v_VC = tl.load(v + start + tile_VC, mask=mask_kv_C[None, :], other=0.0).to(OPERAND)
 
@@ -154,11 +159,10 @@ def segment_gradients_kernel(
     for step in range(count):
         index = count - 1 - step
         base = begin - lead + index * CHUNK
-        start, mask_C = chunk_slots(base, begin, end, head, heads, SIZE, CHUNK)
-        mask_y_C = mask_C & (transition == 0)
-        a_CK, b_CK, after_CK, _back_CK, enter_K, leave_K = load_removal(
-            w, a, b, start, tile_CK, mask_C[:, None], CHUNK, OPERAND
+        start, mask_C, a_CK, b_CK, after_CK, _back_CK, enter_K, leave_K = load_removal(
+            w, a, b, base, begin, end, head, heads, tile_CK, CHUNK, OPERAND
         )
+        mask_y_C = mask_C & (transition == 0)
         r_CK = (load_CK(r + start, tile_CK, mask_y_C[:, None]) * after_CK).to(OPERAND)
         dy_VC = tl.load(dy + start + tile_VC, mask=mask_y_C[None, :], other=0.0).to(OPERAND)
 
@@ -189,12 +193,8 @@ def segment_scan_kernel(
     outer,  # [sequences, heads, SIZE, SIZE]: what enters a sequence from outside, or None
     ranges,  # int64 [sequences, 2]: first segment, and the one after the last
     entering,  # float32 [segments, heads, SIZE, SIZE]: what enters every segment
-    segments,
-    heads,
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    HAS_OUTER: tl.constexpr,
-    REVERSE: tl.constexpr,
+    segments, heads,
+    SIZE: tl.constexpr, VALUES: tl.constexpr, HAS_OUTER: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """entering[next] = entering[this] transition[this] + own[this], in float32."""
     BLOCKS: tl.constexpr = SIZE // VALUES
