@@ -10,6 +10,7 @@ import typer
 
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.report import leave_report
 
 if TYPE_CHECKING:
     from wuneng.evaluate.session import EvaluationReport
@@ -170,6 +171,7 @@ def evaluate(
     )
     file = result_file(directory, control)
     write_report(report, file, environment(["wuneng", *sys.argv[1:]]))
+    leave_report(directory)
     _print(report, file, as_json=as_json, quiet=quiet)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.report import leave_report
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
@@ -143,6 +144,7 @@ def _train(
     sources = sources_of(recipe, check=verify)
     line = ["wuneng", *sys.argv[1:]]
     results = run(recipe, out, resume, display, command_line=line, sources=sources, verify=verify)
+    page = leave_report(results.directory)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})
         return
@@ -150,7 +152,8 @@ def _train(
     if results.paired is not None:
         print_renderable(results.paired)
     print_text(results.sentence)
-    print_line(f"\nEverything is in {results.directory}.")
+    shown = f"; {page.name} shows it" if page else ""
+    print_line(f"\nEverything is in {results.directory}{shown}.")
     for title, command in zip(("Next:", "     "), _next(results, recipe.data.kind), strict=False):
         print_line(f"{title} {command}")
 
