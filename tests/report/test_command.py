@@ -69,8 +69,8 @@ def test_records_that_were_edited_are_refused(runs: Path) -> None:
     write_sealed_json(file, read_json(file))
     file.write_text(file.read_text().replace("40000", "50000"))
     result = wuneng("first", "--format", "md")
-    assert result.exit_code == 1
-    assert "results.json" in result.stderr
+    assert result.exit_code == 2
+    assert "results.json: " in result.stderr
     assert wuneng("first", "--format", "md", "--no-verify").exit_code == 0
 
 

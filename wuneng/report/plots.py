@@ -98,6 +98,8 @@ def heat_map(axis: Any, values: Sequence[Sequence[float | None]], *, colour: str
     """Layers downward, heads to the right; white (or the page's colour) is no change."""
     import math
 
+    from matplotlib import colormaps
+
     known = [abs(one) for row in values for one in row if one is not None and math.isfinite(one)]
     most = max(known, default=0.0) or 1.0
     filled = [[math.nan if one is None else one for one in row] for row in values]
@@ -106,7 +108,7 @@ def heat_map(axis: Any, values: Sequence[Sequence[float | None]], *, colour: str
         edges[: len(filled[0]) + 1],
         edges[: len(filled) + 1],
         filled,
-        cmap="PuOr",
+        cmap=colormaps["PuOr"].resampled(21),  # of many colours the bar would be a bitmap
         vmin=-most,
         vmax=most,
     )

@@ -12,6 +12,7 @@ from wuneng.pictures import drawing
 from wuneng.records import (
     disk_errors,
     refuse_links,
+    usable_directory,
     write_bytes_atomic,
     write_json,
     write_text_atomic,
@@ -31,13 +32,13 @@ DATA = "report-data"
 
 
 def write_report(report: Report, directory: Path, form: Format = "html") -> Path:
-    """Write ``report.html`` (or ``report.md``), ``report.json`` and ``report-data/*.csv``; returns
-    the page's path. CSV files of an earlier report are removed.
+    """Write ``report.html`` (or Markdown), ``report.json`` and ``report-data/*.csv``; returns the
+    page's path. CSV files of an earlier report are removed.
 
     Raises:
         DataError: a record has a value that is not what it should be.
         DiskError: the disk is full or refuses.
-        InputError: ``report-data`` is a symbolic link.
+        InputError: ``report-data`` is a symbolic link or no directory.
     """
     page = directory / f"report.{form}"
     with file_errors(f"{report.title}: records with values that cannot be shown", DataError):
@@ -46,8 +47,8 @@ def write_report(report: Report, directory: Path, form: Format = "html") -> Path
     write_json(directory / "report.json", report_record(report))
     data = directory / DATA
     refuse_links(data)
+    usable_directory(data, "--out")
     with disk_errors(data):
-        data.mkdir(parents=True, exist_ok=True)
         for old in data.glob("*.csv"):
             old.unlink(missing_ok=True)
     for place, part in enumerate(report.parts):
