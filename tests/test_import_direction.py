@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: list[set[str]] = [
     {"wuneng_cli"},
     {"wuneng.bench", "wuneng.evaluate", "wuneng.convert", "wuneng.report"},
+    {"wuneng.study"},
     {"wuneng.train"},
     {"wuneng.data", "wuneng.synthetic"},
     {"wuneng.model"},
@@ -33,22 +34,14 @@ FLOORS: list[set[str]] = [
         "wuneng.kinds",
         "wuneng.layer_pattern",
         "wuneng.limits",
+        "wuneng.older_files",
     },
 ]
 
 #: Rooms whose modules must be importable without these.
 LIGHT_ROOMS = (
-    "wuneng.recipe",
-    "wuneng.records",
-    "wuneng.tables",
-    "wuneng.pictures",
-    "wuneng.errors",
-    "wuneng.foreign",
-    "wuneng.built_in_arms",
-    "wuneng.head_counts",
-    "wuneng.kinds",
-    "wuneng.layer_pattern",
-    "wuneng.limits",
+    *("wuneng.tables", "wuneng.pictures"),
+    *sorted(FLOORS[-1] - {"wuneng.statistics", "wuneng.device"}),
 )
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 

@@ -197,6 +197,17 @@ def test_presets_are_as_large_as_they_say() -> None:
     assert set(PRESETS) == {"130m", "400m", "1.5b", "7b"}
 
 
+@pytest.mark.parametrize("fields", [{}, {"output_init": "zero", "state_branch_init": "zero"}])
+def test_what_is_compared_hangs_on_every_part(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Outputs that start at zero would let any backend pass."""
+    path = tmp_path / "recipe.yaml"
+    model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1} | fields
+    rest = "data: {kind: synthetic, tasks: [{task: recall}]}\ntraining: {steps: 1}\n"
+    path.write_text(f"model: {json.dumps(model | {'num_state_heads': 1})}\n{rest}")
+    built = choose(tiny_request(model=str(path), against="none")).architectures[0].build()
+    assert all(p.any() for n, p in built.named_parameters() if n.endswith("_proj.weight"))
+
+
 def test_a_model_directory(tmp_path: Path) -> None:
     from wuneng.model import WuNengForCausalLM
 

@@ -107,8 +107,8 @@ def scaling_bands(
 def _least_squares(design: Array, losses: Array, offsets: Array) -> tuple[float, Array]:
     """The offset ``[offsets]`` with the smallest squared relative error of the loss, and the
     coefficients of the design's columns with it."""
-    logs = np.log(losses[:, None] - offsets)
-    coefficients = np.asarray(np.linalg.pinv(design) @ logs, dtype=np.float64)
+    inverse: Array = np.linalg.pinv(design).astype(np.float64)
+    coefficients = inverse @ np.log(losses[:, None] - offsets)
     fitted = offsets + np.exp(design @ coefficients)
     error = ((np.log(fitted) - np.log(losses)[:, None]) ** 2).sum(axis=0)
     best = int(error.argmin())
