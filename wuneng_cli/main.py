@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from wuneng.errors import WuNengError
 from wuneng.foreign import shown
-from wuneng_cli import bench, cache, convert, generate, recipe, train
+from wuneng_cli import bench, cache, convert, generate, recipe, report, train
 from wuneng_cli import eval as eval_command
 from wuneng_cli.render import print_error, print_line
 from wuneng_cli.silence import silenced
@@ -30,6 +30,7 @@ _EXAMPLES = """Examples:
   wuneng generate runs/text --prompt "It was"  let a model that was trained on text write
   wuneng convert my-llama upgraded             add state heads to a model you have
   wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
+  wuneng report runs/text runs/bench/small     one page about runs and benchmarks
   wuneng recipe --fields                       what a recipe may say
   wuneng cache                                 what is kept between commands, and where
 
@@ -121,7 +122,7 @@ def _options(
     """
 
 
-for _command in (train, eval_command, generate, convert, bench, recipe, cache):
+for _command in (train, eval_command, generate, convert, bench, report, recipe, cache):
     _command.register(app)
 
 
