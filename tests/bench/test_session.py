@@ -14,7 +14,6 @@ import torch
 from tests.bench.records import record_of, tiny_request
 from wuneng.bench.architectures import PRESETS, choose, derive
 from wuneng.bench.pictures import draw
-from wuneng.bench.pictures.axes import plain_numbers
 from wuneng.bench.record import csv_text, read_record, rows_of, write_record
 from wuneng.bench.request import make_request
 from wuneng.bench.schema import SCHEMA, problems
@@ -23,6 +22,7 @@ from wuneng.errors import DataError, InputError, ModelError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import describe
 from wuneng.ops import native
+from wuneng.pictures import plain_numbers
 
 #: The recorded models have heads of 16.
 BACKENDS = (["native"] if native.library(16) else []) + ["chunked", "reference"]

@@ -1,6 +1,6 @@
 """Recipes that earlier versions wrote into run directories mean what they meant.
 
-Such a file states every field that there was (:func:`wuneng.recipe.load.dump_recipe`), which is
+Such a file states every field that there was (:func:`wuneng.recipe.dump.dump_recipe`), which is
 how it is told from one that a person wrote, for whom a field left out has today's default.
 """
 

@@ -125,10 +125,10 @@ class MiddleHeads(nn.Module):
             parts = [self._scaled(state).flatten(-2), middle.flatten(-2)]
             return A.flatten(-2), torch.cat(parts, dim=-1)
         mixed = (self.operator, A, state, self.scale, self.group_mix)
-        first, second = self.operator_weights()
+        weights = self.operator_weights()
         if not is_plain(norm, HeadRMSNorm):
-            return cross_head_reference(*mixed, None, first, second, 0.0, normalise=norm)
-        return cross_head(*mixed, norm.weight, first, second, eps=norm.eps, backend=backend)
+            return cross_head_reference(*mixed, None, *weights, 0.0, normalise=norm)
+        return cross_head(*mixed, norm.weight, *weights, eps=norm.eps, backend=backend)
 
     def _scaled(self, state: Tensor) -> Tensor:
         return state * self.scale[:, None].to(state.dtype)

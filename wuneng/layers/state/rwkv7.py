@@ -160,6 +160,7 @@ class RWKV7(HeadParameters):
             keeps_carry=shifts_here and slot is not None,
             snapshots=snapshots,
             read=read,
+            recurrence=self.recurrence,
         )
         if slot is not None:
             slot.put("wkv", state)
@@ -199,7 +200,8 @@ class RWKV7(HeadParameters):
         """Whether these heads are nothing but their weights: nobody watches or replaced a part."""
         norm = self._modules.get("g_norm")
         return (
-            is_plain(self, RWKV7)
+            self.recurrence is None
+            and is_plain(self, RWKV7)
             and is_plain(self.readout, nn.Identity)
             and is_plain(self.r_proj, nn.Linear)
             and (norm is None or is_plain(norm, HeadGroupNorm))
