@@ -11,9 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from wuneng.bench.pictures import write_figures
-from wuneng.bench.pictures.axes import head as heading
-from wuneng.bench.pictures.axes import panels, styles_of
+from wuneng.pictures import head as heading
+from wuneng.pictures import panels, styles_of, write_figures
 
 __all__ = ["draw"]
 

@@ -40,6 +40,7 @@ OPTIONAL: dict[str, Any] = {
     "state_value_residual": False,
     "state_output_gate": False,
     "state_a_max": 1.0,
+    "state_reads": 1,
     "state_bonus": True,
     "state_norm_eps": 64e-5,
 }
@@ -69,6 +70,8 @@ class StateHeads(nn.Module):
     fields: ClassVar[frozenset[str]] = frozenset()
     #: Fields as the kind is published, where they are not as WuNeng's own heads have them.
     published: ClassVar[Mapping[str, Any]] = {}
+    #: What ``state_init`` may be; the first where nobody says.
+    initial_values: ClassVar[tuple[str, ...]] = ("published",)
     #: Ways that ``token_shift`` can be.
     token_shifts: ClassVar[tuple[str, ...]] = ("post", "none")
 
@@ -122,11 +125,12 @@ class StateHeads(nn.Module):
                     f"{name} must be {without!r} where state_kind is {config.state_kind}, "
                     f"got {getattr(config, name)!r}"
                 )
-        if config.token_shift not in cls.token_shifts:
-            raise ValueError(
-                f"token_shift must be {' or '.join(cls.token_shifts)} where state_kind is "
-                f"{config.state_kind}, got {config.token_shift!r}"
-            )
+        for name, ways in (("token_shift", cls.token_shifts), ("state_init", cls.initial_values)):
+            if getattr(config, name) not in ways:
+                raise ValueError(
+                    f"{name} must be {' or '.join(ways)} where state_kind is "
+                    f"{config.state_kind}, got {getattr(config, name)!r}"
+                )
         for which in ("key", "value"):
             source = getattr(config, f"state_{which}_source")
             if source != "own" and which not in cls.shares:
