@@ -13,6 +13,7 @@ import torch
 from wuneng.errors import InputError, ModelError, file_errors, nearest, reason, shortened
 from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
+from wuneng.model.token_ids import vocabulary_size
 from wuneng.records import RunDirectory, verify
 
 if TYPE_CHECKING:
@@ -213,10 +214,11 @@ def _adopt_marks(path: Path, tokenizer: PreTrainedTokenizerBase, config: Any) ->
         index = getattr(config, f"{name}_id", None)
         index = index[0] if isinstance(index, list) and index else index
         if getattr(tokenizer, f"{name}_id") is None and isinstance(index, int):
-            if not 0 <= index < len(tokenizer):
+            most = vocabulary_size(tokenizer) - 1
+            if not 0 <= index <= most:
                 raise ModelError(
                     f"{path / 'config.json'}: {name}_id: expected a token of the tokenizer, 0 to "
-                    f"{len(tokenizer) - 1}, got {shortened(str(index))}"
+                    f"{most}, got {shortened(str(index))}"
                 )
             token = tokenizer.convert_ids_to_tokens(index)
             if isinstance(token, str):
