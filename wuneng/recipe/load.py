@@ -11,7 +11,6 @@ import yaml
 from pydantic import ValidationError
 
 from wuneng.errors import RecipeError, nearest, reason, shortened
-from wuneng.foreign import check_link
 from wuneng.recipe.arms import DEFAULT_ARMS, built_in
 from wuneng.recipe.messages import describe
 from wuneng.recipe.overrides import apply_override
@@ -104,8 +103,7 @@ def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_file():
-        check_link(path)
+    if path.exists() and not path.is_dir():
         return
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.y*ml"))
