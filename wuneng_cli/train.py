@@ -10,6 +10,7 @@ import typer
 
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.report import leave_report
 
 if TYPE_CHECKING:
     from wuneng.recipe import WrittenRecipe
@@ -192,13 +193,15 @@ def _train(
     else:
         train_all = run_sweep if written.recipe.study is None else run_study
         results, following = train_all(written, out, resume, **settings), []
+    page = leave_report(results.directory)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})
         return
     for table in results.tables:
         print_renderable(table)
     print_text(results.sentence)
-    print_line(f"\nEverything is in {results.directory}.")
+    shown = f"; {page.name} shows it" if page else ""
+    print_line(f"\nEverything is in {results.directory}{shown}.")
     for title, command in zip(("Next:", "     "), following, strict=False):
         print_line(f"{title} {command}")
 
