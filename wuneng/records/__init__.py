@@ -12,7 +12,7 @@ from wuneng.records.files import (
     write_json,
     write_text_atomic,
 )
-from wuneng.records.find import find_model
+from wuneng.records.find import find_model, runs_below
 from wuneng.records.places import prove_writable, refuse_links, usable_directory
 from wuneng.records.roles import ArmRoles, arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, ArmDirectory, RunDirectory
@@ -33,6 +33,7 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "refuse_links",
+    "runs_below",
     "truncate_jsonl_after",
     "usable_directory",
     "verify",
