@@ -215,6 +215,16 @@ def test_the_branch_decides_between_stock_and_code(tmp_path: Path) -> None:
     assert_same_bits(tensors_of(tmp_path / "silent"), tensors_of(tmp_path / "kept"))
 
 
+def test_a_value_that_stock_models_refuse(tmp_path: Path) -> None:
+    """transformers allows an initial scale of at most 1."""
+    source = _save(tmp_path / "source", "mha", initializer_range=1.5)
+    with pytest.raises(ModelError, match=r"llama cannot be made: .*initializer_range.*got 1.5"):
+        convert(Request(str(source), tmp_path / "out", to="transformers", stock=True))
+    request = Request(str(source), tmp_path / "code", to="transformers", verify=False)
+    convert(request)  # with its own code instead
+    assert "auto_map" in json.loads((tmp_path / "code" / "config.json").read_text())
+
+
 def test_wiring_that_no_stock_model_has(tmp_path: Path) -> None:
     source = _save(tmp_path / "source", "mha-shift")
     with pytest.raises(ModelError, match="attention_token_shift is True"):

@@ -26,6 +26,7 @@ BASE: dict[str, Any] = {
     "value_rank": 4,
     "gate_rank": 4,
     "snapshot_every": 16,
+    "output_init": "normal",  # from zero, what is computed before would not show in the logits
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gqa": {"num_key_value_heads": 1},
     "gqa-qk-norm-bias": {"num_key_value_heads": 2, "qk_norm": True, "attention_bias": True},
     "own-key-value": {"state_key_source": "own", "state_value_source": "own"},
+    "own-key": {"state_key_source": "own"},
     "own-key-other-size": {
         "state_key_source": "own",
         "state_value_source": "own",

@@ -15,7 +15,7 @@ from wuneng.ops.state_head.from_projections import ProjectedScan, wkv7_from_proj
 from wuneng.ops.state_head.interface import state_head
 from wuneng.ops.state_head.recurrence_inputs import recurrence_inputs
 from wuneng.ops.token_shift import last_token, previous_token, token_shift
-from wuneng.ops.wkv7 import Snapshots, wkv7, wkv7_step
+from wuneng.ops.wkv7 import Recurrence, Snapshots, wkv7, wkv7_step
 
 __all__ = [
     "HeadInputs",
@@ -24,6 +24,7 @@ __all__ = [
     "HeadWeights",
     "LowRank",
     "ProjectedScan",
+    "Recurrence",
     "Snapshots",
     "cross_head",
     "head_projections",

@@ -20,7 +20,7 @@ from wuneng.ops.backend import asked, candidates
 from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, log_decay, recurrence_inputs
 from wuneng.ops.wkv7 import interface
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_state
-from wuneng.ops.wkv7.interface import wkv7
+from wuneng.ops.wkv7.interface import Recurrence, wkv7
 from wuneng.ops.wkv7.snapshots import Snapshots
 
 
@@ -54,6 +54,7 @@ def wkv7_from_projections(
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
+    recurrence: Recurrence | None = None,
     backend: str | None = None,
 ) -> ProjectedScan:
     """The recurrence of S state heads over whole sequences, from their projections.
@@ -73,6 +74,7 @@ def wkv7_from_projections(
         k_k, k_a: per-channel weights ``[S, N]`` of the removal and the replacement key.
         a_max: upper end of the in-context learning rate, 1 or 2.
         initial_state, cu_seqlens, snapshots, backend: as :func:`wuneng.ops.wkv7`.
+        recurrence: runs in its place, called as it is; None is itself.
 
     Returns:
         :class:`ProjectedScan`.
@@ -93,12 +95,13 @@ def wkv7_from_projections(
         and "triton" in candidates("projections", v.device)
         and interface.takes_triton(v.shape[-1], *projections)
     )
-    if fuses and snapshots is None:
+    if fuses and snapshots is None and recurrence is None:
         check_state("initial_state", initial_state, projections, sequences)
         fused = _fused(projections, k_k, k_a, a_max, sequences, **options)
         if fused is not None:
             return fused
-    return _in_parts(projections, k_k, k_a, a_max, snapshots, named, **options)
+    run = recurrence or wkv7
+    return _in_parts(projections, k_k, k_a, a_max, snapshots, named, run, **options)
 
 
 def _in_parts(
@@ -108,6 +111,7 @@ def _in_parts(
     a_max: float,
     snapshots: Snapshots | None,
     backend: str | None,
+    run: Recurrence,
     *,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -117,7 +121,7 @@ def _in_parts(
     key, a, b = recurrence_inputs(k, source, rate_logit, k_k, k_a, a_max, backend=backend)
     inputs = (r, log_decay(decay_logit), key, v, a, b)
     if snapshots is None:
-        y, state = wkv7(
+        y, state = run(
             *inputs,
             initial_state=initial_state,
             cu_seqlens=cu_seqlens,
@@ -125,7 +129,7 @@ def _in_parts(
             log_decay_bound=LOG_DECAY_SCALE,
         )
         return ProjectedScan(y, key, state, None)
-    y, state, ring = wkv7(
+    y, state, ring = run(
         *inputs,
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,

@@ -30,7 +30,7 @@ from wuneng.ops.state_head.native import is_available, run
 from wuneng.ops.state_head.step import carry_parts, has_kernel, state_head_step
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.token_shift.previous_token import last_token, previous_token
-from wuneng.ops.wkv7 import Snapshots
+from wuneng.ops.wkv7 import Recurrence, Snapshots
 
 
 def state_head(
@@ -44,6 +44,7 @@ def state_head(
     keeps_carry: bool = False,
     snapshots: Snapshots | None = None,
     read: Callable[[Tensor], Tensor] | None = None,
+    recurrence: Recurrence | None = None,
     backend: str | None = None,
 ) -> HeadOutputs:
     """Run S heads of N channels over whole sequences, or over one token.
@@ -58,13 +59,14 @@ def state_head(
         keeps_carry: also return the carry for the next call.
         snapshots: also read earlier states, see :class:`wuneng.ops.Snapshots`.
         read: applied to y ``[B, T, S, N]`` before the group norm.
+        recurrence: runs in place of :func:`wuneng.ops.wkv7`, called as it is; None is itself.
         backend: as :mod:`wuneng.ops.backend` says.
 
     Returns:
         Readout, final state, carry and ring; differentiable once in every tensor but ``carry`` and
         ``cu_seqlens`` (off the C kernels in ``carry`` too).
     """
-    in_one = snapshots is None and read is None and options.raw
+    in_one = snapshots is None and read is None and recurrence is None and options.raw
     plain = in_one and are_plain(*inputs, *weights, state, carry)
     native = plain and "native" in candidates("state_head", inputs.v.device, backend)
     if native and _no_gradient(carry) and is_available(options.size, *inputs, state):
@@ -74,7 +76,7 @@ def state_head(
         out = state_head_step(inputs, weights, options, state, carry, backend=backend)
         return out if keeps_carry else out._replace(carry=None)
     memory = (state, carry, cu_seqlens, snapshots)
-    out = _composed(inputs, weights, options, *memory, read, backend)
+    out = _composed(inputs, weights, options, *memory, read, recurrence, backend)
     if not keeps_carry:
         return out
     return out._replace(carry=_next_carry(inputs, options, carry, cu_seqlens))
@@ -115,6 +117,7 @@ def _composed(
     cu_seqlens: Tensor | None,
     snapshots: Snapshots | None,
     read: Callable[[Tensor], Tensor] | None,
+    recurrence: Recurrence | None,
     backend: str | None,
 ) -> HeadOutputs:
     def heads(u: Tensor) -> Tensor:
@@ -132,6 +135,7 @@ def _composed(
         initial_state=state,
         cu_seqlens=cu_seqlens,
         snapshots=snapshots,
+        recurrence=recurrence,
         backend=backend,
     )
     y = state_readout(

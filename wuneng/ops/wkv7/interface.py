@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from wuneng.ops.wkv7.fla import wkv7_fla
 from wuneng.ops.wkv7.reference import Inputs, compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step, step_with_snapshots
+
+#: What may stand in for :func:`wkv7`: called as it is, it returns what it returns.
+Recurrence = Callable[..., Any]
 
 
 @overload

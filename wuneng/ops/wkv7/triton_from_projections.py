@@ -100,15 +100,10 @@ def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if final_state.numel():
         table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
         kept = states if keeps_states else None
+        projections, weights = _as_the_kernels_do(*given[:8])
+        written = (y, key, final_state)
         projection_scan(
-            *_as_the_kernels_do(*given[:8]),
-            a_max,
-            initial_state,
-            table,
-            (y, key, final_state),
-            kept,
-            chunk,
-            values,
+            projections, weights, a_max, initial_state, table, written, kept, chunk, values
         )
     return outputs
 
