@@ -48,7 +48,7 @@ def test_curves_that_cannot_be_drawn_are_one_message(runs: Path) -> None:
     with file.open("a") as stream:
         stream.write('{"seed": 1, "tokens": NaN, "validation": {"text/bits_per_byte": 1}}\n')
     result = wuneng("first", "--format", "md")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "runs/first: " in result.stderr
     assert "Traceback" not in result.stderr
 
