@@ -29,7 +29,9 @@ Aliases: arc = arc_easy + arc_challenge; obqa = openbookqa; lambada = lambada_op
 arc_easy, arc_challenge, hellaswag, piqa, winogrande, openbookqa, boolq, sciq and lambada_openai.
 Any other task of lm-evaluation-harness goes by its own name (mmlu, gsm8k, copa, ...). `validation`
 is the held-out text of the recipe that a run was trained from, `synthetic` its synthetic tasks;
-without --tasks, a run is scored on whichever of the two it has.
+without --tasks, a run is scored on whichever of the two it has. `wuneng-suite` are generated tasks
+in words (wuneng-suite-parity, -boxes, -chain, -needle, ...); `ruler` and its members take their
+essays from the .txt and .md files of --data-dir.
 
 --data-dir: .jsonl and .jsonl.gz files, recognised by the fields of their rows: ARC, HellaSwag,
 PIQA, WinoGrande, OpenBookQA, BoolQ, COPA, LAMBADA, SciQ, MMLU and GSM8K. The split is a word in
@@ -73,6 +75,20 @@ def evaluate(
         Path | None,
         typer.Option(
             "--data-dir", metavar="DIR", help="Read test sets from these files; no network."
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--include-path", metavar="DIR", help="Task files of your own (lm-eval YAML)."
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            "--lengths",
+            metavar="4k,16k",
+            help="Tokens of the texts that ruler, babilong and wuneng-suite-needle make.",
         ),
     ] = None,
     limit: Annotated[
@@ -145,6 +161,8 @@ def evaluate(
         if tasks is None
         else [name.strip() for name in tasks.split(",") if name.strip()],
         data_dir=data_dir,
+        include_path=include_path,
+        lengths=None if lengths is None else _lengths(lengths),
         limit=limit,
         num_fewshot=num_fewshot,
         batch_size=_batch_size(batch_size),
@@ -171,6 +189,19 @@ def evaluate(
     file = result_file(directory, control)
     write_report(report, file, environment(["wuneng", *sys.argv[1:]]))
     _print(report, file, as_json=as_json, quiet=quiet)
+
+
+def _lengths(text: str) -> list[int]:
+    from wuneng.errors import InputError
+    from wuneng.recipe import parse_size
+
+    try:
+        found = [parse_size(part.strip()) for part in text.split(",")]
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--lengths") from None
+    if min(found) < 1:
+        raise typer.BadParameter("expected lengths from 1 token on", param_hint="--lengths")
+    return list(dict.fromkeys(found))
 
 
 def _batch_size(text: str) -> int | str:

@@ -28,6 +28,7 @@ from wuneng.evaluate.perplexity import (
     run_validation,
     same_tokens,
 )
+from wuneng.evaluate.reader import open_reader
 from wuneng.evaluate.state_controls import StateControl, controlled_state
 from wuneng.evaluate.synthetic import SyntheticRows, open_synthetic, run_synthetic
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
@@ -49,6 +50,8 @@ class EvaluationRequest:
         model, baseline: transformers directories; no baseline: figures of the model alone.
         tasks: names as `tasks.select_tasks` takes them, "validation" and "synthetic".
         data_dir: local evaluation files instead of the tasks' data sets.
+        include_path: a directory of lm-evaluation-harness task files of one's own.
+        lengths: tokens of the texts that long-context tasks make, counted by MODEL's tokenizer.
         limit: the first so many items of each task.
         num_fewshot: examples before each question; None leaves each task's own number.
         batch_size: sequences per forward call, or "auto".
@@ -63,6 +66,8 @@ class EvaluationRequest:
     tasks: Sequence[str]
     baseline: Path | None = None
     data_dir: Path | None = None
+    include_path: Path | None = None
+    lengths: Sequence[int] | None = None
     limit: int | None = None
     num_fewshot: int | None = None
     batch_size: int | str = "auto"
@@ -126,6 +131,9 @@ def run_evaluation(
                 data_dir=request.data_dir,
                 workspace=workspace,
                 num_fewshot=request.num_fewshot,
+                include_path=request.include_path,
+                reader=open_reader(request.model),
+                lengths=request.lengths,
                 on_full_index=lambda: notify(
                     "not all of the tasks are in the common suite: indexing every task "
                     "(this takes some seconds)"
@@ -147,7 +155,7 @@ def run_evaluation(
         request=request,
         models={"model": model[0], "baseline": baseline[0] if baseline else None},
         tasks=compare(model[1], baseline[1] if baseline else None),
-        sources={name: str(task.source) for name, task in loaded.local.items()},
+        sources={name: task.source for name, task in loaded.local.items()},
         notes=job.notes,
     )
 
