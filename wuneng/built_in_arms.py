@@ -6,6 +6,7 @@ configuration, with the same names of fields. Needs no other package.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +51,8 @@ RWKV7_TIME_MIX: Changes = {
 #: What RWKV-7's heads alone have, at the value of heads without it.
 _OWN_OF_RWKV7: Changes = {
     "state_options": None,
+    "state_init": None,
+    "state_reads": 1,
     "state_removal_key": "shared",
     "state_value_residual": False,
     "state_bonus": True,
@@ -79,6 +82,22 @@ def _plain(base: Any) -> Changes:
     }
 
 
+def _more_heads(base: Any) -> Changes:
+    """Attention heads for the state heads, as many channels; whole groups of them where several
+    heads share a key."""
+    size, heads = _attention_head_size(base), base.num_attention_heads
+    groups = heads if base.num_key_value_heads is None else base.num_key_value_heads
+    shared = max(1, heads // max(1, groups))
+    channels = base.num_state_heads * (base.state_head_dim or size)
+    more = math.ceil(channels / (size * shared))
+    return {
+        **_plain(base),
+        "num_attention_heads": heads + more * shared,
+        "num_key_value_heads": groups + more,
+        "head_dim": size,
+    }
+
+
 def _full_width(base: Any) -> Changes:
     """State heads that fill the width by themselves."""
     size = base.state_head_dim or _attention_head_size(base)
@@ -95,6 +114,7 @@ def _pure_rwkv7(base: Any) -> Changes:
         **_full_width(base),
         **_OWN_OF_RWKV7,
         **RWKV7_TIME_MIX,
+        "state_init": base.state_init if base.state_kind == "rwkv7" else None,
         "num_key_value_heads": None,
         "head_dim": None,
         "layers": None,
@@ -148,6 +168,9 @@ BUILT_IN_ARMS: dict[str, BuiltInArm] = {
         lambda base: {**_plain(base), "attention_short_conv": 4},
         "attention with a short convolution of queries, keys and values",
     ),
+    "mha-heads": BuiltInArm(
+        "parameters", _more_heads, "more attention heads for the state heads, as many channels"
+    ),
     "interleaved": BuiltInArm(
         "parameters", _interleaved, "layers of state heads, every fourth of attention heads"
     ),
@@ -181,6 +204,10 @@ def arm_problem(name: str, base: Any) -> tuple[str, str] | None:
     base has; None where it can be made."""
     if name in ("gated-delta", "kda") and not base.num_state_heads:
         return "num_state_heads", f"expected 1 or more, whose kind arm {name} changes, got 0"
+    if name == "mha-heads" and not base.num_state_heads:
+        return "num_state_heads", f"expected 1 or more, which arm {name} replaces, got 0"
+    if name == "mha-heads" and not base.num_attention_heads:
+        return "num_attention_heads", f"expected 1 or more, of which arm {name} has more, got 0"
     if name == "interleaved" and base.num_hidden_layers < 2:
         return "num_hidden_layers", f"expected 2 or more for arm {name}, got 1"
     if name == "interleaved" and not base.num_attention_heads:

@@ -98,16 +98,33 @@ def test_nothing_measured_for_memory_exits_1(
     assert "--batch" in result.stderr
 
 
-def test_nothing_measured_for_missing_packages_exits_1(
-    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            Missing("planted is not installed"),
+            "error: nothing was measured: 4 missing. wuneng: planted is not inst",
+        ),
+        (
+            ZeroDivisionError("planted"),
+            "error: decode next token, mha, 16 tokens, batch 1: failed: ZeroDiv",
+        ),
+    ],
+)
+def test_a_case_that_cannot_be_run_is_told_and_exits_1(
+    planted: PlantedClock,
+    undrawn: None,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    message: str,
 ) -> None:
-    def absent(row: Any, model: Any, twin: Any) -> Any:
-        raise Missing("planted is not installed")
+    def broken(row: Any, model: Any, twin: Any) -> Any:
+        raise raised
 
-    monkeypatch.setattr(wuneng.bench.models, "decode_gate", absent)
+    monkeypatch.setattr(wuneng.bench.models, "decode_gate", broken)
     result = run(*SHORT, "-q")
     assert result.exit_code == 1, result.output
-    assert "error: nothing was measured: 4 missing. wuneng: planted is not inst" in result.stderr
+    assert message in result.stderr
 
 
 def test_json_on_stdout_alone(planted: PlantedClock, undrawn: None, tmp_path: Path) -> None:
@@ -161,18 +178,6 @@ def test_bad_input_exits_2_with_one_message(
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
-
-
-def test_a_case_that_fails_is_told_and_exits_1(
-    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(row: Any, model: Any, twin: Any) -> Any:
-        raise ZeroDivisionError("planted")
-
-    monkeypatch.setattr(wuneng.bench.models, "decode_gate", broken)
-    result = run(*SHORT, "-q")
-    assert result.exit_code == 1
-    assert "error: decode next token, mha, 16 tokens, batch 1: failed: ZeroDiv" in result.stderr
 
 
 def test_the_module_needs_few_packages(tmp_path: Path, repository: Path) -> None:

@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from tests.cli.commands import answer as call
+from tests.cli.commands import undo_the_end
 from tests.convert.sources import save_source
 from wuneng import WuNengForCausalLM
 from wuneng_cli.main import app
 
 ARMS = (
     *("wuneng", "mha", "mha-shift", "mha-conv", "interleaved", "gated-delta", "kda"),
-    *("rwkv7", "replace"),
+    *("rwkv7", "replace", "mha-heads"),
 )
 MODEL = """\
 model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, num_state_heads: 2,
@@ -35,13 +37,6 @@ DATA = {
     "evaluation: {length_multiples: [1, 2], examples: 4}\n",
     "bytes": "data: {kind: text, train: [text], tokenizer: bytes, validation_fraction: 0.3}\n",
 }
-
-
-def call(*arguments: str) -> dict:
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 0, result.output
-    found: dict = json.loads(result.stdout)
-    return found
 
 
 @pytest.fixture(scope="module", params=DATA)
@@ -66,20 +61,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_a_stopped_run_ends_with_the_same_bits(run: Path, tmp_path: Path) -> None:
     again = Path(shutil.copytree(run, tmp_path / "run"))
-    for arm in ARMS:
-        shutil.rmtree(again / arm / "checkpoints" / "step-4")
-        shutil.rmtree(again / arm / "model")
-        for name in ("result.json", "rows.json", "checksums.json"):
-            (again / arm / name).unlink()
-    for name in ("results.json", "checksums.json"):
-        (again / name).unlink()
+    undo_the_end(again, ARMS, 4)
     call("train", str(again / "recipe.yaml"), "--out", str(again))
     for arm in ARMS:
         found, kept = (load_file(r / arm / "model" / "model.safetensors") for r in (again, run))
         assert all(torch.equal(found[name], value) for name, value in kept.items()), arm
 
 
-@pytest.mark.parametrize("arm", ["interleaved", "gated-delta", "kda", "mha-conv"])
+@pytest.mark.parametrize("arm", ["interleaved", "gated-delta", "kda", "mha-conv", "mha-heads"])
 def test_an_arm_becomes_a_directory_that_loads(run: Path, arm: str, tmp_path: Path) -> None:
     """With its own code, or as a stock model; proved by the conversion alone in its process."""
     out = tmp_path / "out"

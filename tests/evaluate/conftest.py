@@ -204,6 +204,7 @@ def tiny_wuneng(seed: int = 0, **changes: Any) -> Any:
         "bos_token_id": 256,
         "eos_token_id": 256,
         "initializer_range": 0.2,
+        "output_init": "normal",
     }
     return WuNengForCausalLM(WuNengConfig(**{**settings, **changes})).float()
 

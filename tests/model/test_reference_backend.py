@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,6 +30,7 @@ from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
 from wuneng.model.call_arguments import cache_of
 from wuneng.ops import native, using
+from wuneng.ops.linear_cross_entropy import linear_cross_entropy
 
 HAS_COMPILER = native.library(16) is not None
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -55,10 +55,16 @@ def all_paths() -> Iterator[str]:
 def gradient(model: WuNengForCausalLM) -> dict[str, Tensor]:
     """Logits, and the gradient of every parameter."""
     model.zero_grad()
-    logits = model(IDS, use_cache=False).logits
-    F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
+    found: list[Tensor] = []
+
+    def of_head(hidden: Tensor, head: Any) -> Tensor:
+        found.append(head(hidden).detach())
+        rows, labels = hidden[:, :-1], IDS[:, 1:]
+        return linear_cross_entropy(rows, head.weight, labels, whole_bytes=0) / labels.numel()
+
+    model(IDS, use_cache=False, head_loss=of_head).loss.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return {"logits": logits.detach(), **gradients}
+    return {"logits": found[0], **gradients}
 
 
 @torch.no_grad()

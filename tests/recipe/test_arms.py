@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from wuneng.errors import RecipeError
+from wuneng.model import from_settings
+from wuneng.model.skeleton import layout
 from wuneng.recipe import BUILT_IN_ARMS, Recipe, load_recipe
 from wuneng.recipe.model import PAPER_WIRING
 
@@ -38,6 +40,40 @@ def test_plain_attention_has_no_state() -> None:
         assert model.attention_token_shift is shift
         assert found.arms[name].match == "parameters"
     assert found.arm_model("wuneng") == found.model
+
+
+@pytest.mark.parametrize("name", BUILT_IN_ARMS)
+def test_what_is_not_the_states_is_every_arms(name: str) -> None:
+    """Initial values, norms and tying are the baselines' as well, and no arm is short of them."""
+    shared = {
+        "embedding_norm": True,
+        "qk_norm": True,
+        "norm": "layernorm",
+        "tie_word_embeddings": False,
+        "initializer_range": 0.03,
+        "output_init": "small",
+    }
+    model = recipe(
+        {"num_hidden_layers": 2, **shared}, ["wuneng", name] if name != "wuneng" else [name]
+    )
+    arm = model.arm_model(name)
+    assert {field: getattr(arm, field) for field in shared} == shared
+    parts = layout(from_settings(arm, 64)).parameters
+    assert "model.embed_norm.bias" in parts
+    assert "lm_head.weight" in parts
+    attention = [field for field in parts if field.endswith("self_attn.q_proj.weight")]
+    norms = [field for field in parts if field.endswith("self_attn.q_norm.weight")]
+    assert len(attention) == len(norms)
+    assert bool(norms) == (arm.num_attention_heads > 0)
+
+
+def test_the_pure_arm_starts_as_the_models_own_heads_do() -> None:
+    assert (
+        recipe({"state_init": "published"}, ["rwkv7"]).arm_model("rwkv7").state_init == "published"
+    )
+    other = recipe({"state_kind": "kda", "state_init": "published"}, ["rwkv7", "gated-delta"])
+    assert other.arm_model("rwkv7").state_init is None
+    assert other.arm_model("gated-delta").state_init is None
 
 
 def test_pure_state_fills_the_width() -> None:
@@ -81,6 +117,25 @@ def test_as_many_state_heads_replace_half(heads: int, states: int, found: tuple[
     assert model.attention_head_size == 32
 
 
+@pytest.mark.parametrize(
+    ("changes", "heads", "groups"),
+    [
+        ({}, 6, 6),
+        ({"num_key_value_heads": 2}, 6, 3),
+        ({"num_key_value_heads": 1}, 8, 2),
+        ({"state_head_dim": 32, "cross_head": "none"}, 5, 5),
+    ],
+)
+def test_attention_heads_for_the_state_heads(
+    changes: dict[str, Any], heads: int, groups: int
+) -> None:
+    """As many channels, in whole groups of heads that share a key; sized to the same parameters."""
+    model = recipe({"num_attention_heads": 4, **changes}, ["mha-heads"]).arm_model("mha-heads")
+    assert (model.num_attention_heads, model.num_key_value_heads) == (heads, groups)
+    assert (model.num_state_heads, model.attention_head_size) == (0, 64)
+    assert BUILT_IN_ARMS["mha-heads"].match == "parameters"
+
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -90,7 +145,7 @@ def test_every_built_in_arm_is_for_every_shipped_recipe(path: Path, name: str) -
     """Or says why not: an upgrade keeps the attention heads that it starts from."""
     changes = [f"arms=[wuneng, {name}]"]
     upgrade = path.stem == "upgrade-llama"
-    if upgrade and name == "replace":
+    if upgrade and name in ("replace", "mha-heads"):
         with pytest.raises(RecipeError, match="are a trained model's"):
             load_recipe(path, changes)
     elif upgrade and name in ("mha", "mha-shift", "mha-conv"):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from wuneng.bench.gate import GateResult, judge, relative_error
 from wuneng.model.call_arguments import cache_of, with_cache
 from wuneng.ops import using
+from wuneng.train.head_loss import ask, summed_cross_entropy
 
 __all__ = ["Twin", "decode_gate", "gradient_gate", "prefill_gate"]
 
@@ -110,11 +111,15 @@ def gradient_gate(
 ) -> GateResult:
     """Gradients of every parameter, over half as many tokens: the loop's backward is slow."""
     ids = _tokens(model, min(row.seq_len, MODEL_TOKENS // 2))
+    inputs, labels = ids[:, :-1], ids[:, 1:]
+    # In chunks even where few logits are made: the sizes that are timed may have many.
+    wanted = summed_cross_entropy(labels, whole_bytes=0)
 
     def gradients(of: Any, autocast: bool) -> dict[str, Tensor]:
         of.zero_grad(set_to_none=True)
         with torch.autocast(ids.device.type, dtype=dtype, enabled=autocast):
-            of(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            loss = ask(of, inputs, None, wanted)
+        (loss / labels.numel()).backward()
         return {n: p.grad for n, p in of.named_parameters() if p.grad is not None}
 
     rounded = dtype != torch.float32

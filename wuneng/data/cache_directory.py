@@ -17,6 +17,7 @@ from pathlib import Path
 from wuneng.errors import DamagedError, DiskError
 from wuneng.records.atomic import flush_tree
 from wuneng.records.checksums import seal_directory, verify
+from wuneng.records.files import disk_complaint
 from wuneng.records.leftovers import remove_abandoned, temporary_directory
 from wuneng.records.places import expanded
 from wuneng.records.user_cache import UNFINISHED, named_cache, user_cache
@@ -88,6 +89,6 @@ def _put_in_place(temporary: Path, entry: Path) -> None:
 
 def _disk_error(entry: Path, error: OSError) -> DiskError:
     return DiskError(
-        f"the cache entry {entry} cannot be written: {error.strerror or error}; free some space, "
+        f"the cache entry {entry} cannot be written: {disk_complaint(error)}; free some space, "
         "or choose another place with data.cache_dir or WUNENG_CACHE"
     )

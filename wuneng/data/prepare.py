@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wuneng.data.batch import EPOCHS, Prepared, TrainingData
 from wuneng.data.cache_directory import cache_root
@@ -15,7 +16,7 @@ from wuneng.data.encoding import Encoder
 from wuneng.data.packing import PackedRows
 from wuneng.data.segments import Segments, cut_document, segments_of
 from wuneng.data.sources import DocumentSource, open_source
-from wuneng.data.split import choose_validation, falls_in_validation
+from wuneng.data.split import choose_half, choose_validation, falls_in_validation
 from wuneng.data.stream_sample import held_out_sample, leading_sample
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.streaming import StreamedTraining
@@ -96,6 +97,13 @@ def _open_sources(
     return train, other
 
 
+def _too_few_to_halve(part: str) -> DataError:
+    return DataError(
+        f"data.validation_part: {part} is one of two halves of the held-out documents, and there "
+        "are not two different ones; hold out more with data.validation_fraction or data.validation"
+    )
+
+
 @dataclass
 class _Preparation:
     """The settings of one call, and what there is to say about it."""
@@ -118,7 +126,7 @@ class _Preparation:
         else:
             other = tokenized(self._finite(validation), self.encoder, self.root)
             kept = self._without_shared(corpus, other)
-            scored, how = segments_of(other, self.encoder), validation.name
+            scored, how = self._part(other), validation.name
         self._note("training", train.name, corpus, kept)
         self._note("validation", how, other, scored)
         if kept.tokens < self.training.sequence_length:
@@ -142,7 +150,7 @@ class _Preparation:
         else:
             sample = self._finite(validation)
         other = tokenized(sample, self.encoder, self.root)
-        scored = segments_of(other, self.encoder)
+        scored = self._part(other)
         self.notes.append(f"training: {train.name}, in its own order")
         self._note("validation", sample.name, other, scored)
         known = set(other.digests.tolist())
@@ -168,11 +176,25 @@ class _Preparation:
         fraction = self.data.validation_fraction
         digests = np.asarray(corpus.digests)
         if len(np.unique(digests)) < 2:
+            if self.data.validation_part != "all":
+                raise _too_few_to_halve(self.data.validation_part)
             kept, scored = cut_document(corpus, self.encoder, fraction)
             return kept, scored, "the end of the only document, from a line's start on"
         out = choose_validation(digests, fraction)
-        kept, scored = (segments_of(corpus, self.encoder, chosen) for chosen in (~out, out))
-        return kept, scored, "the documents held out by their hash"
+        kept = segments_of(corpus, self.encoder, ~out)
+        return kept, self._part(corpus, out), "the documents held out by their hash"
+
+    def _part(self, corpus: Corpus, held_out: NDArray[np.bool_] | None = None) -> Segments:
+        """What is scored of the documents that are held out; by default all of ``corpus`` are."""
+        part, digests = self.data.validation_part, np.asarray(corpus.digests)
+        if part == "all":
+            return segments_of(corpus, self.encoder, held_out)
+        everything = np.ones(len(digests), bool) if held_out is None else held_out
+        try:
+            half = choose_half(digests, everything, second=part == "final")
+        except ValueError:
+            raise _too_few_to_halve(part) from None
+        return segments_of(corpus, self.encoder, half)
 
     def _without_shared(self, corpus: Corpus, other: Corpus) -> Segments:
         shared = np.isin(corpus.digests, other.digests, kind="sort")

@@ -11,7 +11,7 @@ import numpy as np
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
 from wuneng.statistics import Estimate, PairedDifference, holm, paired_difference
 
-__all__ = ["LevelComparison", "MetricComparison", "TaskComparison", "compare"]
+__all__ = ["LevelComparison", "MetricComparison", "TaskComparison", "compare", "corrected"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,19 @@ class MetricComparison:
     baseline: Estimate | None = None
     difference: PairedDifference | None = None
     p_holm: float | None = None
+
+    def the_other_way_round(self) -> MetricComparison:
+        """Baseline and model exchanged; there must be a baseline."""
+        assert self.baseline is not None
+        difference = self.difference
+        if difference is not None:
+            difference = replace(
+                difference,
+                difference=-difference.difference,
+                low=-difference.high,
+                high=-difference.low,
+            )
+        return replace(self, model=self.baseline, baseline=self.model, difference=difference)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ def compare(
         if baseline is not None and outcomes.task not in others:
             raise ValueError(f"the baseline has no outcomes for {outcomes.task}")
         compared.append(_task(outcomes, others.get(outcomes.task), groups.get(outcomes.task)))
-    return _corrected(compared)
+    return corrected(compared)
 
 
 def _task(
@@ -168,8 +181,8 @@ def _metric(name: str, model: MetricOutcomes, baseline: MetricOutcomes) -> Metri
     return replace(compared, difference=difference)
 
 
-def _corrected(tasks: list[TaskComparison]) -> list[TaskComparison]:
-    """Holm's correction over every comparison that is not part of a pooled one."""
+def corrected(tasks: list[TaskComparison]) -> list[TaskComparison]:
+    """Holm's correction over every comparison that is not part of a pooled one, in place."""
     places = [
         (t, m)
         for t, task in enumerate(tasks)

@@ -53,6 +53,7 @@ _NAMED = frozenset(
         "logits_to_keep",
         "document_ids",
         "seq_idx",
+        "head_loss",
     }
 )
 

@@ -9,11 +9,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+
 from wuneng.kinds import load_kind
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.state.base import StateHeads
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.skeleton import layout
+from wuneng.ops.linear_cross_entropy import WHOLE_BYTES, chunks
 
 PARTS = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms", "output")
 ADDED_PARTS = ("state heads", "middle heads")
@@ -152,7 +155,8 @@ def memory_estimate(
 
     Weights, gradients and the two Adam moments are float32. Activations count what autograd keeps
     for ``sequences`` of ``sequence_length`` tokens in ``activation_bytes`` each, and float32
-    logits with their gradient; expect the true peak within a factor of about 1.5.
+    logits with their gradient, whole or a chunk of them; expect the true peak within a factor of
+    about 1.5.
     """
     parameters = total_parameters(config)
     tokens = sequences * sequence_length
@@ -161,8 +165,19 @@ def memory_estimate(
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
         "activations": _activation_bytes(config, tokens, activation_bytes, activation_checkpointing)
-        + 3 * 4 * tokens * config.vocab_size,
+        + _logit_bytes(config, tokens),
     }
+
+
+def _logit_bytes(config: WuNengConfig, tokens: int) -> int:
+    """Of whole logits, their normalised copy and its gradient; in chunks, of one on a CPU, and of
+    the head's gradient, which a tied embedding adds to its own."""
+    whole = 4 * tokens * config.vocab_size
+    if whole <= WHOLE_BYTES:
+        return 3 * whole
+    part = next(iter(chunks(config.vocab_size, tokens, torch.device("cpu"))))
+    head = config.vocab_size * config.hidden_size if config.tie_word_embeddings else 0
+    return 2 * 4 * (part.stop - part.start) * config.vocab_size + 4 * head
 
 
 def _activation_bytes(config: WuNengConfig, tokens: int, size: int, checkpointing: bool) -> int:

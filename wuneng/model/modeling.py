@@ -10,6 +10,7 @@ without attention heads it is a pure RWKV-7.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -237,12 +238,17 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         document_ids: Tensor | None = None,
         seq_idx: Tensor | None = None,
         cache: WuNengCache | None = None,
+        head_loss: Callable[[Tensor, nn.Module], Any] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits ``[B, T, vocab]``; the loss too given ``labels`` ``[B, T]`` (not yet shifted).
 
-        Arguments and errors otherwise as :meth:`WuNengModel.forward`.
+        With ``head_loss`` no logits: it is called with the last hidden states ``[B, T, D]`` and the
+        head, and what it returns stands as ``loss``. Over a large vocabulary it need not make all
+        logits at once. Arguments and errors otherwise as :meth:`WuNengModel.forward`.
         """
+        if head_loss is not None and labels is not None:
+            raise ValueError("head_loss makes the loss in place of labels: give one of them")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -260,8 +266,8 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
             hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
         else:
             hidden = hidden[:, logits_to_keep]
-        logits = self.lm_head(hidden)
-        loss = None
+        logits = self.lm_head(hidden) if head_loss is None else None
+        loss = None if head_loss is None else head_loss(hidden, self.lm_head)
         if labels is not None:
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs

@@ -73,6 +73,9 @@ class TextData(Settings):
     """The same for validation; default a fraction of the training documents."""
     validation_fraction: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.05
     """Share of the documents that is held out when ``validation`` is left out."""
+    validation_part: Literal["all", "tuning", "final"] = "all"
+    """Which held-out documents are scored: all, or one of two halves of them. A study tunes on the
+    one and compares on the other."""
     tokenizer: TokenizerChoice = "bytes"
     """``bytes``, a tokenizer's directory or name, ``{train_bpe: V}``, or ``source``: that of
     ``init_from``, and the default where there is one."""

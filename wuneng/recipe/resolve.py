@@ -101,13 +101,14 @@ def _choice_problems(
             f"expected 2 or more, of which some are replaced, got {model.num_attention_heads} "
             "(arm replace)",
         )
-    if "replace" in arms and resolved["replace"].init_from:
-        yield (
-            ("arms", "replace"),
-            "the built-in arm replace starts from nothing, and the heads it would replace here are "
-            "a trained model's: expected another arm (its additions leave attention whole), or "
-            "init_from: null",
-        )
+    for name in ("replace", "mha-heads"):
+        if name in arms and resolved[name].init_from:
+            yield (
+                ("arms", name),
+                f"the built-in arm {name} starts from nothing, and the heads it would change here "
+                "are a trained model's: expected another arm (its additions leave attention "
+                "whole), or init_from: null",
+            )
     size = model.state_head_size
     if "rwkv7" in arms and model.hidden_size % size:
         yield (

@@ -23,6 +23,7 @@ from wuneng.records.leftovers import lock, partial_file_pattern, remove_abandone
 __all__ = [
     "FULL",
     "append_jsonl",
+    "disk_complaint",
     "disk_errors",
     "finite",
     "json_text",
@@ -46,6 +47,12 @@ _REFUSED = (
 _ATTEMPTS = 3
 
 
+def disk_complaint(error: OSError) -> str:
+    """What the disk said, in words that name a full one as such."""
+    said = error.strerror or str(error)
+    return f"the disk is full ({said})" if error.errno in FULL else said
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or refusing disk inside the block into a DiskError that names ``path``."""
@@ -54,7 +61,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise DiskError(
-                f"cannot write {path}: the disk is full ({os.strerror(error.errno)}). What was "
+                f"cannot write {path}: {disk_complaint(error)}. What was "
                 "saved before is intact; free some space and run the command again."
             ) from error
         if error.errno in _REFUSED:

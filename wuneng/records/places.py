@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from wuneng.errors import DiskError, InputError
-from wuneng.records.files import open_no_link
+from wuneng.records.files import FULL, disk_complaint, open_no_link
 from wuneng.records.leftovers import partial_file_pattern, remove_abandoned
 
 __all__ = ["expanded", "prove_writable", "refuse_links", "usable_directory"]
@@ -32,10 +32,8 @@ def usable_directory(path: Path, option: str) -> Path:
         os.close(open_no_link(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         probe.unlink()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(
-                f"cannot write to {path}: the disk is full ({os.strerror(error.errno)})"
-            ) from error
+        if error.errno in FULL:
+            raise DiskError(f"cannot write to {path}: {disk_complaint(error)}") from error
         raise InputError(
             f"{option} {path}: expected a directory to write to, {_reason(path, error)}. "
             f"Choose another place with {option}"

@@ -11,14 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wuneng.data.batch import IGNORED
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
+from wuneng.ops.linear_cross_entropy import linear_distillation
+from wuneng.ops.linear_cross_entropy.reference import distillation
 from wuneng.recipe import Distillation
 from wuneng.recipe.arms import Arm
+from wuneng.train.head_loss import HeadLoss, hidden_and_head, is_plain_head
 from wuneng.train.starting_point import PLAIN, Sources
 
 __all__ = ["Teacher", "teacher_config", "teacher_name"]
@@ -32,29 +34,34 @@ class Teacher:
     """Called like the arm's own."""
     settings: Distillation
 
-    def logits(self, input_ids: Tensor, documents: Tensor | None) -> Tensor:
-        """``[B, T, V]`` for ``input_ids`` ``[B, T]``; no gradient is kept."""
-        with torch.no_grad():
-            logits: Tensor = self.model(
-                input_ids=input_ids, document_ids=documents, use_cache=False
-            ).logits
-        return logits
-
-    def loss(self, logits: Tensor, taught: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, summed over scored positions, and its two parts ``[2]`` (KL, CE), unweighted.
+    def loss(self, input_ids: Tensor, documents: Tensor | None, labels: Tensor) -> HeadLoss:
+        """What to ask the arm for: ``[3]``, the loss summed over scored positions, and its two
+        parts (KL, CE), unweighted and without a graph.
 
         Args:
-            logits, taught: ``[B, T, V]`` of the arm and the teacher.
-            labels: ``[B, T]``.
+            input_ids, documents, labels: ``[B, T]``, of which the teacher is asked at once.
         """
-        tau = self.settings.temperature
-        scored = labels != IGNORED
-        own = F.log_softmax(logits[scored].float() / tau, dim=-1)
-        other = F.log_softmax(taught[scored].float() / tau, dim=-1)
-        divergence = tau**2 * F.kl_div(own, other, reduction="sum", log_target=True)
-        entropy = F.cross_entropy(logits[scored].float(), labels[scored], reduction="sum")
-        total = self.settings.kl * divergence + self.settings.ce * entropy
-        return total, torch.stack([divergence.detach(), entropy.detach()])
+        with torch.no_grad():
+            taught, teachers_head = hidden_and_head(self.model, input_ids, documents)
+
+        def loss(hidden: Tensor, head: nn.Module) -> Tensor:
+            given, tau = self.settings, self.settings.temperature
+            if is_plain_head(head) and is_plain_head(teachers_head):
+                total, parts = linear_distillation(
+                    *(hidden, head.weight, taught, teachers_head.weight, labels),
+                    temperature=tau,
+                    kl=given.kl,
+                    ce=given.ce,
+                    ignored=IGNORED,
+                )
+            else:
+                with torch.no_grad():
+                    other = teachers_head(taught)
+                parts = distillation(head(hidden), other, labels, IGNORED, tau)
+                total = given.kl * parts[0] + given.ce * parts[1]
+            return torch.stack([total, *parts.detach()])
+
+        return loss
 
 
 def teacher_name(arm: Arm) -> str | None:

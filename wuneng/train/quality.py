@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.errors import NonFiniteError
-from wuneng.model.finite import all_finite, what_is_not_finite
+from wuneng.model.finite import what_is_not_finite
 from wuneng.train.figures import RowScores, columns
-from wuneng.train.step import Numerics, micro_batches, uncompiled
+from wuneng.train.head_loss import ask, token_scores, uncompiled
+from wuneng.train.step import Numerics, micro_batches
 
 __all__ = ["Quality", "measure"]
 
@@ -78,16 +78,12 @@ def _score(
     input_ids, labels = piece[0].to(device), piece[1].to(device)
     documents = None if piece[2] is None else piece[2].to(device)
     with numerics.autocast():
-        logits = model(input_ids=input_ids, document_ids=documents, use_cache=False).logits
+        nats, right, finite = ask(model, input_ids, documents, token_scores(labels))
     scored = labels != IGNORED
-    if not all_finite(logits) and not all_finite(logits[scored]):
-        bad = (~logits.isfinite()).any(-1) & scored
+    bad = (finite == 0) & scored
+    if bad.any():
         raise _not_finite(uncompiled(model), numerics, input_ids, documents, bad, tally)
-    nats = F.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(labels)
-    right = (logits.argmax(-1) == labels) & scored
-    counts, rights = scored.sum(1).tolist(), right.sum(1).tolist()
+    counts, rights = scored.sum(1).tolist(), right.sum(1).int().tolist()
     # Sums over a row in float64: thousands of small terms, and perplexities are compared closely.
     row_nats = nats.to("cpu", torch.float64).sum(1).tolist()
     for row, count in enumerate(counts):

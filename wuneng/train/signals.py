@@ -11,7 +11,7 @@ from typing import Any
 
 from wuneng.errors import RunError
 
-__all__ = ["Interrupted", "StopSignals", "how_to_resume"]
+__all__ = ["Interrupted", "StopSignals", "how_to_resume", "stop_warning"]
 
 
 class Interrupted(RunError):
@@ -71,3 +71,8 @@ def how_to_resume(run_directory: Path) -> str:
         "Run the same command again to continue, or: "
         f"wuneng train {recipe} --resume {run_directory}"
     )
+
+
+def stop_warning(name: str) -> str:
+    """What is said when the first signal, ``name``, comes."""
+    return f"{name}: finishing this step and saving; Ctrl-C (again) stops at once"

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.errors import DataError, NonFiniteError, RunError
 from wuneng.recipe import Training
 from wuneng.train.distillation import Teacher
+from wuneng.train.head_loss import ask, summed_cross_entropy, uncompiled
 
 __all__ = [
     "Numerics",
@@ -28,7 +28,6 @@ __all__ = [
     "micro_batches",
     "prepare_model",
     "take_step",
-    "uncompiled",
 ]
 
 # fp16 skips an update now and then while its loss scale settles; a scale below this means that the
@@ -91,12 +90,6 @@ def prepare_model(model: nn.Module, training: Training) -> nn.Module:
     return torch.compile(model) if training.compile else model  # type: ignore[return-value]
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """What ``prepare_model`` was given: the names of its parts are those that were saved."""
-    inner: nn.Module = getattr(model, "_orig_mod", model)
-    return inner
-
-
 def compilation_error(error: Exception) -> RunError | None:
     """What to tell the user if ``error`` comes from torch.compile; None if it does not."""
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -123,7 +116,8 @@ def take_step(
 
     The loss is the cross-entropy, or with a ``teacher`` what it makes of both.
 
-    ``model(input_ids=[B, T], document_ids=[B, T] | None, use_cache=False).logits``: ``[B, T, V]``.
+    ``model(input_ids=[B, T], document_ids=[B, T] | None, use_cache=False, head_loss=…).loss``; one
+    that is not WuNeng gives ``.logits`` ``[B, T, V]`` instead.
 
     Raises:
         NonFiniteError: the loss or a gradient is NaN or infinite; the weights are untouched.
@@ -177,23 +171,16 @@ def _backward(
         assert input_ids is not None
         assert labels is not None
         with numerics.autocast():
-            logits = model(input_ids=input_ids, document_ids=documents, use_cache=False).logits
-            taught = None if teacher is None else teacher.logits(input_ids, documents)
-        parts: tuple[Tensor, ...] = ()
-        # The sums run in float32 whatever the autocast type: bf16 keeps three digits.
-        if teacher is None or taught is None:
-            loss = F.cross_entropy(
-                logits.float().flatten(0, 1),
-                labels.flatten(),
-                ignore_index=IGNORED,
-                reduction="sum",
+            wanted = (
+                summed_cross_entropy(labels)
+                if teacher is None
+                else teacher.loss(input_ids, documents, labels)
             )
-        else:
-            loss, pair = teacher.loss(logits, taught, labels)
-            parts = tuple(pair / scored)
+            found = ask(model, input_ids, documents, wanted)
+        loss, *parts = found if found.dim() else (found,)
         loss = loss / scored
         (loss if numerics.scaler is None else numerics.scaler.scale(loss)).backward()
-        total += torch.stack([loss.detach(), *parts])
+        total += torch.stack([loss.detach(), *(part / scored for part in parts)])
     return total
 
 

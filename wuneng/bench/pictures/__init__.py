@@ -17,6 +17,7 @@ from wuneng.bench.pictures.lengths import against_length, decoding
 from wuneng.bench.pictures.ratio import ratio
 from wuneng.bench.pictures.roofline import roofline
 from wuneng.bench.record import Row, rows_of
+from wuneng.pictures import drawing
 from wuneng.records import disk_errors, write_bytes_atomic
 
 __all__ = ["draw"]
@@ -32,15 +33,11 @@ def draw(record: dict[str, Any], directory: Path) -> list[Path]:
     Raises:
         DiskError: the disk is full or refuses.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = [row for row in rows_of(record) if row.median_ms is not None]
     written = []
-    # Names of models and arms are shown as they are: a "$" in them begins no formula.
-    with matplotlib.rc_context({"text.parse_math": False}):
+    with drawing():
         for name, figure in _figures(rows, record).items():
             for suffix in _FORMATS:
                 path = directory / f"{name}.{suffix}"

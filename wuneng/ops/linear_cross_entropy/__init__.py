@@ -1,0 +1,10 @@
+"""The output head and the loss on its logits as one operator, which never holds large logits."""
+
+from wuneng.ops.linear_cross_entropy.by_hand import chunks
+from wuneng.ops.linear_cross_entropy.interface import (
+    WHOLE_BYTES,
+    linear_cross_entropy,
+    linear_distillation,
+)
+
+__all__ = ["WHOLE_BYTES", "chunks", "linear_cross_entropy", "linear_distillation"]

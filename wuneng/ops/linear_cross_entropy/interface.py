@@ -1,0 +1,133 @@
+"""Which form computes a loss: whole logits where they are small, else chunks by hand."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wuneng.ops.backend import candidates
+from wuneng.ops.linear_cross_entropy import reference
+from wuneng.ops.linear_cross_entropy.by_hand import in_chunks, product_dtype
+from wuneng.ops.linear_cross_entropy.reference import at_least_float32
+from wuneng.ops.plain import are_plain
+
+#: Float logits of fewer bytes are made whole: nothing is gained by cutting them.
+WHOLE_BYTES = 32 << 20
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    ignored: int = -100,
+    whole_bytes: int = WHOLE_BYTES,
+    backend: str | None = None,
+) -> Tensor:
+    """``sum_t -log softmax(hidden_t weight^T)[label_t]`` over the scored positions, in nats.
+
+    Args:
+        hidden: ``[..., D]``.
+        weight: ``[V, D]``, the head's.
+        labels: ``[...]``, the token that each position predicts; ``ignored``: not scored.
+        whole_bytes: float32 logits of no more bytes are made whole.
+        backend: as :mod:`wuneng.ops.backend` says.
+
+    Returns:
+        A scalar of at least float32. Large logits are never whole: its gradients are made with it,
+        and serve for one ``backward()``.
+    """
+    if not _worth_cutting(hidden, weight, labels, whole_bytes, backend):
+        return reference.cross_entropy(F.linear(hidden, weight), labels, ignored)
+    rows, targets = _scored(hidden, labels, ignored)
+
+    def of_chunk(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        return _cross_entropy(logits, targets[part])
+
+    return _apart_from_graphs(rows, weight, of_chunk)
+
+
+def linear_distillation(
+    hidden: Tensor,
+    weight: Tensor,
+    taught_hidden: Tensor,
+    taught_weight: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    kl: float,
+    ce: float,
+    ignored: int = -100,
+    whole_bytes: int = WHOLE_BYTES,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``kl tau^2 KL(teacher || own) + ce CE``, summed over scored positions, both from hidden
+    states and heads: neither's logits are ever whole where they are large.
+
+    Args:
+        hidden, taught_hidden: ``[..., D]`` of the model and its teacher (each with a D of its own).
+        weight, taught_weight: ``[V, D]``.
+        labels, ignored, whole_bytes, backend: as :func:`linear_cross_entropy`.
+        temperature: tau, of the divergence alone.
+
+    Returns:
+        The loss, and ``[2]`` of its two parts before they are weighed (KL, CE), without a graph.
+    """
+    cut = _worth_cutting(hidden, weight, labels, whole_bytes, backend)
+    if not cut or not are_plain(taught_hidden, taught_weight):
+        own, taught = F.linear(hidden, weight), F.linear(taught_hidden, taught_weight)
+        parts = reference.distillation(own, taught, labels, ignored, temperature)
+        return kl * parts[0] + ce * parts[1], parts.detach()
+    rows, targets = _scored(hidden, labels, ignored)
+    taught_rows, _ = _scored(taught_hidden, labels, ignored)
+    dtype = product_dtype(taught_hidden)
+    taught_rows, taught_weight = taught_rows.detach().to(dtype), taught_weight.detach().to(dtype)
+    parts = hidden.new_zeros(2, dtype=torch.promote_types(hidden.dtype, torch.float32))
+
+    def of_chunk(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        other = at_least_float32(taught_rows[part] @ taught_weight.t())
+        other = F.log_softmax(other / temperature, dim=-1)
+        own = F.log_softmax(logits / temperature, dim=-1)
+        divergence = temperature**2 * F.kl_div(own, other, reduction="sum", log_target=True)
+        gradient = (own.exp_() - other.exp_()) * (kl * temperature)
+        entropy, by_logits = _cross_entropy(logits, targets[part])
+        parts.add_(torch.stack([divergence, entropy]))
+        return kl * divergence + ce * entropy, gradient.add_(by_logits, alpha=ce)
+
+    return _apart_from_graphs(rows, weight, of_chunk), parts
+
+
+#: A graph that torch.compile makes breaks here: it would unroll the chunks.
+_apart_from_graphs = torch.compiler.disable(in_chunks)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of ``logits`` ``[n, V]``, and its gradient in their place."""
+    normaliser = logits.logsumexp(-1)
+    of_targets = logits.gather(1, targets[:, None])
+    loss = (normaliser - of_targets[:, 0]).sum()
+    gradient = logits.sub_(normaliser[:, None]).exp_()
+    minus_one = torch.full_like(of_targets, -1.0)
+    return loss, gradient.scatter_add_(1, targets[:, None], minus_one)
+
+
+def _worth_cutting(
+    hidden: Tensor, weight: Tensor, labels: Tensor, whole_bytes: int, backend: str | None
+) -> bool:
+    """Whether the logits are many, and of a kind that the chunks are right for.
+
+    Not float16: its gradients need the scale that the loss is multiplied by afterwards.
+    """
+    by_hand = "chunked" in candidates("linear_cross_entropy", hidden.device, backend)
+    if not by_hand or not are_plain(hidden, weight, labels):
+        return False
+    size = 4 * labels.numel() * weight.shape[0]
+    return size > whole_bytes and product_dtype(hidden) != torch.float16
+
+
+def _scored(hidden: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """The scored rows ``[n, D]`` of ``hidden`` and their labels ``[n]``."""
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    scored = targets != ignored
+    return (rows, targets) if bool(scored.all()) else (rows[scored], targets[scored])
