@@ -34,7 +34,8 @@ Any other task of lm-evaluation-harness goes by its own name (mmlu, gsm8k, copa,
 is the held-out text of the recipe that a run was trained from, `synthetic` its synthetic tasks;
 without --tasks, a run is scored on whichever of the two it has. `wuneng-suite` are generated tasks
 in words (wuneng-suite-parity, -boxes, -chain, -needle, ...); `ruler` and its members take their
-essays from the .txt and .md files of --data-dir.
+essays from the .txt and .md files of --data-dir. `questions` are those of .jsonl files of your own
+there, whose rows have the fields question and answer, perhaps context and choices.
 
 --data-dir: .jsonl and .jsonl.gz files, recognised by the fields of their rows: ARC, HellaSwag,
 PIQA, WinoGrande, OpenBookQA, BoolQ, COPA, LAMBADA, SciQ, MMLU and GSM8K. The split is a word in
@@ -84,6 +85,15 @@ def evaluate(
         Path | None,
         typer.Option(
             "--include-path", metavar="DIR", help="Task files of your own (lm-eval YAML)."
+        ),
+    ] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            "--fields",
+            metavar="question=Q,answer=A",
+            help="What the rows of --tasks questions call question, answer, context and choices. "
+            "[default: as the run's recipe says, else these names]",
         ),
     ] = None,
     lengths: Annotated[
@@ -167,6 +177,7 @@ def evaluate(
     from wuneng.evaluate.controls.battery import run_controls
     from wuneng.evaluate.controls.names import parse_state_control
     from wuneng.evaluate.controls.report import FILE, write_controls
+    from wuneng.evaluate.own_questions import parse_fields
     from wuneng.evaluate.results import result_file, write_report
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation
     from wuneng.ops.backend import check_environment
@@ -186,6 +197,7 @@ def evaluate(
         else [name.strip() for name in tasks.split(",") if name.strip()],
         data_dir=data_dir,
         include_path=include_path,
+        fields=None if fields is None else parse_fields(fields),
         lengths=None if lengths is None else _lengths(lengths),
         limit=limit,
         num_fewshot=num_fewshot,

@@ -58,6 +58,7 @@ def settings_record(request: EvaluationRequest) -> dict[str, Any]:
         "tasks": list(request.tasks),
         "data_dir": None if request.data_dir is None else str(request.data_dir),
         "include_path": None if request.include_path is None else str(request.include_path),
+        "fields": None if request.fields is None else request.fields.model_dump(),
         "lengths": None if request.lengths is None else list(request.lengths),
         "limit": request.limit,
         "num_fewshot": request.num_fewshot,

@@ -22,11 +22,13 @@ from wuneng.evaluate.long_context import (
     local_ruler,
     too_short,
 )
+from wuneng.evaluate.own_questions import OwnQuestions, question_tasks
 from wuneng.evaluate.reader import Reader
 from wuneng.evaluate.suite import NEEDLE, NEEDLE_LENGTHS, suite_members, write_member
 from wuneng.evaluate.task_objects import load_task
-from wuneng.evaluate.tasks import TaskSelection, select_tasks
+from wuneng.evaluate.tasks import QUESTIONS, TaskSelection, select_tasks
 from wuneng.model.quiet import quiet_transformers
+from wuneng.recipe import QuestionFields
 
 __all__ = ["LoadedTasks", "load_tasks", "quiet_harness"]
 
@@ -58,6 +60,7 @@ def load_tasks(
     include_path: Path | None = None,
     reader: Reader | None = None,
     lengths: Sequence[int] | None = None,
+    own: OwnQuestions | None = None,
     on_full_index: Callable[[], None] = lambda: None,
 ) -> LoadedTasks:
     """Look the names up, find their data and build the task objects.
@@ -70,6 +73,7 @@ def load_tasks(
         include_path: a directory of task files, which override the harness' own.
         reader: whose tokenizer lengths are counted in; needed by tasks that make long texts.
         lengths: of those texts, in tokens; None leaves each task's own.
+        own: how the rows of `questions` are read; None with the usual names of fields.
         on_full_index: called before the slow index of all tasks is built.
 
     Raises:
@@ -77,22 +81,24 @@ def load_tasks(
             cached nor can be fetched.
         DataError: a local file with a bad row.
     """
-    if workspace is None and (data_dir is not None or any(map(suite_members, names))):
-        raise ValueError("data_dir and the suite need a workspace")
     ours = [TaskSelection(name, suite_members(name)) for name in names if suite_members(name)]
-    others = [name for name in names if not suite_members(name)]
+    others = [name for name in names if not suite_members(name) and name != QUESTIONS]
+    if workspace is None and (data_dir is not None or len(others) < len(names)):
+        raise ValueError("data_dir, questions and the suite need a workspace")
     with quiet_harness():
         selections, manager = select_tasks(
             others,
             include_path=include_path,
             metadata=length_metadata(reader, lengths, others),
             on_full_index=on_full_index,
-            none_is_fine=bool(ours),
+            none_is_fine=len(others) < len(names),
         )
         loading = _Loading(manager, data_dir, workspace, num_fewshot, reader, lengths)
         if data_dir is not None:
             selections = loading.repoint(selections)
         loading.write_suite(ours)
+        if QUESTIONS in names:
+            ours.append(loading.write_questions(own or OwnQuestions(QuestionFields())))
         with loading.sources(selections):
             return loading.load([*selections, *ours])
 
@@ -168,6 +174,13 @@ class _Loading:
             self.local[leaf] = write_member(
                 leaf, self.workspace, count_tokens=count, lengths=lengths
             )
+
+    def write_questions(self, own: OwnQuestions) -> TaskSelection:
+        """One task for each file of one's own questions."""
+        assert self.workspace is not None
+        tasks = question_tasks(own, self.data_dir, self.workspace, self.num_fewshot)
+        self.local |= {task.task: task for task in tasks}
+        return TaskSelection(QUESTIONS, tuple(task.task for task in tasks))
 
     def sources(self, selections: Sequence[TaskSelection]) -> AbstractContextManager[None]:
         """Open while tasks are built: what RULER's read."""

@@ -21,6 +21,7 @@ from wuneng.evaluate.suite import MEMBERS, SUITE
 
 __all__ = [
     "ALIASES",
+    "QUESTIONS",
     "REASONING",
     "SYNTHETIC",
     "VALIDATION",
@@ -51,6 +52,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 VALIDATION = "validation"
 # Nor are these: the synthetic tasks that a run was trained on.
 SYNTHETIC = "synthetic"
+# Nor these: the questions of .jsonl files of one's own.
+QUESTIONS = "questions"
 
 _COMMON_DIRECTORIES = (
     "arc",
@@ -189,7 +192,7 @@ def _scan_task_files(names: Sequence[str]) -> tuple[set[str], set[str]]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    ours = (*ALIASES, VALIDATION, SYNTHETIC, SUITE, *MEMBERS)
+    ours = (*ALIASES, VALIDATION, SYNTHETIC, QUESTIONS, SUITE, *MEMBERS)
     candidates = {task.lower().replace("-", "_"): task for task in (*known, *ours)}
     near = difflib.get_close_matches(name.lower().replace("-", "_"), candidates, n=3, cutoff=0.6)
     hint = f" Did you mean {', '.join(repr(candidates[n]) for n in near)}?" if near else ""
