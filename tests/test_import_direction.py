@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: From top to bottom. A room may import rooms of lower floors, and rooms beside it.
 FLOORS: list[set[str]] = [
     {"wuneng_cli"},
-    {"wuneng.bench", "wuneng.evaluate", "wuneng.convert", "wuneng.report"},
+    {"wuneng.bench", "wuneng.evaluate", "wuneng.convert", "wuneng.report", "wuneng.inspect"},
     {"wuneng.study"},
     {"wuneng.train"},
     {"wuneng.data", "wuneng.synthetic"},

@@ -159,6 +159,15 @@ def metric(right: list[float], wrong: list[float], *, higher: bool = True) -> An
     return compare(sides[:1], sides[1:])[0].metrics[0]
 
 
+def test_no_difference_has_no_sign() -> None:
+    other = metric([0.5, 0.5], [0.5, 0.5]).the_other_way_round()
+    assert f"{other.difference.difference:+.1f}" == "+0.0"
+    assert [f"{end:+.1f}" for end in other.difference.interval] == ["+0.0", "+0.0"]
+    turned = metric([0.1, 0.9], [0.4, 0.3])
+    back = turned.the_other_way_round().the_other_way_round()
+    assert back == turned
+
+
 def test_whose_gain_it_is() -> None:
     draw = np.random.default_rng(0)
     good = list(1 + draw.random(60) / 10)

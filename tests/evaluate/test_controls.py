@@ -56,7 +56,7 @@ def logits(model: Any, tokens: Tensor, **arguments: Any) -> Tensor:
 
 
 def watched(model: Any, control: Control, tokens: Tensor, **arguments: Any) -> list[Any]:
-    """For each layer of a controlled call: its inputs as the heads made them, options, and y."""
+    """For each read of a controlled call: its inputs as the heads made them, options, and y."""
     seen: list[Any] = []
     with controlled(model, control):
         for layer in layers_of(model):
@@ -74,7 +74,12 @@ def watched(model: Any, control: Control, tokens: Tensor, **arguments: Any) -> l
         finally:
             for layer in layers_of(model):
                 layer.recurrence = None
-    return seen[-len(layers_of(model)) :]
+    return seen[-reads_of(model) :]
+
+
+def reads_of(model: Any) -> int:
+    """How often a call reads a state."""
+    return len(layers_of(model)) * int(model.config.state_reads)
 
 
 def states(inputs: tuple[Tensor, ...], control: Control) -> list[Tensor]:
@@ -113,7 +118,7 @@ def read(r: Tensor, S: list[Tensor], snapshots: Any, weights: Any, control: Cont
 def test_every_kind_reads_what_the_loop_says(name: str, control: Control) -> None:
     model = model_of(name)
     seen = watched(model, control, ids(4))
-    assert len(seen) == len(layers_of(model))
+    assert len(seen) == reads_of(model)
     for inputs, options, y in seen:
         snapshots = options.get("snapshots")
         for row in range(4):
@@ -130,7 +135,7 @@ def test_layers_read_the_next_layers_state(name: str) -> None:
     own = watched(model, Control("keep"), ids(2))
     exchanged = watched(model, Control("layers"), ids(2))
     for place, (inputs, options, y) in enumerate(exchanged):
-        lent = own[(place + 1) % len(own)][0]
+        lent = own[(place + model.config.state_reads) % len(own)][0]
         snapshots = options.get("snapshots")
         for row in range(2):
             S = states(tuple(x[row] for x in lent), Control("keep"))
@@ -157,7 +162,7 @@ def test_pads_and_documents_are_sequences_of_their_own(name: str, control: Contr
 
 
 @pytest.mark.parametrize("control", [*LATER, Control("permute"), Control("attention")], ids=str)
-@pytest.mark.parametrize("name", ["snapshots", "kda"])
+@pytest.mark.parametrize("name", ["snapshots", "kda", "paper"])
 def test_token_by_token_is_as_at_once(name: str, control: Control) -> None:
     model, tokens = model_of(name), ids(4)
     mask = torch.ones_like(tokens)

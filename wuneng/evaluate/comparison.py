@@ -40,9 +40,9 @@ class MetricComparison:
         if difference is not None:
             difference = replace(
                 difference,
-                difference=-difference.difference,
-                low=-difference.high,
-                high=-difference.low,
+                difference=0.0 - difference.difference,  # not minus zero
+                low=0.0 - difference.high,
+                high=0.0 - difference.low,
             )
         return replace(self, model=self.baseline, baseline=self.model, difference=difference)
 

@@ -36,11 +36,12 @@ class LayerCall:
 
     layout: SequenceLayout
     slot: Any = None
+    _places: Tensor | None = None
 
     def remember(self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A forward pre-hook."""
         given = {**dict(zip(_ARGUMENTS, arguments, strict=False)), **named}
-        self.layout, self.slot = given["layout"], given.get("slot")
+        self.layout, self.slot, self._places = given["layout"], given.get("slot"), None
 
     def places(self, like: Tensor) -> Tensor:
         """Each packed token's place in its sequence, ``[B, T]`` or ``[1, total]``, from 0.
@@ -48,7 +49,12 @@ class LayerCall:
         Counts on from earlier calls with the same cache. ValueError where those were made without
         the control.
         """
-        layout, device = self.layout, like.device
+        if self._places is None:  # a state that is read twice is asked for them twice
+            self._places = self._counted(like.device)
+        return self._places
+
+    def _counted(self, device: torch.device) -> Tensor:
+        layout = self.layout
         lengths = layout.lengths(device)
         seen = None if self.slot is None else self.slot.get(_SEEN)
         if seen is None:

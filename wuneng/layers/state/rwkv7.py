@@ -181,6 +181,7 @@ class RWKV7(HeadParameters):
             state=state,
             cu_seqlens=layout.cu_seqlens,
             snapshots=snapshots,
+            recurrence=self.recurrence,
         )
         weight = self.weight_of("read_weight").to(once.readout.dtype)
         return torch.einsum("btsi,sij->btsj", once.readout, weight).flatten(-2)
