@@ -10,6 +10,7 @@ import typer
 
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.report import leave_report
 
 if TYPE_CHECKING:
     from wuneng.evaluate.controls.battery import ControlsReport
@@ -191,11 +192,13 @@ def evaluate(
     if wanted is not None:
         tried = run_controls(request, wanted, place, notify=notify, progress=progress)
         write_controls(tried, directory / FILE, environment(command))
+        leave_report(directory)
         _print_controls(tried, directory / FILE, as_json=as_json, quiet=quiet)
         return
     report = run_evaluation(request, place, notify=notify, progress=progress)
     file = result_file(directory, str(control))
     write_report(report, file, environment(command))
+    leave_report(directory)
     _print(report, file, as_json=as_json, quiet=quiet)
 
 

@@ -10,9 +10,10 @@ import typer
 
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.report import leave_report
 
 if TYPE_CHECKING:
-    from wuneng.recipe import Recipe, WrittenRecipe
+    from wuneng.recipe import WrittenRecipe
     from wuneng.train import Results
 
 __all__ = ["register", "train"]
@@ -115,14 +116,18 @@ def train(
 
     check_environment()
     if dry_run:
-        _print_plan(written.recipe, measure=measure, as_json=as_json, verbose=verbose)
+        _print_plan(written, measure=measure, as_json=as_json, verbose=verbose)
     else:
         _train(written, out, resume, jobs, verify=verify, as_json=as_json, quiet=quiet)
 
 
-def _print_plan(recipe: Recipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
+def _print_plan(written: WrittenRecipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
     from wuneng_cli.dry_run import plan, plan_lines, plan_table
 
+    recipe = written.recipe
+    if not recipe.is_single:
+        _print_runs(written, measure=measure, as_json=as_json)
+        return
     planned = plan(recipe, measure=measure)
     if as_json:
         print_json(planned)
@@ -140,6 +145,18 @@ def _print_plan(recipe: Recipe, *, measure: bool, as_json: bool, verbose: bool) 
         print_line(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
+def _print_runs(written: WrittenRecipe, *, measure: bool, as_json: bool) -> None:
+    from wuneng_cli.study_dry_run import planned_runs, runs_lines, runs_table
+
+    planned = planned_runs(written, measure=measure)
+    if as_json:
+        print_json(planned)
+        return
+    print_renderable(runs_table(planned))
+    for line in runs_lines(planned):
+        print_text(line)
+
+
 def _train(
     written: WrittenRecipe,
     out: Path | None,
@@ -151,7 +168,7 @@ def _train(
     quiet: bool,
 ) -> None:
     from wuneng.records.user_cache import OLD_CACHE
-    from wuneng.study import SweepResults, run_sweep
+    from wuneng.study import StudyResults, SweepResults, run_study, run_sweep
     from wuneng.train import Workers, make_display, run
     from wuneng_cli.dry_run import sources_of
     from wuneng_cli.silence import silenced
@@ -169,20 +186,22 @@ def _train(
         "verify": verify,
         "workers": Workers(jobs, silenced),
     }
-    results: Results | SweepResults
+    results: Results | SweepResults | StudyResults
     if written.recipe.is_single:
         results = run(written.recipe, out, resume, **settings)
         following = _next(results, written.recipe.data.kind)
     else:
-        results = run_sweep(written, out, resume, **settings)
-        following = []
+        train_all = run_sweep if written.recipe.study is None else run_study
+        results, following = train_all(written, out, resume, **settings), []
+    page = leave_report(results.directory)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})
         return
     for table in results.tables:
         print_renderable(table)
     print_text(results.sentence)
-    print_line(f"\nEverything is in {results.directory}.")
+    shown = f"; {page.name} shows it" if page else ""
+    print_line(f"\nEverything is in {results.directory}{shown}.")
     for title, command in zip(("Next:", "     "), following, strict=False):
         print_line(f"{title} {command}")
 

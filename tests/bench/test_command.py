@@ -15,6 +15,7 @@ import wuneng.bench.engine
 import wuneng.bench.models
 import wuneng.bench.pictures
 import wuneng.bench.session
+import wuneng_cli.bench
 from tests.bench.records import PlantedClock
 from wuneng.bench.__main__ import main
 from wuneng.bench.engine import Missing
@@ -36,6 +37,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PlantedClock:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take seconds, and other tests look at them."""
     monkeypatch.setattr(wuneng.bench.pictures, "draw", lambda record, directory: [])
+    monkeypatch.setattr(wuneng_cli.bench, "leave_report", lambda directory: None)
 
 
 def run(*arguments: str) -> Any:
@@ -52,7 +54,7 @@ def test_the_answer_first_then_files(planted: PlantedClock, tmp_path: Path) -> N
     assert len(lines) < 20
     assert "decode, 16 tokens, batch 1" in result.stderr
     made = tmp_path / "runs" / "bench" / "small"
-    assert {"bench.json", "bench.csv", "decode.png", "roofline.svg"} <= {
+    assert {"bench.json", "bench.csv", "decode.png", "roofline.svg", "report.html"} <= {
         path.name for path in made.iterdir()
     }
 

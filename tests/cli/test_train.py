@@ -144,7 +144,9 @@ def test_a_run_from_end_to_end(tiny: str) -> None:
     assert "parameters" in out
     assert "recall/accuracy@32" in out
     assert "step 2/2" not in out, "quiet shows no progress"
-    assert "Everything is in again" in out
+    assert "Everything is in again; report.html shows it." in out
+    assert "recall/accuracy@32" in Path("again/report.html").read_text(encoding="utf-8")
+    assert Path("again/curves.png").read_bytes().startswith(b"\x89PNG")
     assert "Next: wuneng eval again\n" in out
     assert "wuneng eval again --state zero" in out
     assert "generate" not in out, "a model of synthetic tasks cannot be prompted"

@@ -45,6 +45,7 @@ def test_one_model(wuneng: Invoke, llama_directory: Path, all_files: Path, tmp_p
     assert record["tasks"]["copa"]["source"] == str(all_files / "copa_val.jsonl")
     assert record["models"]["baseline"] is None
     assert record["environment"]["command_line"][0] == "wuneng"
+    assert "copa" in (tmp_path / "runs" / "eval" / "llama" / "report.html").read_text()
 
 
 def test_a_run_with_its_baseline_in_one_call(

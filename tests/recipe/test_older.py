@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wuneng.recipe import load_recipe
-from wuneng.recipe.load import dump_recipe
+from wuneng.recipe import dump_recipe, load_recipe
 
 STORED = Path(__file__).parents[1] / "fixtures" / "run" / "recipe.yaml"
 MIXED = """\

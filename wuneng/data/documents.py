@@ -22,6 +22,7 @@ from typing import Any
 from wuneng.data.files import file_kind
 from wuneng.data.lines import lines_of, open_bytes
 from wuneng.errors import DataError, file_errors, nearest, reason, shortened
+from wuneng.foreign.regular import read_regular
 
 __all__ = ["read_documents", "text_of"]
 
@@ -77,7 +78,7 @@ def text_of(record: object, text_field: str, place: str) -> str:
 
 
 def _whole_file(path: Path) -> Iterator[str]:
-    content = path.read_bytes()
+    content = read_regular(path)
     start = len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0
     try:
         yield content[start:].decode("utf-8")

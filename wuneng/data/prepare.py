@@ -71,7 +71,7 @@ def prepare_text(
         validation=TextValidation(scored, rows, min(watched, limit or watched)),
         final=TextValidation(scored, rows, limit),
         tokenizer=tokenizer,
-        vocab_size=len(tokenizer),
+        vocab_size=job.encoder.vocab_size,
         description="\n".join(job.notes),
     )
 

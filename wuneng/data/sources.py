@@ -16,6 +16,7 @@ from wuneng.data.documents import read_documents, text_of
 from wuneng.data.files import STDLIB, file_kind, find_files
 from wuneng.data.streamed import StreamedDataset
 from wuneng.errors import DataError, nearest
+from wuneng.foreign.regular import open_regular
 from wuneng.recipe.data import HubDataset
 
 __all__ = ["DocumentSource", "FileSource", "StoredDataset", "open_source"]
@@ -150,7 +151,7 @@ def _quoted(message: str) -> list[str]:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

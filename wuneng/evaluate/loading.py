@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wuneng.errors import InputError, ModelError, file_errors, nearest, reason, shortened
+from wuneng.errors import DataError, InputError, ModelError, file_errors, nearest, reason, shortened
 from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
-from wuneng.records import RunDirectory, verify
+from wuneng.foreign.regular import read_regular_text
+from wuneng.model.token_ids import vocabulary_size
+from wuneng.records import RunDirectory, read_json, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -140,7 +142,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelError(f"{path}: no config.json; expected a model directory in transformers form")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_regular_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON: {reason(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -187,8 +189,8 @@ def without_tokenizer(path: Path) -> str:
             f"token ids, not text. `wuneng eval {run.path}` scores it on its own tasks; for text, "
             "train on text, as `wuneng train recipes/python-bytes.yaml` does."
         )
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        record = json.loads((path / "convert.json").read_text(encoding="utf-8"))
+    with suppress(DataError, TypeError, KeyError):
+        record = read_json(path / "convert.json")
         return f"{path} has no tokenizer: {record['without_tokenizer']}."
     return (
         f"{path} has no tokenizer ({_TOKENIZER_FILES[0]}), so it reads token ids, not text. Copy "
@@ -213,10 +215,11 @@ def _adopt_marks(path: Path, tokenizer: PreTrainedTokenizerBase, config: Any) ->
         index = getattr(config, f"{name}_id", None)
         index = index[0] if isinstance(index, list) and index else index
         if getattr(tokenizer, f"{name}_id") is None and isinstance(index, int):
-            if not 0 <= index < len(tokenizer):
+            most = vocabulary_size(tokenizer) - 1
+            if not 0 <= index <= most:
                 raise ModelError(
                     f"{path / 'config.json'}: {name}_id: expected a token of the tokenizer, 0 to "
-                    f"{len(tokenizer) - 1}, got {shortened(str(index))}"
+                    f"{most}, got {shortened(str(index))}"
                 )
             token = tokenizer.convert_ids_to_tokens(index)
             if isinstance(token, str):

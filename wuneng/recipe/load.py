@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from wuneng.errors import RecipeError, nearest, reason, shortened
-from wuneng.foreign import check_link
 from wuneng.recipe.arms import DEFAULT_ARMS
 from wuneng.recipe.dump import yaml_text
 from wuneng.recipe.messages import describe
@@ -129,8 +128,7 @@ def _troubled_section(source: Source) -> FieldPath:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_file():
-        check_link(path)
+    if path.exists() and not path.is_dir():
         return
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.y*ml"))

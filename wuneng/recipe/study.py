@@ -69,6 +69,9 @@ class Study(Settings):
     """The one figure that decides, as ``text/bits_per_byte``; all others are exploratory."""
     smallest_effect: Annotated[float, BeforeValidator(_share)] = 0.005
     """A smaller difference does not matter: a share of the first arm's figure, as ``0.5%``."""
+    seed_spread: Annotated[float, BeforeValidator(_share)] = 0.0035
+    """Only for planning, until seeds have shown it: by what share a figure moves from seed to seed
+    (one standard deviation)."""
     tune: dict[str, Annotated[list[Any], Field(min_length=2)]] = Field(default_factory=dict)
     """Values to try in every arm, by the field of ``training`` or ``model``. Each arm then has its
     best; a best value at the edge of the grid extends it."""

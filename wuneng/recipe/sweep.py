@@ -5,6 +5,8 @@ Every combination of the values is a point: a recipe of its own, trained as a ru
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,8 +54,8 @@ def points_of(sweep: Mapping[str, Sequence[Any]]) -> list[Point]:
     names = [_name(values) for values in combinations]
     clear = len(set(names)) == len(names) and max(map(len, names)) <= _LONGEST_NAME
     return [
-        Point(name if clear else f"point-{index}", values)
-        for index, (name, values) in enumerate(zip(names, combinations, strict=True), 1)
+        Point(name if clear else _number(values), values)
+        for name, values in zip(names, combinations, strict=True)
     ]
 
 
@@ -80,6 +82,12 @@ def written(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(values: Mapping[str, Any]) -> str:
+    """A name that is the values' own, whatever else is in the sweep."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return f"point-{hashlib.sha256(text.encode('utf-8')).hexdigest()[:10]}"
 
 
 def _name(values: Mapping[str, Any]) -> str:

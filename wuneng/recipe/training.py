@@ -20,9 +20,6 @@ NonNegativeReal = Annotated[Real, Field(ge=0.0)]
 class OptimizerSettings(Settings):
     """What an arm may have for itself; tokens, their order and their number are shared."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW; or Muon (momentum 0.95, steps as large as AdamW's) for the matrices inside the layers,
-    and AdamW for the rest."""
     learning_rate: PositiveReal = 1e-3
     """Peak learning rate."""
     learning_rates: dict[Regex, PositiveReal] = Field(default_factory=dict)
@@ -36,6 +33,9 @@ class OptimizerSettings(Settings):
     """Steps over which the learning rate rises linearly from zero."""
     decay_fraction: Fraction = 0.2
     """wsd: share of the steps, at the end, in which the learning rate falls."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon (momentum 0.95, steps as large as AdamW's) for the matrices inside the layers,
+    and AdamW for the rest."""
     weight_decay: NonNegativeReal = 0.1
     """Decoupled weight decay, on matrices only."""
     betas: Annotated[

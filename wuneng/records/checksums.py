@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wuneng.errors import DamagedError
+from wuneng.foreign.regular import open_regular, read_regular_text
 from wuneng.records.files import json_text, write_text_atomic
 
 __all__ = [
@@ -34,7 +36,7 @@ CHECKSUMS = "checksums.json"
 
 def digest(file: Path) -> dict[str, Any]:
     """``{"sha256", "bytes"}`` of a file. OSError when it cannot be read."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         return {"sha256": sha256, "bytes": stream.tell()}
 
@@ -141,7 +143,7 @@ def read_checksums(directory: Path, manifest: str = CHECKSUMS) -> dict[str, dict
     """The checksums by name. DamagedError when the file that holds them is itself damaged."""
     path = directory / manifest
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
         files = content["files"]
         if content["schema"] != 1 or not all(map(_sound, files.items())):
             raise ValueError
@@ -155,5 +157,14 @@ def read_checksums(directory: Path, manifest: str = CHECKSUMS) -> dict[str, dict
 def _sound(item: tuple[str, Any]) -> bool:
     name, written = item
     path = PurePosixPath(name)
-    inside = not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    inside = not path.is_absolute() and ".." not in path.parts and _can_be_a_name(name)
     return inside and isinstance(written["bytes"], int) and isinstance(written["sha256"], str)
+
+
+def _can_be_a_name(name: str) -> bool:
+    """Whether the operating system can be asked for it: a zero byte, or half a surrogate pair that
+    stands for no byte, cannot."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False

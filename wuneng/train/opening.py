@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from wuneng.train.display import Display
 from wuneng.train.loggers import check_installed
 from wuneng.train.lora import check_peft
 from wuneng.train.outline import RunOutline
+from wuneng.train.plan import RunPlan, plan_run
 from wuneng.train.results import write_results
 from wuneng.train.resume import claimed_run
 from wuneng.train.starting_point import Sources
@@ -53,16 +54,17 @@ class OpenRun:
     """A run that nobody else trains."""
 
     directory: RunDirectory
-    recipe: Recipe
-    """With the device and the threads that it was started with."""
+    outline: RunOutline
+    """Its arms and seeds."""
     session: Session
+    device: str
+    """As its recipe names it."""
+    threads: int | None
+    """That it was started with."""
+    planned: Callable[[Collection[str]], RunPlan]
+    """What these arms are."""
     prefix: str = ""
     """Put before the names of its units, where several runs are trained together."""
-
-    @property
-    def outline(self) -> RunOutline:
-        """Its arms and seeds."""
-        return RunOutline.of(self.recipe)
 
     def pending(self) -> list[Unit]:
         """What is still to be trained."""
@@ -104,7 +106,15 @@ def open_run(
             written = dump_recipe(recipe) if stored is None else None
             open_records(directory, written, opening.command_line, display)
             session = Session(directory, pick_device(recipe.device), display, opening.check)
-            yield OpenRun(directory, recipe, session, prefix)
+            yield OpenRun(
+                directory=directory,
+                outline=RunOutline.of(recipe),
+                session=session,
+                device=recipe.device,
+                threads=recipe.training.num_threads,
+                planned=lambda arms: plan_run(recipe, opening.sources, arms=arms, text="read"),
+                prefix=prefix,
+            )
 
 
 def settled(recipe: Recipe, jobs: int = 1) -> Recipe:

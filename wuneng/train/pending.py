@@ -8,7 +8,7 @@ from dataclasses import replace
 from wuneng.foreign import is_trusted
 from wuneng.train.failures import Failure
 from wuneng.train.opening import Opening, OpenRun
-from wuneng.train.plan import plan_run
+from wuneng.train.plan import RunPlan
 from wuneng.train.side_by_side import SideBySide
 from wuneng.train.unit_process import UnitJob
 from wuneng.train.units import (
@@ -23,6 +23,7 @@ from wuneng.train.units import (
 __all__ = ["train_pending"]
 
 Pending = Sequence[tuple[OpenRun, Sequence[Unit]]]
+Planned = tuple[OpenRun, Sequence[Unit], RunPlan]
 
 
 def train_pending(runs: Pending, opening: Opening, begun: Callable[[], None]) -> list[Failure]:
@@ -42,49 +43,49 @@ def train_pending(runs: Pending, opening: Opening, begun: Callable[[], None]) ->
     runs = [(run, units) for run, units in runs if units]
     if not runs:
         return []
-    devices = opening.workers.devices(runs[0][0].recipe.device)
+    devices = opening.workers.devices(runs[0][0].device)
     devices = devices[: sum(len(units) for _, units in runs)]
+    planned = [_planned(run, units, opening) for run, units in runs]
     if len(devices) == 1:
-        return [failure for run, units in runs for failure in _in_turn(run, units, opening, begun)]
-    return _side_by_side(runs, devices, opening, begun)
+        return [failure for one in planned for failure in _in_turn(*one, begun)]
+    return _side_by_side(planned, devices, opening, begun)
+
+
+def _planned(run: OpenRun, units: Sequence[Unit], opening: Opening) -> Planned:
+    with reproducible(run.threads, run.session.device):
+        plan = run.planned({unit.arm for unit in units})
+        say_where_tokens_are_kept(plan.data, opening.display)
+        check_precision(plan, run.session.device)
+    return run, units, plan
 
 
 def _in_turn(
-    run: OpenRun, units: Sequence[Unit], opening: Opening, begun: Callable[[], None]
+    run: OpenRun, units: Sequence[Unit], plan: RunPlan, begun: Callable[[], None]
 ) -> list[Failure]:
-    with reproducible(run.recipe.training.num_threads, run.session.device):
-        say_where_tokens_are_kept(run.recipe.data, opening.display)
-        wanted = {unit.arm for unit in units}
-        plan = plan_run(run.recipe, opening.sources, arms=wanted, text="read")
-        check_precision(plan, run.session.device)
+    with reproducible(run.threads, run.session.device):
         failures = train_in_turn(plan, units, run.session, begun)
     return [replace(failure, unit=f"{run.prefix}{failure.unit}") for failure in failures]
 
 
 def _side_by_side(
-    runs: Pending, devices: Sequence[str], opening: Opening, begun: Callable[[], None]
+    planned: Sequence[Planned], devices: Sequence[str], opening: Opening, begun: Callable[[], None]
 ) -> list[Failure]:
     jobs = []
-    for run, units in runs:
-        plan = plan_run(run.recipe, opening.sources, arms={unit.arm for unit in units}, text="read")
-        check_precision(plan, run.session.device)
-        jobs += [
-            (
-                f"{run.prefix}{unit}",
-                UnitJob(
-                    run.directory.path,
-                    unit,
-                    run.recipe.device,
-                    opening.check,
-                    opening.sources,
-                    is_trusted(),
-                    opening.workers.within,
-                ),
-            )
-            for unit in units
-        ]
-        say_where_tokens_are_kept(run.recipe.data, opening.display)
+    for run, units, plan in planned:
+        jobs += [(f"{run.prefix}{unit}", _job(run, unit, opening)) for unit in units]
         # Text that is missing is told once, and what is tokenised here is read by the others.
         opening.display.note(prepare(plan, units[0].seed).description)
     begun()
     return SideBySide(opening.display, devices).train(jobs)
+
+
+def _job(run: OpenRun, unit: Unit, opening: Opening) -> UnitJob:
+    return UnitJob(
+        run=run.directory.path,
+        unit=unit,
+        device=run.device,
+        check=opening.check,
+        sources=opening.sources,
+        trusted=is_trusted(),
+        within=opening.workers.within,
+    )

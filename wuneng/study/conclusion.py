@@ -1,0 +1,190 @@
+"""What a study found: results.json, a table and a few sentences.
+
+The first arm is held against every other, seed by seed. One figure decides, the plan's; the others
+are in the record, and are called exploratory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wuneng.recipe.sweep import written
+from wuneng.statistics import over_seeds, paired_by_seed
+from wuneng.study.planning import StudyPlan
+from wuneng.study.rungs import Rung
+from wuneng.study.tuning import Tuned
+from wuneng.tables import Column, Table
+
+__all__ = ["rung_record", "study_record", "study_sentence", "study_table"]
+
+Entries = Mapping[str, Mapping[str, Any] | None]
+
+
+def study_record(
+    plan: StudyPlan, hashed: Mapping[str, Any], rungs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """results.json; ``models`` says in which run below the study an arm's model is."""
+    recipe, study = plan.written.recipe, plan.study
+    last = rungs[-1]
+    record: dict[str, Any] = {
+        "schema": 1,
+        "kind": "study",
+        "name": recipe.name,
+        "reference": recipe.reference_arm,
+        "plan": dict(hashed),
+        "primary": study.primary,
+        "higher_is_better": plan.higher_is_better,
+        "smallest_effect": study.smallest_effect,
+        "match": study.match,
+        "rungs": list(rungs),
+        "models": {arm: last["directory"] for arm, entry in last["arms"].items() if entry},
+    }
+    record["summary"] = study_sentence(record)
+    return record
+
+
+def rung_record(
+    plan: StudyPlan, rung: Rung, tuned: Tuned | None, entries: Entries, sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One rung: what tuning chose, what the arms came to from fresh seeds, and the differences.
+
+    Args:
+        entries: every arm as results.json of a run has it; None where it diverged.
+        sizes: ``cache_bytes`` and ``state_bytes`` of each arm.
+    """
+    first = plan.written.recipe.reference_arm
+    arms: dict[str, Any] = {}
+    for arm, entry in entries.items():
+        arms[arm] = None if entry is None else _arm(plan.study.primary, entry, sizes.get(arm, {}))
+        if arms[arm] is not None and tuned is not None:
+            arms[arm]["tuned"] = tuned.best.get(arm, {})
+            arms[arm]["at_edge"] = tuned.at_edge.get(arm, [])
+    return {
+        "rung": rung.name,
+        "size": rung.size,
+        "tokens_per_parameter": rung.tokens_per_parameter,
+        "directory": f"compare/{rung.name}",
+        "tuning": None if tuned is None else {"grid": tuned.grid, "tried": tuned.tried},
+        "arms": arms,
+        "differences": [
+            _difference(arms[first], arms[other], (first, other))
+            for other in arms
+            if other != first and arms[first] and arms[other]
+        ],
+    }
+
+
+def _arm(primary: str, entry: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    values = [seed["quality"][primary] for seed in entry["per_seed"]]
+    found = over_seeds(values)
+    costs = ("kind", "parameters", "training_flops", "tokens", "seconds", "tokens_per_second")
+    return {
+        **{name: entry[name] for name in costs},
+        **sizes,
+        "seeds": entry["seeds"],
+        "per_seed": values,
+        "mean": found.mean,
+        "spread": found.spread,
+        "standard_error": found.stderr,
+        "exploratory": {k: v for k, v in entry["quality"].items() if k != primary},
+    }
+
+
+def _difference(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], names: tuple[str, str]
+) -> dict[str, Any]:
+    """The first arm minus another, over the seeds that both were trained from."""
+    found = paired_by_seed(np.array(ours["per_seed"]), np.array(theirs["per_seed"]))
+    return {
+        "arms": list(names),
+        "difference": found.difference,
+        "interval": list(found.interval) if found.interval else None,
+        "p": found.p,
+        "test": found.test,
+        "seeds": len(ours["per_seed"]),
+    }
+
+
+def study_table(record: Mapping[str, Any]) -> Table:
+    """One row for each rung and arm."""
+    columns = [Column("rung", name=True), Column("arm", name=True), Column("tuned", text=True)]
+    figures = ("parameters", "training FLOPs", "cache + state bytes", "time (s)")
+    columns += [*map(Column, figures), Column(record["primary"]), Column("first arm minus it")]
+    caption = f"± standard error over seeds; plan {record['plan']['sha256'][:12]}"
+    table = Table(record["name"], columns, caption=caption)
+    for rung in record["rungs"]:
+        differences = {found["arms"][1]: found for found in rung["differences"]}
+        for arm, entry in rung["arms"].items():
+            if entry is None:
+                table.add_row(rung["rung"], arm, *["–"] * 5, "diverged", "")
+                continue
+            memory = entry.get("cache_bytes", 0) + entry.get("state_bytes", 0)
+            table.add_row(
+                rung["rung"],
+                arm,
+                _named(entry.get("tuned", {})) or "–",
+                f"{entry['parameters']:,.0f}",
+                f"{entry['training_flops']:.2e}",
+                f"{memory:,}",
+                f"{entry['seconds']:,.1f}",
+                f"{entry['mean']:.4f} ± {entry['standard_error']:.4f}",
+                _apart(differences[arm]) if arm in differences else "",
+            )
+    return table
+
+
+def study_sentence(record: Mapping[str, Any]) -> str:
+    """What was planned, what every arm came to at every rung, and what that does not show."""
+    text = f"By {record['primary']}, as planned ({record['plan']['sha256'][:12]}): "
+    text += " ".join(_rung_sentence(record, rung) for rung in record["rungs"])
+    for change in record["plan"]["changes"]:
+        text += f" Changed after the plan was written: {change}."
+    for rung in record["rungs"]:
+        for arm, entry in rung["arms"].items():
+            for path in (entry or {}).get("at_edge", ()):
+                text += (
+                    f" At {rung['rung']} {arm}'s best {path} "
+                    f"({written(entry['tuned'][path])}) still lies at the edge of what was tried."
+                )
+    return text + " Other figures are exploratory."
+
+
+def _rung_sentence(record: Mapping[str, Any], rung: Mapping[str, Any]) -> str:
+    first = record["reference"]
+    ours = rung["arms"].get(first)
+    if ours is None:
+        return f"at {rung['rung']} {first} diverged, so nothing is compared."
+    told = [f"{first} {ours['mean']:.4f}"]
+    differences = {found["arms"][1]: found for found in rung["differences"]}
+    for arm, entry in rung["arms"].items():
+        if arm == first:
+            continue
+        if entry is None:
+            told.append(f"{arm} diverged")
+            continue
+        told.append(f"{arm} {entry['mean']:.4f} ({_verdict(record, differences[arm])})")
+    return f"at {rung['rung']} over {len(ours['seeds'])} seeds {'; '.join(told)}."
+
+
+def _verdict(record: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    first, other = found["arms"]
+    apart = _apart(found)
+    if found["interval"] is None or found["interval"][0] <= 0 <= found["interval"][1]:
+        return f"no difference shown, {apart}"
+    better = first if (found["difference"] > 0) == record["higher_is_better"] else other
+    return f"{better} is better, {apart}"
+
+
+def _apart(found: Mapping[str, Any]) -> str:
+    text = f"{found['difference']:+.4f}"
+    if found["interval"] is None:
+        return text
+    low, high = found["interval"]
+    return f"{text} ({low:+.4f} to {high:+.4f})"
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path}={written(value)}" for path, value in values.items())
