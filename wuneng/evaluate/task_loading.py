@@ -18,7 +18,7 @@ from wuneng.evaluate.local_data import LocalDirectory, LocalTask
 from wuneng.evaluate.tasks import TaskSelection, select_tasks
 from wuneng.model.quiet import quiet_transformers
 
-__all__ = ["LoadedTasks", "load_tasks", "quiet_harness"]
+__all__ = ["LoadedTasks", "check_examples", "load_tasks", "quiet_harness"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,26 @@ def _load(leaf: str, local: LocalTask | None, manager: Any, num_fewshot: int | N
         task.set_config(key="num_fewshot", value=num_fewshot)
     elif fixed is None:
         task.set_config(key="num_fewshot", value=0)
+    check_examples(leaf, task, local)
     return task
+
+
+def check_examples(leaf: str, task: Any, local: LocalTask | None) -> None:
+    """TaskError where there are fewer solved examples than the task puts before a question."""
+    shots = int(task.get_config("num_fewshot") or 0)
+    sampler = getattr(task, "sampler", None)
+    if not shots or sampler is None:
+        return
+    found = len(sampler.fewshot_docs())
+    # Drawn from the questions themselves, one more is needed in place of the one that is asked.
+    apart = task.fewshot_cfg.split != task.config.test_split
+    if found - (not apart) < shots:
+        where = f"{local.examples} has" if local and local.examples else "its data set has"
+        raise TaskError(
+            f"--num-fewshot: {leaf!r} puts {shots} solved examples before each question, and "
+            f"{where} {found}{'' if apart else ' with the one that is asked'}. Pass "
+            f"--num-fewshot {max(0, found - (not apart))} or fewer, or add some."
+        )
 
 
 def _is_data_error(error: Exception) -> bool:
