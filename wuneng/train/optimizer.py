@@ -8,8 +8,7 @@ no ``w0`` and so get the usual two groups.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from wuneng.errors import CheckpointError
 from wuneng.model.parameter_groups import groups_of
 from wuneng.recipe import Training
+from wuneng.train.name_patterns import names_found
 
 __all__ = [
     "GROUPS",
@@ -57,11 +57,11 @@ def build_optimizer(
     carry ``kind`` and ``learning_rate_scale`` beside AdamW's own keys.
     """
     kinds = groups_of(model) if kinds is None else kinds
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    scales = _multipliers(trained, training)
     members: dict[tuple[str, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = kinds[name], _multiplier(name, training)
-            members.setdefault(key, []).append(parameter)
+    for name, parameter in trained.items():
+        members.setdefault((kinds[name], scales.get(name, 1.0)), []).append(parameter)
     order = list(GROUPS)
     groups: list[dict[str, Any]] = [
         {
@@ -86,10 +86,13 @@ def build_optimizer(
     )
 
 
-def _multiplier(name: str, training: Training) -> float:
-    """That of the first regular expression found in the parameter's name; 1 without one."""
-    scales = training.learning_rates.items()
-    return next((scale for pattern, scale in scales if re.search(pattern, name)), 1.0)
+def _multipliers(names: Iterable[str], training: Training) -> dict[str, float]:
+    """By parameter's name, that of the first regular expression found in it; the rest has none."""
+    found = names_found(training.learning_rates, names, "training.learning_rates")
+    scales: dict[str, float] = {}
+    for pattern, scale in training.learning_rates.items():
+        scales = dict.fromkeys(found[pattern], scale) | scales
+    return scales
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
