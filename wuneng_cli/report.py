@@ -56,19 +56,21 @@ def report(
     curves, tokens saved, differences, tasks, controls, speed, settings and environment, as far as
     the records have them.
     """
-    from wuneng.records import RUNS_ROOT, prove_writable, runs_below
-    from wuneng.report import build_report, write_report
-    from wuneng.report.records import read_records
+    from wuneng.records import RUNS_ROOT, prove_writable
+    from wuneng.report import build_report, write_curves, write_report
+    from wuneng.report.records import read_family
     from wuneng.report.write import report_record
 
     if form not in ("html", "md"):
         raise typer.BadParameter(f"expected html or md, got {form!r}", param_hint="--format")
-    given = [_existing(place, RUNS_ROOT) for place in runs or [RUNS_ROOT / "latest"]]
-    places = [below for place in given for below in runs_below(place)]
-    found = [read_records(place, check=verify) for place in places]
-    directory = out or (found[0].path if given[0] == places[0] else given[0])
+    places = runs or [RUNS_ROOT / "latest"]
+    found = [one for place in places for one in read_family(place, check=verify)]
+    directory = out or found[0].path
     prove_writable(directory, "--out")
     built = build_report(found)
+    if out is None:
+        for one in found:
+            write_curves(one)
     page = write_report(built, directory, "md" if form == "md" else "html")
     if as_json:
         print_json({"file": str(page), **report_record(built)})
@@ -79,24 +81,18 @@ def report(
         print_line(f"\nThe report is {page}.")
 
 
-def _existing(place: Path, runs_root: Path) -> Path:
-    """As it is, or its name under ``runs_root``; what is not there is told by who reads it."""
-    return place if place.exists() or not (runs_root / place).exists() else runs_root / place
-
-
 def leave_report(directory: Path) -> Path | None:
     """The page of a command that has just written its records into ``directory``; None, with a word
     on stderr, where it could not be written: the records are what counts."""
     from wuneng.errors import WuNengError
-    from wuneng.records import runs_below
     from wuneng.report import build_report, write_curves, write_report
-    from wuneng.report.records import read_records
+    from wuneng.report.records import read_family
 
     try:
-        found = [read_records(place, check=False) for place in runs_below(directory)]
-        for records in found:
-            write_curves(records)
-        return write_report(build_report(found), directory)
+        records = read_family(directory, check=False)
+        for one in records:
+            write_curves(one)
+        return write_report(build_report(records), directory)
     except WuNengError as error:
         print_line(f"no report was written: {error}", stderr=True)
         return None

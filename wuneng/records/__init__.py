@@ -1,6 +1,12 @@
 """Run directories and the files in them: written whole, found again, read without torch."""
 
-from wuneng.records.checksums import CHECKSUMS, verify, write_sealed_json
+from wuneng.records.checksums import (
+    CHECKSUMS,
+    read_self_sealed,
+    verify,
+    write_sealed_json,
+    write_self_sealed,
+)
 from wuneng.records.files import (
     append_jsonl,
     disk_errors,
@@ -12,7 +18,7 @@ from wuneng.records.files import (
     write_json,
     write_text_atomic,
 )
-from wuneng.records.find import find_model, runs_below
+from wuneng.records.find import find_model
 from wuneng.records.places import prove_writable, refuse_links, usable_directory
 from wuneng.records.roles import ArmRoles, arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, ArmDirectory, RunDirectory
@@ -32,13 +38,14 @@ __all__ = [
     "prove_writable",
     "read_json",
     "read_jsonl",
+    "read_self_sealed",
     "refuse_links",
-    "runs_below",
     "truncate_jsonl_after",
     "usable_directory",
     "verify",
     "write_bytes_atomic",
     "write_json",
     "write_sealed_json",
+    "write_self_sealed",
     "write_text_atomic",
 ]

@@ -11,7 +11,7 @@ from wuneng.records.files import read_json
 from wuneng.records.roles import arm_names, arm_roles, is_of_several
 from wuneng.records.runs import RUNS_ROOT, RunDirectory
 
-__all__ = ["find_model", "runs_below"]
+__all__ = ["find_model"]
 
 
 def find_model(
@@ -45,19 +45,6 @@ def find_model(
             f"{''.join(map(_convert_first, sorted(place.glob('*.pth'))[:1]))}"
         )
     return found
-
-
-def runs_below(place: Path) -> list[Path]:
-    """The runs that the results of a sweep or study are made of; ``place`` itself for anything
-    else, and while it is not finished."""
-    run = RunDirectory(place)
-    try:
-        results = read_json(run.results) if run.results.is_file() else None
-    except DataError:
-        return [place]
-    names = results.get("runs") if isinstance(results, dict) else None
-    below = [place / str(name) for name in names] if isinstance(names, list) else []
-    return [path for path in below if (path / run.results.name).is_file()] or [place]
 
 
 def _latest(runs_root: Path) -> Path:
