@@ -33,7 +33,10 @@ Aliases: arc = arc_easy + arc_challenge; obqa = openbookqa; lambada = lambada_op
 arc_easy, arc_challenge, hellaswag, piqa, winogrande, openbookqa, boolq, sciq and lambada_openai.
 Any other task of lm-evaluation-harness goes by its own name (mmlu, gsm8k, copa, ...). `validation`
 is the held-out text of the recipe that a run was trained from, `synthetic` its synthetic tasks;
-without --tasks, a run is scored on whichever of the two it has.
+without --tasks, a run is scored on whichever of the two it has. `wuneng-suite` are generated tasks
+in words (wuneng-suite-parity, -boxes, -chain, -needle, ...); `ruler` and its members take their
+essays from the .txt and .md files of --data-dir. `questions` are those of .jsonl files of your own
+there, whose rows have the fields question and answer, perhaps context and choices.
 
 --data-dir: .jsonl and .jsonl.gz files, recognised by the fields of their rows: ARC, HellaSwag,
 PIQA, WinoGrande, OpenBookQA, BoolQ, COPA, LAMBADA, SciQ, MMLU and GSM8K. The split is a word in
@@ -79,9 +82,38 @@ def evaluate(
             "--data-dir", metavar="DIR", help="Read test sets from these files; no network."
         ),
     ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--include-path", metavar="DIR", help="Task files of your own (lm-eval YAML)."
+        ),
+    ] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            "--fields",
+            metavar="question=Q,answer=A",
+            help="What the rows of --tasks questions call question, answer, context and choices. "
+            "[default: as the run's recipe says, else these names]",
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            "--lengths",
+            metavar="4k,16k",
+            help="Tokens of the texts that ruler, babilong and wuneng-suite-needle make.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=1, help="Only the first N items of each task."),
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=1,
+            callback=options.counted,
+            help="Only the first N items of each task.",
+        ),
     ] = None,
     num_fewshot: Annotated[
         int | None,
@@ -89,6 +121,7 @@ def evaluate(
             "--num-fewshot",
             metavar="K",
             min=0,
+            callback=options.counted,
             help="Solved examples before each question. [default: the task's own number]",
         ),
     ] = None,
@@ -152,6 +185,7 @@ def evaluate(
     from wuneng.evaluate.controls.battery import run_controls
     from wuneng.evaluate.controls.names import parse_state_control
     from wuneng.evaluate.controls.report import FILE, write_controls
+    from wuneng.evaluate.own_questions import parse_fields
     from wuneng.evaluate.results import result_file, write_report
     from wuneng.evaluate.session import EvaluationRequest, run_evaluation
     from wuneng.ops.backend import check_environment
@@ -170,6 +204,9 @@ def evaluate(
         if tasks is None
         else [name.strip() for name in tasks.split(",") if name.strip()],
         data_dir=data_dir,
+        include_path=include_path,
+        fields=None if fields is None else parse_fields(fields),
+        lengths=None if lengths is None else _lengths(lengths),
         limit=limit,
         num_fewshot=num_fewshot,
         batch_size=_batch_size(batch_size),
@@ -202,6 +239,19 @@ def evaluate(
     _print(report, file, as_json=as_json, quiet=quiet)
 
 
+def _lengths(text: str) -> list[int]:
+    from wuneng.errors import InputError
+    from wuneng.recipe import parse_size
+
+    try:
+        found = [parse_size(part.strip()) for part in text.split(",")]
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--lengths") from None
+    if min(found) < 1:
+        raise typer.BadParameter("expected lengths from 1 token on", param_hint="--lengths")
+    return list(dict.fromkeys(found))
+
+
 def _wanted(controls: str | None, state: str, baseline: str | None) -> Wanted | None:
     """What --controls asks for. InputError beside options that mean another comparison."""
     if controls is None:
@@ -221,9 +271,13 @@ def _wanted(controls: str | None, state: str, baseline: str | None) -> Wanted | 
 def _batch_size(text: str) -> int | str:
     if text == "auto":
         return text
-    if not text.isdecimal() or int(text) < 1:
+    from wuneng.limits import LARGEST_COUNT
+
+    short = len(text) <= len(str(LARGEST_COUNT))
+    if not (short and text.isdecimal() and 1 <= int(text) <= LARGEST_COUNT):
         raise typer.BadParameter(
-            f"expected a number from 1, or auto, got {text!r}", param_hint="--batch-size"
+            f"expected a number from 1 to {LARGEST_COUNT}, or auto, got {text[:80]!r}",
+            param_hint="--batch-size",
         )
     return int(text)
 

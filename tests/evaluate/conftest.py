@@ -244,6 +244,21 @@ def tiny(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def wuneng(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run the command in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: object) -> Any:
+        from typer.testing import CliRunner
+
+        from wuneng_cli.main import app
+
+        return CliRunner().invoke(app, [str(one) for one in arguments])
+
+    return invoke
+
+
 RECIPE = """
 name: letters
 arms: [wuneng, mha]

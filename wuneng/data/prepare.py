@@ -14,13 +14,15 @@ from wuneng.data.cache_directory import cache_root
 from wuneng.data.corpus_tokenizer import choose_tokenizer
 from wuneng.data.encoding import Encoder
 from wuneng.data.packing import PackedRows
+from wuneng.data.question_rows import question_rows
+from wuneng.data.questions import QuestionSource, open_questions
 from wuneng.data.segments import Segments, cut_document, segments_of
 from wuneng.data.sources import DocumentSource, open_source
 from wuneng.data.split import choose_half, choose_validation, falls_in_validation
 from wuneng.data.stream_sample import held_out_sample, leading_sample
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.streaming import StreamedTraining
-from wuneng.data.text_batches import TextTraining, TextValidation
+from wuneng.data.text_batches import Rows, TextTraining, TextValidation
 from wuneng.data.token_cache import Corpus, tokenized
 from wuneng.data.tokenizer import load_tokenizer
 from wuneng.errors import DataError
@@ -58,8 +60,14 @@ def prepare_text(
     train, validation = _open_sources(data)
     if tokenizer is None:
         tokenizer = choose_tokenizer(data, train, validation, root)
-    job = _Preparation(data, training, evaluation, seed, Encoder(tokenizer), root)
-    if isinstance(train, StreamedDataset):
+    encoder = Encoder(tokenizer)
+    job = _Preparation(data, training, evaluation, seed, encoder, root)
+    scored: Rows
+    if isinstance(train, QuestionSource):
+        kept, scored, notes = question_rows(train, validation, data, encoder, training)
+        batches: TrainingData = TextTraining(kept, training.batch_size, seed, len(tokenizer))
+        job.notes += notes
+    elif isinstance(train, StreamedDataset):
         batches, scored = job.streamed(train, validation)
     else:
         batches, scored = job.stored(train, validation)
@@ -90,6 +98,8 @@ def _open_sources(
     data: TextData,
 ) -> tuple[DocumentSource | StreamedDataset, DocumentSource | StreamedDataset | None]:
     """Training and validation text; None where the latter is held out of the former."""
+    if data.questions is not None:
+        return open_questions(data)
     train = open_source(data.train, "data.train", data.text_field, data.max_documents)
     if data.validation is None:
         return train, None

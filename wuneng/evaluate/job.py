@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wuneng.data.files import find_files
 from wuneng.errors import ModelError, TaskError
 from wuneng.evaluate.controls.names import KEEP, Control
 from wuneng.evaluate.controls.switch import controlled, why_not
@@ -22,6 +23,7 @@ from wuneng.evaluate.loading import (
     without_tokenizer,
 )
 from wuneng.evaluate.outcomes import TaskOutcomes, pooled
+from wuneng.evaluate.own_questions import OwnQuestions
 from wuneng.evaluate.perplexity import (
     BLOCK_BYTES,
     ValidationText,
@@ -29,9 +31,11 @@ from wuneng.evaluate.perplexity import (
     run_validation,
     same_tokens,
 )
+from wuneng.evaluate.reader import open_reader
 from wuneng.evaluate.synthetic import SyntheticRows, open_synthetic, run_synthetic
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
-from wuneng.evaluate.tasks import SYNTHETIC, VALIDATION
+from wuneng.evaluate.tasks import QUESTIONS, SYNTHETIC, VALIDATION
+from wuneng.recipe import QuestionFields, TextData, load_recipe
 from wuneng.records import RunDirectory, verify
 from wuneng.records.scratch import scratch_directory
 
@@ -49,6 +53,10 @@ class EvaluationRequest:
         model, baseline: transformers directories; no baseline: figures of the model alone.
         tasks: names as `tasks.select_tasks` takes them, "validation" and "synthetic".
         data_dir: local evaluation files instead of the tasks' data sets.
+        include_path: a directory of lm-evaluation-harness task files of one's own.
+        fields: what the rows of one's own questions call their parts; None as the run's recipe
+            says, or the usual names.
+        lengths: tokens of the texts that long-context tasks make, counted by MODEL's tokenizer.
         limit: the first so many items of each task.
         num_fewshot: examples before each question; None leaves each task's own number.
         batch_size: sequences per forward call, or "auto".
@@ -64,6 +72,9 @@ class EvaluationRequest:
     tasks: Sequence[str]
     baseline: Path | None = None
     data_dir: Path | None = None
+    include_path: Path | None = None
+    fields: QuestionFields | None = None
+    lengths: Sequence[int] | None = None
     limit: int | None = None
     num_fewshot: int | None = None
     batch_size: int | str = "auto"
@@ -102,6 +113,10 @@ def prepared(
                 data_dir=request.data_dir,
                 workspace=workspace,
                 num_fewshot=request.num_fewshot,
+                include_path=request.include_path,
+                reader=open_reader(request.model),
+                lengths=request.lengths,
+                own=_own_questions(request) if QUESTIONS in names else None,
                 on_full_index=lambda: notify(
                     "not all of the tasks are in the common suite: indexing every task "
                     "(this takes some seconds)"
@@ -118,6 +133,17 @@ def prepared(
                 f"{BLOCK_BYTES} bytes and perplexity per token would not compare."
             )
         yield job
+
+
+def _own_questions(request: EvaluationRequest) -> OwnQuestions:
+    """As asked for, else as the recipe of the run says."""
+    run = _run_of(request)
+    data = load_recipe(run.recipe).data if run is not None else None
+    learned = data.questions if isinstance(data, TextData) else None
+    files: list[Path] = []
+    if learned is not None and isinstance(data, TextData) and isinstance(data.validation, list):
+        files = find_files(data.validation, "data.validation")
+    return OwnQuestions(request.fields or learned or QuestionFields(), tuple(files))
 
 
 def _run_of(request: EvaluationRequest) -> RunDirectory | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wuneng.evaluate.comparison import MetricComparison, TaskComparison
 from wuneng.evaluate.controls.attribution import Attribution, attribute
 from wuneng.evaluate.controls.names import WRONG_STATES
-from wuneng.records import write_json
+from wuneng.records import write_self_sealed
 from wuneng.statistics import Estimate
 from wuneng.tables import Column, Table
 
@@ -57,6 +57,9 @@ def settings_record(request: EvaluationRequest) -> dict[str, Any]:
     return {
         "tasks": list(request.tasks),
         "data_dir": None if request.data_dir is None else str(request.data_dir),
+        "include_path": None if request.include_path is None else str(request.include_path),
+        "fields": None if request.fields is None else request.fields.model_dump(),
+        "lengths": None if request.lengths is None else list(request.lengths),
         "limit": request.limit,
         "num_fewshot": request.num_fewshot,
         "batch_size": request.batch_size,
@@ -65,8 +68,8 @@ def settings_record(request: EvaluationRequest) -> dict[str, Any]:
 
 
 def write_report(report: EvaluationReport, file: Path, environment: dict[str, Any]) -> None:
-    """Write eval.json atomically, with logged items. DiskError when the disk refuses."""
-    write_json(file, {**report_record(report, items=True), "environment": environment})
+    """Write eval.json and its checksum, with logged items. DiskError when the disk refuses."""
+    write_self_sealed(file, {**report_record(report, items=True), "environment": environment})
 
 
 def _task_record(task: TaskComparison, report: EvaluationReport, items: bool) -> dict[str, Any]:
@@ -81,6 +84,19 @@ def _task_record(task: TaskComparison, report: EvaluationReport, items: bool) ->
         "group": task.part_of,
         "metrics": {metric.metric: _metric_record(metric) for metric in task.metrics},
     }
+    if task.by_level:
+        record["by_level"] = {
+            "name": outcomes.level_name,
+            "levels": [
+                {
+                    "value": level.value,
+                    "n": level.n,
+                    "chance": level.chance,
+                    "metrics": {metric.metric: _metric_record(metric) for metric in level.metrics},
+                }
+                for level in task.by_level
+            ],
+        }
     if outcomes.parts:
         record["parts"] = list(outcomes.parts)
     if items and task.items:
@@ -148,6 +164,7 @@ def remarks(report: EvaluationReport) -> Iterator[str]:
                 "validation: rows of one document are not independent, so its interval is too "
                 "narrow where documents are few."
             )
+    yield from (_levels_line(task) for task in report.tasks if task.by_level)
     yield from (one.sentence for one in _attributions(report))
     for task in report.tasks:
         majority = task.outcomes.majority
@@ -156,6 +173,18 @@ def remarks(report: EvaluationReport) -> Iterator[str]:
     if report.request.limit is not None:
         yield f"limited to {report.request.limit} items of each task: a rough look only."
     yield from report.notes
+
+
+def _levels_line(task: TaskComparison) -> str:
+    """The first metric at each level, as ``4: 0.98 (0.51), ...`` with the baseline's behind it."""
+    name = task.by_level[0].metrics[0].metric
+    told = []
+    for level in task.by_level:
+        metric = level.metrics[0]
+        beside = f" ({number(metric, metric.baseline.value)})" if metric.baseline else ""
+        told.append(f"{level.value}: {number(metric, metric.model.value)}{beside}")
+    beside = " (baseline's behind)" if task.by_level[0].metrics[0].baseline else ""
+    return f"{task.outcomes.task}: {name} by {task.outcomes.level_name}{beside}: {', '.join(told)}."
 
 
 def _attributions(report: EvaluationReport) -> Iterator[Attribution]:

@@ -62,7 +62,7 @@ def run_evaluation(
         request=request,
         models={"model": model[0], "baseline": baseline[0] if baseline else None},
         tasks=compare(model[1], baseline[1] if baseline else None),
-        sources={name: str(task.source) for name, task in job.tasks.local.items()},
+        sources={name: task.source for name, task in job.tasks.local.items()},
         notes=job.notes,
     )
 

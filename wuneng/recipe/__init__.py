@@ -1,7 +1,7 @@
 """Recipes: YAML files that state a comparison, checked before anything heavy is imported."""
 
 from wuneng.recipe.arms import BUILT_IN_ARMS, Arm
-from wuneng.recipe.data import HubDataset, SyntheticData, TextData, TrainedTokenizer
+from wuneng.recipe.data import HubDataset, QuestionFields, SyntheticData, TextData, TrainedTokenizer
 from wuneng.recipe.dump import dump_recipe
 from wuneng.recipe.load import WrittenRecipe, load_recipe, read_written
 from wuneng.recipe.model import ModelSettings
@@ -26,6 +26,7 @@ __all__ = [
     "ModelSettings",
     "OptimizerSettings",
     "Point",
+    "QuestionFields",
     "RecallTask",
     "Recipe",
     "StateTrackingTask",

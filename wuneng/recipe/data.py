@@ -13,6 +13,7 @@ from wuneng.recipe.task_settings import Name, Task
 __all__ = [
     "Data",
     "HubDataset",
+    "QuestionFields",
     "SyntheticData",
     "TextData",
     "TrainedTokenizer",
@@ -61,6 +62,19 @@ TokenizerChoice = Annotated[
 ]
 
 
+class QuestionFields(Settings):
+    """Fields of .jsonl rows that hold questions, of which only the answers are learned."""
+
+    question: Name = "question"
+    """Field that holds the question."""
+    answer: Name = "answer"
+    """Field that holds the answer: text, or with ``choices`` also the number of the right one."""
+    context: Name | None = "context"
+    """Field that holds what the question is about; rows may lack it."""
+    choices: Name | None = "choices"
+    """Field that holds a list of all answers to choose from; rows may lack it."""
+
+
 class TextData(Settings):
     """Documents of text, tokenised, and packed to the training length."""
 
@@ -83,6 +97,9 @@ class TextData(Settings):
     """Keep attention and state within a document; false lets them cross its end."""
     text_field: Name = "text"
     """Field of a .jsonl or column of a .parquet file that holds the text."""
+    questions: QuestionFields | None = None
+    """Read questions from .jsonl files instead of text, and train on their answers alone;
+    ``{}`` for the usual names of their fields."""
     max_documents: PositiveCount | None = None
     """Read at most this many documents of each source."""
     cache_dir: Name | None = None
