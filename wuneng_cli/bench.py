@@ -151,7 +151,7 @@ def bench(
     limit = None if fail_over is None else parse_percent("--fail-over", fail_over)
     if limit is not None and compare is None:
         raise InputError("--fail-over needs --compare OLD.json to compare with")
-    old = None if compare is None else read_record(compare)
+    old = None if compare is None else read_record(compare, check=verify)
     request = make_request(
         seq_len=seq_len,
         what=what,

@@ -107,7 +107,13 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", metavar="N", min=1, help="Only the first N items of each task."),
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=1,
+            callback=options.counted,
+            help="Only the first N items of each task.",
+        ),
     ] = None,
     num_fewshot: Annotated[
         int | None,
@@ -115,6 +121,7 @@ def evaluate(
             "--num-fewshot",
             metavar="K",
             min=0,
+            callback=options.counted,
             help="Solved examples before each question. [default: the task's own number]",
         ),
     ] = None,
@@ -264,9 +271,13 @@ def _wanted(controls: str | None, state: str, baseline: str | None) -> Wanted | 
 def _batch_size(text: str) -> int | str:
     if text == "auto":
         return text
-    if not text.isdecimal() or int(text) < 1:
+    from wuneng.limits import LARGEST_COUNT
+
+    short = len(text) <= len(str(LARGEST_COUNT))
+    if not (short and text.isdecimal() and 1 <= int(text) <= LARGEST_COUNT):
         raise typer.BadParameter(
-            f"expected a number from 1, or auto, got {text!r}", param_hint="--batch-size"
+            f"expected a number from 1 to {LARGEST_COUNT}, or auto, got {text[:80]!r}",
+            param_hint="--batch-size",
         )
     return int(text)
 

@@ -57,16 +57,20 @@ def report(
     the records have them.
     """
     from wuneng.records import RUNS_ROOT, prove_writable
-    from wuneng.report import build_report, write_report
-    from wuneng.report.records import read_records
+    from wuneng.report import build_report, write_curves, write_report
+    from wuneng.report.records import read_family
     from wuneng.report.write import report_record
 
     if form not in ("html", "md"):
         raise typer.BadParameter(f"expected html or md, got {form!r}", param_hint="--format")
-    found = [read_records(place, check=verify) for place in runs or [RUNS_ROOT / "latest"]]
+    places = runs or [RUNS_ROOT / "latest"]
+    found = [one for place in places for one in read_family(place, check=verify)]
     directory = out or found[0].path
     prove_writable(directory, "--out")
     built = build_report(found)
+    if out is None:
+        for one in found:
+            write_curves(one)
     page = write_report(built, directory, "md" if form == "md" else "html")
     if as_json:
         print_json({"file": str(page), **report_record(built)})
@@ -82,12 +86,13 @@ def leave_report(directory: Path) -> Path | None:
     on stderr, where it could not be written: the records are what counts."""
     from wuneng.errors import WuNengError
     from wuneng.report import build_report, write_curves, write_report
-    from wuneng.report.records import read_records
+    from wuneng.report.records import read_family
 
     try:
-        records = read_records(directory, check=False)
-        write_curves(records)
-        return write_report(build_report([records]), directory)
+        records = read_family(directory, check=False)
+        for one in records:
+            write_curves(one)
+        return write_report(build_report(records), directory)
     except WuNengError as error:
         print_line(f"no report was written: {error}", stderr=True)
         return None

@@ -220,3 +220,29 @@ def test_the_module_alone(
 def test_the_module_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "bench.json"
+
+
+def test_a_record_that_was_edited_is_not_compared_with(
+    planted: PlantedClock, undrawn: None, tmp_path: Path
+) -> None:
+    """It is named, with the flag that skips the check; one without a checksum is read."""
+    assert run(*SHORT, "--out", "old").exit_code == 0
+    file = tmp_path / "old" / "bench.json"
+    assert run(*SHORT, "--compare", "old", "--out", "new").exit_code == 0
+    file.write_text(file.read_text().replace('"samples": ', '"samples": 1'))
+    refused = run(*SHORT, "--compare", "old", "--out", "new")
+    assert refused.exit_code == 2
+    assert "old/bench.json: " in refused.output
+    assert "--no-verify" in refused.output
+    assert run(*SHORT, "--compare", "old", "--out", "new", "--no-verify").exit_code == 0
+    (file.parent / "bench.checksums.json").unlink()
+    assert run(*SHORT, "--compare", "old", "--out", "new").exit_code == 0
+
+
+def test_an_old_record_of_wrong_types_is_told(tmp_path: Path, repository: Path) -> None:
+    record = json.loads((repository / "benchmarks/cpu-ops/bench.json").read_text())
+    record["request"]["what"] = 5
+    (tmp_path / "old.json").write_text(json.dumps(record))
+    done = run("bench", "--compare", str(tmp_path / "old.json"))
+    assert done.exit_code == 2
+    assert "bench.json.request.what: expected array, got int" in done.output.replace("\n", " ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,17 @@ def test_the_record_fits_its_published_schema(full_record: Any, repository: Path
         ({"rows": [{"what": "ops"}]}, "bench.json.rows[0]: arm is missing"),
         ({"rows": {}}, "bench.json.rows: expected array, got dict"),
         ({"exponents": [{"exponent": True}]}, "exponents[0].exponent: expected number, got bool"),
+        ({"request": {}}, "bench.json.request: seq_lens is missing"),
+        ({"request": {"what": 5}}, "bench.json.request.what: expected array, got int"),
+        ({"request": {"what": []}}, "bench.json.request.what: expected at least 1 entries, got 0"),
+        ({"request": {"model": {"a": 1}}}, "request.model: expected ['string', 'null'], got dict"),
+        ({"request": {"threads": "x"}}, "request.threads: expected ['integer', 'null'], got str"),
+        ({"request": {"threads": 2**40}}, "request.threads: expected at most 16384, got 1099511"),
+        ({"request": {"seq_lens": [16, "32"]}}, "request.seq_lens[1]: expected integer, got str"),
+        ({"request": {"batches": [0]}}, "request.batches[0]: expected 1 or more, got 0"),
+        ({"request": {"dtype": ["fp32"]}}, "request.dtype: expected one of ['auto', 'fp32'"),
+        ({"request": {"seconds": "x"}}, "request.seconds: expected number, got str"),
+        ({"machine": {"rates_at_start": [1]}}, "machine.rates_at_start: expected ['object', "),
     ],
 )
 def test_the_check_names_the_place(
@@ -109,6 +121,13 @@ def test_the_check_names_the_place(
     assert any(expected in problem for problem in problems(wrong))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, SCHEMA)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 10**400])
+def test_a_number_that_no_arithmetic_survives(decode_record: Any, number: float) -> None:
+    rows = [{**row, "median_ms": number} for row in decode_record["rows"]]
+    found = problems({**decode_record, "rows": rows})
+    assert found[0] == "bench.json.rows[0].median_ms: expected a finite number, got another"
 
 
 @pytest.mark.parametrize("span", [(3.4, 6.1), (8.7, 13.0), (40, 700), (0.03, 1000), (0.51, 0.58)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,10 @@ def test_mistakes(parity: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("Two cats")
     (tmp_path / "one.txt").write_text("1")
     (tmp_path / "odd.bin").write_bytes(b"\xff\xfe1 2")
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it: reading would never end
     cases: list[tuple[tuple[object, ...], str]] = [
+        ((parity, "--text", "pipe"), "expected a regular file, not a pipe or a device"),
+        ((parity, "--text", tmp_path), "cannot be read: Is a directory"),
         ((parity, "--text", "nowhere.txt"), "--text nowhere.txt: cannot be read: No such file"),
         ((parity, "--text", "text.txt"), "token ids from 0 to 2, got 'Two'"),
         ((parity, "--text", "one.txt"), "expected two tokens or more, got 1"),

@@ -24,18 +24,22 @@ Calls = list[dict[str, Any]]
 
 
 def chunk_rwkv7(
-    *,
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
     scale: float = 1.0,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     safe_gate: bool = False,
     chunk_size: int | None = None,
-    **inputs: Tensor,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """As documented there: ``[B, T, H, K]``, log decay, states ``[sequences, H, K, V]``."""
-    assert set(inputs) == set("rwkvab")
-    r, w, k, v, a, b = (inputs[name] for name in "rwkvab")
+    assert not kwargs
     assert len({x.dtype for x in (r, k, v, a, b)}) == 1, "matrix operands of one dtype"
     assert cu_seqlens is None or cu_seqlens.dtype == torch.int64
     if initial_state is not None:

@@ -33,7 +33,7 @@ def test_forward_operator_is_registered_properly(packed: bool) -> None:
     case = Case(tokens=20, lengths=(7, 13) if packed else ())
     leaves = tensors(case)
     bounds = torch.tensor([0, 7, 20]) if packed else None
-    arguments = (*six(leaves), leaves["initial_state"], bounds, None, 16, 0, True)
+    arguments = (*six(leaves), leaves["initial_state"], bounds, None, 16, 0, True, 0)
     torch.library.opcheck(torch.ops.wuneng.wkv7_triton_forward.default, arguments)
 
 
@@ -114,10 +114,10 @@ def test_states_are_kept_only_for_a_backward_pass() -> None:
     leaves = tensors(Case(tokens=20))
     arguments = (*six(leaves), None, None, None, 16, 0)
     with torch.no_grad():
-        *_, kept = torch.ops.wuneng.wkv7_triton_forward(*arguments, False)
+        *_, kept = torch.ops.wuneng.wkv7_triton_forward(*arguments, False, 0)
     assert kept.shape[0] == 0
     with pytest.raises(RuntimeError, match="keeps_states"):
-        torch.ops.wuneng.wkv7_triton_forward(*arguments, False)
+        torch.ops.wuneng.wkv7_triton_forward(*arguments, False, 0)
 
 
 def test_strided_inputs() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from wuneng import WuNengConfig
 from wuneng.errors import RecipeError
 from wuneng.recipe import load_recipe
 
@@ -56,6 +58,7 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ("name: " + "a" * 300, "name: expected a name of letters"),
         ("arms: {" + "a" * 300 + ": {}}", "expected a name of letters"),
         ("data: {kind: text, train: " + "a" * 5000 + "}", "train.0: expected at most 4096"),
+        ("training: {num_threads: 3000000000}", "training.num_threads: expected 16384 or less"),
         ("model: {num_hidden_layers: 1.5M}", "model.num_hidden_layers: expected 1024 or less"),
         ("model: {hidden_size: 1e9}", "model.hidden_size: expected 1048576 or less"),
         ("training: {batch_size: 1G}", "training.batch_size: expected 1048576 or less"),
@@ -171,3 +174,23 @@ def test_large_recipes_that_are_meant(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(f"data: {{kind: text, train: {files}}}\ntraining: {{steps: 10}}\n")
     assert load_recipe(path).data.train == files
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_state_heads": 10**23}, "num_state_heads must be int of at most 4611686018427387904"),
+        ({"num_hidden_layers": -(10**23)}, "num_hidden_layers must be int of at most 46116860184"),
+        ({"rms_norm_eps": 10**23}, "rms_norm_eps must be float of at most 4611686018427387904"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps must be a finite number, got inf"),
+        (
+            {"state_layers": [0, 10**23]},
+            r"state_layers must be list\[int\] \| None of at most 46116",
+        ),
+        ({"state_layers": [0, "x"]}, r"state_layers must be list\[int\] \| None, got"),
+        ({"num_state_heads": True}, "num_state_heads must be int, got True"),
+    ],
+)
+def test_a_number_of_the_right_type_that_is_too_large(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        WuNengConfig(**fields)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
@@ -13,10 +12,14 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
-# What the page may not do itself: the test's copy measures it.
-MEASURE = """<script>document.title = [document.documentElement.scrollWidth, innerWidth,
+# What the page may not do itself: the test's copy measures it, in a frame of the wanted width,
+# for no window of the browser is narrower than 500.
+MEASURE = """<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth,
   matchMedia('(prefers-color-scheme: dark)').matches, getComputedStyle(document.body).color,
-  performance.getEntriesByType('resource').length].join('|')</script>"""
+  performance.getEntriesByType('resource').length].join('|'), '*')</script>"""
+FRAME = """<!doctype html><meta name="color-scheme" content="light dark"><title></title><script>
+  addEventListener('message', message => {{ document.title = message.data }})</script>
+  <iframe src="page.html" width="{width}" height="900" style="border: 0"></iframe>"""
 
 
 def browse(page: Path, width: int, dark: bool, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,10 +40,12 @@ def browse(page: Path, width: int, dark: bool, *arguments: str) -> subprocess.Co
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(400, True), (1400, False)])
 def test_a_browser_shows_it(reported: Path, tmp_path: Path, width: int, dark: bool) -> None:
-    page = tmp_path / "page.html"
     text = (reported / "report.html").read_text(encoding="utf-8")
-    page.write_text(text.replace("</body>", f"{MEASURE}</body>"), encoding="utf-8")
-    shown = browse(page, width, dark, "--dump-dom")
+    measured = text.replace("</body>", f"{MEASURE}</body>")
+    (tmp_path / "page.html").write_text(measured, encoding="utf-8")
+    page = tmp_path / "frame.html"
+    page.write_text(FRAME.format(width=width), encoding="utf-8")
+    shown = browse(page, width, dark, "--virtual-time-budget=5000", "--dump-dom")
     assert "CONSOLE" not in shown.stderr
     found = re.search(r"<title>([^<]*)</title>", shown.stdout)
     assert found is not None
@@ -49,5 +54,3 @@ def test_a_browser_shows_it(reported: Path, tmp_path: Path, width: int, dark: bo
     assert theme == str(dark).lower()
     assert colour == ("rgb(230, 230, 230)" if dark else "rgb(27, 29, 32)")
     assert requests == "0"
-    browse(page, width, dark, f"--screenshot={tmp_path / 'shot.png'}")
-    assert struct.unpack(">I", (tmp_path / "shot.png").read_bytes()[16:20])[0] == width

@@ -31,8 +31,26 @@ def test_the_latest_run_and_one_by_name(runs: Path) -> None:
     assert "wuneng 1" in result.stdout
     assert "no verdict can be given" in result.stdout
     assert (runs / "first" / "report.md").exists()
+    assert (runs / "first" / "curves.svg").exists()
     result = wuneng("first", "--format", "md", "--json")
     assert json.loads(result.stdout)["parts"][0]["directory"] == "runs/first"
+
+
+def test_without_any_run_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = wuneng()
+    assert result.exit_code == 2
+    assert "no run was given and there is no runs/latest" in result.stderr
+
+
+def test_curves_that_cannot_be_drawn_are_one_message(runs: Path) -> None:
+    file = runs / "first" / "mha" / "metrics.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"seed": 1, "tokens": NaN, "validation": {"text/bits_per_byte": 1}}\n')
+    result = wuneng("first", "--format", "md")
+    assert result.exit_code == 2
+    assert "runs/first: " in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_several_go_where_they_are_told(runs: Path) -> None:
@@ -41,6 +59,7 @@ def test_several_go_where_they_are_told(runs: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     text = Path("both/report.md").read_text(encoding="utf-8")
     assert "# made-up, second" in text
+    assert not (runs / "second" / "curves.svg").exists(), "with --out the runs stay as they are"
     assert "## second" in text
 
 

@@ -160,25 +160,14 @@ def test_several_directories_on_one_page(tmp_path: Path) -> None:
     assert {"1-curves.csv", "2-curves.csv"} <= names
 
 
-def test_a_stated_smallest_effect_and_plan(tmp_path: Path) -> None:
-    place = write_run(tmp_path / "run")
-    record = json.loads((place / "results.json").read_text())
-    record["study"] = {"primary": "text/bits_per_byte", "smallest_effect": "50%", "hash": "abc123"}
-    (place / "results.json").write_text(json.dumps(record))
-    [part] = build_report([read_records(place)]).parts
-    sections = {section.key: section for section in part.sections}
-    assert "no difference that matters" in sections["answer"].text[0]
-    [row] = sections["answer"].rows
-    assert row["figure"] == "text/bits_per_byte"
-    assert row["smallest_effect"] == pytest.approx(0.5 * row["other"])
-    assert {"what": "hash", "value": "abc123"} in sections["plan"].rows
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("results.json", "[]", "expected an object, got list"),
         ("results.json", '{"arms": 3}', "has no arms"),
+        ("results.json", '{"kind": "study", "arms": {}}', "has no rungs"),
+        ("results.json", '{"kind": "other", "arms": {}}', "has no known kind"),
+        ("results.json", '{"kind": "study", "rungs": [1]}', "records are not as this version"),
         ("results.json", '{"arms": {"mha": {"quality": 3}}}', "records are not as this version"),
         ("eval.json", '{"tasks": {"copa": {}}}', "records are not as this version"),
         ("bench.json", "{", "not valid JSON"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,8 +14,15 @@ from tests.train.small_run import RECIPE
 from tests.train.tiny import Watcher
 from wuneng.errors import RecipeError
 from wuneng.recipe import WrittenRecipe, load_recipe, read_written
-from wuneng.records import find_model, read_json, verify
-from wuneng.statistics import minimum_detectable_effect
+from wuneng.records import find_model, read_json, read_jsonl, verify
+from wuneng.statistics import (
+    conclude,
+    equivalence,
+    holm,
+    minimum_detectable_effect,
+    paired_by_seed,
+    tokens_saved,
+)
 from wuneng.study import plan_study, run_study
 from wuneng.study.planning import variant_of
 from wuneng.study.rungs import rungs_of
@@ -22,6 +30,7 @@ from wuneng.study.tuning import Tuned, extended
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RATE = "training.learning_rate"
+ARMS = ("wuneng", "mha")
 STUDY: dict[str, Any] = {
     "primary": "parity/loss",
     "tune": {"training.learning_rate": [1e-3, 4e-3, 2e-3]},
@@ -76,7 +85,7 @@ def _without(value: Any, names: tuple[str, ...]) -> Any:
 
 
 def test_every_arm_is_tuned_alike_and_compared_at_its_own_best(tmp_path: Path) -> None:
-    found, _ = study(written(tmp_path), tmp_path)
+    found, _ = study(written(tmp_path, "training.validate_every=1"), tmp_path)
     record = found.record
     assert [rung["rung"] for rung in record["rungs"]] == ["12k-x0.01", "20k-x0.01"]
     for rung in record["rungs"]:
@@ -102,10 +111,34 @@ def test_every_arm_is_tuned_alike_and_compared_at_its_own_best(tmp_path: Path) -
         [difference] = rung["differences"]
         ours, theirs = (rung["arms"][arm]["mean"] for arm in difference["arms"])
         assert difference["difference"] == pytest.approx(ours - theirs)
+        pair = paired_by_seed(*(np.array(rung["arms"][arm]["per_seed"]) for arm in ARMS))
+        assert difference["interval"] == pytest.approx([pair.low, pair.high])
+        margin = 0.005 * rung["arms"]["wuneng"]["mean"]
+        assert difference["equivalence"]["p"] == equivalence(pair, margin).p
+        expected = conclude(pair, margin, higher_is_better=False)
+        assert difference["conclusion"] == expected.value
+        saved = tokens_saved(*(validation_curves(compared / arm) for arm in ARMS))
+        assert saved is not None
+        assert difference["tokens_saved"]["saved"] == saved.saved
+        exploratory = difference["exploratory"]
+        assert list(exploratory) == ["parity/accuracy@16", "parity/accuracy@32"]
+        assert [one["p_holm"] for one in exploratory.values()] == holm(
+            [one["p"] for one in exploratory.values()]
+        )
     last = found.directory / record["rungs"][-1]["directory"]
     assert find_model(found.directory, arm="mha") == last / "mha" / "seed-4" / "model"
     [table] = found.tables
     assert len(table.rows) == 4
+
+
+def validation_curves(arm: Path) -> dict[int, list[tuple[float, float]]]:
+    return {
+        seed: [
+            (row["tokens"], row["validation"]["parity/loss"])
+            for row in read_jsonl(arm / f"seed-{seed}" / "metrics.jsonl")
+        ]
+        for seed in (4, 5)
+    }
 
 
 def test_the_plan_is_written_and_hashed_before_the_first_step(tmp_path: Path) -> None:

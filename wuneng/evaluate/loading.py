@@ -81,6 +81,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a transformers directory; code in it is run only where the user trusts it.
 
+    What it writes by is ours, but for its end of text: see ``wuneng.evaluate.generation_settings``.
+
     Args:
         path: holds config.json, weights and, unless the model is synthetic, a tokenizer.
         device: where to put the model.
@@ -97,6 +99,7 @@ def load_model(
     if check:
         verify(path)
     _register(path, _read_config(path))
+    from wuneng.evaluate.generation_settings import own_settings
     from wuneng.model.pretrained import load_whole_model
 
     model = load_whole_model(path, allow_unexpected=True, dtype=torch_dtype)
@@ -107,6 +110,7 @@ def load_model(
         check_rows(path, tokenizer, model.get_input_embeddings().weight.shape[0])
         _adopt_marks(path, tokenizer, model.config)
         remark = drop_appended(tokenizer)
+    model.generation_config = own_settings(path, model)
     return LoadedModel(model, tokenizer, path, model_label(path), remark)
 
 

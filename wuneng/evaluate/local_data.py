@@ -29,6 +29,8 @@ class LocalTask:
     task_file: Path
     source: str
     split: str
+    examples: Path | None = None
+    """Where solved examples come from, if any are asked for."""
 
 
 @dataclass
@@ -99,7 +101,9 @@ class LocalDirectory:
             fewshot = self._fewshot_split(task, stock, by_split, evaluated, int(shots))
             splits["fewshot"] = by_split[fewshot]
         file = self._write(task, stock_file, splits)
-        return LocalTask(task, file, str(by_split[evaluated].path), evaluated or "unnamed")
+        examples = None if fewshot is None else by_split[fewshot].path
+        source, split = str(by_split[evaluated].path), evaluated or "unnamed"
+        return LocalTask(task, file, source, split, examples)
 
     def _tasks_in(self, file: LocalFile) -> list[str]:
         if any(name.endswith("*") for name in file.format.tasks):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wuneng.evaluate.comparison import MetricComparison, TaskComparison
 from wuneng.evaluate.controls.attribution import Attribution, attribute
 from wuneng.evaluate.controls.names import WRONG_STATES
-from wuneng.records import write_json
+from wuneng.records import write_self_sealed
 from wuneng.statistics import Estimate
 from wuneng.tables import Column, Table
 
@@ -68,8 +68,8 @@ def settings_record(request: EvaluationRequest) -> dict[str, Any]:
 
 
 def write_report(report: EvaluationReport, file: Path, environment: dict[str, Any]) -> None:
-    """Write eval.json atomically, with logged items. DiskError when the disk refuses."""
-    write_json(file, {**report_record(report, items=True), "environment": environment})
+    """Write eval.json and its checksum, with logged items. DiskError when the disk refuses."""
+    write_self_sealed(file, {**report_record(report, items=True), "environment": environment})
 
 
 def _task_record(task: TaskComparison, report: EvaluationReport, items: bool) -> dict[str, Any]:

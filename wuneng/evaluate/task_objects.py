@@ -8,7 +8,7 @@ from typing import Any
 from wuneng.errors import TaskError, reason
 from wuneng.evaluate.local_data import LocalTask
 
-__all__ = ["load_task"]
+__all__ = ["check_examples", "load_task"]
 
 
 def load_task(
@@ -49,7 +49,26 @@ def load_task(
         task.set_config(key="num_fewshot", value=num_fewshot)
     elif fixed is None:
         task.set_config(key="num_fewshot", value=0)
+    check_examples(leaf, task, local)
     return task
+
+
+def check_examples(leaf: str, task: Any, local: LocalTask | None) -> None:
+    """TaskError where there are fewer solved examples than the task puts before a question."""
+    shots = int(task.get_config("num_fewshot") or 0)
+    sampler = getattr(task, "sampler", None)
+    if not shots or sampler is None:
+        return
+    found = len(sampler.fewshot_docs())
+    # Drawn from the questions themselves, one more is needed in place of the one that is asked.
+    apart = task.fewshot_cfg.split != task.config.test_split
+    if found - (not apart) < shots:
+        where = f"{local.examples} has" if local and local.examples else "its data set has"
+        raise TaskError(
+            f"--num-fewshot: {leaf!r} puts {shots} solved examples before each question, and "
+            f"{where} {found}{'' if apart else ' with the one that is asked'}. Pass "
+            f"--num-fewshot {max(0, found - (not apart))} or fewer, or add some."
+        )
 
 
 def _is_data_error(error: Exception) -> bool:

@@ -119,20 +119,20 @@ def state_path(inputs: Sequence[Tensor], places: Sequence[int]) -> StatePath:
     """
     _, *fed = (x.double() for x in inputs)
     wanted = sorted(set(places))
-    at = torch.tensor(wanted, device=fed[0].device) - 1
+    at = torch.tensor(wanted) - 1
     columns = []
     for head in range(fed[0].shape[1]):
         path = _states(*(x[:, head] for x in fed))
         before = torch.cat([torch.zeros_like(path[:1]), path[:-1]])
         norm, rank = torch.linalg.matrix_norm(path[at]), effective_rank(path[at])
         columns.append((norm, rank, _cosine(path, before), *_coordinate(path)))
-    stacked = (torch.stack(x, dim=-1).cpu() for x in zip(*columns, strict=True))
+    stacked = (torch.stack(x, dim=-1) for x in zip(*columns, strict=True))
     return StatePath(wanted, *stacked)
 
 
 def _states(w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """S after each token, ``[T, N, N]``, of one head's inputs ``[T, N]``."""
-    S = torch.zeros(v.shape[-1], v.shape[-1], dtype=v.dtype, device=v.device)
+    S = torch.zeros(v.shape[-1], v.shape[-1], dtype=v.dtype)
     path = []
     for t in range(len(v)):
         S = S * w[t].exp() + torch.outer(S @ a[t], b[t]) + torch.outer(v[t], k[t])
@@ -179,4 +179,4 @@ def entropy(weights: Tensor) -> Tensor:
     Args:
         weights: probabilities ``[H, T, T]``, queries by keys.
     """
-    return torch.special.entr(weights.double()).sum(-1).T.cpu()
+    return torch.special.entr(weights.double()).sum(-1).T

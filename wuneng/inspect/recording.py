@@ -115,7 +115,7 @@ def _watched(layer: Any, found: LayerRecord) -> Iterator[None]:
     run = before or wkv7
 
     def recurrence(*inputs: Tensor, **options: Any) -> Any:
-        found.inputs = [x[0].double() for x in inputs]
+        found.inputs = [_wide(x[0]) for x in inputs]
         return run(*inputs, **options)
 
     layer.recurrence = recurrence
@@ -128,7 +128,7 @@ def _watched(layer: Any, found: LayerRecord) -> Iterator[None]:
 def _watch_attention(found: LayerRecord, module: nn.Module, inputs: Any, output: Any) -> Any:
     heads, weights = output
     if weights is not None:
-        found.entropy = entropy(weights[0])
+        found.entropy = entropy(_wide(weights[0]))
     return heads, None  # T x T numbers a head that nobody else needs
 
 
@@ -136,24 +136,28 @@ def _watch_middle(
     found: MiddleRecord, module: MiddleHeads, inputs: tuple[Tensor, Tensor], output: Any
 ) -> None:
     """The two terms of Mid, once more from the module's inputs and weights, in float64."""
-    attended, R = (x.double() for x in inputs)
-    A = attended.unflatten(-1, (module.attention_heads, module.head_dim))
-    mean = grouped_heads(inputs[0].view(A.shape), module.group_mix, module.heads)
-    grouped = module.group_norm(mean).double()
+    A = inputs[0].unflatten(-1, (module.attention_heads, module.head_dim))
+    grouped = _wide(module.group_norm(grouped_heads(A, module.group_mix, module.heads)))
+    R = _wide(inputs[1])
     if isinstance(module, Gated):
         both = torch.cat([grouped, R], dim=-1)
-        logit = torch.einsum("btsi,sij->btsj", both, module.gate_weight.double())
-        g = torch.sigmoid(logit + module.gate_bias.double())
-        found.gate = (1 - g).mean(-1)[0].cpu()
+        logit = torch.einsum("btsi,sij->btsj", both, _wide(module.gate_weight))
+        g = torch.sigmoid(logit + _wide(module.gate_bias))
+        found.gate = (1 - g).mean(-1)[0]
         terms = g * grouped, (1 - g) * R
     elif isinstance(module, Additive):
-        terms = grouped, module.beta.double() * R
+        terms = grouped, _wide(module.beta) * R
     elif isinstance(module, Concat):
-        upper, lower = module.mid_weight.double().chunk(2, dim=1)
+        upper, lower = _wide(module.mid_weight).chunk(2, dim=1)
         terms = (
             torch.einsum("btsi,sij->btsj", grouped, upper),
             torch.einsum("btsi,sij->btsj", R, lower),
         )
     else:
         return
-    found.share = state_share(terms[0][0], terms[1][0]).cpu()
+    found.share = state_share(terms[0][0], terms[1][0])
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float64 on the CPU: not every device has it."""
+    return x.detach().cpu().double()

@@ -14,6 +14,7 @@ from wuneng.errors import DataError, TaskError, nearest, shortened
 from wuneng.evaluate.loading import LoadedModel, run_of
 from wuneng.evaluate.perplexity import open_validation
 from wuneng.evaluate.synthetic import open_synthetic
+from wuneng.foreign.regular import read_regular_text
 from wuneng.model.pretrained import encoded
 from wuneng.recipe import TextData, load_recipe
 
@@ -58,7 +59,7 @@ def subject_of(loaded: LoadedModel, file: Path | None, task: str | None, longest
 
 def _of_file(loaded: LoadedModel, file: Path) -> Tensor:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular_text(file)
     except UnicodeDecodeError as error:
         raise DataError(f"--text {file}: expected UTF-8 text, got {error.reason}") from None
     except OSError as error:

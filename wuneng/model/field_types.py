@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from wuneng.errors import shortened
 from wuneng.limits import LARGEST_COUNT
 
 __all__ = ["CHOICES", "choice_problem", "is_finite_number", "type_problem"]
@@ -57,10 +58,18 @@ def type_problem(value: Any, declared: str) -> str | None:
     Args:
         declared: the annotation, such as ``int | None``. A type that is not known here fits all.
     """
-    kinds = [_TYPES[kind] for kind in declared.split(" | ") if kind in _TYPES]
-    if not kinds or any(fits(value) for fits in kinds):
+    kinds = [kind for kind in declared.split(" | ") if kind in _TYPES]
+    if not kinds or any(_TYPES[kind](value) for kind in kinds):
         return None
-    return f"must be {declared}, got {repr(value)[:80]}"
+    got = shortened(repr(value))
+    if "float" in kinds and isinstance(value, float):
+        return f"must be a finite number, got {got}"
+    listed = "list[int]" in kinds and isinstance(value, list | tuple)
+    single = "int" in kinds or "float" in kinds
+    numbers = value if listed else [value] if single else []
+    if numbers and all(type(one) is int for one in numbers):
+        return f"must be {declared} of at most {LARGEST_COUNT}, got {got}"
+    return f"must be {declared}, got {got}"
 
 
 def choice_problem(name: str, value: Any) -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wuneng.recipe.settings import Settings
-from wuneng.recipe.sizes import Count, Fraction, Length, PositiveCount, Real, Rows
+from wuneng.recipe.sizes import Count, Fraction, Length, PositiveCount, Real, Rows, Threads
 from wuneng.recipe.upgrade import Regex
 
 __all__ = ["EndEvaluation", "OptimizerSettings", "Training"]
@@ -75,7 +75,7 @@ class Training(OptimizerSettings):
     """Steps between two checkpoints; 0 writes one when stopped and one at the end."""
     keep_checkpoints: PositiveCount = 2
     """Newest checkpoints that are kept."""
-    num_threads: PositiveCount | None = None
+    num_threads: Threads | None = None
     """CPU threads of torch; default torch's own choice."""
 
     @property

@@ -17,17 +17,19 @@ from typing import Any
 
 from wuneng.errors import DamagedError
 from wuneng.foreign.regular import open_regular, read_regular_text
-from wuneng.records.files import json_text, write_text_atomic
+from wuneng.records.files import json_text, read_json, write_text_atomic
 
 __all__ = [
     "CHECKSUMS",
     "digest",
     "fault",
     "read_checksums",
+    "read_self_sealed",
     "seal",
     "seal_directory",
     "verify",
     "write_sealed_json",
+    "write_self_sealed",
 ]
 
 #: The file that holds the checksums of an export, an arm or a run.
@@ -73,7 +75,9 @@ def seal_directory(directory: Path, manifest: str = CHECKSUMS) -> None:
     seal(directory, [name for name in names if name != manifest], manifest=manifest)
 
 
-def write_sealed_json(path: Path, value: Any, beside: Iterable[str] = ()) -> None:
+def write_sealed_json(
+    path: Path, value: Any, beside: Iterable[str] = (), manifest: str = CHECKSUMS
+) -> None:
     """Write ``value`` to ``path`` and, just before, checksums of it and of its neighbours.
 
     Args:
@@ -84,8 +88,37 @@ def write_sealed_json(path: Path, value: Any, beside: Iterable[str] = ()) -> Non
     """
     text = json_text(value)
     present = [name for name in beside if (path.parent / name).is_file()]
-    seal(path.parent, present, coming={path.name: text})
+    seal(path.parent, present, coming={path.name: text}, manifest=manifest)
     write_text_atomic(path, text)
+
+
+def write_self_sealed(path: Path, value: Any) -> None:
+    """Write ``value`` to ``x.json`` and, just before, its checksum to ``x.checksums.json``.
+
+    For records that are put into a directory that is somebody else's: a run, or what ``--out``
+    names. DiskError when the disk is full or refuses.
+    """
+    write_sealed_json(path, value, manifest=_own_manifest(path))
+
+
+def read_self_sealed(path: Path, *, check: bool = True, skip: str = "--no-verify") -> Any:
+    """What ``write_self_sealed`` wrote to ``path``; a file without a checksum is read as it is.
+
+    Args:
+        check: compare it with its checksum.
+        skip: the option of the command that leaves this check out.
+
+    Raises:
+        DamagedError: it is not what was written.
+        DataError: it is missing or not JSON.
+    """
+    if check and path.exists():
+        verify(path.parent, [path.name], skip=skip, manifest=_own_manifest(path))
+    return read_json(path)
+
+
+def _own_manifest(path: Path) -> str:
+    return f"{path.stem}.{CHECKSUMS}"
 
 
 def verify(

@@ -17,10 +17,11 @@ __all__ = ["answer"]
 
 def answer(records: Records) -> Section | None:
     """The figure that decides, main arm against baseline; else what the records conclude."""
-    summary = (records.results or {}).get("summary")
+    found = records.results or records.study or records.sweep or {}
+    summary = found.get("summary")
     sentence, row = _headline(records)
     text = [sentence, str(summary) if summary else ""]
-    if records.results is None and records.metrics:
+    if not found and records.metrics:
         text.append("The run is not finished: there are learning curves and no results yet.")
     told = tuple(line for line in text if line)
     return Section("answer", "Answer", told, (row,) if row else ()) if told else None
@@ -40,7 +41,8 @@ def _headline(records: Records) -> tuple[str, dict[str, Any]]:
     seeds = len(arms[main].get("seeds") or [0])
     paired = (records.results or {}).get("paired") or ()
     pair = pair_of(paired, main, baseline, name)
-    margin = _margin(records, theirs)
+    share = records.smallest_effect
+    margin = None if share is None else share * abs(float(ours))
     row = {"figure": name, "arm": main, "value": ours, "against": baseline, "other": theirs}
     low, high = (pair or {}).get("interval") or (None, None)
     row |= {"difference": ours - theirs if pair is None else pair["difference"]}
@@ -76,16 +78,6 @@ def _conclusion(
         Conclusion.EQUIVALENT: f"no difference that matters, {over}",
         Conclusion.UNDECIDED: f"no difference is shown, {over}",
     }[said]
-
-
-def _margin(records: Records, baseline: float) -> float | None:
-    """The smallest effect that matters, in the figure's unit; a study states it so or as ``0.5%``
-    of the baseline's figure."""
-    study = (records.results or {}).get("study")
-    stated = study.get("smallest_effect") if isinstance(study, Mapping) else None
-    if isinstance(stated, str) and stated.rstrip().endswith("%"):
-        return abs(baseline) * float(stated.rstrip().removesuffix("%")) / 100
-    return float(stated) if isinstance(stated, int | float) else None
 
 
 def _saved(records: Records, main: str, baseline: str, name: str) -> TokensSaved | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from wuneng.errors import DataError, file_errors
@@ -13,17 +13,17 @@ from wuneng.report.curves import curves, tokens
 from wuneng.report.differences import ablations, differences
 from wuneng.report.records import Records
 from wuneng.report.section import Section
-from wuneng.report.setting import command, environment, plan
+from wuneng.report.setting import command, environment
 from wuneng.report.speed import speed
+from wuneng.report.study import study_sections
+from wuneng.report.sweep import sweep
 from wuneng.report.tasks import evaluations
 
 __all__ = ["Part", "Report", "build_report"]
 
-#: In the order of the page.
-_SECTIONS: tuple[Callable[[Records], Section | None], ...] = (
-    *(answer, plan, tokens, curves, lengths, differences, ablations, quality, costs, pareto),
-)
-_AFTER_TASKS = (controls, heads, speed, differing_settings, environment)
+#: In the order of the page, around those of a study and of evaluations.
+_FIRST = (tokens, curves, lengths, differences, ablations, quality, costs, pareto, sweep)
+_LAST = (controls, heads, speed, differing_settings, environment)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Part:
     @property
     def missing(self) -> tuple[str, ...]:
         """What a report may show and this directory has no record of."""
+        if self.records.study is not None or self.records.sweep is not None:
+            return ()  # the runs below it have them
         have = {section.key for section in self.sections}
         wanted = {
             "curves": "learning curves",
@@ -77,8 +79,9 @@ def build_report(records: Sequence[Records]) -> Report:
 
 def _sections(records: Records) -> Iterator[Section]:
     made_by = command(records)
-    found = [section(records) for section in _SECTIONS]
-    found += [*evaluations(records), *(section(records) for section in _AFTER_TASKS)]
+    found = [answer(records), *study_sections(records)]
+    found += [section(records) for section in _FIRST]
+    found += [*evaluations(records), *(section(records) for section in _LAST)]
     for section in found:
         if section is not None:
             yield section if section.command else replace(section, command=made_by)

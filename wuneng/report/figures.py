@@ -63,10 +63,8 @@ def loss_figures(names: Iterable[str]) -> list[str]:
 
 def headline(records: Records) -> str | None:
     """The figure that decides: the study's primary one, else the first that is judged."""
-    study = (records.results or {}).get("study")
-    primary = study.get("primary") if isinstance(study, Mapping) else None
-    if primary:
-        return str(primary)
+    if records.primary:
+        return records.primary
     names = judged(next(iter(records.arms.values()), {}).get("quality", ()))
     return names[0] if names else None
 

@@ -82,13 +82,20 @@ def _numbers(section: Section) -> Iterator[str]:
     opened = " open" if section.key in _OPEN or len(section.rows) <= _FEW_ROWS else ""
     yield f"<details{opened}><summary>Numbers ({len(section.rows)} rows)</summary>"
     keys = [key for key in section.rows[0] if any(row.get(key) is not None for row in section.rows)]
-    heads = "".join(f'<th scope="col">{text(key.replace("_", " "))}</th>' for key in keys)
+    heads = "".join(_heading(key, [row.get(key) for row in section.rows]) for key in keys)
     label = text(f"Numbers of: {section.title}")
     yield f'<div class="wide" tabindex="0" role="region" aria-label="{label}">'
     yield f"<table><thead><tr>{heads}</tr></thead><tbody>"
     for row in section.rows:
         yield f"<tr>{''.join(_cell(row.get(key)) for key in keys)}</tr>"
     yield "</tbody></table></div></details>"
+
+
+def _heading(key: str, values: list[Any]) -> str:
+    known = [value for value in values if value is not None]
+    figures = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+    kind = ' class="figure"' if figures else ""
+    return f'<th scope="col"{kind}>{text(key.replace("_", " "))}</th>'
 
 
 def _cell(value: Any) -> str:

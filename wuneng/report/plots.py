@@ -90,7 +90,8 @@ def forest(axis: Any, rows: Sequence[Interval], *, x: str, zero: float = 0.0) ->
         axis.plot([row.value], [place], color=colour, marker=marker, markersize=5)
     axis.set_yticks(range(len(rows)), [label(row.name, 48) for row in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlabel(x)
+    # To the right end: centred under a panel that long names leave little room, it would be cut.
+    axis.set_xlabel(x, fontsize=8, loc="right")
     axis.grid(False, axis="y")
 
 
@@ -136,6 +137,7 @@ def cloud(
                 [cost], [quality], marker="o", markersize=14, markerfacecolor="none", color=GREY
             )
     axis.margins(0.15)
+    axis.ticklabel_format(useOffset=False)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.legend(handles, [label(arm) for arm in points], fontsize=8, frameon=False)

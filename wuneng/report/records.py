@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wuneng.errors import DataError, InputError, WuNengError, nearest
+from wuneng.errors import DataError, InputError, WuNengError, file_errors, nearest
 from wuneng.records import RUNS_ROOT, RunDirectory, arm_roles, read_json, read_jsonl, verify
 
-__all__ = ["Records", "read_records"]
+__all__ = ["Records", "read_family", "read_records"]
 
 _BENCH, _CONTROLS, _RESULTS = "bench.json", "controls.json", "results.json"
 
@@ -24,6 +24,9 @@ class Records:
         evaluations: name of the file (``eval.json``, ``eval-state-zero.json``) to its content.
         recipe: as it was resolved.
         main, baseline: arms, by the recipe's roles.
+        study, sweep: results.json of either, which has runs below it.
+        primary: the figure that decides, where a study says so.
+        smallest_effect: that matters, as a share of the main arm's figure, likewise.
     """
 
     path: Path
@@ -37,11 +40,35 @@ class Records:
     bench: Mapping[str, Any] | None = None
     main: str | None = None
     baseline: str | None = None
+    study: Mapping[str, Any] | None = None
+    sweep: Mapping[str, Any] | None = None
+    primary: str | None = None
+    smallest_effect: float | None = None
 
     @property
     def arms(self) -> Mapping[str, Mapping[str, Any]]:
         """The arms of results.json; none before the run is finished."""
         return {} if self.results is None else self.results["arms"]
+
+
+def read_family(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT) -> list[Records]:
+    """The records of a directory and, of a study, of the comparison at each rung below it.
+    Arguments and errors as `read_records`."""
+    parent = read_records(place, check=check, runs_root=runs_root)
+    if parent.study is None:
+        return [parent]
+    below = []
+    with file_errors(f"{parent.path / _RESULTS}: not a study's results", DataError):
+        directories = [parent.path / str(rung["directory"]) for rung in parent.study["rungs"]]
+        told: dict[str, Any] = {
+            "primary": str(parent.study["primary"]),
+            "smallest_effect": float(parent.study["smallest_effect"]),
+        }
+    for directory in directories:
+        inside = directory.resolve().is_relative_to(parent.path.resolve())
+        if inside and directory.is_dir() and any(directory.glob("*.json")):
+            below.append(replace(read_records(directory, check=check), **told))
+    return [parent, *below]
 
 
 def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT) -> Records:
@@ -60,7 +87,8 @@ def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT
     run = RunDirectory(path)
     if check:
         verify(path, [run.results.name, run.recipe.name])
-    results = _object(run.results, "arms")
+    results = _object(run.results)
+    kind = None if results is None else _kind(run.results, results)
     evaluations = {
         file.name: found
         for file in sorted(path.glob("eval*.json"))
@@ -68,7 +96,7 @@ def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT
     }
     controls, bench = _object(path / _CONTROLS, "tasks"), _object(path / _BENCH, "rows")
     metrics = _metrics(run)
-    if results is None and not any((evaluations, controls, bench, metrics)):
+    if kind is None and not any((evaluations, controls, bench, metrics)):
         raise InputError(
             f"{path} holds no record: expected {_RESULTS} or metrics.jsonl (a run), eval.json (an "
             f"evaluation), {_CONTROLS} or {_BENCH} (a benchmark)"
@@ -77,7 +105,9 @@ def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT
     return Records(
         path=path,
         name=str((results or {}).get("name") or path.resolve().name),
-        results=results,
+        results=results if kind == "run" else None,
+        study=results if kind == "study" else None,
+        sweep=results if kind == "sweep" else None,
         recipe=_recipe(run),
         environment=_object(run.environment) or _environment_of(evaluations, controls, bench),
         metrics=metrics,
@@ -89,10 +119,25 @@ def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT
     )
 
 
+def _kind(file: Path, results: Mapping[str, Any]) -> str:
+    """ "run", "study" or "sweep". DataError where it is none of them."""
+    kind = str(results.get("kind", "run"))
+    wanted = {"run": "arms", "study": "rungs", "sweep": "points"}.get(kind)
+    if wanted is None or not isinstance(results.get(wanted), list | dict):
+        raise DataError(
+            f"{file}: not the record that its name says: it has no {wanted or 'known kind'}"
+        )
+    return kind
+
+
 def _existing(place: Path, runs_root: Path) -> Path:
     for candidate in (place, runs_root / place):
         if candidate.is_dir():
             return candidate
+    if place == runs_root / "latest":
+        raise InputError(
+            f"no run was given and there is no {place}; train one first, or name a directory"
+        )
     if place.exists():
         raise InputError(f"{place} is a file, expected the directory of a run, eval or bench")
     parents = [parent for parent in (place.parent, runs_root) if parent.is_dir()]

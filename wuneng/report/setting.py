@@ -1,4 +1,4 @@
-"""Where the records come from: plan, machine, versions, and the command that makes them again."""
+"""Where the records come from: machine, versions, and the command that makes them again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from wuneng.report.records import Records
 from wuneng.report.section import Section
 
-__all__ = ["command", "environment", "plan"]
+__all__ = ["command", "environment"]
 
 
 def command(records: Records) -> str:
@@ -23,16 +23,6 @@ def environment(records: Records) -> Section | None:
     rows = tuple({"what": key, "value": value} for key, value in _flat(records.environment or {}))
     text = ("As recorded when the command began.",)
     return Section("environment", "Environment", text, rows) if rows else None
-
-
-def plan(records: Records) -> Section | None:
-    """A study's plan: what was decided before the first step, its hash, and what changed since."""
-    study = (records.results or {}).get("study")
-    if not isinstance(study, Mapping):
-        return None
-    rows = tuple({"what": key, "value": value} for key, value in _flat(study))
-    text = ("Written and hashed before the first step.",)
-    return Section("plan", "Plan", text, rows) if rows else None
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

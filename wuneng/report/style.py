@@ -38,7 +38,7 @@ summary { cursor: pointer; }
 table { border-collapse: collapse; font-size: 0.85rem; margin: 6px 0; overflow-wrap: normal; }
 th, td { padding: 3px 10px; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; white-space: nowrap; }
-td.figure { text-align: right; font-variant-numeric: tabular-nums; }
+td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; }
 td.words { white-space: normal; overflow-wrap: anywhere; min-width: 12ch; }
 code { font-size: 0.85em; background: var(--card); padding: 1px 4px; border-radius: 3px; }
 @media print {

@@ -7,6 +7,7 @@ import re
 from typing import Any
 from xml.sax.saxutils import escape
 
+from wuneng.foreign.text import shown_line
 from wuneng.pictures import drawing, panels
 from wuneng.report.section import Picture, label
 
@@ -54,7 +55,7 @@ def inline_svg(picture: Picture, key: str) -> str:
     root = _NAMES.sub("", root)
     root = re.sub(r' (width|height)="[^"]*"', "", root)
     rest = _TAG.sub(lambda tag: _own(tag[0], key), rest)
-    title = f'<title id="{key}-title">{escape(picture.alt)}</title>'
+    title = f'<title id="{key}-title">{escape(shown_line(picture.alt))}</title>'
     return f'{root} role="img" aria-labelledby="{key}-title">{title}{rest}'
 
 

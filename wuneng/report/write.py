@@ -98,7 +98,17 @@ def csv_text(section: Section) -> str:
 
 def write_curves(records: Records) -> list[Path]:
     """Write the learning curves as ``curves.png`` and ``curves.svg`` into the run's directory;
-    returns their paths, none where there are no curves. DiskError when the disk refuses."""
+    returns their paths, none where there are no curves.
+
+    Raises:
+        DataError: metrics.jsonl has values that are none.
+        DiskError: the disk is full or refuses.
+    """
+    with file_errors(f"{records.path}: its learning curves cannot be drawn", DataError):
+        return _write_curves(records)
+
+
+def _write_curves(records: Records) -> list[Path]:
     section = curves(records)
     if section is None:
         return []

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from wuneng.recipe.sweep import written
-from wuneng.statistics import over_seeds, paired_by_seed
+from wuneng.statistics import over_seeds
+from wuneng.study.differences import difference
 from wuneng.study.planning import StudyPlan
 from wuneng.study.rungs import Rung
 from wuneng.study.tuning import Tuned
@@ -20,6 +19,7 @@ from wuneng.tables import Column, Table
 
 __all__ = ["rung_record", "study_record", "study_sentence", "study_table"]
 
+Curves = Mapping[int, Sequence[tuple[float, float]]]
 Entries = Mapping[str, Mapping[str, Any] | None]
 
 
@@ -40,6 +40,7 @@ def study_record(
         "smallest_effect": study.smallest_effect,
         "match": study.match,
         "rungs": list(rungs),
+        "runs": [rung["directory"] for rung in rungs],
         "models": {arm: last["directory"] for arm, entry in last["arms"].items() if entry},
     }
     record["summary"] = study_sentence(record)
@@ -47,15 +48,22 @@ def study_record(
 
 
 def rung_record(
-    plan: StudyPlan, rung: Rung, tuned: Tuned | None, entries: Entries, sizes: Mapping[str, Any]
+    plan: StudyPlan,
+    rung: Rung,
+    tuned: Tuned | None,
+    entries: Entries,
+    sizes: Mapping[str, Any],
+    curves: Mapping[str, Curves],
 ) -> dict[str, Any]:
     """One rung: what tuning chose, what the arms came to from fresh seeds, and the differences.
 
     Args:
         entries: every arm as results.json of a run has it; None where it diverged.
         sizes: ``cache_bytes`` and ``state_bytes`` of each arm.
+        curves: validation curves of the primary figure, by arm and seed.
     """
     first = plan.written.recipe.reference_arm
+    ours = entries[first]
     arms: dict[str, Any] = {}
     for arm, entry in entries.items():
         arms[arm] = None if entry is None else _arm(plan.study.primary, entry, sizes.get(arm, {}))
@@ -70,9 +78,12 @@ def rung_record(
         "tuning": None if tuned is None else {"grid": tuned.grid, "tried": tuned.tried},
         "arms": arms,
         "differences": [
-            _difference(arms[first], arms[other], (first, other))
-            for other in arms
-            if other != first and arms[first] and arms[other]
+            {
+                "arms": [first, other],
+                **difference(plan, ours, theirs, curves[first], curves[other]),
+            }
+            for other, theirs in entries.items()
+            if other != first and ours is not None and theirs is not None
         ],
     }
 
@@ -90,21 +101,6 @@ def _arm(primary: str, entry: Mapping[str, Any], sizes: Mapping[str, Any]) -> di
         "spread": found.spread,
         "standard_error": found.stderr,
         "exploratory": {k: v for k, v in entry["quality"].items() if k != primary},
-    }
-
-
-def _difference(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], names: tuple[str, str]
-) -> dict[str, Any]:
-    """The first arm minus another, over the seeds that both were trained from."""
-    found = paired_by_seed(np.array(ours["per_seed"]), np.array(theirs["per_seed"]))
-    return {
-        "arms": list(names),
-        "difference": found.difference,
-        "interval": list(found.interval) if found.interval else None,
-        "p": found.p,
-        "test": found.test,
-        "seeds": len(ours["per_seed"]),
     }
 
 
@@ -165,17 +161,26 @@ def _rung_sentence(record: Mapping[str, Any], rung: Mapping[str, Any]) -> str:
         if entry is None:
             told.append(f"{arm} diverged")
             continue
-        told.append(f"{arm} {entry['mean']:.4f} ({_verdict(record, differences[arm])})")
+        told.append(f"{arm} {entry['mean']:.4f} ({_verdict(differences[arm])})")
     return f"at {rung['rung']} over {len(ours['seeds'])} seeds {'; '.join(told)}."
 
 
-def _verdict(record: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _verdict(found: Mapping[str, Any]) -> str:
     first, other = found["arms"]
-    apart = _apart(found)
-    if found["interval"] is None or found["interval"][0] <= 0 <= found["interval"][1]:
-        return f"no difference shown, {apart}"
-    better = first if (found["difference"] > 0) == record["higher_is_better"] else other
-    return f"{better} is better, {apart}"
+    text = {
+        "better": f"{first} is better",
+        "worse": f"{other} is better",
+        "undecided": "undecided",
+    }.get(found["conclusion"], found["conclusion"])
+    text += f", {_apart(found)}"
+    saved = found.get("tokens_saved")
+    if saved is None:
+        return text
+    share, interval = saved["saved"], saved["interval"]
+    text += f"; tokens saved {'at most ' if saved['censored'] else ''}{share:+.0%}"
+    if interval is None or interval[0] is None:
+        return text
+    return f"{text} ({interval[0]:+.0%} to {interval[1]:+.0%})"
 
 
 def _apart(found: Mapping[str, Any]) -> str:

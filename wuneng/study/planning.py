@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wuneng.errors import DataError, RecipeError, nearest
-from wuneng.recipe import Recipe, StateTrackingTask, Study, SyntheticData, WrittenRecipe
+from wuneng.recipe import Recipe, Study, SyntheticData, WrittenRecipe
 from wuneng.records import RunDirectory, read_json, write_json
 from wuneng.statistics import minimum_detectable_effect
 from wuneng.study.rungs import Rung, matched_arms, rungs_of
@@ -179,7 +179,7 @@ def _check_primary(recipe: Recipe, primary: str) -> None:
     if isinstance(recipe.data, SyntheticData):
         figures = []
         for task in recipe.data.tasks:
-            label = task.label if isinstance(task, StateTrackingTask) else task.name
+            label = task.label
             lengths = (
                 recipe.training.sequence_length * times
                 for times in recipe.evaluation.length_multiples

@@ -9,6 +9,7 @@ runs/<name>/recipe.yaml                       as written
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from wuneng.device import require_one_process
 from wuneng.errors import RunError
 from wuneng.recipe import WrittenRecipe
-from wuneng.records import RUNS_ROOT, write_sealed_json
+from wuneng.records import RUNS_ROOT, ArmDirectory, read_jsonl, write_sealed_json
 from wuneng.study.conclusion import rung_record, study_record, study_table
 from wuneng.study.memory import cache_sizes
 from wuneng.study.outcomes import arm_entries
@@ -101,14 +102,16 @@ def _carried_out(parent: Parent, opening: Opening, runs_root: Path) -> StudyResu
     opening.display.note(f"plan {hashed['sha256']} ({parent.directory.path / PLAN})")
     stage = Stage(parent, opening, runs_root)
     tuned = tune(plan, stage) if plan.study.tune else {}
-    rungs = _compared(plan, stage, tuned)
+    rungs = _compared(plan, stage, tuned, hashed)
     record = study_record(plan, hashed, rungs)
     beside = (parent.directory.recipe.name, PLAN)
     write_sealed_json(parent.directory.results, record, beside=beside)
     return StudyResults(parent.directory.path, record)
 
 
-def _compared(plan: StudyPlan, stage: Stage, tuned: Mapping[str, Tuned]) -> list[dict[str, Any]]:
+def _compared(
+    plan: StudyPlan, stage: Stage, tuned: Mapping[str, Tuned], hashed: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Every rung from fresh seeds, each arm at its own best values."""
     with ExitStack() as stack:
         runs = [
@@ -124,7 +127,7 @@ def _compared(plan: StudyPlan, stage: Stage, tuned: Mapping[str, Tuned]) -> list
         ]
         stage.train(runs)
         return [
-            _concluded(plan, rung, run, tuned.get(rung.name))
+            _concluded(plan, rung, run, tuned.get(rung.name), hashed)
             for rung, run in zip(plan.rungs, runs, strict=True)
         ]
 
@@ -145,14 +148,58 @@ def _best_values(plan: StudyPlan, rung: Rung, tuned: Tuned | None) -> dict[str, 
     }
 
 
-def _concluded(plan: StudyPlan, rung: Rung, run: OpenRun, tuned: Tuned | None) -> dict[str, Any]:
+def _decided(plan: StudyPlan, hashed: Mapping[str, Any], tuned: Tuned | None) -> dict[str, Any]:
+    """What results.json of a rung says of the study: decided before it was trained."""
+    return {
+        "primary": plan.study.primary,
+        "smallest_effect": f"{100 * plan.study.smallest_effect:g}%",
+        "match": plan.study.match,
+        "seeds": plan.seeds,
+        "tuning_seeds": plan.tuning_seeds,
+        "tuned": {} if tuned is None else tuned.best,
+        "plan_sha256": hashed["sha256"],
+        "changes": hashed["changes"],
+    }
+
+
+def _concluded(
+    plan: StudyPlan,
+    rung: Rung,
+    run: OpenRun,
+    tuned: Tuned | None,
+    hashed: Mapping[str, Any],
+) -> dict[str, Any]:
     entries = arm_entries(run)
     if all(entries.values()):
-        run.write_results()
+        run.write_results(_decided(plan, hashed, tuned))
+    primary = plan.study.primary
+    entries = {  # a loss that is no number at the end is no figure either
+        arm: entry if entry and all(_has(seed, primary) for seed in entry["per_seed"]) else None
+        for arm, entry in entries.items()
+    }
     length = plan.runs[rung.name].training.sequence_length
     sizes = {
         arm: cache_sizes(run.outline.place(run.directory, arm, plan.seeds[0]).model, length)
         for arm, entry in entries.items()
         if entry is not None
     }
-    return rung_record(plan, rung, tuned, entries, sizes)
+    curves = {
+        arm: {
+            seed: _curve(run.outline.place(run.directory, arm, seed), primary)
+            for seed in plan.seeds
+        }
+        for arm in entries
+    }
+    return rung_record(plan, rung, tuned, entries, sizes, curves)
+
+
+def _has(seed: Mapping[str, Any], figure: str) -> bool:
+    value = seed["quality"].get(figure)
+    return value is not None and math.isfinite(value)
+
+
+def _curve(place: ArmDirectory, figure: str) -> list[tuple[float, float]]:
+    """(tokens, figure) of every validation of one arm from one seed."""
+    rows = read_jsonl(place.metrics) if place.metrics.exists() else []
+    measured = [(row["tokens"], row.get("validation", {}).get(figure)) for row in rows]
+    return [(float(tokens), float(value)) for tokens, value in measured if value is not None]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +70,14 @@ class OpenRun:
         """What is still to be trained."""
         return unfinished(self.outline, self.session)
 
-    def write_results(self) -> dict[str, Any]:
-        """results.json, made of what every arm left; DamagedError where that was altered."""
+    def write_results(self, study: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """results.json, made of what every arm left; DamagedError where that was altered.
+
+        ``study``: what was decided before it, as ``write_results`` has it.
+        """
         if self.session.check:
             _check_old_results(self.directory, self.session.display)
-        return write_results(self.directory, self.outline, check=self.session.check)
+        return write_results(self.directory, self.outline, check=self.session.check, study=study)
 
 
 @contextmanager

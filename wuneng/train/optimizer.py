@@ -8,8 +8,7 @@ no ``w0`` and so get the usual two groups.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from wuneng.errors import CheckpointError
 from wuneng.model.parameter_groups import groups_of
 from wuneng.recipe import Training
 from wuneng.train.muon import HIDDEN, MuonAndAdamW, is_hidden_matrix
+from wuneng.train.name_patterns import names_found
 
 __all__ = [
     "GROUPS",
@@ -59,18 +59,15 @@ def build_optimizer(
     carry ``kind`` and ``learning_rate_scale`` beside AdamW's own keys.
     """
     kinds = groups_of(model) if kinds is None else kinds
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    scales = _multipliers(trained, training)
     members: dict[tuple[str, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = kinds[name]
-            if (
-                training.optimizer == "muon"
-                and kind == "decay"
-                and is_hidden_matrix(name, parameter)
-            ):
-                kind = HIDDEN
-            key = kind, _multiplier(name, training)
-            members.setdefault(key, []).append(parameter)
+    for name, parameter in trained.items():
+        kind = kinds[name]
+        by_muon = training.optimizer == "muon" and kind == "decay"
+        if by_muon and is_hidden_matrix(name, parameter):
+            kind = HIDDEN
+        members.setdefault((kind, scales.get(name, 1.0)), []).append(parameter)
     order = list(GROUPS)
     groups: list[dict[str, Any]] = [
         {
@@ -97,10 +94,13 @@ def build_optimizer(
     return torch.optim.AdamW(groups, **options)
 
 
-def _multiplier(name: str, training: Training) -> float:
-    """That of the first regular expression found in the parameter's name; 1 without one."""
-    scales = training.learning_rates.items()
-    return next((scale for pattern, scale in scales if re.search(pattern, name)), 1.0)
+def _multipliers(names: Iterable[str], training: Training) -> dict[str, float]:
+    """By parameter's name, that of the first regular expression found in it; the rest has none."""
+    found = names_found(training.learning_rates, names, "training.learning_rates")
+    scales: dict[str, float] = {}
+    for pattern, scale in training.learning_rates.items():
+        scales = dict.fromkeys(found[pattern], scale) | scales
+    return scales
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

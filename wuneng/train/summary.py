@@ -12,6 +12,7 @@ from typing import Any
 
 from wuneng.tables import Column, Table
 from wuneng.train.differences import ON_THESE_ROWS, Difference, difference, spelled
+from wuneng.train.other_arms import other_arms
 from wuneng.train.upgrade_summary import interval_rows, is_upgrade, upgrade_sentence
 from wuneng.train.verdicts import (
     Arms,
@@ -73,14 +74,20 @@ def closing_sentence(results: Mapping[str, Any]) -> str:
     picked = pick_arms(arms)
     if picked.state is None or picked.baseline is None:
         missing = "state heads" if picked.state is None else "plain attention"
-        return f"No arm with {missing} was trained, so nothing is compared here."
+        first = results.get("reference", next(iter(arms)))
+        others = other_arms(results, (), first)
+        nothing = "credited to the state" if others else "compared here"
+        text = f"No arm with {missing} was trained, so nothing is {nothing}."
+        return f"{text} {others}".rstrip()
     clauses, credited = [], verdict_can_be_given(arms)
     for task, names in judged_names(arms[picked.state]["quality"]).items():
         verdicts = _verdicts(results, picked, names)
         if verdicts:
             clauses.append(f"{task}: {_task_clause(picked, verdicts, credited)}")
-    shown = "; ".join(clauses)
-    return f"{shown}. {_limits(results, picked)}" if shown else _limits(results, picked)
+    told = [name for name in (picked.baseline, picked.control) if name is not None]
+    others = other_arms(results, told, picked.state)
+    parts = ["; ".join(clauses) + "." if clauses else "", others, _limits(results, picked)]
+    return " ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from wuneng.evaluate.controls.attribution import Attribution, attribute
 from wuneng.evaluate.controls.battery import ControlsReport, UnderControl
 from wuneng.evaluate.controls.names import WRONG_STATES
 from wuneng.evaluate.results import SCHEMA, number, settings_record
-from wuneng.records import write_json
+from wuneng.records import write_self_sealed
 from wuneng.tables import Column, Table
 
 __all__ = [
@@ -58,7 +58,7 @@ def controls_record(report: ControlsReport) -> dict[str, Any]:
 
 def write_controls(report: ControlsReport, file: Path, environment: dict[str, Any]) -> None:
     """Write controls.json atomically. DiskError when the disk refuses."""
-    write_json(file, {**controls_record(report), "environment": environment})
+    write_self_sealed(file, {**controls_record(report), "environment": environment})
 
 
 def attributions(report: ControlsReport) -> list[Attribution]:

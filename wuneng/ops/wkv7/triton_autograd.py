@@ -96,7 +96,7 @@ def _one_token(
     "wuneng::wkv7_triton_forward",
     mutates_args=(),
     schema=f"({INPUTS_SCHEMA}, Tensor? initial_state, Tensor? cu_seqlens, Tensor? position, "
-    "SymInt chunk, SymInt values, bool keeps_states, SymInt segments=0) "
+    "SymInt chunk, SymInt values, bool keeps_states, SymInt segments) "
     "-> (Tensor, Tensor, Tensor)",
 )
 def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +151,7 @@ def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     "wuneng::wkv7_triton_backward",
     mutates_args=(),
     schema=f"({INPUTS_SCHEMA}, Tensor states, Tensor? cu_seqlens, Tensor? position, Tensor? dy, "
-    "Tensor? d_final_state, Tensor? d_states, SymInt chunk, SymInt values, SymInt segments=0) "
+    "Tensor? d_final_state, Tensor? d_states, SymInt chunk, SymInt values, SymInt segments) "
     f"-> ({', '.join(['Tensor'] * 7)})",
 )
 def _backward(*given: Any) -> tuple[Tensor, ...]:
