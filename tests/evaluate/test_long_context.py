@@ -142,13 +142,13 @@ def test_ruler_without_network(wuneng: Any, tiny: Any, tmp_path: Path) -> None:
     text.mkdir()
     (text / "mill.txt").write_text("The river ran past the mill. It was old, and nobody came. " * 9)
     result = wuneng(
-        "eval", tiny("llama", context=2048), "--tasks", "niah_single_1,niah_single_2", "--data-dir",
-        text, "--lengths", "1k,1.5k", "--limit", 4, "--out", tmp_path, "--log-samples",
+        "eval", tiny("llama", context=8192), "--tasks", "niah_single_1,niah_single_2", "--data-dir",
+        text, "--lengths", "4k,5k", "--limit", 4, "--out", tmp_path, "--log-samples",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     tasks = json.loads((tmp_path / "eval.json").read_text())["tasks"]
     for name in ("niah_single_1", "niah_single_2"):
         assert tasks[name]["n"] == 4
-        assert set(tasks[name]["metrics"]) == {"1024", "1536"}
+        assert set(tasks[name]["metrics"]) == {"4096", "5120"}
         assert "special magic number" in tasks[name]["items"][0]["prompt"]
     assert "the mill" in tasks["niah_single_2"]["items"][0]["prompt"]
