@@ -93,6 +93,20 @@ def test_records_that_were_edited_are_refused(runs: Path) -> None:
     assert wuneng("first", "--format", "md", "--no-verify").exit_code == 0
 
 
+def test_evaluations_with_their_own_checksum_are_read_and_held_to_it(runs: Path) -> None:
+    from wuneng.records import write_self_sealed
+
+    file = runs / "first" / "eval.json"
+    write_self_sealed(file, {"schema": "wuneng.eval/1", "models": {}, "settings": {}, "tasks": {}})
+    assert (runs / "first" / "eval.checksums.json").is_file()
+    assert wuneng("first", "--format", "md").exit_code == 0
+    file.write_text(file.read_text().replace("eval/1", "eval/2"))
+    refused = wuneng("first", "--format", "md")
+    assert refused.exit_code == 2
+    assert "eval.json" in refused.stderr
+    assert wuneng("first", "--format", "md", "--no-verify").exit_code == 0
+
+
 def test_a_report_that_cannot_be_written_spoils_nothing(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
