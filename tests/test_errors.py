@@ -69,3 +69,19 @@ def test_reasons_are_one_short_line() -> None:
     assert errors.reason(ValueError("\n  first\nsecond")) == "first"
     assert errors.reason(ValueError()) == "ValueError"
     assert errors.reason(ValueError("x" * 1000), 10) == "x" * 10 + "..."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "Validation error for field 'x':\n    TypeError: expected int, got 'a'\nmore",
+            "int, got 'a'",
+        ),
+        ("one:\n\ntwo:\nthree\nfour", "one: two: three"),
+        ("alone:", "alone:"),
+        ("\n  \n", "ValueError"),
+    ],
+)
+def test_a_line_that_announces_the_next(text: str, said: str) -> None:
+    assert errors.reason(ValueError(text)).endswith(said)

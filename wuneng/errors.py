@@ -125,9 +125,15 @@ def shortened(text: str, limit: int = 80) -> str:
 
 
 def reason(error: BaseException, limit: int = 300) -> str:
-    """What an error says, as one line of bounded length; its class where it says nothing."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return shortened(next(filter(None, lines), type(error).__name__), limit)
+    """What an error says, as one line of bounded length; its class where it says nothing.
+
+    That is its first line, and the next ones where it only announces them.
+    """
+    lines = filter(None, (line.strip() for line in str(error).splitlines()))
+    said = next(lines, type(error).__name__)
+    while said.endswith(":") and (more := next(lines, "")):
+        said = f"{said} {more}"
+    return shortened(said, limit)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ LIMITS: dict[str, Limits] = {
     "value_rank": _WIDTH,
     "gate_rank": _WIDTH,
     "state_a_max": Limits(1, 2),
+    "state_reads": Limits(1, 2),
     "state_short_conv": Limits(0, MOST_TAPS),
     "attention_short_conv": Limits(0, MOST_TAPS),
     "state_norm_eps": Limits(0, _INFINITE),

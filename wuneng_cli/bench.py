@@ -16,6 +16,7 @@ from wuneng_cli.render import (
     print_renderable,
     print_text,
 )
+from wuneng_cli.report import leave_report
 
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
@@ -199,6 +200,7 @@ def _measure(
     directory = out or RunDirectory.create(record["model"], RUNS_ROOT / "bench").path
     write_record(directory, record)
     draw(record, directory)
+    leave_report(directory)
     return record, directory
 
 

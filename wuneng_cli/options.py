@@ -39,6 +39,15 @@ def size(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def counted(parameter: typer.CallbackParam, value: int | None) -> int | None:
+    """Callback of a number of things. Usage error for more than can be counted."""
+    from wuneng.limits import LARGEST_COUNT
+
+    if value is not None and value > LARGEST_COUNT:
+        raise typer.BadParameter(f"expected at most {LARGEST_COUNT}, got {str(value)[:80]}")
+    return value
+
+
 def _trust(context: typer.Context, value: bool) -> bool:
     """For as long as the command runs; loaders ask ``wuneng.foreign.is_trusted``."""
     from wuneng.foreign import remote_code_trusted

@@ -15,6 +15,7 @@ import wuneng.bench.engine
 import wuneng.bench.models
 import wuneng.bench.pictures
 import wuneng.bench.session
+import wuneng_cli.bench
 from tests.bench.records import PlantedClock
 from wuneng.bench.__main__ import main
 from wuneng.bench.engine import Missing
@@ -36,6 +37,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PlantedClock:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take seconds, and other tests look at them."""
     monkeypatch.setattr(wuneng.bench.pictures, "draw", lambda record, directory: [])
+    monkeypatch.setattr(wuneng_cli.bench, "leave_report", lambda directory: None)
 
 
 def run(*arguments: str) -> Any:
@@ -52,7 +54,7 @@ def test_the_answer_first_then_files(planted: PlantedClock, tmp_path: Path) -> N
     assert len(lines) < 20
     assert "decode, 16 tokens, batch 1" in result.stderr
     made = tmp_path / "runs" / "bench" / "small"
-    assert {"bench.json", "bench.csv", "decode.png", "roofline.svg"} <= {
+    assert {"bench.json", "bench.csv", "decode.png", "roofline.svg", "report.html"} <= {
         path.name for path in made.iterdir()
     }
 
@@ -98,16 +100,33 @@ def test_nothing_measured_for_memory_exits_1(
     assert "--batch" in result.stderr
 
 
-def test_nothing_measured_for_missing_packages_exits_1(
-    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            Missing("planted is not installed"),
+            "error: nothing was measured: 4 missing. wuneng: planted is not inst",
+        ),
+        (
+            ZeroDivisionError("planted"),
+            "error: decode next token, mha, 16 tokens, batch 1: failed: ZeroDiv",
+        ),
+    ],
+)
+def test_a_case_that_cannot_be_run_is_told_and_exits_1(
+    planted: PlantedClock,
+    undrawn: None,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    message: str,
 ) -> None:
-    def absent(row: Any, model: Any, twin: Any) -> Any:
-        raise Missing("planted is not installed")
+    def broken(row: Any, model: Any, twin: Any) -> Any:
+        raise raised
 
-    monkeypatch.setattr(wuneng.bench.models, "decode_gate", absent)
+    monkeypatch.setattr(wuneng.bench.models, "decode_gate", broken)
     result = run(*SHORT, "-q")
     assert result.exit_code == 1, result.output
-    assert "error: nothing was measured: 4 missing. wuneng: planted is not inst" in result.stderr
+    assert message in result.stderr
 
 
 def test_json_on_stdout_alone(planted: PlantedClock, undrawn: None, tmp_path: Path) -> None:
@@ -161,18 +180,6 @@ def test_bad_input_exits_2_with_one_message(
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
-
-
-def test_a_case_that_fails_is_told_and_exits_1(
-    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(row: Any, model: Any, twin: Any) -> Any:
-        raise ZeroDivisionError("planted")
-
-    monkeypatch.setattr(wuneng.bench.models, "decode_gate", broken)
-    result = run(*SHORT, "-q")
-    assert result.exit_code == 1
-    assert "error: decode next token, mha, 16 tokens, batch 1: failed: ZeroDiv" in result.stderr
 
 
 def test_the_module_needs_few_packages(tmp_path: Path, repository: Path) -> None:

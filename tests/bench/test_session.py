@@ -15,7 +15,6 @@ import torch
 from tests.bench.records import record_of, tiny_request
 from wuneng.bench.architectures import PRESETS, choose, derive
 from wuneng.bench.pictures import draw
-from wuneng.bench.pictures.axes import plain_numbers
 from wuneng.bench.record import csv_text, read_record, rows_of, write_record
 from wuneng.bench.request import make_request
 from wuneng.bench.schema import SCHEMA, problems
@@ -24,6 +23,7 @@ from wuneng.errors import DataError, InputError, ModelError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import describe
 from wuneng.ops import native
+from wuneng.pictures import plain_numbers
 
 #: The recorded models have heads of 16.
 BACKENDS = (["native"] if native.library(16) else []) + ["chunked", "reference"]
@@ -214,6 +214,17 @@ def test_presets_are_as_large_as_they_say() -> None:
         assert model.parameters / 1e6 == pytest.approx(millions, rel=0.02)
         assert describe(model.config)["added_percent"] < 5
     assert set(PRESETS) == {"130m", "400m", "1.5b", "7b"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"output_init": "zero", "state_branch_init": "zero"}])
+def test_what_is_compared_hangs_on_every_part(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Outputs that start at zero would let any backend pass."""
+    path = tmp_path / "recipe.yaml"
+    model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1} | fields
+    rest = "data: {kind: synthetic, tasks: [{task: recall}]}\ntraining: {steps: 1}\n"
+    path.write_text(f"model: {json.dumps(model | {'num_state_heads': 1})}\n{rest}")
+    built = choose(tiny_request(model=str(path), against="none")).architectures[0].build()
+    assert all(p.any() for n, p in built.named_parameters() if n.endswith("_proj.weight"))
 
 
 def test_a_model_directory(tmp_path: Path) -> None:

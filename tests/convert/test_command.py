@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig
-from typer.testing import CliRunner
 
+from tests.cli.commands import outcome
 from tests.convert.sources import save_source
-from wuneng_cli.main import app
 
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["convert", *arguments])
-    unexpected = result.exception
-    if unexpected is not None and not isinstance(unexpected, SystemExit):
-        raise unexpected
-    return result.exit_code, result.stdout, result.stderr
+run = partial(outcome, "convert")
 
 
 @pytest.fixture

@@ -116,6 +116,10 @@ def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     torch.save(random_x070(vocab=200), tmp_path / "x.pth")
     with pytest.raises(ModelError, match="257 tokens, the model has only 200"):
         convert(Request(str(tmp_path / "x.pth"), tmp_path / "out", tokenizer=_file(tmp_path)))
+    torch.save(random_x070(vocab=300), tmp_path / "x.pth")
+    gap = _file(tmp_path, "999 'th' 2")  # fewer tokens than rows, and an id beyond them
+    with pytest.raises(ModelError, match="1000 tokens, the model has only 300"):
+        convert(Request(str(tmp_path / "x.pth"), tmp_path / "out", tokenizer=gap))
     with pytest.raises(ModelError, match=r"--tokenizer .*no such file"):
         convert(Request(str(tmp_path / "x.pth"), tmp_path / "out", tokenizer=tmp_path / "none.txt"))
 

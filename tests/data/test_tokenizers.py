@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from wuneng import WuNengConfig
 from wuneng.convert.probe import make_probe
 from wuneng.data.encoding import Encoder
 from wuneng.data.files import find_files
+from wuneng.data.prepare import prepare_text
 from wuneng.data.tokenizer import (
     END_OF_TEXT,
     byte_tokenizer,
@@ -24,8 +26,10 @@ from wuneng.data.tokenizer import (
 )
 from wuneng.errors import DataError, ModelError
 from wuneng.evaluate import loading
-from wuneng.evaluate.tokenizer_fit import drop_appended
+from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.model.pretrained import encoded
+from wuneng.train.starting_point import OwnModels
+from wuneng.train.vocabulary import text_vocabulary
 
 BYTES = byte_tokenizer()
 ENCODER = Encoder(BYTES)
@@ -210,3 +214,59 @@ def test_an_id_beyond_any_vocabulary(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(ModelError, match=r"token ids go up to 16,777,216, got 2,147,483,648 for"):
         load_tokenizer(str(tmp_path))
+    with_mark(2**31).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"got 2,147,483,648 for 'a mark without a name'"):
+        load_tokenizer(str(tmp_path))
+
+
+def with_gap(highest: int) -> PreTrainedTokenizerFast:
+    """The byte tokenizer, with ``z`` moved to the id ``highest``: 257 tokens still."""
+    content = json.loads(BYTES.backend_tokenizer.to_str())
+    content["model"]["vocab"]["z"] = highest
+    made = Tokenizer.from_str(json.dumps(content))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END_OF_TEXT)
+
+
+def with_mark(mark: int) -> PreTrainedTokenizerFast:
+    """The byte tokenizer, with a mark before every text that no token of it is."""
+    made = byte_tokenizer()
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A", special_tokens=[("<s>", mark)]
+    )
+    return made
+
+
+@pytest.mark.parametrize("highest", [300, 100_000])
+def test_ids_that_a_vocabulary_leaves_out(
+    settings: Any, write_jsonl: Any, cache: Path, highest: int
+) -> None:
+    """The number of tokens says nothing of the highest id: tables and embedding are as long."""
+    tokenizer = with_gap(highest)
+    assert len(tokenizer) == 257
+    encoder = Encoder(tokenizer)
+    assert encoder.vocab_size == highest + 1
+    tokens = encoder.encode(["azb"])[0]
+    assert tokens.tolist() == [256, 97, highest, 98]
+    assert encoder.spelling.lengths[tokens].tolist() == [0, 1, 1, 1]
+    file = write_jsonl("z.jsonl", [f"zebras, lazy {i}\n" for i in range(40)])
+    data = settings.text(train=str(file), validation_fraction=0.2)
+    run = settings.training(sequence_length=16, batch_size=2)
+    prepared = prepare_text(data, run, settings.evaluation(), 0, tokenizer)
+    assert prepared.vocab_size == highest + 1
+    batch = next(iter(prepared.final.batches()))
+    assert int(batch.input_ids.max()) == highest
+
+    with pytest.raises(ModelError, match=rf"257 tokens, ids up to {highest:,}.* 257 rows.*'z'"):
+        check_rows(Path("m"), tokenizer, 257)
+    tokenizer.save_pretrained(str(cache / "t"))
+    named = settings.text(train=str(file), tokenizer=str(cache / "t"))
+    assert text_vocabulary(named, None, OwnModels()).size == highest + 1
+
+
+def test_a_mark_that_no_token_of_the_vocabulary_is() -> None:
+    tokenizer = with_mark(70_000)
+    encoder = Encoder(tokenizer)
+    assert encoder.encode(["a"])[0].tolist() == [70_000, 97, 256]
+    assert encoder.spelling.lengths[encoder.encode(["a"])[0]].tolist() == [0, 1, 0]
+    with pytest.raises(ModelError, match=r"without one: 'a mark without a name' \(70000\)"):
+        check_rows(Path("m"), tokenizer, 257)

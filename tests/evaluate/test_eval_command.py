@@ -11,25 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from wuneng.evaluate.local_formats import FORMATS
 from wuneng.evaluate.tasks import ALIASES
 
 Invoke = Callable[..., Result]
-
-
-@pytest.fixture
-def wuneng(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """Run the command in a directory of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: object) -> Result:
-        from wuneng_cli.main import app
-
-        return CliRunner().invoke(app, [str(one) for one in arguments])
-
-    return invoke
 
 
 def test_one_model(wuneng: Invoke, llama_directory: Path, all_files: Path, tmp_path: Path) -> None:
@@ -45,6 +32,7 @@ def test_one_model(wuneng: Invoke, llama_directory: Path, all_files: Path, tmp_p
     assert record["tasks"]["copa"]["source"] == str(all_files / "copa_val.jsonl")
     assert record["models"]["baseline"] is None
     assert record["environment"]["command_line"][0] == "wuneng"
+    assert "copa" in (tmp_path / "runs" / "eval" / "llama" / "report.html").read_text()
 
 
 def test_a_run_with_its_baseline_in_one_call(
@@ -121,6 +109,10 @@ CASES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--tasks", ","], ("no task given",)),
     (["--tasks", "gsm8k", "--data-dir", "FILES"], ("no test or validation file", "copa_val")),
     (["--tasks", "copa", "--data-dir", "FILES", "--num-fewshot", "2"], ("no train file",)),
+    (["--tasks", "copa", "--limit", str(10**23)], ("--limit", "at most 4611686018427387904")),
+    (["--tasks", "copa", "--num-fewshot", str(10**23)], ("--num-fewshot", "expected at most")),
+    (["--tasks", "copa", "--batch-size", "9" * 5000], ("--batch-size", "from 1 to 4611686")),
+    (["--tasks", "copa", "--batch-size", "\u00b2"], ("--batch-size", "or auto, got")),
     (["--tasks", "validation"], ("neither MODEL nor the baseline belongs to a run",)),
     (["--tasks", "copa", "--state", "none"], ("--state: expected keep, zero, permute",)),
     (["--tasks", "copa", "--data-dir", "FILES", "--state", "zero"], ("no state heads",)),

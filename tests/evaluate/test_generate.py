@@ -149,6 +149,9 @@ def test_a_prompt_that_is_not_text_is_refused(wuneng: Invoke, llama_directory: P
         ("--max-tokens", 0),
         ("--top-p", 2),
         ("--temperature", -1),
+        ("--temperature", "1e-45"),
+        ("--temperature", "nan"),
+        ("--temperature", "inf"),
     ],
 )
 def test_bad_sizes_are_refused(
@@ -158,3 +161,54 @@ def test_bad_sizes_are_refused(
     assert result.exit_code == 2
     assert str(arguments[0]) in result.stderr
     assert "Traceback" not in result.output
+
+
+def with_settings(place: Path, **settings: Any) -> Path:
+    """The model in ``place``, with more in its generation_config.json."""
+    file = place / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return place
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"num_beams": 4},
+    {"stop_strings": ["a"]},
+    {"return_dict_in_generate": True},
+    {"cache_implementation": "static"},
+    {"cache_implementation": "quantized"},
+    {"max_time": 1e-9},
+    {"num_return_sequences": 3, "num_beams": 3},
+    {"repetition_penalty": 50.0},
+    {"max_new_tokens": 1, "min_new_tokens": 9},
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "wuneng"])
+def test_what_a_file_asks_for_changes_nothing(
+    load: Load, tiny: Callable[..., Path], kind: str
+) -> None:
+    """But for the end of a text: what the options say is what is done, to measure and to write."""
+    place = tiny(kind)
+    stored = (place / "generation_config.json").read_text()
+    greedy = Sampling(max_tokens=6, temperature=0)
+    expected = generate_text(load(place), "cats", greedy)
+    for settings in SETTINGS:
+        (place / "generation_config.json").write_text(stored)
+        found = generate_text(load(with_settings(place, **settings)), "cats", greedy)
+        assert (found.text, found.ended) == (expected.text, expected.ended), settings
+    plain = load(place)
+    prompt = torch.tensor([plain.tokenizer.encode("cats")])
+    likeliest = int(plain.model(prompt).logits[0, -1].argmax())
+    loaded = load(with_settings(place, eos_token_id=[256, likeliest]))
+    assert generate_text(loaded, "cats", greedy).ended == "end of text"
+
+
+@pytest.mark.parametrize("index", ["x", [[1]], [256, 257], -5, 10**30, True])
+def test_an_end_that_is_no_token_is_refused(
+    load: Load, tiny: Callable[..., Path], index: Any
+) -> None:
+    place = with_settings(tiny("llama"), eos_token_id=index)
+    with pytest.raises(
+        ModelError, match=r"generation_config\.json: eos_token_id: expected a token"
+    ):
+        load(place)

@@ -12,6 +12,7 @@ from wuneng.errors import DataError, TaskError
 from wuneng.evaluate.local_files import scan
 from wuneng.evaluate.local_formats import FORMATS, format_of_row, formats_table
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
+from wuneng.evaluate.task_objects import check_examples
 
 Files = Callable[..., Path]
 ALL = ("arc", "hellaswag", "piqa", "winogrande", "obqa", "boolq", "copa", "lambada", "sciq", "mmlu")
@@ -290,3 +291,28 @@ def test_a_cut_archive_is_reported(make_files: Files, tmp_path: Path) -> None:
     packed.write_bytes(packed.read_bytes()[:30])
     with pytest.raises(DataError, match=r"piqa_test\.jsonl\.gz: cannot be read"):
         loaded(directory, tmp_path / "work", "piqa")
+
+
+@pytest.mark.parametrize(("name", "shots"), [("arc_easy", 5), ("gsm8k", None), ("mmlu_anatomy", 3)])
+def test_fewer_examples_than_asked_for(
+    make_files: Files, tmp_path: Path, name: str, shots: int | None
+) -> None:
+    directory = make_files(4)
+    there = 2 if name == "mmlu_anatomy" else 4
+    message = (
+        rf"'{name}' puts {shots or 5} solved .*\.jsonl has {there}\. Pass --num-fewshot {there}"
+    )
+    with pytest.raises(TaskError, match=message):
+        loaded(directory, tmp_path / "work", name, shots=shots)
+    fewer = loaded(directory, tmp_path / "fewer", name, shots=there)
+    assert requests(fewer.tasks[name])
+
+
+def test_examples_drawn_from_the_questions_themselves(
+    monkeypatch: pytest.MonkeyPatch, make_files: Files, tmp_path: Path
+) -> None:
+    """Of a data set without a split for them: the one that is asked is left out, so one more."""
+    task = loaded(make_files(4), tmp_path / "work", "arc_easy", shots=4).tasks["arc_easy"]
+    monkeypatch.setattr(task.fewshot_cfg, "split", task.config.test_split)
+    with pytest.raises(TaskError, match=r"its data set has 4 with the one .* --num-fewshot 3 or"):
+        check_examples("arc_easy", task, None)

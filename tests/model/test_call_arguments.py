@@ -133,9 +133,64 @@ def test_arguments_that_say_nothing_pass():
     assert len(out.hidden_states) == 3
 
 
-def test_a_model_with_state_is_causal():
+@pytest.mark.parametrize("value", [False, 0])
+def test_a_model_with_state_is_causal(value):
     with pytest.raises(ValueError, match="is_causal=False"):
-        small_model()(torch.tensor([[1, 2, 3]]), is_causal=False)
+        small_model()(torch.tensor([[1, 2, 3]]), is_causal=value)
+
+
+@pytest.mark.parametrize("variant", ["default", "mha", "sliding", "pure-state"])
+def test_a_mask_is_as_wide_as_what_is_attended_to(variant):
+    model = small_model(variant)
+    ids = torch.randint(1, 61, (2, 14))
+    with torch.no_grad():
+        for shape in ([2, 10], [2, 17], [1, 14], [2, 1], [14]):
+            with pytest.raises(ValueError, match=r"attention_mask: expected shape \[2, 14\], got"):
+                model(ids, attention_mask=torch.ones(shape).long())
+        cache = cache_of(model(ids, use_cache=True))
+        for width in (3, 14, 16, 18):
+            with pytest.raises(ValueError, match=r"shape \[2, 17\]: 14 tokens of the cache and 3"):
+                model(ids[:, :3], cache=cache, attention_mask=torch.ones(2, width).long())
+        whole = plainly(
+            model, lambda m: m(torch.cat([ids, ids[:, :3]], 1), use_cache=False).logits[:, 14:]
+        )
+        got = model(ids[:, :3], cache=cache, attention_mask=torch.ones(2, 17).long()).logits
+    assert_as_exact(got, *whole, floor=CHUNKED_FLOOR)
+
+
+def test_a_mask_of_pairs_is_as_wide_too():
+    ids = torch.tensor([[1, 2, 3]])
+    for shape in ([1, 1, 3, 1], [1, 1, 1, 3], [2, 1, 3, 3], [1, 3, 3]):
+        with pytest.raises(ValueError, match=r"attention_mask: expected shape \[1, 3\], got"):
+            small_model("mha")(ids, attention_mask=torch.ones(shape, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("variant", ["default", "mha", "pure-state"])
+def test_positions_are_as_wide_as_the_tokens(variant):
+    model = small_model(variant)
+    ids = torch.randint(1, 61, (2, 14))
+    for shape in ([2, 1], [1, 1], [3, 14], [2, 15], [14], [3, 2, 14]):
+        with pytest.raises(ValueError, match=r"position_ids: expected shape \[2, 14\].* got \["):
+            model(ids, position_ids=torch.zeros(shape).long())
+    with pytest.raises(ValueError, match=r"position_ids: expected integers, got torch\.float32"):
+        model(ids, position_ids=torch.arange(14.0)[None])
+
+
+def test_labels_that_are_shifted_already():
+    model = small_model()
+    ids = torch.randint(1, 61, (2, 14))
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss
+        assert torch.equal(model(ids, shift_labels=shifted).loss, expected)
+        with pytest.raises(ValueError, match="head_loss makes the loss"):
+            model(ids, shift_labels=shifted, head_loss=lambda hidden, head: None)
+        with pytest.raises(ValueError, match="ignore_index is read with labels only"):
+            model(ids, ignore_index=3)
+        assert model(ids, num_items_in_batch=2).loss is None
+    for name in ("shift_labels", "ignore_index", "num_items_in_batch"):
+        with pytest.raises(TypeError, match=rf"no argument '{name}'"):
+            model.model(ids, **{name: shifted})
 
 
 def test_a_mask_of_pairs_is_refused_where_state_cannot_follow_it():

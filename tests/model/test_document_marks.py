@@ -8,6 +8,8 @@ from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengCache
 from wuneng.model.call_arguments import cache_of
 
+SAID = ["document_ids", "seq_idx", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k"]
+
 
 def packed_rows():
     """Two rows of two documents: ids, document ids, positions, and where the second starts."""
@@ -27,7 +29,7 @@ def assert_alone(model, ids, got, pieces):
         assert_as_exact(found, *alone, what=(row, start), floor=CHUNKED_FLOOR)
 
 
-@pytest.mark.parametrize("said", ["document_ids", "seq_idx", "position_ids", "cu_seq_lens_q"])
+@pytest.mark.parametrize("said", SAID)
 @pytest.mark.parametrize("mask", [None, "all ones"])
 @pytest.mark.parametrize("use_cache", [None, True, False])
 @pytest.mark.parametrize("variant", ["default", "mha", "sliding", "pure-rwkv7"])
@@ -35,7 +37,8 @@ def test_documents_stay_apart_however_they_are_said(variant, use_cache, mask, sa
     model = small_model(variant)
     ids, documents, positions, cuts = packed_rows()
     ends = torch.tensor([0, cuts[0], 30, 30 + cuts[1], 60], dtype=torch.int32)
-    given = {"position_ids": positions, "cu_seq_lens_q": ends}.get(said, documents)
+    ways = {"position_ids": positions, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+    given = ways.get(said, documents)
     arguments = {} if mask is None else {"attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         out = model(ids, use_cache=use_cache, **{said: given}, **arguments)
@@ -104,10 +107,51 @@ def test_ids_of_another_shape_are_refused(name):
         small_model()(torch.zeros(2, 30).long(), **{name: torch.zeros(2, 29).long()})
 
 
-def test_boundaries_of_another_batch_are_refused():
-    ends = torch.tensor([0, 7, 29])
-    with pytest.raises(ValueError, match="cu_seq_lens_q: expected boundaries from 0 to 30"):
-        small_model()(torch.zeros(1, 30).long(), cu_seq_lens_q=ends)
+@pytest.mark.parametrize("name", ["cu_seq_lens_q", "cu_seq_lens_k"])
+@pytest.mark.parametrize(
+    "ends", [[0, 7, 29], [3, 7, 30], [0, 20, 7, 30], [-1, 30], [30], [], [[0, 30]], [0.0, 30.0]]
+)
+def test_boundaries_of_another_batch_are_refused(ends, name):
+    with pytest.raises(ValueError, match=f"{name}: expected boundaries from 0 to 30"):
+        small_model()(torch.zeros(1, 30).long(), **{name: torch.tensor(ends)})
+
+
+def test_a_document_that_goes_on_in_the_next_row_is_refused():
+    with pytest.raises(ValueError, match=r"goes on from row 0 into the next; .* every 30 tokens"):
+        small_model()(torch.zeros(2, 30).long(), cu_seq_lens_q=torch.tensor([0, 7, 60]))
+
+
+def test_empty_documents_change_nothing():
+    model = small_model()
+    ids = torch.randint(0, 61, (1, 30))
+    with torch.no_grad():
+        expected = model(ids, cu_seq_lens_q=torch.tensor([0, 7, 30])).logits
+        got = model(ids, cu_seq_lens_q=torch.tensor([0, 0, 7, 7, 30, 30])).logits
+    assert torch.equal(got, expected)
+
+
+def test_documents_said_twice_have_to_agree():
+    model = small_model()
+    ids, documents, _, cuts = packed_rows()
+    ends = torch.tensor([0, cuts[0], 30, 30 + cuts[1], 60], dtype=torch.int32)
+    with torch.no_grad():
+        expected = model(ids, document_ids=documents).logits
+        twice = {"seq_idx": documents, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+        longest = {"max_length_q": 19, "max_length_k": 19}
+        assert torch.equal(model(ids, **twice, **longest).logits, expected)
+    others = torch.tensor([0, 4, 30, 60])
+    for given in (
+        {"document_ids": documents, "seq_idx": documents.flip(0)},
+        {"seq_idx": documents, "cu_seq_lens_q": others},
+        {"cu_seq_lens_q": ends, "cu_seq_lens_k": others},
+    ):
+        first, second = given
+        with pytest.raises(ValueError, match=f"{first} and {second} start documents in different"):
+            model(ids, **given)
+    with pytest.raises(ValueError, match="max_length_q says nothing of where documents start"):
+        model(ids, max_length_q=19)
+    with pytest.raises(ValueError, match="document_ids: expected integers"):
+        model(ids, document_ids=torch.full((2, 30), float("nan")))
 
 
 def test_a_mask_of_pairs_is_not_lost_beside_positions():

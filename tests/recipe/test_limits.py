@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from wuneng import WuNengConfig
 from wuneng.errors import RecipeError
 from wuneng.recipe import load_recipe
 
@@ -172,3 +174,23 @@ def test_large_recipes_that_are_meant(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(f"data: {{kind: text, train: {files}}}\ntraining: {{steps: 10}}\n")
     assert load_recipe(path).data.train == files
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_state_heads": 10**23}, "num_state_heads must be int of at most 4611686018427387904"),
+        ({"num_hidden_layers": -(10**23)}, "num_hidden_layers must be int of at most 46116860184"),
+        ({"rms_norm_eps": 10**23}, "rms_norm_eps must be float of at most 4611686018427387904"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps must be a finite number, got inf"),
+        (
+            {"state_layers": [0, 10**23]},
+            r"state_layers must be list\[int\] \| None of at most 46116",
+        ),
+        ({"state_layers": [0, "x"]}, r"state_layers must be list\[int\] \| None, got"),
+        ({"num_state_heads": True}, "num_state_heads must be int, got True"),
+    ],
+)
+def test_a_number_of_the_right_type_that_is_too_large(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        WuNengConfig(**fields)

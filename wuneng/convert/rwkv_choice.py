@@ -18,6 +18,7 @@ from wuneng.convert.source import Located
 from wuneng.data.tokenizer import byte_tokenizer
 from wuneng.errors import ModelError, nearest
 from wuneng.foreign import regular_file_inside
+from wuneng.model.token_ids import vocabulary_size
 from wuneng.records.places import expanded
 
 __all__ = ["BYTES", "WORLD", "ChosenTokenizer", "choose_tokenizer"]
@@ -102,8 +103,9 @@ def _bytes(vocab_size: int) -> Any:
 
 def _world(file: Path, vocab_size: int) -> ChosenTokenizer:
     tokenizer = world_tokenizer(file)
-    if len(tokenizer) > vocab_size:
-        raise ModelError(f"{file}: {len(tokenizer)} tokens, the model has only {vocab_size}")
+    needed = vocabulary_size(tokenizer)
+    if needed > vocab_size:
+        raise ModelError(f"{file}: {needed} tokens, the model has only {vocab_size}")
     return _made(tokenizer)
 
 

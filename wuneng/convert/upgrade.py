@@ -33,10 +33,10 @@ _NAMED = {
 #: The others that concern state heads and nothing else.
 _OTHERS = (
     *("state_kind", "state_options", "state_short_conv", "layers", "state_removal_key"),
-    *("token_shift", "token_shift_on", "state_a_max"),
+    *("token_shift", "token_shift_on", "state_a_max", "state_reads"),
     *("decay_rank", "rate_rank", "value_rank", "gate_rank"),
     *("state_output_gate", "state_value_residual", "state_bonus", "state_norm"),
-    *("state_output_scale", "snapshot_every"),
+    *("state_output_scale", "snapshot_every", "state_init"),
 )
 
 

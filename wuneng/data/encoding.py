@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from wuneng.data.spelling import spell
 from wuneng.data.tokenizer import byte_alphabet
 from wuneng.errors import DataError, file_errors
+from wuneng.model.token_ids import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,10 +40,10 @@ class Encoder:
         from tokenizers import Tokenizer
 
         self.tokenizer = tokenizer
-        self.vocab_size = len(tokenizer)
+        self.vocab_size = vocabulary_size(tokenizer)
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         self.start, self.end = _marks(tokenizer, field)
-        self.spelling = spell(tokenizer)
+        self.spelling = spell(tokenizer, self.vocab_size)
         serialized: str = tokenizer.backend_tokenizer.to_str()
         identity = f"{serialized}\0{self.start}\0{self.end}"
         self.digest = hashlib.sha256(identity.encode("utf-8")).hexdigest()

@@ -73,13 +73,17 @@ class FileSource:
         everything = (text for path in self.files for text in read_documents(path, self.text_field))
         return islice(everything, self.max_documents)
 
+    def _identity(self) -> object:
+        """What besides the files' bytes determines the documents."""
+        return self.text_field, self.max_documents
+
     def content_key(self) -> str:
         """From the bytes of every file, read anew each time.
 
         Sizes and times of change are not trusted: both survive an edit by a careful tool, and a
         stale cache is found only after days. Reading costs about a second a gigabyte.
         """
-        key = hashlib.sha256(repr((self.text_field, self.max_documents)).encode("utf-8"))
+        key = hashlib.sha256(repr(self._identity()).encode("utf-8"))
         for path in self.files:
             key.update(f"{file_kind(path)}:{_sha256(path)}".encode("ascii"))
         return key.hexdigest()

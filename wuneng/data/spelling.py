@@ -21,33 +21,35 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Spelling:
     """What the tokens of a vocabulary spell, by token id."""
 
-    def __init__(self, spelled: list[bytes]) -> None:
-        self.lengths = np.array([len(text) for text in spelled], dtype=np.int64)
-        """``[vocab_size]`` UTF-8 bytes; 0 for special tokens."""
-        self.ends_line = np.array([text.endswith(b"\n") for text in spelled], dtype=bool)
+    def __init__(self, spelled: dict[int, bytes], vocab_size: int) -> None:
+        self.lengths = np.zeros(vocab_size, dtype=np.int64)
+        """``[vocab_size]`` UTF-8 bytes; 0 for special tokens and ids that are no token."""
+        self.ends_line = np.zeros(vocab_size, dtype=bool)
         """``[vocab_size]`` whether the token's text ends with a line end."""
+        for index, text in spelled.items():
+            self.lengths[index] = len(text)
+            self.ends_line[index] = text.endswith(b"\n")
 
 
-def spell(tokenizer: PreTrainedTokenizerFast) -> Spelling:
-    """The spelling of a whole vocabulary.
+def spell(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Spelling:
+    """The spelling of a whole vocabulary, whose ids are below ``vocab_size``.
 
     Exact for byte-level and byte-fallback vocabularies. A tokenizer that changes the text (a blank
     put in front, letters folded) spells a few bytes more or less than the document has; packing
     corrects the sum per document, where the true count is known.
     """
     backend = tokenizer.backend_tokenizer
-    size = len(tokenizer)
-    vocabulary = {token: index for token, index in backend.get_vocab().items() if index < size}
     added = {
         index: (b"" if token.special else token.content.encode("utf-8"))
         for index, token in tokenizer.added_tokens_decoder.items()
     }
     added.update((index, b"") for index in tokenizer.all_special_ids)
-    spelled = [b""] * size
     spell_one = _speller(_decoder_kinds(backend))
-    for token, index in vocabulary.items():
-        spelled[index] = added[index] if index in added else spell_one(token)
-    return Spelling(spelled)
+    spelled = {
+        index: added[index] if index in added else spell_one(token)
+        for token, index in backend.get_vocab().items()
+    }
+    return Spelling(spelled, vocab_size)
 
 
 def _decoder_kinds(backend: Any) -> set[str]:

@@ -17,7 +17,10 @@ from wuneng.evaluate.not_finite import not_finite_error
 from wuneng.model.finite import FiniteScores, NotFinite
 from wuneng.model.pretrained import encoded
 
-__all__ = ["Generated", "Sampling", "generate_text"]
+__all__ = ["COLDEST", "Generated", "Sampling", "generate_text"]
+
+#: Logits are divided by the temperature: far below it they would no longer be finite.
+COLDEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Sampling:
 
     Attributes:
         max_tokens: tokens to write at most, 1 or more.
-        temperature: 0 takes the likeliest token.
+        temperature: 0 takes the likeliest token; else at least ``COLDEST``.
         top_p: choose among the likeliest tokens that have this probability together, in (0, 1].
         seed: None draws one, which the result tells.
     """
@@ -39,8 +42,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise InputError(f"--max-tokens: expected 1 or more, got {self.max_tokens}")
-        if self.temperature < 0:
-            raise InputError(f"--temperature: expected 0 or more, got {self.temperature}")
+        if self.temperature and not COLDEST <= self.temperature < float("inf"):
+            raise InputError(
+                "--temperature: expected 0 (the likeliest token), or a number of at least "
+                f"{COLDEST}, got {self.temperature}"
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top-p: expected a number above 0, up to 1, got {self.top_p}")
 

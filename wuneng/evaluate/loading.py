@@ -15,6 +15,7 @@ from wuneng.errors import DataError, InputError, ModelError, file_errors, neares
 from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
 from wuneng.foreign.regular import read_regular_text
+from wuneng.model.token_ids import vocabulary_size
 from wuneng.records import RunDirectory, read_json, verify
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a transformers directory; code in it is run only where the user trusts it.
 
+    What it writes by is ours, but for its end of text: see ``wuneng.evaluate.generation_settings``.
+
     Args:
         path: holds config.json, weights and, unless the model is synthetic, a tokenizer.
         device: where to put the model.
@@ -97,6 +100,7 @@ def load_model(
     if check:
         verify(path)
     _register(path, _read_config(path))
+    from wuneng.evaluate.generation_settings import own_settings
     from wuneng.model.pretrained import load_whole_model
 
     model = load_whole_model(path, allow_unexpected=True, dtype=torch_dtype)
@@ -107,6 +111,7 @@ def load_model(
         check_rows(path, tokenizer, model.get_input_embeddings().weight.shape[0])
         _adopt_marks(path, tokenizer, model.config)
         remark = drop_appended(tokenizer)
+    model.generation_config = own_settings(path, model)
     return LoadedModel(model, tokenizer, path, model_label(path), remark)
 
 
@@ -215,10 +220,11 @@ def _adopt_marks(path: Path, tokenizer: PreTrainedTokenizerBase, config: Any) ->
         index = getattr(config, f"{name}_id", None)
         index = index[0] if isinstance(index, list) and index else index
         if getattr(tokenizer, f"{name}_id") is None and isinstance(index, int):
-            if not 0 <= index < len(tokenizer):
+            most = vocabulary_size(tokenizer) - 1
+            if not 0 <= index <= most:
                 raise ModelError(
                     f"{path / 'config.json'}: {name}_id: expected a token of the tokenizer, 0 to "
-                    f"{len(tokenizer) - 1}, got {shortened(str(index))}"
+                    f"{most}, got {shortened(str(index))}"
                 )
             token = tokenizer.convert_ids_to_tokens(index)
             if isinstance(token, str):

@@ -13,6 +13,7 @@ from typing import Any
 
 from wuneng.errors import ModelError
 from wuneng.model.pretrained import readable_text
+from wuneng.model.token_ids import names_by_id
 
 __all__ = ["check_rows", "drop_appended"]
 
@@ -46,16 +47,16 @@ def drop_appended(tokenizer: Any) -> str | None:
 
 def check_rows(path: Path, tokenizer: Any, rows: int) -> None:
     """Every token has a row in the embedding. ModelError, with those that have none."""
-    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    beyond = {index: token for index, token in names_by_id(tokenizer).items() if index >= rows}
     if not beyond:
         return
     shown = ", ".join(f"{beyond[index]!r} ({index})" for index in sorted(beyond)[:3])
     more = ", ..." if len(beyond) > 3 else ""
     raise ModelError(
-        f"{path}: the tokenizer has {len(tokenizer):,} tokens, the model only {rows:,} rows in its "
-        f"embedding; without one: {shown}{more}. They do not belong together, or tokens were added "
-        f"and the model was not resized (`model.resize_token_embeddings({max(beyond) + 1})`, and "
-        "save it)."
+        f"{path}: the tokenizer has {len(tokenizer):,} tokens, ids up to {max(beyond):,}, the "
+        f"model only {rows:,} rows in its embedding; without one: {shown}{more}. They do not "
+        "belong together, or tokens were added and the model was not resized "
+        f"(`model.resize_token_embeddings({max(beyond) + 1})`, and save it)."
     )
 
 

@@ -23,23 +23,23 @@ _OUTPUT_FIELDS = {field.name for field in dataclasses.fields(BaseModelOutputWith
 #: What the installed transformers calls a cache: ``past_key_values`` up to 5.23, then ``cache``.
 CACHE_NAME = "cache" if "cache" in _OUTPUT_FIELDS else "past_key_values"
 
-#: What transformers hands to a model's layers or loss: reported outputs, packed rows as flash
-#: attention takes them, and how the loss is averaged.
+#: Packed rows as flash attention takes them. Attention reads a text before itself alone, so that
+#: queries and keys have the same documents.
+BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k")
+_LONGEST = ("max_length_q", "max_length_k")
+#: What transformers hands to a model's layers: reported outputs and packed rows.
 _KNOWN = frozenset(
     {
         "output_attentions",
         "output_hidden_states",
         "return_dict",
-        "cu_seq_lens_q",
-        "cu_seq_lens_k",
-        "max_length_q",
-        "max_length_k",
+        *BOUNDARIES,
+        *_LONGEST,
         "is_causal",
-        "num_items_in_batch",
-        "ignore_index",
-        "shift_labels",
     }
 )
+#: What it hands to the loss, which a model without a head does not make.
+_OF_THE_LOSS = ("shift_labels", "ignore_index", "num_items_in_batch")
 _NAMED = frozenset(
     {
         "input_ids",
@@ -54,6 +54,7 @@ _NAMED = frozenset(
         "document_ids",
         "seq_idx",
         "head_loss",
+        *_OF_THE_LOSS,
     }
 )
 
@@ -106,20 +107,41 @@ def given_cache(past_key_values: Any, cache: Any) -> WuNengCache | None:
     )
 
 
+def loss_arguments(arguments: dict[str, Any], labels: Any, head_loss: Any) -> dict[str, Any]:
+    """What the loss reads, taken out of ``arguments``.
+
+    ``num_items_in_batch`` alone passes: transformers' Trainer gives it to whoever makes the loss.
+
+    Raises:
+        ValueError: two ways of making the loss, or an argument of a loss that is not made.
+    """
+    found = {name: arguments.pop(name) for name in _OF_THE_LOSS if name in arguments}
+    shifted = found.get("shift_labels")
+    if head_loss is not None and (labels is not None or shifted is not None):
+        raise ValueError("head_loss makes the loss in place of labels: give one of them")
+    if found.get("ignore_index") is not None and labels is None and shifted is None:
+        raise ValueError("ignore_index is read with labels only: give both")
+    return found
+
+
 def refuse_unknown(arguments: Mapping[str, Any]) -> None:
     """Refuse keyword arguments that no part of the model reads; None says nothing and passes.
 
     Raises:
         TypeError: an unknown argument, with the nearest known name.
-        ValueError: ``is_causal=False``: a recurrence reads from left to right only.
+        ValueError: ``is_causal=False``: a recurrence reads from left to right only; the longest
+            document without the boundaries of all.
     """
     for name, value in arguments.items():
         if value is None or name in _KNOWN:
             continue
-        close = difflib.get_close_matches(name, sorted(_KNOWN | _NAMED), n=1)
+        close = difflib.get_close_matches(name, sorted((_KNOWN | _NAMED) - {name}), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise TypeError(f"A WuNeng model's forward takes no argument {name!r}{hint}")
-    if arguments.get("is_causal") is False:
+    alone = [name for name in _LONGEST if arguments.get(name) is not None]
+    if alone and all(arguments.get(name) is None for name in BOUNDARIES):
+        raise ValueError(f"{alone[0]} says nothing of where documents start: give {BOUNDARIES[0]}")
+    if not arguments.get("is_causal") and arguments.get("is_causal") is not None:
         raise ValueError(
             "is_causal=False: a WuNeng model is causal, its state reads left to right."
         )

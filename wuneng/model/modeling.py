@@ -31,12 +31,15 @@ from wuneng.layers.attention import Attention
 from wuneng.layers.layout import SequenceLayout
 from wuneng.model.cache import WuNengCache
 from wuneng.model.call_arguments import (
+    BOUNDARIES,
     CACHE_NAME,
     cache_of,
     given_cache,
+    loss_arguments,
     refuse_unknown,
     with_cache,
 )
+from wuneng.model.call_shapes import check_shapes
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.initialisation import initialise
 from wuneng.model.masks import attention_masks
@@ -156,7 +159,8 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
                 restart within a row say the same, as elsewhere in transformers.
 
         Raises:
-            ValueError: both or neither of ``input_ids`` and ``inputs_embeds``; packed documents
+            ValueError: both or neither of ``input_ids`` and ``inputs_embeds``; a mask or positions
+                of another width; packed documents
                 together with a cache, or with a pad inside one of them; a mask of pairs for a model
                 with state.
             TypeError: a cache of another kind; an argument that nothing here reads.
@@ -168,13 +172,11 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
         past = given_cache(past_key_values, cache)
         if past is not None and self.gradient_checkpointing and self.training:
             raise ValueError("Activation checkpointing would advance the cache twice: pass none.")
-        document_ids = packed_documents(
-            hidden,
-            attention_mask,
-            position_ids,
-            seq_idx if document_ids is None else document_ids,
-            kwargs.get("cu_seq_lens_q"),
-        )
+        seen = 0 if past is None else past.get_seq_length()
+        check_shapes(hidden, seen, attention_mask, position_ids)
+        said = {"document_ids": document_ids, "seq_idx": seq_idx}
+        said |= {name: kwargs.get(name) for name in BOUNDARIES}
+        document_ids = packed_documents(hidden, attention_mask, position_ids, said)
         if document_ids is not None:
             attention_mask = None  # its pads are documents of their own
             if past is not None:
@@ -184,7 +186,6 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
                 )
         elif use_cache and past is None:
             past = WuNengCache(self.config)
-        seen = 0 if past is None else past.get_seq_length()
         position_ids = positions(hidden, position_ids, seen, document_ids)
         layout = sequence_layout(self.config, hidden, attention_mask, document_ids)
         masks: dict[str, Any] = {}
@@ -241,14 +242,14 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         head_loss: Callable[[Tensor, nn.Module], Any] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits ``[B, T, vocab]``; the loss too given ``labels`` ``[B, T]`` (not yet shifted).
+        """Logits ``[B, T, vocab]``; the loss too given ``labels`` ``[B, T]``, or ``shift_labels``
+        whose column t is what follows token t.
 
         With ``head_loss`` no logits: it is called with the last hidden states ``[B, T, D]`` and the
         head, and what it returns stands as ``loss``. Over a large vocabulary it need not make all
         logits at once. Arguments and errors otherwise as :meth:`WuNengModel.forward`.
         """
-        if head_loss is not None and labels is not None:
-            raise ValueError("head_loss makes the loss in place of labels: give one of them")
+        of_loss = loss_arguments(kwargs, labels, head_loss)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -268,10 +269,9 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
             hidden = hidden[:, logits_to_keep]
         logits = self.lm_head(hidden) if head_loss is None else None
         loss = None if head_loss is None else head_loss(hidden, self.lm_head)
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+        if labels is not None or of_loss.get("shift_labels") is not None:
+            arguments = {**kwargs, **of_loss, "vocab_size": self.config.vocab_size}
+            loss = self.loss_function(logits=logits, labels=labels, **arguments)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

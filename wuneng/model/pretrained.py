@@ -18,6 +18,7 @@ from wuneng.foreign import check_index, is_trusted, refusal
 from wuneng.foreign.regular import read_regular_text
 from wuneng.model.auto_classes import register_configuration, register_models
 from wuneng.model.quiet import quiet_transformers
+from wuneng.model.token_ids import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,8 +35,6 @@ __all__ = [
 
 
 _INV_FREQ = "rotary_emb.inv_freq"
-HIGHEST_ID = 1 << 24
-"""Of a token. The largest vocabularies have a few hundred thousand."""
 
 
 def load_causal_model(directory: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -160,12 +159,7 @@ def try_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         ModelError: an id beyond any vocabulary, up to which tokenizers would count.
         BaseException: whatever the tokenizer raises; Rust's panics are no ``Exception``.
     """
-    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
-    if highest > HIGHEST_ID:
-        raise ModelError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: token ids go up to {HIGHEST_ID:,}, "
-            f"got {highest:,} for {token[:40]!r}"
-        )
+    check_ids(tokenizer)
     try:
         _use(tokenizer, "Hello, wörld 1\n")
     except Exception:

@@ -6,20 +6,22 @@ position ids, ``cu_seq_lens_q``), and a padding mask.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wuneng.layers.layout import SequenceLayout
+from wuneng.model.call_arguments import BOUNDARIES
+from wuneng.model.call_shapes import check_tokens, is_padding, mask_of_pairs
 
 
 def packed_documents(
     rows: Tensor,
     attention_mask: Any,
     position_ids: Tensor | None,
-    document_ids: Tensor | None,
-    boundaries: Tensor | None,
+    documents: Mapping[str, Tensor | None],
 ) -> Tensor | None:
     """Document ids ``[B, T]``, counted from 0 in each row; None if every row is one sequence.
 
@@ -29,26 +31,26 @@ def packed_documents(
         rows: ``[B, T, ...]``, for its shape.
         attention_mask: as the model's call, zero at pads.
         position_ids: ``[B or 1, T]``; where they do not go on by one, a document starts.
-        document_ids: ``[B or 1, T]``; given, they decide.
-        boundaries: ``cu_seq_lens_q`` ``[documents + 1]`` of the flattened batch.
+        documents: by the name of the call's argument; given, they decide. ``document_ids`` and
+            ``seq_idx`` are ``[B or 1, T]`` integers, ``cu_seq_lens_q`` and ``cu_seq_lens_k``
+            ``[documents + 1]`` boundaries in the flattened batch.
 
     Raises:
-        ValueError: ids of another shape; a document with a pad inside it; document ids or
-            boundaries beside a mask of pairs. Position ids beside such a mask are positions only.
+        ValueError: ids of another shape, boundaries of another batch or from row to row, or two
+            arguments that do not agree; a document with a pad inside it; documents beside a mask of
+            pairs. Position ids beside such a mask are positions only.
     """
-    explicit = document_ids is not None or boundaries is not None
-    if attention_mask is not None and not _is_padding(attention_mask):
+    said = {name: value for name, value in documents.items() if value is not None}
+    explicit = ", ".join(said)
+    if attention_mask is not None and not is_padding(attention_mask):
         if explicit:
-            raise ValueError(f"packed documents: {_mask_of_pairs(attention_mask)}")
+            raise ValueError(f"packed documents: {mask_of_pairs(attention_mask)}")
         return None  # the mask itself says what sees what
     mask = None if attention_mask is None else attention_mask[:, -rows.shape[1] :].bool()
     if mask is not None and bool(mask.all()):
         mask = None
-    if document_ids is not None:
-        changes = _expanded(document_ids, rows, "document_ids")
-        changes = changes[:, 1:] != changes[:, :-1]
-    elif boundaries is not None:
-        changes = _starts(boundaries, rows)[:, 1:]
+    if said:
+        changes = _agreed(said, rows)
     elif position_ids is None or position_ids.shape[-1] < 2:
         return None
     else:
@@ -70,7 +72,7 @@ def _restarts(positions: Tensor, mask: Tensor | None) -> Tensor:
     return (positions[:, 1:] != before + 1) & mask[:, 1:] & (last_real >= 0)
 
 
-def _apart_from_pads(changes: Tensor, mask: Tensor, explicit: bool) -> Tensor:
+def _apart_from_pads(changes: Tensor, mask: Tensor, explicit: str) -> Tensor:
     """Documents where pads are documents too; a pad must not lie inside one."""
     documents = _counted(changes)
     edges = mask[:, 1:] != mask[:, :-1]
@@ -81,7 +83,7 @@ def _apart_from_pads(changes: Tensor, mask: Tensor, explicit: bool) -> Tensor:
     known = mask[:, 1:] & mask.gather(1, last_real)
     same = documents[:, 1:] == documents.gather(1, last_real)
     if bool((known & same & (runs[:, 1:] != runs.gather(1, last_real))).any()):
-        what = "document_ids" if explicit else "restarting position_ids"
+        what = explicit or "restarting position_ids"
         raise ValueError(f"{what}: a packed document has a pad (attention_mask 0) inside it")
     return runs
 
@@ -91,25 +93,46 @@ def _counted(changes: Tensor) -> Tensor:
 
 
 def _expanded(ids: Tensor, rows: Tensor, name: str) -> Tensor:
-    batch, length = rows.shape[:2]
-    if ids.dim() != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != length:
-        raise ValueError(
-            f"{name}: expected shape [{batch}, {length}] as the tokens have, got {list(ids.shape)}"
-        )
-    return ids.expand(batch, length)
+    check_tokens(ids, rows, name)
+    return ids.expand(rows.shape[:2])
 
 
-def _starts(boundaries: Tensor, rows: Tensor) -> Tensor:
-    """``[B, T]``: where ``cu_seq_lens_q`` starts a document."""
+def _agreed(said: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """``[B, T - 1]``: where documents start, as every argument says that says so."""
+    found = {name: _said(name, value, rows) for name, value in said.items()}
+    (first, changes), *others = found.items()
+    for name, other in others:
+        if not torch.equal(other, changes):
+            raise ValueError(f"{first} and {name} start documents in different places")
+    return changes
+
+
+def _said(name: str, value: Tensor, rows: Tensor) -> Tensor:
+    if name in BOUNDARIES:
+        return _starts(value, rows, name)[:, 1:]
+    ids = _expanded(value, rows, name)
+    return ids[:, 1:] != ids[:, :-1]
+
+
+def _starts(boundaries: Tensor, rows: Tensor, name: str) -> Tensor:
+    """``[B, T]``: where ``cu_seq_lens`` starts a document; each row starts one."""
     batch, length = rows.shape[:2]
-    if boundaries.dim() != 1 or int(boundaries[-1]) != batch * length:
+    tokens, ends = batch * length, boundaries.tolist()
+    integers = boundaries.dim() == 1 and not boundaries.is_floating_point()
+    if not integers or ends[:1] + ends[-1:] != [0, tokens] or ends != sorted(ends):
         raise ValueError(
-            f"cu_seq_lens_q: expected boundaries from 0 to {batch * length}, the number of tokens, "
-            f"got {boundaries.tolist()[:8]}"
+            f"{name}: expected boundaries from 0 to {tokens}, the number of tokens, ascending, "
+            f"got {str(ends)[:80]}"
         )
-    starts = torch.zeros(batch * length, dtype=torch.bool, device=rows.device)
-    starts[boundaries[:-1].long()] = True
-    return starts.view(batch, length)
+    across = set(range(0, tokens, length or 1)).difference(ends)
+    if across:
+        raise ValueError(
+            f"{name}: a document goes on from row {min(across) // length - 1} into the next; "
+            f"expected a boundary at every {length} tokens, or one row"
+        )
+    starts = torch.zeros(tokens + 1, dtype=torch.bool, device=rows.device)
+    starts[boundaries.long()] = True
+    return starts[:-1].view(batch, length)
 
 
 def positions(
@@ -139,21 +162,12 @@ def sequence_layout(
         return SequenceLayout.from_documents(document_ids)
     if attention_mask is None:
         return SequenceLayout.dense(batch, length)
-    if _is_padding(attention_mask):
+    if is_padding(attention_mask):
         return SequenceLayout.from_padding(attention_mask[:, -length:])
     mixes = config.attention_token_shift or config.attention_short_conv
     if config.num_state_heads or mixes or config.ffn == "rwkv7":
         raise ValueError(
-            f"{_mask_of_pairs(attention_mask)}: a recurrent state cannot follow a mask of pairs; "
+            f"{mask_of_pairs(attention_mask)}: a recurrent state cannot follow a mask of pairs; "
             "use document_ids= to keep packed documents apart"
         )
     return SequenceLayout.dense(batch, length)
-
-
-def _is_padding(attention_mask: Any) -> bool:
-    return isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
-
-
-def _mask_of_pairs(attention_mask: Any) -> str:
-    shape = list(getattr(attention_mask, "shape", [])) or type(attention_mask).__name__
-    return f"attention_mask: expected [batch, tokens] (zero at pads), got {shape}"

@@ -78,13 +78,15 @@ def text_vocabulary(
         size = data.tokenizer.train_bpe if isinstance(data.tokenizer, TrainedTokenizer) else stated
         if size is not None:
             return Vocabulary(size)
+    from wuneng.model.token_ids import vocabulary_size
+
     if data.tokenizer == SOURCE_TOKENIZER and source is not None:
         tokenizer = source_tokenizer(source, sources)
     else:
         from wuneng.data.prepare import text_tokenizer
 
         tokenizer = text_tokenizer(data)
-    return Vocabulary(len(tokenizer), tokenizer)
+    return Vocabulary(vocabulary_size(tokenizer), tokenizer)
 
 
 def _find_files(data: TextData) -> None:
