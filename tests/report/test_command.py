@@ -93,6 +93,23 @@ def test_records_that_were_edited_are_refused(runs: Path) -> None:
     assert wuneng("first", "--format", "md", "--no-verify").exit_code == 0
 
 
+@pytest.mark.parametrize("name", ["eval.json", "eval-state-zero.json", "bench.json"])
+def test_scores_and_times_that_were_edited_are_refused(name: str, tmp_path: Path) -> None:
+    from wuneng.errors import DamagedError
+    from wuneng.records import write_self_sealed
+    from wuneng.report.records import read_records
+
+    file = tmp_path / name
+    write_self_sealed(file, {"tasks": {}, "rows": []})
+    read_records(tmp_path)
+    file.write_text(file.read_text().replace("[]", "[ ]"))
+    with pytest.raises(DamagedError, match=rf"{name}: .*--no-verify"):
+        read_records(tmp_path)
+    read_records(tmp_path, check=False)
+    (tmp_path / f"checksums.{name}").unlink()  # as earlier versions left it
+    read_records(tmp_path)
+
+
 def test_a_report_that_cannot_be_written_spoils_nothing(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

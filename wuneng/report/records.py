@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import DataError, InputError, WuNengError, file_errors, nearest
-from wuneng.records import RUNS_ROOT, RunDirectory, arm_roles, read_json, read_jsonl, verify
+from wuneng.records import RUNS_ROOT, RunDirectory, arm_roles, read_jsonl, read_self_sealed, verify
 
 __all__ = ["Records", "read_family", "read_records"]
 
@@ -92,9 +92,10 @@ def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT
     evaluations = {
         file.name: found
         for file in sorted(path.glob("eval*.json"))
-        if (found := _object(file, "tasks")) is not None
+        if (found := _object(file, "tasks", check=check)) is not None
     }
-    controls, bench = _object(path / _CONTROLS, "tasks"), _object(path / _BENCH, "rows")
+    controls = _object(path / _CONTROLS, "tasks", check=check)
+    bench = _object(path / _BENCH, "rows", check=check)
     metrics = _metrics(run)
     if kind is None and not any((evaluations, controls, bench, metrics)):
         raise InputError(
@@ -145,11 +146,14 @@ def _existing(place: Path, runs_root: Path) -> Path:
     raise InputError(f"{place} does not exist (nor does {runs_root / place}).{near}")
 
 
-def _object(file: Path, wanted: str | None = None) -> dict[str, Any] | None:
-    """A JSON object, None where there is no such file. DataError where it is something else."""
+def _object(
+    file: Path, wanted: str | None = None, *, check: bool = False
+) -> dict[str, Any] | None:
+    """A JSON object, None where there is no such file. DataError where it is something else;
+    with ``check`` DamagedError where it is not what its own checksum says."""
     if not file.is_file():
         return None
-    found = read_json(file)
+    found = read_self_sealed(file, check=check)
     if not isinstance(found, dict):
         raise DataError(f"{file}: expected an object, got {type(found).__name__}")
     if wanted is not None and not isinstance(found.get(wanted), list | dict):

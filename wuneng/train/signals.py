@@ -67,18 +67,10 @@ class StopSignals:
 
 def how_to_resume(run_directory: Path) -> str:
     """The sentence that tells a user how to go on."""
-<<<<<<< HEAD
     recipe, run = (quote(str(path)) for path in (run_directory / "recipe.yaml", run_directory))
     return f"Run the same command again to continue, or: wuneng train {recipe} --resume {run}"
-=======
-    recipe = run_directory / "recipe.yaml"
-    return (
-        "Run the same command again to continue, or: "
-        f"wuneng train {recipe} --resume {run_directory}"
-    )
 
 
 def stop_warning(name: str) -> str:
     """What is said when the first signal, ``name``, comes."""
     return f"{name}: finishing this step and saving; Ctrl-C (again) stops at once"
->>>>>>> main
