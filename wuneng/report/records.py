@@ -146,9 +146,7 @@ def _existing(place: Path, runs_root: Path) -> Path:
     raise InputError(f"{place} does not exist (nor does {runs_root / place}).{near}")
 
 
-def _object(
-    file: Path, wanted: str | None = None, *, check: bool = False
-) -> dict[str, Any] | None:
+def _object(file: Path, wanted: str | None = None, *, check: bool = False) -> dict[str, Any] | None:
     """A JSON object, None where there is no such file. DataError where it is something else;
     with ``check`` DamagedError where it is not what its own checksum says."""
     if not file.is_file():
