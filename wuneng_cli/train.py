@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -208,7 +209,7 @@ def _train(
 
 def _next(results: Results, kind: str) -> list[str]:
     """Commands that work for this run as it is, without a network."""
-    run = results.directory
+    run = quote(str(results.directory))
     if kind == "text":
         return [f'wuneng generate {run} --prompt "..."', f"wuneng eval {run}"]
     # A model of synthetic tasks neither reads nor writes.

@@ -235,7 +235,7 @@ def test_a_record_that_was_edited_is_not_compared_with(
     assert "old/bench.json: " in refused.output
     assert "--no-verify" in refused.output
     assert run(*SHORT, "--compare", "old", "--out", "new", "--no-verify").exit_code == 0
-    (file.parent / "bench.checksums.json").unlink()
+    (file.parent / "checksums.bench.json").unlink()
     assert run(*SHORT, "--compare", "old", "--out", "new").exit_code == 0
 
 

@@ -59,6 +59,10 @@ def test_exit_codes(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert error.startswith("error: ")
     assert run(source, out, "--cross-head", "mixed")[0] == 2
     assert run(source, out, "--state-layers", "a-b")[0] == 2
+    code, _, error = run(source, out, "--state-layers", "0,3-1")
+    assert code == 2
+    assert "'3-1'" in error
+    assert "--state-layers" in error
     assert run(source, out, "--no-such-option")[0] == 2
     # a tolerance that not even equality meets
     monkeypatch.setattr("wuneng.convert.comparison.TOLERANCE", {torch.float32: -1.0})

@@ -206,6 +206,6 @@ def test_a_record_that_was_edited_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(DamagedError, match=rf"{file.name}: altered .*--no-verify"):
             read_self_sealed(file)
         assert read_self_sealed(file, check=False)["schema"] == 1
-        (tmp_path / f"{file.stem}.checksums.json").unlink()
+        (tmp_path / f"checksums.{file.name}").unlink()
         assert read_self_sealed(file)["schema"] == 1
     assert (tmp_path / CHECKSUMS).read_bytes() == before

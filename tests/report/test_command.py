@@ -93,18 +93,21 @@ def test_records_that_were_edited_are_refused(runs: Path) -> None:
     assert wuneng("first", "--format", "md", "--no-verify").exit_code == 0
 
 
-def test_evaluations_with_their_own_checksum_are_read_and_held_to_it(runs: Path) -> None:
+@pytest.mark.parametrize("name", ["eval.json", "eval-state-zero.json", "bench.json"])
+def test_scores_and_times_that_were_edited_are_refused(name: str, tmp_path: Path) -> None:
+    from wuneng.errors import DamagedError
     from wuneng.records import write_self_sealed
+    from wuneng.report.records import read_records
 
-    file = runs / "first" / "eval.json"
-    write_self_sealed(file, {"schema": "wuneng.eval/1", "models": {}, "settings": {}, "tasks": {}})
-    assert (runs / "first" / "eval.checksums.json").is_file()
-    assert wuneng("first", "--format", "md").exit_code == 0
-    file.write_text(file.read_text().replace("eval/1", "eval/2"))
-    refused = wuneng("first", "--format", "md")
-    assert refused.exit_code == 2
-    assert "eval.json" in refused.stderr
-    assert wuneng("first", "--format", "md", "--no-verify").exit_code == 0
+    file = tmp_path / name
+    write_self_sealed(file, {"tasks": {}, "rows": []})
+    read_records(tmp_path)
+    file.write_text(file.read_text().replace("[]", "[ ]"))
+    with pytest.raises(DamagedError, match=rf"{name}: .*--no-verify"):
+        read_records(tmp_path)
+    read_records(tmp_path, check=False)
+    (tmp_path / f"checksums.{name}").unlink()  # as earlier versions left it
+    read_records(tmp_path)
 
 
 def test_a_report_that_cannot_be_written_spoils_nothing(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 from wuneng.convert.graft import GraftSettings
 from wuneng.convert.run import Request, convert
@@ -128,7 +129,7 @@ def _located(source: str) -> Located:
     if located.is_rwkv7 or located.is_distributed:
         raise ModelError(
             f"init_from: {source} is of kind {located.kind}; make a WuNeng of it first: "
-            f"wuneng convert {source} DIRECTORY"
+            f"wuneng convert {quote(source)} DIRECTORY"
         )
     return located
 

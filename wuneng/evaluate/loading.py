@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -190,8 +191,8 @@ def without_tokenizer(path: Path) -> str:
     if run is not None:
         return (
             f"{model_label(path)} has no tokenizer: it was trained on synthetic tasks and reads "
-            f"token ids, not text. `wuneng eval {run.path}` scores it on its own tasks; for text, "
-            "train on text, as `wuneng train recipes/python-bytes.yaml` does."
+            f"token ids, not text. `wuneng eval {quote(str(run.path))}` scores it on its own "
+            "tasks; for text, train on text, as `wuneng train recipes/python-bytes.yaml` does."
         )
     with suppress(DataError, TypeError, KeyError):
         record = read_json(path / "convert.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.evaluate.loading import load_tokenizer
+from wuneng.foreign.regular import read_regular_text
 
 __all__ = ["Reader", "open_reader"]
 
@@ -44,7 +45,7 @@ def open_reader(path: Path) -> Reader | None:
     if tokenizer is None:
         return None
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_regular_text(path / "config.json"))
         context = config.get("max_position_embeddings")
     except (OSError, ValueError, AttributeError):  # told when the model is loaded
         context = None

@@ -93,7 +93,7 @@ def write_sealed_json(
 
 
 def write_self_sealed(path: Path, value: Any) -> None:
-    """Write ``value`` to ``x.json`` and, just before, its checksum to ``x.checksums.json``.
+    """Write ``value`` to ``x.json`` and, just before, its checksum to ``checksums.x.json``.
 
     For records that are put into a directory that is somebody else's: a run, or what ``--out``
     names. DiskError when the disk is full or refuses.
@@ -118,7 +118,7 @@ def read_self_sealed(path: Path, *, check: bool = True, skip: str = "--no-verify
 
 
 def _own_manifest(path: Path) -> str:
-    return f"{path.stem}.{CHECKSUMS}"
+    return f"checksums.{path.name}"
 
 
 def verify(

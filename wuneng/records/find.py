@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 
 from wuneng.errors import DataError, ModelError, nearest, reason, shortened
 from wuneng.records.checksums import CHECKSUMS
@@ -77,9 +78,10 @@ def _convert_first(file: Path) -> str:
     """What to do about a checkpoint that is no model directory yet."""
     if file.suffix != ".pth":
         return ""
+    source, made = quote(str(file)), quote(file.stem)
     return (
-        f"; an RWKV-7 .pth is converted first: `wuneng convert {file} {file.stem} --tokenizer "
-        f"bytes` (or world, or the path of its vocabulary), then name {file.stem}"
+        f"; an RWKV-7 .pth is converted first: `wuneng convert {source} {made} --tokenizer "
+        f"bytes` (or world, or the path of its vocabulary), then name {made}"
     )
 
 

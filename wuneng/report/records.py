@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import DataError, InputError, WuNengError, file_errors, nearest
-from wuneng.records import (
-    CHECKSUMS,
-    RUNS_ROOT,
-    RunDirectory,
-    arm_roles,
-    read_jsonl,
-    read_self_sealed,
-    verify,
-)
+from wuneng.records import RUNS_ROOT, RunDirectory, arm_roles, read_jsonl, read_self_sealed, verify
 
 __all__ = ["Records", "read_family", "read_records"]
 
@@ -100,11 +92,10 @@ def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT
     evaluations = {
         file.name: found
         for file in sorted(path.glob("eval*.json"))
-        if not file.name.endswith(CHECKSUMS)
-        and (found := _object(file, "tasks", check)) is not None
+        if (found := _object(file, "tasks", check=check)) is not None
     }
-    controls = _object(path / _CONTROLS, "tasks", check)
-    bench = _object(path / _BENCH, "rows", check)
+    controls = _object(path / _CONTROLS, "tasks", check=check)
+    bench = _object(path / _BENCH, "rows", check=check)
     metrics = _metrics(run)
     if kind is None and not any((evaluations, controls, bench, metrics)):
         raise InputError(
@@ -155,9 +146,9 @@ def _existing(place: Path, runs_root: Path) -> Path:
     raise InputError(f"{place} does not exist (nor does {runs_root / place}).{near}")
 
 
-def _object(file: Path, wanted: str | None = None, check: bool = False) -> dict[str, Any] | None:
-    """A JSON object, None where there is no such file. DataError where it is something else,
-    DamagedError where it is not what its own checksum says."""
+def _object(file: Path, wanted: str | None = None, *, check: bool = False) -> dict[str, Any] | None:
+    """A JSON object, None where there is no such file. DataError where it is something else;
+    with ``check`` DamagedError where it is not what its own checksum says."""
     if not file.is_file():
         return None
     found = read_self_sealed(file, check=check)

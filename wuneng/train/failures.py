@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from wuneng.errors import RunError
 
@@ -31,6 +32,6 @@ class UnitsFailed(RunError):
         super().__init__(
             f"{len(failures)} of {units} failed, {rest}:{told}\n"
             "What is finished is kept: run the same command again to try these once more, or: "
-            f"wuneng train {run / 'recipe.yaml'} --resume {run}"
+            f"wuneng train {quote(str(run / 'recipe.yaml'))} --resume {quote(str(run))}"
         )
         self.failures = tuple(failures)

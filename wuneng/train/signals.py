@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -66,11 +67,8 @@ class StopSignals:
 
 def how_to_resume(run_directory: Path) -> str:
     """The sentence that tells a user how to go on."""
-    recipe = run_directory / "recipe.yaml"
-    return (
-        "Run the same command again to continue, or: "
-        f"wuneng train {recipe} --resume {run_directory}"
-    )
+    recipe, run = (quote(str(path)) for path in (run_directory / "recipe.yaml", run_directory))
+    return f"Run the same command again to continue, or: wuneng train {recipe} --resume {run}"
 
 
 def stop_warning(name: str) -> str:
