@@ -21,9 +21,10 @@ from wuneng_cli.report import leave_report
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
 
-__all__ = ["bench", "register"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "bench"]
 
-_EXAMPLES = """Examples:
+SHORT_HELP = "Measure speed, memory and how they grow with length."
+EXAMPLES = """Examples:
 
 \b
   wuneng bench --seq-len 8k                      a small model at 1k, 2k, 4k and 8k tokens
@@ -39,13 +40,6 @@ the last two's operators are always tried. Presets: 130m, 400m, 1.5b, 7b. One le
 measured at its eighth, quarter and half too. With --compare, options left out are the earlier
 record's.
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command(
-        "bench", short_help="Measure speed, memory and how they grow with length.", epilog=_EXAMPLES
-    )(bench)
 
 
 def bench(

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from wuneng.convert import Check, GraftSettings
     from wuneng.tables import Table
 
-__all__ = ["convert", "register"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "convert"]
 
-_EXAMPLES = """Examples:
+SHORT_HELP = "Turn a checkpoint into WuNeng, or back."
+EXAMPLES = """Examples:
 
 \b
   wuneng convert Qwen/Qwen2.5-0.5B upgraded                   add state and middle heads
@@ -30,13 +31,6 @@ _EXAMPLES = """Examples:
 The new heads start silent: the converted model gives its source's logits, which is checked before
 the destination appears. Train them afterwards.
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("convert", short_help="Turn a checkpoint into WuNeng, or back.", epilog=_EXAMPLES)(
-        convert
-    )
 
 
 def convert(

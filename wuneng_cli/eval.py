@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from wuneng.evaluate.controls.wanted import Wanted
     from wuneng.evaluate.session import EvaluationReport
 
-__all__ = ["evaluate", "register"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "evaluate"]
 
-_EXAMPLES = """Examples:
+SHORT_HELP = "Score a model and compare it with a baseline."
+EXAMPLES = """Examples:
 
 \b
   wuneng eval                                           the latest run on its held-out data
@@ -43,13 +44,6 @@ PIQA, WinoGrande, OpenBookQA, BoolQ, COPA, LAMBADA, SciQ, MMLU and GSM8K. The sp
 the file's name (train, valid, validation, dev, test); ARC files say easy or challenge there, and
 LAMBADA's say lambada.
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command(
-        "eval", short_help="Score a model and compare it with a baseline.", epilog=_EXAMPLES
-    )(evaluate)
 
 
 def evaluate(

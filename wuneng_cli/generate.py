@@ -11,9 +11,10 @@ from wuneng.foreign import shown
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line
 
-__all__ = ["generate", "register"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "generate"]
 
-_EXAMPLES = """Examples:
+SHORT_HELP = "Continue a prompt."
+EXAMPLES = """Examples:
 
 \b
   wuneng generate --prompt "Once upon a time"
@@ -24,11 +25,6 @@ The text appears as it is written and ends at the model's end-of-text token or a
 Only what follows the prompt is printed. Of the model's generation_config.json its end-of-text
 tokens are used alone.
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("generate", short_help="Continue a prompt.", epilog=_EXAMPLES)(generate)
 
 
 def generate(

@@ -11,9 +11,10 @@ import typer
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
 
-__all__ = ["inspect", "register"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "inspect"]
 
-_EXAMPLES = """Examples:
+SHORT_HELP = "Show what a model's heads do."
+EXAMPLES = """Examples:
 
 \b
   wuneng inspect --text chapter.txt                      the latest run's arm with state heads
@@ -30,11 +31,6 @@ the record (JSON, CSV), the tables as markdown, and pictures.
 """
 
 _FORMATS = ("table", "json", "md", "csv")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("inspect", short_help="Show what a model's heads do.", epilog=_EXAMPLES)(inspect)
 
 
 def inspect(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Callable
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -124,9 +126,20 @@ def _options(
     """
 
 
-_WORK = (train, eval_command, inspect_command, generate, convert, bench)
-for _command in (*_WORK, report, recipe, cache):
-    _command.register(app)
+#: In the order of the help.
+_COMMANDS: tuple[tuple[str, ModuleType, Callable[..., None]], ...] = (
+    ("train", train, train.train),
+    ("eval", eval_command, eval_command.evaluate),
+    ("inspect", inspect_command, inspect_command.inspect),
+    ("generate", generate, generate.generate),
+    ("convert", convert, convert.convert),
+    ("bench", bench, bench.bench),
+    ("report", report, report.report),
+    ("recipe", recipe, recipe.recipe),
+)
+for _name, _module, _command in _COMMANDS:
+    app.command(_name, short_help=_module.SHORT_HELP, epilog=_module.EXAMPLES)(_command)
+cache.register(app)
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from wuneng.recipe.fields import Section
     from wuneng.tables import Table
 
-__all__ = ["recipe", "register"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "recipe"]
 
-_EXAMPLES = """Examples:
+SHORT_HELP = "Explain the fields of a recipe, or resolve one."
+EXAMPLES = """Examples:
 
 \b
   wuneng recipe --fields                       every field: what it takes, its default, its meaning
@@ -24,13 +25,6 @@ _EXAMPLES = """Examples:
   wuneng recipe recipes/quickstart.yaml        a recipe with every default written out
   wuneng recipe recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command(
-        "recipe", short_help="Explain the fields of a recipe, or resolve one.", epilog=_EXAMPLES
-    )(recipe)
 
 
 def recipe(

@@ -10,9 +10,10 @@ import typer
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line
 
-__all__ = ["leave_report", "register", "report"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "leave_report", "report"]
 
-_EXAMPLES = """Examples:
+SHORT_HELP = "Write a page about runs, evals and benchmarks."
+EXAMPLES = """Examples:
 
 \b
   wuneng report                                    the latest run
@@ -23,13 +24,6 @@ _EXAMPLES = """Examples:
 The page is one file: no network, no script, light and dark. Beside it are report.json and
 report-data/*.csv with every number of it.
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command(
-        "report", short_help="Write a page about runs, evals and benchmarks.", epilog=_EXAMPLES
-    )(report)
 
 
 def report(

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from wuneng.recipe import WrittenRecipe
     from wuneng.train import Results
 
-__all__ = ["register", "train"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "train"]
 
-_EXAMPLES = """Examples:
+SHORT_HELP = "Train the arms of a recipe and compare them."
+EXAMPLES = """Examples:
 
 \b
   wuneng train recipes/quickstart.yaml
@@ -33,13 +34,6 @@ _EXAMPLES = """Examples:
 A run that was stopped or killed continues where it was when the same command is given again. Sizes
 may be written 8k or 1M (powers of 1024).
 """
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command(
-        "train", short_help="Train the arms of a recipe and compare them.", epilog=_EXAMPLES
-    )(train)
 
 
 def train(
