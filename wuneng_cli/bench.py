@@ -42,7 +42,9 @@ record's.
 """
 
 
+@options.with_output
 def bench(
+    output: options.Output,
     seq_len: Annotated[
         str | None,
         typer.Option(
@@ -105,10 +107,8 @@ def bench(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where bench.json, bench.csv and the pictures go. [default: runs/bench/<model>]",
+        options.out(
+            "Where bench.json, bench.csv and the pictures go. [default: runs/bench/<model>]"
         ),
     ] = None,
     compare: Annotated[
@@ -125,9 +125,6 @@ def bench(
     ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     verify: options.Verify = True,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Measure WuNeng beside the parameter-matched plain-attention baseline and pure RWKV-7 heads:
     operators, prefill, decoding and training steps over several lengths. What is timed is first
@@ -160,10 +157,12 @@ def bench(
         seconds=seconds,
         base=None if old is None else BenchRequest.from_json(old["request"]),
     )
-    record, directory = _measure(request, out, verify=verify, quiet=quiet)
-    passed = old is None or _compare(old, record, limit, as_json=as_json, verbose=verbose)
-    if old is None or not as_json:
-        _show(record, directory, as_json=as_json, verbose=verbose)
+    record, directory = _measure(request, out, verify=verify, quiet=output.quiet)
+    passed = old is None or _compare(
+        old, record, limit, as_json=output.as_json, verbose=output.verbose
+    )
+    if old is None or not output.as_json:
+        _show(record, directory, as_json=output.as_json, verbose=output.verbose)
     failed = [*failures(record), *filter(None, [nothing_measured(record)])]
     for line in failed:
         print_error(line)

@@ -33,7 +33,9 @@ the destination appears. Train them afterwards.
 """
 
 
+@options.with_output
 def convert(
+    output: options.Output,
     source: Annotated[
         str,
         typer.Argument(
@@ -156,9 +158,6 @@ def convert(
         ),
     ] = True,
     trust_remote_code: options.TrustRemoteCode = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Convert a checkpoint and prove that it still computes the same.
 
@@ -198,16 +197,16 @@ def convert(
     )
 
     def note(line: str) -> None:
-        if not quiet:
+        if not output.quiet:
             print_line(line, stderr=True)
 
     try:
         outcome = carry_out(request, note)
     except VerificationError as error:
-        if error.checks and not as_json:
+        if error.checks and not output.as_json:
             print_renderable(_checks_table(error.checks), stderr=True)
         raise
-    if as_json:
+    if output.as_json:
         print_json({"directory": str(outcome.directory), **outcome.record})
         return
     if outcome.checks:

@@ -46,7 +46,9 @@ LAMBADA's say lambada.
 """
 
 
+@options.with_output
 def evaluate(
+    output: options.Output,
     model: options.Model = None,
     tasks: Annotated[
         str | None,
@@ -57,9 +59,7 @@ def evaluate(
             help="Tasks, groups and aliases. [default: the held-out data of the run's recipe]",
         ),
     ] = None,
-    arm: Annotated[
-        str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
-    ] = None,
+    arm: options.Arm = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -101,22 +101,15 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            "--limit",
-            metavar="N",
-            min=1,
-            callback=options.counted,
-            help="Only the first N items of each task.",
-        ),
+        options.count("--limit", "N", 1, "Only the first N items of each task."),
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option(
+        options.count(
             "--num-fewshot",
-            metavar="K",
-            min=0,
-            callback=options.counted,
-            help="Solved examples before each question. [default: the task's own number]",
+            "K",
+            0,
+            "Solved examples before each question. [default: the task's own number]",
         ),
     ] = None,
     batch_size: Annotated[
@@ -146,10 +139,8 @@ def evaluate(
     dtype: options.Dtype = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where eval.json (controls.json) goes. [default: the run, or runs/eval/<model>]",
+        options.out(
+            "Where eval.json (controls.json) goes. [default: the run, or runs/eval/<model>]"
         ),
     ] = None,
     log_samples: Annotated[
@@ -160,9 +151,6 @@ def evaluate(
     ] = False,
     trust_remote_code: options.TrustRemoteCode = False,
     verify: options.Verify = True,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Score MODEL on evaluation tasks and, beside a baseline, say what the difference is worth:
     paired on the same items, with a 95 % interval, a p-value and the chance level.
@@ -213,24 +201,24 @@ def evaluate(
     prove_writable(directory, "--out")  # found out now, not after an hour of evaluation
 
     def notify(message: str) -> None:
-        if not quiet:
+        if not output.quiet:
             print_line(message, stderr=True)
 
     if remark:
         notify(remark)
     place = pick_device(device or "auto")
-    progress, command = not quiet and sys.stderr.isatty(), ["wuneng", *sys.argv[1:]]
+    progress, command = not output.quiet and sys.stderr.isatty(), ["wuneng", *sys.argv[1:]]
     if wanted is not None:
         tried = run_controls(request, wanted, place, notify=notify, progress=progress)
         write_controls(tried, directory / FILE, environment(command))
         leave_report(directory)
-        _print_controls(tried, directory / FILE, as_json=as_json, quiet=quiet)
+        _print_controls(tried, directory / FILE, as_json=output.as_json, quiet=output.quiet)
         return
     report = run_evaluation(request, place, notify=notify, progress=progress)
     file = result_file(directory, str(control))
     write_report(report, file, environment(command))
     leave_report(directory)
-    _print(report, file, as_json=as_json, quiet=quiet)
+    _print(report, file, as_json=output.as_json, quiet=output.quiet)
 
 
 def _lengths(text: str) -> list[int]:

@@ -27,7 +27,9 @@ tokens are used alone.
 """
 
 
+@options.with_output
 def generate(
+    output: options.Output,
     prompt: Annotated[
         str,
         typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; - reads stdin."),
@@ -35,9 +37,7 @@ def generate(
     model: options.Model = None,
     max_tokens: Annotated[
         int,
-        typer.Option(
-            "--max-tokens", metavar="N", parser=options.size, help="Tokens to write at most."
-        ),
+        options.tokens("--max-tokens", "Tokens to write at most."),
     ] = 200,
     temperature: Annotated[
         float,
@@ -58,16 +58,11 @@ def generate(
             "--seed", metavar="N", min=0, max=2**63 - 1, help="The same seed writes the same text."
         ),
     ] = None,
-    arm: Annotated[
-        str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
-    ] = None,
+    arm: options.Arm = None,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     verify: options.Verify = True,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Continue a text with a trained model, token by token."""
     from wuneng.records import find_model
@@ -84,29 +79,29 @@ def generate(
         check_environment()
         loaded = load_model(place, device=pick_device(device or "auto"), dtype=dtype, check=verify)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    if not quiet:
+    if not output.quiet:
         print_line(f"{loaded.label}, {loaded.model.device}", stderr=True)
         if loaded.remark:
             print_line(loaded.remark, stderr=True)
     # With --json only the result belongs on stdout.
-    stream = sys.stderr if as_json else sys.stdout
+    stream = sys.stderr if output.as_json else sys.stdout
 
     def write(piece: str) -> None:
-        if not (as_json and quiet):
+        if not (output.as_json and output.quiet):
             # A model may have learnt escape sequences; into a file they go as they are.
             stream.write(shown(piece) if stream.isatty() else piece)
             stream.flush()
 
     written = generate_text(loaded, text, sampling, write)
     write("\n")
-    if not quiet:
+    if not output.quiet:
         rate = written.tokens / max(written.seconds, 1e-9)
         print_line(
             f"{written.tokens} tokens in {written.seconds:.1f} s ({rate:.1f} a second), "
             f"{written.ended}, seed {written.seed}",
             stderr=True,
         )
-    if as_json:
+    if output.as_json:
         print_json({"schema": 1, "model": loaded.describe(), "prompt": text, **written.record()})
 
 

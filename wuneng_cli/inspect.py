@@ -33,7 +33,9 @@ the record (JSON, CSV), the tables as markdown, and pictures.
 _FORMATS = ("table", "json", "md", "csv")
 
 
+@options.with_output
 def inspect(
+    output: options.Output,
     model: options.Model = None,
     text: Annotated[
         Path | None,
@@ -47,14 +49,10 @@ def inspect(
         str | None,
         typer.Option("--task", metavar="NAME", help="Of a run with synthetic tasks: which one."),
     ] = None,
-    arm: Annotated[
-        str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")
-    ] = None,
+    arm: options.Arm = None,
     seq_len: Annotated[
         int,
-        typer.Option(
-            "--seq-len", metavar="N", parser=options.size, help="The first N tokens of the text."
-        ),
+        options.tokens("--seq-len", "The first N tokens of the text."),
     ] = 512,
     form: Annotated[
         str,
@@ -62,15 +60,12 @@ def inspect(
     ] = "table",
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Write record, tables and pictures here."),
+        options.out("Write record, tables and pictures here."),
     ] = None,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     verify: options.Verify = True,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Show, per layer and head, what a model's heads do over one text: how long the state lasts,
     what becomes of it, and who listens to it.
@@ -79,7 +74,7 @@ def inspect(
     from wuneng.records import find_model, prove_writable
 
     require_one_process()
-    form = _format(form, as_json)
+    form = _format(form, output.as_json)
     place = find_model(model, arm=arm)
     if out is not None:
         prove_writable(out, "--out")
@@ -92,7 +87,7 @@ def inspect(
     check_environment()
     loaded = load_model(place, device=pick_device(device or "auto"), dtype=dtype, check=verify)
     subject = subject_of(loaded, text, task, seq_len)
-    if not quiet:
+    if not output.quiet:
         where = f"{len(subject.tokens):,} tokens of {subject.source}"
         print_line(f"{loaded.label} over {where}, {loaded.model.device}", stderr=True)
     record = inspect_model(loaded, subject)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import update_wrapper
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, Concatenate, NamedTuple
 
 import typer
 
 __all__ = [
+    "Arm",
     "Changes",
     "Device",
     "Dtype",
     "Json",
     "Model",
-    "Quiet",
+    "Output",
     "TrustRemoteCode",
-    "Verbose",
     "Verify",
+    "count",
+    "out",
     "size",
+    "tokens",
+    "with_output",
 ]
 
 
@@ -57,6 +64,22 @@ def _trust(context: typer.Context, value: bool) -> bool:
     return value
 
 
+def count(flag: str, metavar: str, least: int, text: str) -> Any:
+    """The option of a number of things, from ``least`` on."""
+    return typer.Option(flag, metavar=metavar, min=least, callback=counted, help=text)
+
+
+def tokens(flag: str, text: str) -> Any:
+    """The option of a number of tokens."""
+    return typer.Option(flag, metavar="N", parser=size, help=text)
+
+
+def out(text: str) -> Any:
+    """The option --out; ``text`` says what goes there."""
+    return typer.Option("--out", metavar="DIR", help=text)
+
+
+Arm = Annotated[str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
@@ -97,11 +120,11 @@ Verify = Annotated[
         help="Compare the files of finished runs and models with their checksums before use.",
     ),
 ]
-Quiet = Annotated[
+_Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print no progress, only the result and warnings."),
 ]
-Verbose = Annotated[
+_Verbose = Annotated[
     bool,
     typer.Option(
         "--verbose",
@@ -119,3 +142,29 @@ TrustRemoteCode = Annotated[
         help="Run code that comes with a model or tokenizer. Without it such code is never run.",
     ),
 ]
+
+
+class Output(NamedTuple):
+    """What a command prints: --json, --quiet and --verbose."""
+
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+
+def with_output(command: Callable[Concatenate[Output, ...], None]) -> Callable[..., None]:
+    """``command`` with --json, --quiet and --verbose after its own options, as one argument."""
+
+    def complete(
+        *, as_json: Json = False, quiet: _Quiet = False, verbose: _Verbose = False, **own: Any
+    ) -> None:
+        command(Output(as_json, quiet, verbose), **own)
+
+    _, *own = signature(command, eval_str=True).parameters.values()
+    *shared, _ = signature(complete, eval_str=True).parameters.values()
+    parameters = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*own, *shared)]
+    update_wrapper(complete, command)
+    # Typer reads the options from both.
+    complete.__annotations__ = {one.name: one.annotation for one in parameters}
+    complete.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return complete

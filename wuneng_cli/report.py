@@ -26,7 +26,9 @@ report-data/*.csv with every number of it.
 """
 
 
+@options.with_output
 def report(
+    output: options.Output,
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -36,15 +38,12 @@ def report(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where the page goes. [default: the first RUN]"),
+        options.out("Where the page goes. [default: the first RUN]"),
     ] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="html|md", help="A page, or Markdown.")
     ] = "html",
     verify: options.Verify = True,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Write report.html about one directory or several: the answer with its interval, learning
     curves, tokens saved, differences, tasks, controls, speed, settings and environment, as far as
@@ -68,9 +67,9 @@ def report(
         for one in found:
             write_curves(one)
     page = write_report(built, directory, "md" if form == "md" else "html")
-    if as_json:
+    if output.as_json:
         print_json({"file": str(page), **report_record(built)})
-    elif not quiet:
+    elif not output.quiet:
         for part in built.parts:
             for section in part.sections[:1]:
                 print_line(section.text[0] if section.text else part.records.name)

@@ -36,18 +36,16 @@ may be written 8k or 1M (powers of 1024).
 """
 
 
+@options.with_output
 def train(
+    output: options.Output,
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as those in recipes/.")
     ],
     changes: options.Changes = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="The run directory. [default: runs/<name of the recipe>, numbered if taken]",
-        ),
+        options.out("The run directory. [default: runs/<name of the recipe>, numbered if taken]"),
     ] = None,
     resume: Annotated[
         str,
@@ -88,9 +86,6 @@ def train(
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     verify: options.Verify = True,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Train the arms of RECIPE one after another or side by side, on the same batches from the same
     seed, and compare them.
@@ -111,9 +106,11 @@ def train(
 
     check_environment()
     if dry_run:
-        _print_plan(written, measure=measure, as_json=as_json, verbose=verbose)
+        _print_plan(written, measure=measure, as_json=output.as_json, verbose=output.verbose)
     else:
-        _train(written, out, resume, jobs, verify=verify, as_json=as_json, quiet=quiet)
+        _train(
+            written, out, resume, jobs, verify=verify, as_json=output.as_json, quiet=output.quiet
+        )
 
 
 def _print_plan(written: WrittenRecipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
