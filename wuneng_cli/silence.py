@@ -22,11 +22,8 @@ __all__ = ["lift", "silenced"]
 
 #: Read when the packages are imported, which is after this.
 _VARIABLES = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DATASETS_VERBOSITY": "error",
-    "HF_HUB_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    **dict.fromkeys(("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"), "error"),
+    **dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1"),
     # Warnings that torch's C++ code writes past Python.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }

@@ -95,11 +95,11 @@ _REQUEST = {
     },
 }
 
+_MEASURED = dict.fromkeys(("what", "operation", "arm"), _TEXT)
+
 _EXPONENT = _object(
     {
-        "what": _TEXT,
-        "operation": _TEXT,
-        "arm": _TEXT,
+        **_MEASURED,
         "batch": {"type": "integer"},
         "dtype": _TEXT,
         "quantity": {"enum": ["time", "memory"]},
@@ -111,9 +111,7 @@ _EXPONENT = _object(
 
 _GATE = _object(
     {
-        "what": _TEXT,
-        "operation": _TEXT,
-        "arm": _TEXT,
+        **_MEASURED,
         "seq_len": {"type": "integer"},
         "error": _NUMBER,
         "tolerance": {"type": "number"},

@@ -23,13 +23,9 @@ __all__ = ["ConvertedSources", "graft_of"]
 #: Fields of ``model:`` that have a field of their own in GraftSettings.
 _NAMED = {
     "num_state_heads": "state_heads",
-    "state_layers": "state_layers",
-    "state_head_dim": "state_head_dim",
-    "cross_head": "cross_head",
-    "snapshots": "snapshots",
     "state_key_source": "key_source",
     "state_value_source": "value_source",
-}
+} | {name: name for name in ("state_layers", "state_head_dim", "cross_head", "snapshots")}
 #: The others that concern state heads and nothing else.
 _OTHERS = (
     *("state_kind", "state_options", "state_short_conv", "layers", "state_removal_key"),
