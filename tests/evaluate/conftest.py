@@ -164,25 +164,28 @@ def save_model(model: Any, directory: Path, *, tokenizer: bool = True) -> Path:
     return directory
 
 
+#: What the tiny models have in common.
+TINY: dict[str, Any] = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+}
+
+
 def tiny_llama(context: int = 512, seed: int = 0) -> Any:
     """A random Llama over bytes, its outputs sharp enough that answers differ."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        bos_token_id=256,
-        eos_token_id=256,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).float()
+    changes: dict[str, Any] = {"max_position_embeddings": context, "initializer_range": 0.3}
+    return LlamaForCausalLM(LlamaConfig(**{**TINY, **changes})).float()
 
 
 def tiny_wuneng(seed: int = 0, **changes: Any) -> Any:
@@ -192,21 +195,8 @@ def tiny_wuneng(seed: int = 0, **changes: Any) -> Any:
     from wuneng.model import WuNengConfig, WuNengForCausalLM
 
     torch.manual_seed(seed)
-    settings = {
-        "vocab_size": 257,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "num_state_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 256,
-        "eos_token_id": 256,
-        "initializer_range": 0.2,
-        "output_init": "normal",
-    }
-    return WuNengForCausalLM(WuNengConfig(**{**settings, **changes})).float()
+    ours = {"num_state_heads": 2, "initializer_range": 0.2, "output_init": "normal"}
+    return WuNengForCausalLM(WuNengConfig(**{**TINY, **ours, **changes})).float()
 
 
 @pytest.fixture(scope="session")

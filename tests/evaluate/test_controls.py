@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.small import BASE, small_model
+from tests.model.small import BASE, in_pieces, small_model
 from wuneng import WuNengConfig, WuNengForCausalLM, kinds
 from wuneng.errors import InputError, ModelError
 from wuneng.evaluate.controls.names import Control, Head, parse_state_control
@@ -169,17 +169,7 @@ def test_token_by_token_is_as_at_once(name: str, control: Control) -> None:
     mask[1, :4] = 0
     with controlled(model, control), torch.no_grad():
         whole = logits(model, tokens, attention_mask=mask)
-        cache, parts = None, []
-        for begin, end in ((0, 18), (18, 19), (19, 20), (20, TOKENS)):
-            out = model(
-                tokens[:, begin:end],
-                attention_mask=mask[:, :end],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache = out.past_key_values
-            parts.append(out.logits)
-    found = torch.cat(parts, 1)
+        found = in_pieces(model, tokens, [18, 1, 1, TOKENS - 20], mask)
     torch.testing.assert_close(found[mask.bool()], whole[mask.bool()], rtol=1e-9, atol=1e-10)
 
 

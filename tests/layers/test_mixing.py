@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.small import BASE, disturbed
+from tests.model.small import BASE, disturbed, in_pieces
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.built_in_arms import BUILT_IN_ARMS, arm_problem
 from wuneng.convert.graft import NewTensors
@@ -60,18 +60,8 @@ def test_pieces_pads_and_nothing_but_pads(kind: str, wiring: str) -> None:
     mask[1, :7] = 0
     with torch.no_grad():
         whole = model(ids, attention_mask=mask).logits
-        cache, parts = None, []
-        for first, last in ((0, 5), (5, 6), (6, 7), (7, 8), (8, 20)):
-            out = model(
-                ids[:, first:last],
-                attention_mask=mask[:, :last],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache = out.past_key_values
-            parts.append(out.logits)
         alone = model(ids[1:, 7:]).logits[0]
-    pieces = torch.cat(parts, 1)
+    pieces = in_pieces(model, ids, [5, 1, 1, 1, 12], mask)
     torch.testing.assert_close(pieces[0], whole[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(pieces[1, 7:], whole[1, 7:], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(pieces[1, 7:], alone, rtol=1e-5, atol=1e-5)  # RoPE is float32

@@ -112,12 +112,20 @@ def disturbed(model: WuNengForCausalLM) -> WuNengForCausalLM:
     return model
 
 
-def in_pieces(model: WuNengForCausalLM, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """Logits of ``ids`` ``[B, T]``, fed in pieces of these lengths through the cache."""
-    cache, parts = None, []
+def in_pieces(
+    model: WuNengForCausalLM,
+    ids: torch.Tensor,
+    lengths: list[int],
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits of ``ids`` ``[B, T]``, fed in pieces of these lengths through the cache; ``mask``
+    ``[B, T]`` is zero at pads."""
+    cache, parts, end = None, [], 0
     with torch.no_grad():
         for part in ids.split(lengths, 1):
-            out = model(part, past_key_values=cache, use_cache=True)
+            end += part.shape[1]
+            so_far = None if mask is None else mask[:, :end]
+            out = model(part, attention_mask=so_far, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             parts.append(out.logits)
     return torch.cat(parts, 1)

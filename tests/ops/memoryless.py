@@ -13,13 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from wuneng.ops import (
-    HeadInputs,
-    HeadOptions,
-    HeadWeights,
-    state_head,
-    using,
-)
+from wuneng.ops import HeadInputs, HeadOptions, HeadWeights, state_head, using
 from wuneng.ops.head_arguments import HeadOutputs
 from wuneng.ops.plain import PLAIN_TYPES
 from wuneng.ops.state_head import step as head_step

@@ -19,6 +19,9 @@ import torch
 from tests.ops.aot_resources import QUICK_BUILDS, Build
 from tests.ops.aot_worker import BUILDS, CROSS_HEAD_BUILDS, SCAN_BUILDS, name_of
 
+#: What a build's name is compiled to: its resources.
+Compiled = Callable[[str], dict[str, Any]]
+
 # Spilled bytes a thread, stores, at head size 64: the larger of Triton 3.6.0's and 3.7.1's. None
 # is allowed of what is not listed.
 ALLOWED_SPILLS = {
@@ -77,9 +80,7 @@ def cases(builds: Iterable[Build], quick: Container[Build]) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", cases(SCAN_BUILDS, QUICK_BUILDS))
-def test_a_kernel_compiles_within_its_limits(
-    compiled_ahead: Callable[[str], dict[str, Any]], name: str
-) -> None:
+def test_a_kernel_compiles_within_its_limits(compiled_ahead: Compiled, name: str) -> None:
     assert_within_limits(compiled_ahead(name))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.ops.aot_cross_head import QUICK_BUILDS
 from tests.ops.aot_worker import CROSS_HEAD_BUILDS
-from tests.ops.test_aot_compile import cases
+from tests.ops.test_aot_compile import Compiled, cases
 
 # Spilled bytes a thread, stores: the larger of Triton 3.6.0's and 3.7.1's; others spill nothing.
 # Both gradients of a [2 N, N] matrix stay in registers. On sm_80 the operands of every product
@@ -38,9 +37,7 @@ def assert_within_limits(build: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", cases(CROSS_HEAD_BUILDS, QUICK_BUILDS))
-def test_a_kernel_compiles_within_its_limits(
-    compiled_ahead: Callable[[str], dict[str, Any]], name: str
-) -> None:
+def test_a_kernel_compiles_within_its_limits(compiled_ahead: Compiled, name: str) -> None:
     assert_within_limits(compiled_ahead(name))
 
 

@@ -11,13 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.ops.memoryless import called, called_unasked, drawn, head_arguments, others, run_operator
-from wuneng.ops import (
-    HeadInputs,
-    HeadOptions,
-    HeadWeights,
-    state_head,
-    using,
-)
+from wuneng.ops import HeadInputs, HeadOptions, HeadWeights, state_head, using
 from wuneng.ops.head_arguments import HeadOutputs
 from wuneng.ops.readout import state_readout
 from wuneng.ops.readout import triton_kernels as readout_kernels
