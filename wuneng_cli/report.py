@@ -56,11 +56,13 @@ def report(
     curves, tokens saved, differences, tasks, controls, speed, settings and environment, as far as
     the records have them.
     """
+    from wuneng.device import require_one_process
     from wuneng.records import RUNS_ROOT, prove_writable
     from wuneng.report import build_report, write_curves, write_report
     from wuneng.report.records import read_family
     from wuneng.report.write import report_record
 
+    require_one_process()
     if form not in ("html", "md"):
         raise typer.BadParameter(f"expected html or md, got {form!r}", param_hint="--format")
     places = runs or [RUNS_ROOT / "latest"]

@@ -124,6 +124,7 @@ WRITING = {
     "convert": ["from", "to"],
     "inspect": ["--out", "look"],
     "bench": [],
+    "report": [],
 }
 
 

@@ -109,10 +109,6 @@ CASES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--tasks", ","], ("no task given",)),
     (["--tasks", "gsm8k", "--data-dir", "FILES"], ("no test or validation file", "copa_val")),
     (["--tasks", "copa", "--data-dir", "FILES", "--num-fewshot", "2"], ("no train file",)),
-    (["--tasks", "copa", "--limit", str(10**23)], ("--limit", "at most 4611686018427387904")),
-    (["--tasks", "copa", "--num-fewshot", str(10**23)], ("--num-fewshot", "expected at most")),
-    (["--tasks", "copa", "--batch-size", "9" * 5000], ("--batch-size", "from 1 to 4611686")),
-    (["--tasks", "copa", "--batch-size", "\u00b2"], ("--batch-size", "or auto, got")),
     (["--tasks", "validation"], ("neither MODEL nor the baseline belongs to a run",)),
     (["--tasks", "copa", "--state", "none"], ("--state: expected keep, zero, permute",)),
     (["--tasks", "copa", "--data-dir", "FILES", "--state", "zero"], ("no state heads",)),
@@ -120,6 +116,25 @@ CASES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--tasks", "copa", "--data-dir", "FILES", "--device", "tpu"], ("got 'tpu'",)),
     (["--tasks", "copa", "--baseline", "missing"], ("missing does not exist",)),
 ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--limit", str(10**23), "at most 4611686018427387904"),
+        ("--num-fewshot", str(10**23), "at most 4611686018427387904"),
+        ("--batch-size", "9" * 5000, "from 1 to 4611686018427387904"),
+        ("--batch-size", "\u00b2", "or auto, got"),
+    ],
+)
+def test_numbers_that_cannot_be_counted_with(
+    wuneng: Invoke, llama_directory: Path, option: str, value: str, said: str
+) -> None:
+    result = wuneng("eval", llama_directory, "--tasks", "copa", option, value)
+    assert result.exit_code == 2, result.output
+    assert option in result.stderr
+    assert said in " ".join(result.stderr.split())
+    assert len(result.stderr) < 600
 
 
 @pytest.mark.parametrize(("arguments", "parts"), CASES)

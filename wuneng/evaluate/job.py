@@ -116,6 +116,7 @@ def prepared(
                 include_path=request.include_path,
                 reader=open_reader(request.model),
                 lengths=request.lengths,
+                limit=request.limit,
                 own=_own_questions(request) if QUESTIONS in names else None,
                 on_full_index=lambda: notify(
                     "not all of the tasks are in the common suite: indexing every task "

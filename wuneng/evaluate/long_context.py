@@ -26,7 +26,15 @@ from wuneng.data.documents import read_documents
 from wuneng.errors import TaskError
 from wuneng.evaluate.reader import Reader
 
-__all__ = ["RULER_MEAN", "generated", "interleaved", "length_metadata", "local_ruler", "too_short"]
+__all__ = [
+    "RULER_MEAN",
+    "generated",
+    "interleaved",
+    "length_metadata",
+    "local_ruler",
+    "seeded",
+    "too_short",
+]
 
 #: How RULER's task files call their mean over the items of one length, -1 for the others.
 RULER_MEAN = "aggregate_metrics"
@@ -80,7 +88,10 @@ def interleaved(task: Any) -> None:
 
 @contextmanager
 def local_ruler(
-    reader: Reader | None, data_dir: Path | None, lengths: Sequence[int] | None
+    reader: Reader | None,
+    data_dir: Path | None,
+    lengths: Sequence[int] | None,
+    limit: int | None,
 ) -> Iterator[None]:
     """RULER's sources are here while this is open: the reader's tokenizer, the directory's text.
 
@@ -96,9 +107,10 @@ def local_ruler(
     ruler.common.get_tokenizer.cache_clear()  # it goes by the path alone
     ruler.niah.cached_sent_tokenize.cache_clear()
     with (
-        _seeded(),
         contextlib.redirect_stdout(sys.stderr),  # one of them prints; stdout is for results
         _replaced(ruler.niah, "datasets", shim),
+        # Its bar goes through the numbers of the samples: no more needles are hidden than wanted.
+        _replaced(ruler.niah, "tqdm", lambda numbers, **_: numbers[:limit]),
         _replaced(ruler.common, "AutoTokenizer", given),
         _replaced(ruler.niah, "sent_tokenize", ruler.sentences),
     ):
@@ -138,8 +150,9 @@ def too_short(leaf: str, reader: Reader | None, lengths: Sequence[int] | None) -
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
-    """The seeds of the harness' command; the random numbers of others go on as if nothing were."""
+def seeded() -> Iterator[None]:
+    """The seeds of the harness' command for one task, so that its items do not depend on those made
+    before; the random numbers of others go on as if nothing were."""
     states = random.getstate(), np.random.get_state()
     random.seed(_SEED)
     np.random.seed(_NUMPY_SEED)

@@ -20,6 +20,7 @@ from wuneng.evaluate.long_context import (
     interleaved,
     length_metadata,
     local_ruler,
+    seeded,
     too_short,
 )
 from wuneng.evaluate.own_questions import OwnQuestions, question_tasks
@@ -61,6 +62,7 @@ def load_tasks(
     reader: Reader | None = None,
     lengths: Sequence[int] | None = None,
     own: OwnQuestions | None = None,
+    limit: int | None = None,
     on_full_index: Callable[[], None] = lambda: None,
 ) -> LoadedTasks:
     """Look the names up, find their data and build the task objects.
@@ -73,6 +75,7 @@ def load_tasks(
         include_path: a directory of task files, which override the harness' own.
         reader: whose tokenizer lengths are counted in; needed by tasks that make long texts.
         lengths: of those texts, in tokens; None leaves each task's own.
+        limit: so many items of each task are wanted; RULER's needles are slow to hide.
         own: how the rows of `questions` are read; None with the usual names of fields.
         on_full_index: called before the slow index of all tasks is built.
 
@@ -93,7 +96,7 @@ def load_tasks(
             on_full_index=on_full_index,
             none_is_fine=len(others) < len(names),
         )
-        loading = _Loading(manager, data_dir, workspace, num_fewshot, reader, lengths)
+        loading = _Loading(manager, data_dir, workspace, num_fewshot, reader, lengths, limit)
         if data_dir is not None:
             selections = loading.repoint(selections)
         loading.write_suite(ours)
@@ -139,6 +142,7 @@ class _Loading:
     num_fewshot: int | None
     reader: Reader | None
     lengths: Sequence[int] | None
+    limit: int | None
     local: dict[str, LocalTask] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -186,7 +190,7 @@ class _Loading:
         """Open while tasks are built: what RULER's read."""
         files = (self.manager.task_index[leaf].yaml_path for leaf in _all_leaves(selections))
         if any(Path(file).parent.name == "ruler" for file in files if file):
-            return local_ruler(self.reader, self.data_dir, self.lengths)
+            return local_ruler(self.reader, self.data_dir, self.lengths, self.limit)
         return nullcontext()
 
     def load(self, selections: Sequence[TaskSelection]) -> LoadedTasks:
@@ -214,7 +218,8 @@ class _Loading:
         config = (entry.cfg or {}) if entry else {}
         if why := too_short(leaf, self.reader, self.lengths):
             raise TaskError(f"task {leaf!r}: {why}, as MODEL's tokenizer counts them")
-        task = load_task(leaf, config, self.local.get(leaf), self.manager, self.num_fewshot)
+        with seeded() if generated(config) else nullcontext():
+            task = load_task(leaf, config, self.local.get(leaf), self.manager, self.num_fewshot)
         if generated(config):
             interleaved(task)
         return task

@@ -40,7 +40,6 @@ def study_record(
         "smallest_effect": study.smallest_effect,
         "match": study.match,
         "rungs": list(rungs),
-        "runs": [rung["directory"] for rung in rungs],
         "models": {arm: last["directory"] for arm, entry in last["arms"].items() if entry},
     }
     record["summary"] = study_sentence(record)

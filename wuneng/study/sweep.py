@@ -172,7 +172,6 @@ def sweep_record(
             for point, arms in zip(points, entries, strict=True)
         ],
         "best": best,
-        "runs": [point.name for point in points],
         "models": {arm: found["point"] for arm, found in best.items()},
     }
     record["summary"] = sweep_sentence(record)
