@@ -69,6 +69,7 @@ def save_arm(directory: Path, tokenizer: Any, options: argparse.Namespace, arm: 
         num_hidden_layers=options.layers,
         num_attention_heads=options.width // 64,
         max_position_embeddings=1024,
+        output_init="normal",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         **ARMS[arm],

@@ -86,6 +86,49 @@ def eval_tables() -> Iterator[Table]:
         )
 
 
+def control_tables() -> Iterator[Table]:
+    from wuneng.evaluate.comparison import compare
+    from wuneng.evaluate.controls.battery import ControlsReport, UnderControl
+    from wuneng.evaluate.controls.names import Control, Head
+    from wuneng.evaluate.controls.report import controls_tables
+    from wuneng.evaluate.job import EvaluationRequest
+    from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
+
+    draw = np.random.default_rng(0)
+
+    def outcomes(name: str) -> TaskOutcomes:
+        bits = MetricOutcomes("ratio", -900 * draw.random(40), 90 + draw.random(40), "bits", False)
+        return TaskOutcomes(name, [str(n) for n in range(40)], {"bits_per_byte": bits})
+
+    names = ["validation", *(f"multi-hop-chains-with-a-long-name@{64 << k}" for k in range(4))]
+    right = [outcomes(name) for name in names]
+    controls = [Control("permute"), Control("reset", 16384)]
+    controls += [Control("head", head=Head("attention", 127, n)) for n in (0, 127)]
+    yield from controls_tables(
+        ControlsReport(
+            EvaluationRequest("m", names),  # type: ignore[arg-type]
+            {"label": f"upgrade/{LONG_ARM}", "parameters": SEVEN_B},
+            [UnderControl(c, compare(right, [outcomes(n) for n in names])) for c in controls],
+            [],
+        )
+    )
+
+
+def inspect_tables() -> Iterator[Table]:
+    from wuneng.inspect.report import tables
+
+    state = {
+        "rate": [1.234], "rate_largest": [1.999], "norm": [[123456.7]], "rank": [[127.9]],
+        "flips": [131072],
+        "half_life": {"shortest": [1.1], "median": [None], "longest": [123_456_789.0]},
+    }  # fmt: skip
+    middle = {"gate": [0.123], "share": [0.999]}
+    attention = {"entropy": [12.3456], "uniform": 13.5}
+    layer = {"layer": 127, "state": state, "middle": middle, "attention": attention}
+    model, text = {"label": f"upgrade/{LONG_ARM}"}, {"tokens": 131072}
+    yield from tables({"model": model, "text": text, "layers": [layer]})
+
+
 def bench_tables() -> Iterator[Table]:
     from wuneng.bench.answer import answer_table
     from wuneng.bench.compare import Change, Comparison
@@ -170,6 +213,8 @@ def dry_run_tables() -> Iterator[Table]:
 TABLES: dict[str, Callable[[], Iterator[Table]]] = {
     "train": results_tables,
     "eval": eval_tables,
+    "controls": control_tables,
+    "inspect": inspect_tables,
     "bench": bench_tables,
     "convert": convert_tables,
     "dry run": dry_run_tables,

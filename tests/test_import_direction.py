@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 #: From top to bottom. A room may import rooms of lower floors, and rooms beside it.
 FLOORS: list[set[str]] = [
     {"wuneng_cli"},
-    {"wuneng.bench", "wuneng.evaluate", "wuneng.convert"},
+    {"wuneng.bench", "wuneng.evaluate", "wuneng.convert", "wuneng.report", "wuneng.inspect"},
+    {"wuneng.study"},
     {"wuneng.train"},
     {"wuneng.data", "wuneng.synthetic"},
     {"wuneng.model"},
     {"wuneng.layers"},
     {"wuneng.ops"},
-    {"wuneng.tables"},
+    {"wuneng.tables", "wuneng.pictures"},
     {
         "wuneng.recipe",
         "wuneng.records",
@@ -33,21 +34,14 @@ FLOORS: list[set[str]] = [
         "wuneng.kinds",
         "wuneng.layer_pattern",
         "wuneng.limits",
+        "wuneng.older_files",
     },
 ]
 
 #: Rooms whose modules must be importable without these.
 LIGHT_ROOMS = (
-    "wuneng.recipe",
-    "wuneng.records",
-    "wuneng.tables",
-    "wuneng.errors",
-    "wuneng.foreign",
-    "wuneng.built_in_arms",
-    "wuneng.head_counts",
-    "wuneng.kinds",
-    "wuneng.layer_pattern",
-    "wuneng.limits",
+    *("wuneng.tables", "wuneng.pictures"),
+    *sorted(FLOORS[-1] - {"wuneng.statistics", "wuneng.device"}),
 )
 HEAVY = ("torch", "transformers", "numpy", "datasets", "lm_eval")
 
@@ -211,6 +205,18 @@ def test_statistics_need_numpy_alone() -> None:
         if room(target) != "wuneng.statistics"
     }
     assert outside <= {"numpy", *sys.stdlib_module_names}
+
+
+def test_a_report_reads_records_and_nothing_else() -> None:
+    modules = sources()
+    rooms = {
+        room(target)
+        for module, path in modules.items()
+        if room(module) == "wuneng.report"
+        for target, _, _ in imports(path, modules, for_types=True)
+    }
+    light = {"wuneng.records", "wuneng.errors", "wuneng.foreign", "wuneng.recipe"}
+    assert rooms - {None, "wuneng.report"} <= light | {"wuneng.statistics", "wuneng.pictures"}
 
 
 def test_commands_import_nothing_heavy_at_the_top() -> None:

@@ -82,5 +82,5 @@ def test_what_is_not_there_is_found() -> None:
     modules = sources()
     assert is_there("wuneng.records.find_model", modules)
     assert is_there("wuneng.train.run.Results", modules)
-    assert not is_there("wuneng.report", modules)
+    assert not is_there("wuneng.no_such_room", modules)
     assert not is_there("wuneng.train.run.no_such_name", modules)

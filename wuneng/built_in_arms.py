@@ -51,6 +51,8 @@ RWKV7_TIME_MIX: Changes = {
 #: What RWKV-7's heads alone have, at the value of heads without it.
 _OWN_OF_RWKV7: Changes = {
     "state_options": None,
+    "state_init": None,
+    "state_reads": 1,
     "state_removal_key": "shared",
     "state_value_residual": False,
     "state_bonus": True,
@@ -112,6 +114,7 @@ def _pure_rwkv7(base: Any) -> Changes:
         **_full_width(base),
         **_OWN_OF_RWKV7,
         **RWKV7_TIME_MIX,
+        "state_init": base.state_init if base.state_kind == "rwkv7" else None,
         "num_key_value_heads": None,
         "head_dim": None,
         "layers": None,

@@ -14,6 +14,7 @@ __all__ = [
     "MOST_HEADS",
     "MOST_LAYERS",
     "MOST_TAPS",
+    "MOST_THREADS",
     "MOST_TOKEN_IDS",
     "WIDEST",
     "WIDEST_FEED_FORWARD",
@@ -29,6 +30,8 @@ MOST_HEADS = 2**16
 MOST_TOKEN_IDS = 2**27
 #: Of a short convolution.
 MOST_TAPS = 64
+#: Of a processor; no machine has as many.
+MOST_THREADS = 2**14
 
 
 class Limits(NamedTuple):
@@ -72,6 +75,7 @@ LIMITS: dict[str, Limits] = {
     "value_rank": _WIDTH,
     "gate_rank": _WIDTH,
     "state_a_max": Limits(1, 2),
+    "state_reads": Limits(1, 2),
     "state_short_conv": Limits(0, MOST_TAPS),
     "attention_short_conv": Limits(0, MOST_TAPS),
     "state_norm_eps": Limits(0, _INFINITE),

@@ -16,6 +16,7 @@ from wuneng_cli.render import (
     print_renderable,
     print_text,
 )
+from wuneng_cli.report import leave_report
 
 if TYPE_CHECKING:
     from wuneng.bench import BenchRequest
@@ -150,7 +151,7 @@ def bench(
     limit = None if fail_over is None else parse_percent("--fail-over", fail_over)
     if limit is not None and compare is None:
         raise InputError("--fail-over needs --compare OLD.json to compare with")
-    old = None if compare is None else read_record(compare)
+    old = None if compare is None else read_record(compare, check=verify)
     request = make_request(
         seq_len=seq_len,
         what=what,
@@ -199,6 +200,7 @@ def _measure(
     directory = out or RunDirectory.create(record["model"], RUNS_ROOT / "bench").path
     write_record(directory, record)
     draw(record, directory)
+    leave_report(directory)
     return record, directory
 
 

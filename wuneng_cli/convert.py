@@ -263,6 +263,11 @@ def _layers(text: str) -> tuple[int, ...]:
         end = int(last or first)
         if end > 100_000:
             raise typer.BadParameter(f"no layer {end}", param_hint="--state-layers")
+        if end < int(first):
+            raise typer.BadParameter(
+                f"expected a range from its first layer to its last, got {piece.strip()!r}",
+                param_hint="--state-layers",
+            )
         layers += range(int(first), end + 1)
     return tuple(layers)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wuneng.tables import Table
     from wuneng.train.starting_point import Sources
 
-__all__ = ["plan", "plan_lines", "plan_table", "sources_of"]
+__all__ = ["duration", "plan", "plan_lines", "plan_table", "sources_of"]
 
 
 def plan(recipe: Recipe, *, measure: bool = False) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def plan_table(planned: dict[str, Any]) -> Table:
         "estimated memory", *(short_bytes(arm["memory"]["total"]) for arm in arms.values())
     )
     table.add_row("disk", *(short_bytes(arm["disk_bytes"]) for arm in arms.values()))
-    table.add_row("estimated time", *(_duration(arm["seconds"]) for arm in arms.values()))
+    table.add_row("estimated time", *(duration(arm["seconds"]) for arm in arms.values()))
     return table
 
 
@@ -92,7 +92,7 @@ def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
     whole = f"all of it: {short_bytes(disk)} on disk"
     if None not in times:
         whole += (
-            f", and about {_duration(len(seeds) * sum(times))} of training steps, measured here "
+            f", and about {duration(len(seeds) * sum(times))} of training steps, measured here "
             "for a second each; data and validation come on top"
         )
         if any(arm["compile"] for arm in arms.values()):
@@ -102,8 +102,8 @@ def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
     yield from (f"time not measured: {reason}" for reason in reasons)
 
 
-def _duration(seconds: float | None) -> str:
-    """Two digits at most: it is an estimate."""
+def duration(seconds: float | None) -> str:
+    """A time in words, two digits at most: it is an estimate."""
     if seconds is None:
         return "–"
     if seconds < 99.5:

@@ -14,8 +14,9 @@ from typer.core import TyperGroup
 
 from wuneng.errors import WuNengError
 from wuneng.foreign import shown
-from wuneng_cli import bench, cache, convert, generate, recipe, train
+from wuneng_cli import bench, cache, convert, generate, recipe, report, train
 from wuneng_cli import eval as eval_command
+from wuneng_cli import inspect as inspect_command
 from wuneng_cli.render import print_error, print_line
 from wuneng_cli.silence import silenced
 
@@ -27,9 +28,11 @@ _EXAMPLES = """Examples:
   wuneng train recipes/quickstart.yaml         compare three arms on the CPU
   wuneng train my.yaml --dry-run               check a recipe and see its sizes
   wuneng eval                                  score the latest run on its held-out data
+  wuneng inspect runs/text --text FILE         what each head does: memory, rates, states
   wuneng generate runs/text --prompt "It was"  let a model that was trained on text write
   wuneng convert my-llama upgraded             add state heads to a model you have
   wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
+  wuneng report runs/text runs/bench/small     one page about runs and benchmarks
   wuneng recipe --fields                       what a recipe may say
   wuneng cache                                 what is kept between commands, and where
 
@@ -121,7 +124,8 @@ def _options(
     """
 
 
-for _command in (train, eval_command, generate, convert, bench, recipe, cache):
+_WORK = (train, eval_command, inspect_command, generate, convert, bench)
+for _command in (*_WORK, report, recipe, cache):
     _command.register(app)
 
 

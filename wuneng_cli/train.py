@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.report import leave_report
 
 if TYPE_CHECKING:
-    from wuneng.recipe import Recipe
+    from wuneng.recipe import WrittenRecipe
     from wuneng.train import Results
 
 __all__ = ["register", "train"]
@@ -23,6 +25,7 @@ _EXAMPLES = """Examples:
   wuneng train recipes/quickstart.yaml
   wuneng train recipes/text.yaml --set data.train=books/ --set training.steps=2k
   wuneng train recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
+  wuneng train recipes/text.yaml --jobs 2      two arms at the same time
   wuneng train recipes/fineweb-130m.yaml --dry-run
   wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama --set data.train=texts/
   wuneng train runs/quickstart/recipe.yaml --out again    repeat a finished run
@@ -61,6 +64,18 @@ def train(
             "run directory continues that run.",
         ),
     ] = "auto",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Train N arms (and seeds) side by side, each in a process of its own; on a CPU "
+            "they share its threads. [default: one for each GPU, on a CPU one]",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -83,33 +98,37 @@ def train(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Train the arms of RECIPE one after another, on the same batches from the same seed, and
-    compare them.
+    """Train the arms of RECIPE one after another or side by side, on the same batches from the same
+    seed, and compare them.
 
     Everything lands in a run directory: the resolved recipe, metrics.jsonl, checkpoints and the
     trained model of each arm, and results.json with the arms side by side.
     """
     from wuneng.device import require_one_process
-    from wuneng.recipe import load_recipe
+    from wuneng.recipe import read_written
 
     if not dry_run:
         require_one_process()
     overrides = list(changes or [])
     if device is not None:
         overrides.append(f"device={device}")
-    loaded = load_recipe(recipe, overrides)
+    written = read_written(recipe, overrides)
     from wuneng.ops.backend import check_environment
 
     check_environment()
     if dry_run:
-        _print_plan(loaded, measure=measure, as_json=as_json, verbose=verbose)
+        _print_plan(written, measure=measure, as_json=as_json, verbose=verbose)
     else:
-        _train(loaded, out, resume, verify=verify, as_json=as_json, quiet=quiet)
+        _train(written, out, resume, jobs, verify=verify, as_json=as_json, quiet=quiet)
 
 
-def _print_plan(recipe: Recipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
+def _print_plan(written: WrittenRecipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
     from wuneng_cli.dry_run import plan, plan_lines, plan_table
 
+    recipe = written.recipe
+    if not recipe.is_single:
+        _print_runs(written, measure=measure, as_json=as_json)
+        return
     planned = plan(recipe, measure=measure)
     if as_json:
         print_json(planned)
@@ -127,12 +146,33 @@ def _print_plan(recipe: Recipe, *, measure: bool, as_json: bool, verbose: bool) 
         print_line(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
+def _print_runs(written: WrittenRecipe, *, measure: bool, as_json: bool) -> None:
+    from wuneng_cli.study_dry_run import planned_runs, runs_lines, runs_table
+
+    planned = planned_runs(written, measure=measure)
+    if as_json:
+        print_json(planned)
+        return
+    print_renderable(runs_table(planned))
+    for line in runs_lines(planned):
+        print_text(line)
+
+
 def _train(
-    recipe: Recipe, out: Path | None, resume: str, *, verify: bool, as_json: bool, quiet: bool
+    written: WrittenRecipe,
+    out: Path | None,
+    resume: str,
+    jobs: int | None,
+    *,
+    verify: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     from wuneng.records.user_cache import OLD_CACHE
-    from wuneng.train import make_display, run
+    from wuneng.study import StudyResults, SweepResults, run_study, run_sweep
+    from wuneng.train import Workers, make_display, run
     from wuneng_cli.dry_run import sources_of
+    from wuneng_cli.silence import silenced
 
     display = make_display(quiet=quiet, to_stderr=as_json)
     if OLD_CACHE.is_dir():
@@ -140,24 +180,36 @@ def _train(
             f"{OLD_CACHE} is of an earlier version and not used any more: `wuneng cache clear` "
             "deletes it"
         )
-    sources = sources_of(recipe, check=verify)
-    line = ["wuneng", *sys.argv[1:]]
-    results = run(recipe, out, resume, display, command_line=line, sources=sources, verify=verify)
+    settings: dict[str, Any] = {
+        "display": display,
+        "command_line": ["wuneng", *sys.argv[1:]],
+        "sources": sources_of(written.recipe, check=verify),
+        "verify": verify,
+        "workers": Workers(jobs, silenced),
+    }
+    results: Results | SweepResults | StudyResults
+    if written.recipe.is_single:
+        results = run(written.recipe, out, resume, **settings)
+        following = _next(results, written.recipe.data.kind)
+    else:
+        train_all = run_sweep if written.recipe.study is None else run_study
+        results, following = train_all(written, out, resume, **settings), []
+    page = leave_report(results.directory)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})
         return
-    print_renderable(results.table)
-    if results.paired is not None:
-        print_renderable(results.paired)
+    for table in results.tables:
+        print_renderable(table)
     print_text(results.sentence)
-    print_line(f"\nEverything is in {results.directory}.")
-    for title, command in zip(("Next:", "     "), _next(results, recipe.data.kind), strict=False):
+    shown = f"; {page.name} shows it" if page else ""
+    print_line(f"\nEverything is in {results.directory}{shown}.")
+    for title, command in zip(("Next:", "     "), following, strict=False):
         print_line(f"{title} {command}")
 
 
 def _next(results: Results, kind: str) -> list[str]:
     """Commands that work for this run as it is, without a network."""
-    run = results.directory
+    run = quote(str(results.directory))
     if kind == "text":
         return [f'wuneng generate {run} --prompt "..."', f"wuneng eval {run}"]
     # A model of synthetic tasks neither reads nor writes.

@@ -83,22 +83,11 @@ def _recorded(calls: Calls, name: str, function: Any) -> Any:
 
 def _scan(factor: float) -> Any:
     def mamba_chunk_scan_combined(
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        chunk_size: int,
-        D: Tensor | None = None,
-        z: Tensor | None = None,
-        dt_bias: Tensor | None = None,
-        dt_softplus: bool = False,
-        return_final_states: bool = False,
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, **options: Any
     ) -> Any:
         """In its quadratic form: y_t = sum over s <= t of C_t . B_s exp(sum A dt) dt_s x_s."""
-        assert D is not None
-        assert dt_bias is not None
-        assert (z, dt_softplus, return_final_states) == (None, True, True)
+        D, dt_bias = options.pop("D"), options.pop("dt_bias")
+        assert options == {"dt_softplus": True, "return_final_states": True}
         step = F.softplus(dt + dt_bias)
         reach = (step * A).cumsum(1)
         tokens = torch.arange(x.shape[1])
@@ -116,19 +105,11 @@ def _scan(factor: float) -> Any:
 
 
 def _update(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    dt_softplus: bool = False,
+    state: Tensor, *inputs: Tensor, dt_bias: Tensor | None = None, dt_softplus: bool = False
 ) -> Tensor:
     """One token; the state is overwritten."""
     assert dt_bias is not None
+    x, dt, A, B, C, D = inputs
     batch, heads, size, columns = state.shape
     assert x.shape == dt.shape == (batch, heads, size)
     assert A.shape == (heads, size, columns)
@@ -137,7 +118,6 @@ def _update(
     # the kernel's condition for its short way: one step size and decay for a whole head
     assert (A.stride(-1), A.stride(-2), dt.stride(-1), dt_bias.stride(-1)) == (0, 0, 0, 0)
     assert dt_softplus
-    assert z is None
     step = F.softplus(dt + dt_bias)
     B, C = (p.repeat_interleave(heads // p.shape[1], 1) for p in (B, C))
     state.mul_((step[..., None] * A).exp()).add_(step[..., None] * x[..., None] * B[:, :, None])

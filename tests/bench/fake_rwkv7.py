@@ -17,17 +17,15 @@ WIDTHS = ("w_lora", "a_lora", "g_lora", "v_lora")
 
 
 def wkv7(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
+    *,
     scale: float = 1.0,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    **inputs: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """``[B, T, H, K]``, state ``[B, H, K, V]``; the decay is exp(w)."""
+    """r, w, k, v, a, b ``[B, T, H, K]``, state ``[B, H, K, V]``; the decay is exp(w)."""
+    r, w, k, v, a, b = (inputs.pop(name) for name in "rwkvab")
+    assert not inputs
     state = initial_state
     if state is None:
         state = v.new_zeros(*v.shape[:1], *v.shape[2:3], k.shape[-1], v.shape[-1])
@@ -122,8 +120,9 @@ class FakeTimeMix(nn.Module):
         k = k * (1 + (a - 1) * self.k_a)
         r, w, k, v, a, kappa = (u.unflatten(-1, (-1, self.size)) for u in (r, w, k, v, a, kappa))
         kappa = F.normalize(kappa, dim=-1)
+        inputs = {"r": r, "w": w, "k": k, "v": v, "a": -kappa, "b": kappa * a}
         y, held["recurrent_state"] = wkv7(
-            r, w, k, v, -kappa, kappa * a, 1.0, held.get("recurrent_state"), True
+            **inputs, initial_state=held.get("recurrent_state"), output_final_state=True
         )
         y = self.g_norm(y.flatten(0, 1).flatten(1)).view_as(x)
         y = y + ((r * k * self.r_k).sum(-1, keepdim=True) * v).flatten(-2)

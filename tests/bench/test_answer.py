@@ -9,9 +9,9 @@ import pytest
 from wuneng.bench.answer import answer_table, report, sentences
 from wuneng.bench.compare import PROCESS_NOISE, ratio_noise
 from wuneng.bench.pictures import _figures
-from wuneng.bench.pictures.axes import styles_of
 from wuneng.bench.pictures.roofline import roofline
 from wuneng.bench.record import Row, nothing_measured, rows_of
+from wuneng.pictures import styles_of
 from wuneng.tables import Table
 
 

@@ -15,6 +15,7 @@ import wuneng.bench.engine
 import wuneng.bench.models
 import wuneng.bench.pictures
 import wuneng.bench.session
+import wuneng_cli.bench
 from tests.bench.records import PlantedClock
 from wuneng.bench.__main__ import main
 from wuneng.bench.engine import Missing
@@ -36,6 +37,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PlantedClock:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take seconds, and other tests look at them."""
     monkeypatch.setattr(wuneng.bench.pictures, "draw", lambda record, directory: [])
+    monkeypatch.setattr(wuneng_cli.bench, "leave_report", lambda directory: None)
 
 
 def run(*arguments: str) -> Any:
@@ -52,7 +54,7 @@ def test_the_answer_first_then_files(planted: PlantedClock, tmp_path: Path) -> N
     assert len(lines) < 20
     assert "decode, 16 tokens, batch 1" in result.stderr
     made = tmp_path / "runs" / "bench" / "small"
-    assert {"bench.json", "bench.csv", "decode.png", "roofline.svg"} <= {
+    assert {"bench.json", "bench.csv", "decode.png", "roofline.svg", "report.html"} <= {
         path.name for path in made.iterdir()
     }
 
@@ -98,16 +100,33 @@ def test_nothing_measured_for_memory_exits_1(
     assert "--batch" in result.stderr
 
 
-def test_nothing_measured_for_missing_packages_exits_1(
-    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            Missing("planted is not installed"),
+            "error: nothing was measured: 4 missing. wuneng: planted is not inst",
+        ),
+        (
+            ZeroDivisionError("planted"),
+            "error: decode next token, mha, 16 tokens, batch 1: failed: ZeroDiv",
+        ),
+    ],
+)
+def test_a_case_that_cannot_be_run_is_told_and_exits_1(
+    planted: PlantedClock,
+    undrawn: None,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    message: str,
 ) -> None:
-    def absent(row: Any, model: Any, twin: Any) -> Any:
-        raise Missing("planted is not installed")
+    def broken(row: Any, model: Any, twin: Any) -> Any:
+        raise raised
 
-    monkeypatch.setattr(wuneng.bench.models, "decode_gate", absent)
+    monkeypatch.setattr(wuneng.bench.models, "decode_gate", broken)
     result = run(*SHORT, "-q")
     assert result.exit_code == 1, result.output
-    assert "error: nothing was measured: 4 missing. wuneng: planted is not inst" in result.stderr
+    assert message in result.stderr
 
 
 def test_json_on_stdout_alone(planted: PlantedClock, undrawn: None, tmp_path: Path) -> None:
@@ -163,18 +182,6 @@ def test_bad_input_exits_2_with_one_message(
     assert message in result.stderr
 
 
-def test_a_case_that_fails_is_told_and_exits_1(
-    planted: PlantedClock, undrawn: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(row: Any, model: Any, twin: Any) -> Any:
-        raise ZeroDivisionError("planted")
-
-    monkeypatch.setattr(wuneng.bench.models, "decode_gate", broken)
-    result = run(*SHORT, "-q")
-    assert result.exit_code == 1
-    assert "error: decode next token, mha, 16 tokens, batch 1: failed: ZeroDiv" in result.stderr
-
-
 def test_the_module_needs_few_packages(tmp_path: Path, repository: Path) -> None:
     """Operators and decoding where recipes, data sets and the harness are not installed."""
     script = """
@@ -213,3 +220,29 @@ def test_the_module_alone(
 def test_the_module_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "bench.json"
+
+
+def test_a_record_that_was_edited_is_not_compared_with(
+    planted: PlantedClock, undrawn: None, tmp_path: Path
+) -> None:
+    """It is named, with the flag that skips the check; one without a checksum is read."""
+    assert run(*SHORT, "--out", "old").exit_code == 0
+    file = tmp_path / "old" / "bench.json"
+    assert run(*SHORT, "--compare", "old", "--out", "new").exit_code == 0
+    file.write_text(file.read_text().replace('"samples": ', '"samples": 1'))
+    refused = run(*SHORT, "--compare", "old", "--out", "new")
+    assert refused.exit_code == 2
+    assert "old/bench.json: " in refused.output
+    assert "--no-verify" in refused.output
+    assert run(*SHORT, "--compare", "old", "--out", "new", "--no-verify").exit_code == 0
+    (file.parent / "checksums.bench.json").unlink()
+    assert run(*SHORT, "--compare", "old", "--out", "new").exit_code == 0
+
+
+def test_an_old_record_of_wrong_types_is_told(tmp_path: Path, repository: Path) -> None:
+    record = json.loads((repository / "benchmarks/cpu-ops/bench.json").read_text())
+    record["request"]["what"] = 5
+    (tmp_path / "old.json").write_text(json.dumps(record))
+    done = run("bench", "--compare", str(tmp_path / "old.json"))
+    assert done.exit_code == 2
+    assert "bench.json.request.what: expected array, got int" in done.output.replace("\n", " ")

@@ -24,8 +24,8 @@ GATES: dict[str, Any] = {
 }
 #: What ``wuneng bench ops`` times by itself.
 IN_OPERATORS = {
-    "native.operator:_Call.forward",
-    "native.operator:_backward",
+    "state_head.native:_Call.forward",
+    "state_head.native:_backward",
     "wkv7.chunked:forward_pass",
     "wkv7.chunked:backward_pass",
     "wkv7.interface:step",

@@ -40,6 +40,8 @@ def test_a_request_survives_json() -> None:
         ({"against": "mah"}, "--against: .* Did you mean 'mha'"),
         ({"dtype": "fp8"}, "--dtype: expected auto, fp32, bf16, fp16"),
         ({"threads": 0}, "--threads: expected 1 or more, got 0"),
+        ({"threads": 99999999999}, "--threads: expected at most 16384, got 99999999999"),
+        ({"heads": 10**30}, "--heads: expected at most 4611686018427387904, got 1000"),
         ({"model": "a", "preset": "7b"}, "--model and --preset"),
     ],
 )
@@ -53,3 +55,10 @@ def test_percentages() -> None:
     assert parse_percent("--fail-over", "2.5") == pytest.approx(0.025)
     with pytest.raises(InputError, match="--fail-over: expected a percentage"):
         parse_percent("--fail-over", "ten")
+
+
+def test_a_record_that_names_an_unknown_arm() -> None:
+    written = make_request(seq_len="1k", against="mha").to_json()
+    assert BenchRequest.from_json(written).against == ("mha",)
+    with pytest.raises(InputError, match=r"request.against of the record: .*Did you mean 'mha'"):
+        BenchRequest.from_json({**written, "against": ["mhaa"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from tests.bench.records import record_of, tiny_request
 from wuneng.bench.architectures import PRESETS, choose, derive
 from wuneng.bench.pictures import draw
-from wuneng.bench.pictures.axes import plain_numbers
 from wuneng.bench.record import csv_text, read_record, rows_of, write_record
 from wuneng.bench.request import make_request
 from wuneng.bench.schema import SCHEMA, problems
@@ -23,6 +23,7 @@ from wuneng.errors import DataError, InputError, ModelError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import describe
 from wuneng.ops import native
+from wuneng.pictures import plain_numbers
 
 #: The recorded models have heads of 16.
 BACKENDS = (["native"] if native.library(16) else []) + ["chunked", "reference"]
@@ -100,6 +101,17 @@ def test_the_record_fits_its_published_schema(full_record: Any, repository: Path
         ({"rows": [{"what": "ops"}]}, "bench.json.rows[0]: arm is missing"),
         ({"rows": {}}, "bench.json.rows: expected array, got dict"),
         ({"exponents": [{"exponent": True}]}, "exponents[0].exponent: expected number, got bool"),
+        ({"request": {}}, "bench.json.request: seq_lens is missing"),
+        ({"request": {"what": 5}}, "bench.json.request.what: expected array, got int"),
+        ({"request": {"what": []}}, "bench.json.request.what: expected at least 1 entries, got 0"),
+        ({"request": {"model": {"a": 1}}}, "request.model: expected ['string', 'null'], got dict"),
+        ({"request": {"threads": "x"}}, "request.threads: expected ['integer', 'null'], got str"),
+        ({"request": {"threads": 2**40}}, "request.threads: expected at most 16384, got 1099511"),
+        ({"request": {"seq_lens": [16, "32"]}}, "request.seq_lens[1]: expected integer, got str"),
+        ({"request": {"batches": [0]}}, "request.batches[0]: expected 1 or more, got 0"),
+        ({"request": {"dtype": ["fp32"]}}, "request.dtype: expected one of ['auto', 'fp32'"),
+        ({"request": {"seconds": "x"}}, "request.seconds: expected number, got str"),
+        ({"machine": {"rates_at_start": [1]}}, "machine.rates_at_start: expected ['object', "),
     ],
 )
 def test_the_check_names_the_place(
@@ -109,6 +121,13 @@ def test_the_check_names_the_place(
     assert any(expected in problem for problem in problems(wrong))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, SCHEMA)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 10**400])
+def test_a_number_that_no_arithmetic_survives(decode_record: Any, number: float) -> None:
+    rows = [{**row, "median_ms": number} for row in decode_record["rows"]]
+    found = problems({**decode_record, "rows": rows})
+    assert found[0] == "bench.json.rows[0].median_ms: expected a finite number, got another"
 
 
 @pytest.mark.parametrize("span", [(3.4, 6.1), (8.7, 13.0), (40, 700), (0.03, 1000), (0.51, 0.58)])
@@ -195,6 +214,17 @@ def test_presets_are_as_large_as_they_say() -> None:
         assert model.parameters / 1e6 == pytest.approx(millions, rel=0.02)
         assert describe(model.config)["added_percent"] < 5
     assert set(PRESETS) == {"130m", "400m", "1.5b", "7b"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"output_init": "zero", "state_branch_init": "zero"}])
+def test_what_is_compared_hangs_on_every_part(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Outputs that start at zero would let any backend pass."""
+    path = tmp_path / "recipe.yaml"
+    model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1} | fields
+    rest = "data: {kind: synthetic, tasks: [{task: recall}]}\ntraining: {steps: 1}\n"
+    path.write_text(f"model: {json.dumps(model | {'num_state_heads': 1})}\n{rest}")
+    built = choose(tiny_request(model=str(path), against="none")).architectures[0].build()
+    assert all(p.any() for n, p in built.named_parameters() if n.endswith("_proj.weight"))
 
 
 def test_a_model_directory(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from tests.cli.commands import answer as call
+from tests.cli.commands import undo_the_end
 from tests.convert.sources import save_source
 from wuneng import WuNengForCausalLM
 from wuneng_cli.main import app
@@ -37,13 +39,6 @@ DATA = {
 }
 
 
-def call(*arguments: str) -> dict:
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 0, result.output
-    found: dict = json.loads(result.stdout)
-    return found
-
-
 @pytest.fixture(scope="module", params=DATA)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of all arms, on the tasks or on bytes."""
@@ -66,13 +61,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_a_stopped_run_ends_with_the_same_bits(run: Path, tmp_path: Path) -> None:
     again = Path(shutil.copytree(run, tmp_path / "run"))
-    for arm in ARMS:
-        shutil.rmtree(again / arm / "checkpoints" / "step-4")
-        shutil.rmtree(again / arm / "model")
-        for name in ("result.json", "rows.json", "checksums.json"):
-            (again / arm / name).unlink()
-    for name in ("results.json", "checksums.json"):
-        (again / name).unlink()
+    undo_the_end(again, ARMS, 4)
     call("train", str(again / "recipe.yaml"), "--out", str(again))
     for arm in ARMS:
         found, kept = (load_file(r / arm / "model" / "model.safetensors") for r in (again, run))

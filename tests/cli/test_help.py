@@ -84,7 +84,9 @@ def test_every_option_is_explained(name: str) -> None:
     [
         ("train", ["--set", "--out", "--resume", "--dry-run", "--device", "--json", "--quiet"]),
         ("eval", ["--baseline", "--tasks", "--data-dir", "--limit", "--num-fewshot", "--batch-size",
-                  "--state", "--device", "--dtype", "--out", "--log-samples", "--json", "--quiet"]),
+                  "--state", "--controls", "--device", "--dtype", "--out", "--log-samples",
+                  "--json", "--quiet"]),
+        ("inspect", ["--text", "--task", "--seq-len", "--format", "--out", "--json", "--quiet"]),
         ("generate", ["--prompt", "--temperature", "--top-p", "--seed", "--json", "--quiet"]),
     ],
 )  # fmt: skip
@@ -120,7 +122,9 @@ WRITING = {
     "train": ["recipes/quickstart.yaml"],
     "eval": ["--tasks", "arc"],
     "convert": ["from", "to"],
+    "inspect": ["--out", "look"],
     "bench": [],
+    "report": [],
 }
 
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
+from tests.cli.commands import outcome
 from wuneng.recipe import load_recipe
-from wuneng_cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["recipe", *arguments])
-    return result.exit_code, result.stdout, result.stderr
+run = partial(outcome, "recipe")
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig
-from typer.testing import CliRunner
 
+from tests.cli.commands import outcome
 from tests.convert.sources import save_source
-from wuneng_cli.main import app
 
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["convert", *arguments])
-    unexpected = result.exception
-    if unexpected is not None and not isinstance(unexpected, SystemExit):
-        raise unexpected
-    return result.exit_code, result.stdout, result.stderr
+run = partial(outcome, "convert")
 
 
 @pytest.fixture
@@ -65,6 +59,10 @@ def test_exit_codes(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert error.startswith("error: ")
     assert run(source, out, "--cross-head", "mixed")[0] == 2
     assert run(source, out, "--state-layers", "a-b")[0] == 2
+    code, _, error = run(source, out, "--state-layers", "0,3-1")
+    assert code == 2
+    assert "'3-1'" in error
+    assert "--state-layers" in error
     assert run(source, out, "--no-such-option")[0] == 2
     # a tolerance that not even equality meets
     monkeypatch.setattr("wuneng.convert.comparison.TOLERANCE", {torch.float32: -1.0})

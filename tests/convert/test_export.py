@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.convert.rwkv_files import random_x070
 from tests.convert.sources import assert_same_bits, save_source, tensors_of
+from tests.model.ropes import SCALED
 from tests.model.small import small_model
 from wuneng.convert import GraftSettings, Request, VerificationError, convert
 from wuneng.convert.remote_code import modelling_files
@@ -25,22 +26,7 @@ from wuneng.errors import InputError, ModelError, RunError
 #: Every kind of rotary positions that transformers knows and a checkpoint may state.
 ROPE_KINDS: dict[str, dict[str, Any]] = {
     "base": {"rope_type": "default", "rope_theta": 123_456.0},
-    "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
-    "yarn": {
-        "rope_type": "yarn",
-        "rope_theta": 500.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 16,
-    },
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 500.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-    },
+    **SCALED,
     "longrope": {
         "rope_type": "longrope",
         "rope_theta": 500.0,
@@ -227,6 +213,16 @@ def test_the_branch_decides_between_stock_and_code(tmp_path: Path) -> None:
     )
     convert(silent)
     assert_same_bits(tensors_of(tmp_path / "silent"), tensors_of(tmp_path / "kept"))
+
+
+def test_a_value_that_stock_models_refuse(tmp_path: Path) -> None:
+    """transformers allows an initial scale of at most 1."""
+    source = _save(tmp_path / "source", "mha", initializer_range=1.5)
+    with pytest.raises(ModelError, match=r"llama cannot be made: .*initializer_range.*got 1.5"):
+        convert(Request(str(source), tmp_path / "out", to="transformers", stock=True))
+    request = Request(str(source), tmp_path / "code", to="transformers", verify=False)
+    convert(request)  # with its own code instead
+    assert "auto_map" in json.loads((tmp_path / "code" / "config.json").read_text())
 
 
 def test_wiring_that_no_stock_model_has(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -213,3 +214,24 @@ def test_an_empty_stream_is_said(prepare: Any, tmp_path: Path, write_jsonl: Writ
     train = prepare(source, validation=valid).train
     with pytest.raises(DataError, match=r"data\.train: no training text in data set"):
         train.next_batch()
+
+
+def test_other_bytes_than_utf_8_are_told_with_their_row(
+    tmp_path: Path, prepare: Callable[..., Prepared]
+) -> None:
+    offsets = arrow.py_buffer(struct.pack("<4i", 0, 2, 5, 7))
+    text = arrow.Array.from_buffers(
+        arrow.string(), 3, [None, offsets, arrow.py_buffer(b"okab\xffcd")]
+    )
+    (tmp_path / "set").mkdir()
+    parquet.write_table(arrow.table({"text": text}), tmp_path / "set" / "train.parquet")
+    message = r"data\.train: data set .*set, split train, row 2: expected UTF-8 text"
+    with pytest.raises(DataError, match=message):
+        prepare({"dataset": str(tmp_path / "set")})
+
+
+def test_why_a_data_set_cannot_be_made(tmp_path: Path, prepare: Callable[..., Prepared]) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"text": "a"}\n{"text": "b\n')
+    with pytest.raises(DataError, match=r"An error occurred .*: JSON parse error: .+ in row 1"):
+        prepare({"dataset": str(tmp_path / "set")})

@@ -101,3 +101,47 @@ def test_training_and_validation_share_nothing(
     scored = documents(prepared.final.rows)  # type: ignore[attr-defined]
     assert not kept & scored
     assert kept | scored == set(stories)
+
+
+@pytest.mark.parametrize("own_files", [False, True])
+def test_the_two_halves_of_validation_share_nothing(
+    settings: Any,
+    write_jsonl: Callable[[str, list[str]], Path],
+    stories: list[str],
+    own_files: bool,
+) -> None:
+    """What tuning is scored on is never scored at the end, and both together are all of it."""
+    from wuneng.data import prepare_text
+
+    fields: dict[str, Any] = {"train": str(write_jsonl("a.jsonl", stories * 2))}
+    if own_files:
+        fields["validation"] = str(write_jsonl("b.jsonl", [text[::-1] for text in stories] * 2))
+    else:
+        fields["validation_fraction"] = 0.4
+
+    def scored(part: str) -> list[str]:
+        data = settings.text(**fields, validation_part=part)
+        prepared = prepare_text(data, settings.training(), settings.evaluation(), seed=0)
+        rows: Any = prepared.final.rows  # type: ignore[attr-defined]
+        text = prepared.tokenizer.decode(
+            rows.batch(np.arange(len(rows))).input_ids.flatten().tolist()
+        )
+        return [document for document in text.split("<|endoftext|>") if document]
+
+    whole, tuning, final = (scored(part) for part in ("all", "tuning", "final"))
+    assert not set(tuning) & set(final)
+    assert set(tuning) | set(final) == set(whole)
+    assert abs(len(set(tuning)) - len(set(final))) <= 1
+
+
+@pytest.mark.parametrize("part", ["tuning", "final"])
+def test_a_single_document_has_no_halves(
+    settings: Any, write_jsonl: Callable[[str, list[str]], Path], stories: list[str], part: str
+) -> None:
+    from wuneng.data import prepare_text
+    from wuneng.errors import DataError
+
+    path = write_jsonl("a.jsonl", ["".join(stories)] * 2)
+    data = settings.text(train=str(path), validation_part=part)
+    with pytest.raises(DataError, match=r"data\.validation_part: .* two different ones"):
+        prepare_text(data, settings.training(), settings.evaluation(), seed=0)

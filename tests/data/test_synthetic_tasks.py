@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from wuneng.data.batch import IGNORED
 from wuneng.errors import DataError
-from wuneng.recipe.data import RecallTask, StateTrackingTask
+from wuneng.recipe import RecallTask, StateTrackingTask
 from wuneng.synthetic.groups import cyclic_table, permutation_table, running_products
 from wuneng.synthetic.recall import Recall
 from wuneng.synthetic.state_tracking import StateTracking

@@ -204,6 +204,7 @@ def tiny_wuneng(seed: int = 0, **changes: Any) -> Any:
         "bos_token_id": 256,
         "eos_token_id": 256,
         "initializer_range": 0.2,
+        "output_init": "normal",
     }
     return WuNengForCausalLM(WuNengConfig(**{**settings, **changes})).float()
 
@@ -241,6 +242,21 @@ def tiny(tmp_path: Path) -> Callable[..., Path]:
         return save_model(model, tmp_path / f"tiny-{kind}", tokenizer=tokenizer)
 
     return make
+
+
+@pytest.fixture
+def wuneng(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run the command in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: object) -> Any:
+        from typer.testing import CliRunner
+
+        from wuneng_cli.main import app
+
+        return CliRunner().invoke(app, [str(one) for one in arguments])
+
+    return invoke
 
 
 RECIPE = """

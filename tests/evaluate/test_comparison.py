@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wuneng.errors import DamagedError
 from wuneng.evaluate.comparison import compare
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes, pooled
 from wuneng.evaluate.results import (
@@ -19,6 +20,8 @@ from wuneng.evaluate.results import (
     write_report,
 )
 from wuneng.evaluate.session import EvaluationReport, EvaluationRequest
+from wuneng.records import CHECKSUMS, read_self_sealed
+from wuneng.records.checksums import seal
 
 
 def accuracy(*values: float) -> MetricOutcomes:
@@ -188,3 +191,21 @@ def test_remarks_say_how_to_read_it() -> None:
 
 def test_a_state_control_has_its_own_file(tmp_path: Path) -> None:
     assert result_file(tmp_path, "zero").name == "eval-state-zero.json"
+
+
+def test_a_record_that_was_edited_is_refused_by_name(tmp_path: Path) -> None:
+    """In a run its checksum stands beside the run's own; earlier versions wrote none."""
+    seal(tmp_path, [])
+    before = (tmp_path / CHECKSUMS).read_bytes()
+    for state in ("keep", "zero"):
+        file = result_file(tmp_path, state)
+        write_report(report(), file, {})
+        written = file.read_text(encoding="utf-8")
+        assert read_self_sealed(file)["schema"] == 1
+        file.write_text(written.replace("0.75", "0.85"), encoding="utf-8")
+        with pytest.raises(DamagedError, match=rf"{file.name}: altered .*--no-verify"):
+            read_self_sealed(file)
+        assert read_self_sealed(file, check=False)["schema"] == 1
+        (tmp_path / f"checksums.{file.name}").unlink()
+        assert read_self_sealed(file)["schema"] == 1
+    assert (tmp_path / CHECKSUMS).read_bytes() == before

@@ -11,25 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from wuneng.evaluate.local_formats import FORMATS
 from wuneng.evaluate.tasks import ALIASES
 
 Invoke = Callable[..., Result]
-
-
-@pytest.fixture
-def wuneng(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """Run the command in a directory of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: object) -> Result:
-        from wuneng_cli.main import app
-
-        return CliRunner().invoke(app, [str(one) for one in arguments])
-
-    return invoke
 
 
 def test_one_model(wuneng: Invoke, llama_directory: Path, all_files: Path, tmp_path: Path) -> None:
@@ -45,6 +32,7 @@ def test_one_model(wuneng: Invoke, llama_directory: Path, all_files: Path, tmp_p
     assert record["tasks"]["copa"]["source"] == str(all_files / "copa_val.jsonl")
     assert record["models"]["baseline"] is None
     assert record["environment"]["command_line"][0] == "wuneng"
+    assert "copa" in (tmp_path / "runs" / "eval" / "llama" / "report.html").read_text()
 
 
 def test_a_run_with_its_baseline_in_one_call(

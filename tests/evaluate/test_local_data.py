@@ -11,7 +11,8 @@ import pytest
 from wuneng.errors import DataError, TaskError
 from wuneng.evaluate.local_files import scan
 from wuneng.evaluate.local_formats import FORMATS, format_of_row, formats_table
-from wuneng.evaluate.task_loading import LoadedTasks, check_examples, load_tasks
+from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
+from wuneng.evaluate.task_objects import check_examples
 
 Files = Callable[..., Path]
 ALL = ("arc", "hellaswag", "piqa", "winogrande", "obqa", "boolq", "copa", "lambada", "sciq", "mmlu")

@@ -106,6 +106,47 @@ def test_the_state_controls_act(quick: Path, control: str) -> None:
     assert abs(losses["model"] - losses["baseline"]) > 1e-4
 
 
+def test_all_controls_on_the_runs_own_tasks(quick: Path) -> None:
+    """One layer; 17 rows of 64 tokens, the last of which needs company."""
+    result = invoke("eval", "--controls", "all")
+    assert result.exit_code == 0, result.output
+    results = json.loads((quick / "results.json").read_text())
+    record = json.loads((quick / "controls.json").read_text())
+    assert list(record["tasks"]) == ["recall@16", "recall@64", "parity@16", "parity@64"]
+    figure = record["tasks"]["parity@64"]["metrics"]["accuracy"]
+    quality = results["arms"]["wuneng"]["quality"]
+    assert figure["value"] == pytest.approx(quality["parity/accuracy@64"])
+    curves = [f"{name}:{length}" for name in ("frozen", "reset") for length in (1, 4, 16)]
+    expected = ["zero", "permute", "donor", *curves, "attention"]
+    assert list(figure["controls"]) == expected
+    assert "layers is left out: only one layer has state heads" in result.stdout
+    # what the first 16 tokens are read with is the same
+    short = record["tasks"]["parity@16"]["metrics"]["loss"]
+    for name in ("frozen:16", "reset:16"):
+        assert abs(short["controls"][name]["difference"]) < 1e-6
+        assert abs(short["controls"][name.replace("16", "4")]["difference"]) > 1e-5
+    assert [one["verdict"] for one in record["attribution"]] == ["not the state"] * 4
+    assert "so what the model gains over one without state heads is not the state's" in (
+        result.stdout
+    )
+
+
+def test_the_heads_are_looked_at_over_a_held_out_row(quick: Path) -> None:
+    record = {}
+    for task in ("recall", "parity"):
+        result = invoke("inspect", "--task", task, "--json")
+        assert result.exit_code == 0, result.output
+        record[task] = json.loads(result.stdout)
+        assert record[task]["text"]["source"] == f"a held-out row of {task}"
+        assert record[task]["text"]["tokens"] == 16
+    assert record["recall"]["text"]["spelled"] != record["parity"]["text"]["spelled"]
+    first = json.loads(invoke("inspect", "--json").stdout)
+    assert first["text"] == record["recall"]["text"]
+    refused = invoke("inspect", "--task", "party")
+    assert refused.exit_code == 2
+    assert "--task: expected recall, parity, got 'party'. Did you mean 'parity'?" in refused.stderr
+
+
 def test_an_arm_by_name_and_a_limit(quick: Path) -> None:
     result = invoke("eval", "--arm", "mha", "--limit", 5, "--json")
     assert result.exit_code == 0, result.output

@@ -105,11 +105,12 @@ def test_limit_counts_items(load: Load, text_run: Path) -> None:
 
 
 def test_permuted_state_is_scored_too(load: Load, text_run: Path) -> None:
-    from wuneng.evaluate.state_controls import controlled_state
+    from wuneng.evaluate.controls.names import Control
+    from wuneng.evaluate.controls.switch import controlled
 
     loaded = load(text_run / "wuneng" / "model")
     model = HarnessModel(loaded, companion=True)
-    with controlled_state(loaded.model, "permute"):
+    with controlled(loaded.model, Control("permute")):
         permuted = run_validation(model, validation_text(text_run))
     kept = run_validation(model, validation_text(text_run))
     assert permuted.item_ids == kept.item_ids

@@ -13,8 +13,9 @@ from torch import Tensor
 from tests.model.small import plainly
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.errors import InputError, ModelError
+from wuneng.evaluate.controls.names import Control, parse_state_control
+from wuneng.evaluate.controls.switch import controlled
 from wuneng.evaluate.harness_model import HarnessModel
-from wuneng.evaluate.state_controls import controlled_state, parse_state_control
 from wuneng.layers.state.rwkv7 import RWKV7 as StateHeads
 
 Load = Callable[..., Any]
@@ -53,15 +54,15 @@ def readouts(model: Any, ids: Tensor, **arguments: Any) -> list[Tensor]:
 def test_keep_changes_nothing_and_controls_leave_no_trace(model: Any) -> None:
     ids = tokens(2)
     before = logits(model, ids)
-    with controlled_state(model, "keep"):
+    with controlled(model, Control("keep")):
         assert torch.equal(logits(model, ids), before)
-    with controlled_state(model, "zero"):
+    with controlled(model, Control("zero")):
         assert not torch.allclose(logits(model, ids), before, atol=1e-3)
     assert torch.equal(logits(model, ids), before)
 
 
 def test_zero_silences_every_layer(model: Any) -> None:
-    with controlled_state(model, "zero"):
+    with controlled(model, Control("zero")):
         said = readouts(model, tokens(2))
     assert len(said) == 2
     assert all(not y.any() for y in said)
@@ -70,7 +71,7 @@ def test_zero_silences_every_layer(model: Any) -> None:
 def test_permute_gives_the_readout_of_the_sequence_half_a_batch_away(model: Any) -> None:
     ids = tokens(4)
     own = readouts(model, ids)[0]
-    with controlled_state(model, "permute"):
+    with controlled(model, Control("permute")):
         exchanged = readouts(model, ids)[0]
     assert torch.equal(exchanged, own[[2, 3, 0, 1]])
 
@@ -79,7 +80,7 @@ def test_permute_does_not_let_the_future_in(model: Any) -> None:
     ids = tokens(4)
     changed = ids.clone()
     changed[:, 8:] = 7
-    with controlled_state(model, "permute"):
+    with controlled(model, Control("permute")):
         exact = plainly(model, lambda m: logits(m, ids[:, :8]))
         for found in (logits(model, ids), logits(model, changed)):
             assert_as_exact(found[:, :8], *exact, floor=CHUNKED_FLOOR)
@@ -90,7 +91,7 @@ def test_permute_with_pads_moves_rows_not_packed_tokens(model: Any) -> None:
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
     own = logits(model, ids, attention_mask=mask)
-    with controlled_state(model, "permute"):
+    with controlled(model, Control("permute")):
         first = readouts(model, ids, attention_mask=mask)[0]
         exchanged = logits(model, ids, attention_mask=mask)
     packed = readouts(model, ids, attention_mask=mask)[0]  # [1, 7 + 12, S, N]
@@ -102,7 +103,7 @@ def test_permute_with_pads_moves_rows_not_packed_tokens(model: Any) -> None:
 
 
 def test_permute_needs_two_sequences(model: Any) -> None:
-    with controlled_state(model, "permute"), pytest.raises(ValueError, match="two sequences"):
+    with controlled(model, Control("permute")), pytest.raises(ValueError, match="two sequences"):
         logits(model, tokens(1))
 
 
@@ -111,7 +112,7 @@ def test_the_harness_model_brings_a_companion(load: Load, wuneng_directory: Path
     harness = HarnessModel(load(wuneng_directory), batch_size=1, companion=True)
     model = harness.model
     first, second = tokens(1, 9), tokens(1, 12) + 1
-    with controlled_state(model, "permute"):
+    with controlled(model, Control("permute")):
         harness.logits(first)
         found = harness.logits(second)
         beside = torch.full_like(second, harness.prefix_token_id)
@@ -131,17 +132,17 @@ def test_generation_runs_under_every_control(load: Load, wuneng_directory: Path)
             Instance("generate_until", {}, (text, {"until": ["\n"], "max_gen_toks": 5}), 0)
             for text in ("One cat", "Two dogs and")
         ]
-        with controlled_state(harness.model, control):  # type: ignore[arg-type]
+        with controlled(harness.model, Control(control)):
             assert len(harness.generate_until(requests)) == 2
 
 
 def test_a_model_without_state_heads_is_refused(load: Load, llama_directory: Path) -> None:
     llama = load(llama_directory).model
-    with pytest.raises(ModelError, match="no state heads"), controlled_state(llama, "zero"):
+    with pytest.raises(ModelError, match="no state heads"), controlled(llama, Control("zero")):
         pass
 
 
 def test_control_names() -> None:
-    assert parse_state_control("permute") == "permute"
+    assert str(parse_state_control("permute")) == "permute"
     with pytest.raises(InputError, match="Did you mean 'zero'"):
         parse_state_control("zeros")

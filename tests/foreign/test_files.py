@@ -265,3 +265,41 @@ def test_a_vocabulary_that_leads_elsewhere_is_not_read(secret: Path, tmp_path: P
     (weights.parent / "rwkv_vocab_v1.txt").symlink_to(secret)
     with pytest.raises(ModelError, match=r"rwkv_vocab_v1\.txt: a link to"):
         choose_tokenizer(Located("x.pth", weights, FAMILIES["rwkv7"], {}), None, 257)
+
+
+def test_weights_that_lead_elsewhere_are_refused_by_link_as_by_name(
+    model: Path, tmp_path: Path
+) -> None:
+    """As a single file, and as a shard."""
+    from wuneng.convert.tensor_files import SafetensorsFiles
+    from wuneng.model.pretrained import load_causal_model
+
+    spoil_index(model, "model-00001-of-00001.safetensors")
+    for name in ("model-00001-of-00001.safetensors", "model.safetensors"):
+        (model / name).symlink_to("../outside.safetensors")
+        for load in (load_causal_model, SafetensorsFiles.of_directory, check_index):
+            with pytest.raises(ModelError, match=rf"{name}: a link to .*outside"):
+                load(model)
+        (model / name).unlink()
+        (model / "model.safetensors.index.json").unlink(missing_ok=True)
+
+
+def test_a_linked_recipe_of_a_run_is_not_quoted(
+    secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``generate``, ``eval`` and all that look for a model in a run read its recipe too."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    secret.write_text("a: 1\nhush-value: 1\nhush-value: 2\n")
+    Path("run").mkdir()
+    Path("run/recipe.yaml").symlink_to(secret)
+    for arguments in (
+        ("generate", "run", "--prompt", "x"),
+        ("eval", "run"),
+        ("convert", "run", "there"),
+        ("bench", "--model", "run"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2, done.output
+        assert f"is a link to {secret}" in done.output.replace("\n", "")
+        assert "hush" not in done.output

@@ -109,6 +109,7 @@ class Scenario:
         refused: a message with which the command, run again, may refuse since its result is there.
         complete: a file whose presence means that the command had done its work when it was
             disturbed; run again it would begin another piece of work.
+        finish: what makes the files anew that the command writes after that one.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Scenario:
     results: Callable[[Path], dict[str, Any]]
     refused: str = ""
     complete: str = ""
+    finish: tuple[str, ...] = ()
     start: Path | None = None
     expected: dict[str, Any] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
@@ -151,6 +153,8 @@ class Scenario:
             again = Ended(0, 0, "", "", "")
             if not self._is_complete(place):
                 again = server.run(place, self.arguments)
+            elif self.finish:
+                again = server.run(place, list(self.finish))
             if wrong is None:
                 wrong = self._completed(place, again)
             return wrong and f"{self.name}, {first.last} {at}: {wrong}"
@@ -204,15 +208,17 @@ def scenarios() -> list[Scenario]:
         *("--against", "none", "--seconds", "0.1", "--out", "speed", "-q"),
     ]
     exists = "exists already"
+    done, page = "runs/tiny/results.json", ("report", "runs/tiny", "-q")
     return [
-        Scenario("train", train, _recipe, run_results, complete="runs/tiny/results.json"),
+        Scenario("train", train, _recipe, run_results, complete=done, finish=page),
         Scenario("train --out", [*train, "--out", "here/run"], _recipe, run_results),
-        Scenario("resume", train, _stopped, run_results, complete="runs/tiny/results.json"),
+        Scenario("resume", train, _stopped, run_results, complete=done, finish=page),
         Scenario("train of a finished run", [*train, "--resume", "runs/tiny"], _run, run_results),
         Scenario("train longer", longer, _constant_run, run_results),
         Scenario("eval", evaluate, _run, _scores),
         Scenario("convert", convert, _plain_run, _exported, refused=exists),
         Scenario("bench", bench, _run, _speed),
+        Scenario("report", list(page), _run, run_results),
         Scenario("cache clear", ["cache", "clear"], _run, lambda place: {}),
     ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.layers.delta_reference import layer_reference
-from tests.model.small import BASE, plainly
+from tests.model.small import BASE, disturbed, plainly
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.kinds import load_kind
@@ -35,10 +35,7 @@ OWN = {"state_key_source": "own", "state_value_source": "own"}
 def model_of(kind: str, **changes: Any) -> WuNengForCausalLM:
     torch.manual_seed(0)
     model = WuNengForCausalLM(WuNengConfig(**(BASE | {"state_kind": kind} | changes))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return disturbed(model)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.small import BASE
+from tests.model.small import BASE, disturbed
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.built_in_arms import BUILT_IN_ARMS, arm_problem
 from wuneng.convert.graft import NewTensors
@@ -30,11 +30,7 @@ WIRINGS: dict[str, dict[str, Any]] = {
 
 def model_of(**changes: Any) -> WuNengForCausalLM:
     torch.manual_seed(0)
-    model = WuNengForCausalLM(WuNengConfig(**(BASE | changes))).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return disturbed(WuNengForCausalLM(WuNengConfig(**(BASE | changes))).double().eval())
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

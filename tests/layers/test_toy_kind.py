@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from typer.testing import CliRunner
 
-from tests.model.small import BASE
+from tests.model.small import BASE, in_pieces
 from wuneng import WuNengConfig, WuNengForCausalLM, kinds
 from wuneng.kinds import kind_names, register
 from wuneng.layers.attention import AttentionHeads
@@ -88,12 +88,7 @@ def test_it_computes_decodes_and_is_counted() -> None:
     ids = torch.randint(0, 61, (2, 20))
     with torch.no_grad():
         whole = model(ids).logits
-        cache, parts = None, []
-        for part in ids.split([11, 1, 1, 7], 1):
-            out = model(part, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            parts.append(out.logits)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(in_pieces(model, ids, [11, 1, 1, 7]), whole, rtol=1e-9, atol=1e-10)
     assert counting.total_parameters(config) == sum(p.numel() for p in model.parameters())
     rwkv7 = counting.forward_flops_per_token(WuNengConfig(**BASE), 64)
     assert counting.forward_flops_per_token(config, 64) < rwkv7

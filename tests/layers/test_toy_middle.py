@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from tests.model.small import BASE
+from tests.model.small import BASE, disturbed, in_pieces
 from wuneng import WuNengConfig, WuNengForCausalLM, kinds
 from wuneng.kinds import load_kind, register
 from wuneng.layers.middle import base
@@ -44,11 +44,8 @@ def registered() -> Iterator[None]:
 
 def model_of(**changes: Any) -> WuNengForCausalLM:
     torch.manual_seed(0)
-    model = WuNengForCausalLM(WuNengConfig(**(BASE | {"cross_head": "product"} | changes))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    config = WuNengConfig(**(BASE | {"cross_head": "product"} | changes))
+    return disturbed(WuNengForCausalLM(config).eval())
 
 
 def test_its_formula_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +69,7 @@ def test_its_formula_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(20)[None]
     with torch.no_grad():
         whole = model(ids).logits
-        cache, parts = None, []
-        for part in ids.split([9, 1, 1, 9], 1):
-            out = model(part, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            parts.append(out.logits)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(in_pieces(model, ids, [9, 1, 1, 9]), whole, rtol=1e-4, atol=1e-5)
     model.train()(ids, labels=ids).loss.backward()
     assert layer.product_weight.grad.abs().sum() > 0
 

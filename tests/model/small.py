@@ -26,6 +26,7 @@ BASE: dict[str, Any] = {
     "value_rank": 4,
     "gate_rank": 4,
     "snapshot_every": 16,
+    "output_init": "normal",  # from zero, what is computed before would not show in the logits
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gqa": {"num_key_value_heads": 1},
     "gqa-qk-norm-bias": {"num_key_value_heads": 2, "qk_norm": True, "attention_bias": True},
     "own-key-value": {"state_key_source": "own", "state_value_source": "own"},
+    "own-key": {"state_key_source": "own"},
     "own-key-other-size": {
         "state_key_source": "own",
         "state_value_source": "own",
@@ -112,11 +114,26 @@ def small_model(variant: str = "default", **overrides: Any) -> WuNengForCausalLM
     """A small model of the named variant; zero-initialised parameters are shaken awake."""
     torch.manual_seed(0)
     config = WuNengConfig(**(BASE | (VARIANTS | OTHER_KINDS)[variant] | overrides))
-    model = WuNengForCausalLM(config).eval()
+    return disturbed(WuNengForCausalLM(config).eval())
+
+
+def disturbed(model: WuNengForCausalLM) -> WuNengForCausalLM:
+    """The model itself, with every parameter away from its initial value."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def in_pieces(model: WuNengForCausalLM, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Logits of ``ids`` ``[B, T]``, fed in pieces of these lengths through the cache."""
+    cache, parts = None, []
+    with torch.no_grad():
+        for part in ids.split(lengths, 1):
+            out = model(part, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+    return torch.cat(parts, 1)
 
 
 def plainly(model: Any, run: Callable[[Any], Result]) -> tuple[Result, Result]:

@@ -15,6 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tests.model.ropes import SCALED
 from tests.precision import assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM
 
@@ -87,28 +88,7 @@ def test_same_logits_and_gradients(kind):
     assert_equally_exact(*({n: x[n].grad for n in gradients[0]} for x in gradients))
 
 
-@pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
-        {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
-        {
-            "rope_type": "yarn",
-            "rope_theta": 500.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 16,
-        },
-        {
-            "rope_type": "llama3",
-            "rope_theta": 500.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 16,
-        },
-    ],
-    ids=lambda rope: rope["rope_type"],
-)
+@pytest.mark.parametrize("rope", SCALED.values(), ids=list(SCALED))
 def test_rope_scaling_kinds(rope):
     source, ours = _copy("llama", rope)
     ids = torch.randint(0, 97, (2, 80))  # beyond max_position_embeddings, where dynamic acts

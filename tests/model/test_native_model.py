@@ -15,7 +15,7 @@ from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
 from wuneng.model.call_arguments import cache_of
 from wuneng.ops import native
-from wuneng.ops.native import operator
+from wuneng.ops.state_head import native as operator
 
 pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
 #: Twice the width of the usual small models, so that heads have a size that the kernels take.

@@ -57,7 +57,7 @@ def test_auto_classes_in_the_command_line_once_a_class_is_named(tmp_path):
 def test_missing_branch_is_initialised_and_the_rest_kept(tmp_path):
     plain = WuNengForCausalLM(WuNengConfig(**(BASE | {"num_state_heads": 0})))
     plain.save_pretrained(tmp_path)
-    config = WuNengConfig(**BASE, state_branch_init="zero")
+    config = WuNengConfig(**BASE, state_branch_init="zero", state_init="published")
     torch.manual_seed(3)
     grafted = WuNengForCausalLM.from_pretrained(tmp_path, config=config)
     for name, tensor in plain.state_dict().items():
@@ -81,11 +81,16 @@ def test_initial_values_follow_the_seed():
     assert any(not torch.equal(states[0][n], states[2][n]) for n in states[0])
 
 
-def test_decay_starts_inside_its_range():
-    """RWKV-7's ramp: the first channels of a head forget fast, the last ones hold on."""
+@pytest.mark.parametrize("state_init", ["even", "published"])
+def test_decay_starts_inside_its_range(state_init):
+    """Ramps: the first channels hold on, the last ones forget fast."""
     torch.manual_seed(0)
     config = WuNengConfig(
-        hidden_size=128, num_hidden_layers=4, num_attention_heads=2, num_state_heads=2
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_state_heads=2,
+        state_init=state_init,
     )
     for block in WuNengForCausalLM(config).model.layers:
         w0 = block.state_heads.w0

@@ -39,8 +39,10 @@ def arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any],
     tensor, additive = POINTERS[build.dtype], kind == "additive"
     types: dict[str, str | None] = dict.fromkeys(("A", "R", "branch", "d_branch", "dA"), tensor)
     types |= {"dR": tensor, "changed": tensor if additive else None, "eps": "fp32"}
-    types |= dict.fromkeys(("scale", "mix", "norm", "first", "d_vectors", "d_mix"), "*fp32")
-    types |= {"second": None if kind == "concat" else "*fp32", "d_changed": types["changed"]}
+    types |= dict.fromkeys(
+        ("scale", "mix", "norm", "alpha_or_matrix", "d_vectors", "d_mix"), "*fp32"
+    )
+    types |= {"beta_or_bias": None if kind == "concat" else "*fp32", "d_changed": types["changed"]}
     types |= {"d_alpha": "*fp32" if additive else None}
     types |= {"d_matrix": None if additive else "*fp32"}
     types |= dict.fromkeys(("tokens", "heads", "attention_heads", "scale_stride"), "i32")

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.precision import FLOOR, assert_as_exact, operand
 from wuneng.ops.cross_head import cross_head_reference
 
-NAMES = ("A", "R", "scale", "group_mix", "group_norm", "first", "second")
+NAMES = ("A", "R", "scale", "group_mix", "group_norm", "alpha_or_matrix", "beta_or_bias")
 KINDS = ("additive", "gated", "concat")
 #: (attention heads, state heads): grouped, one to one, shared.
 RATIOS = ((4, 2), (6, 1), (3, 3), (2, 4), (1, 3))
@@ -54,13 +54,13 @@ class Case:
             "scale": (self.scales or S,),
             "group_mix": (S, max(1, H // S)),
             "group_norm": (S, N),
-            "first": (H, N) if self.kind == "additive" else (S, 2 * N, N),
+            "alpha_or_matrix": (H, N) if self.kind == "additive" else (S, 2 * N, N),
         }
         if self.kind != "concat":
-            shapes["second"] = (S, N)
+            shapes["beta_or_bias"] = (S, N)
         drawn = {n: torch.randn(s, generator=generator).double() for n, s in shapes.items()}
         if self.kind != "additive":
-            drawn["first"] *= (2 * N) ** -0.5
+            drawn["alpha_or_matrix"] *= (2 * N) ** -0.5
         for name in ("A", "R"):
             drawn[name] *= self.magnitude
             if self.repeats:

@@ -46,26 +46,28 @@ class FastPath:
     @property
     def compiled(self) -> bool:
         """Whether it is there only where C can be compiled."""
-        return self.where.startswith("native.")
+        return "native" in self.where.partition(":")[0].split(".")
 
     def __str__(self) -> str:
         return self.where
 
 
 CPU_PATHS = [
-    FastPath("native.operator:_Call.forward", "default", "prefill"),
-    FastPath("native.operator:_backward", "default", "gradient"),
-    FastPath("native.few_tokens:low_rank", "pre-shift", "decode"),
-    FastPath("native.few_tokens:projections", "own-removal-key", "decode"),
-    FastPath("native.few_tokens:cross_head", "own-removal-key", "decode"),
+    FastPath("state_head.native:_Call.forward", "default", "prefill"),
+    FastPath("state_head.native:_backward", "default", "gradient"),
+    FastPath("low_rank.native:low_rank", "pre-shift", "decode"),
+    FastPath("low_rank.native:projections", "own-removal-key", "decode"),
+    FastPath("cross_head.native:cross_head", "own-removal-key", "decode"),
     FastPath("native.hybrid_token:HybridToken.__call__", "default", "decode"),
     FastPath("wkv7.chunked:forward_pass", "snapshots", "prefill", written=2),
     FastPath("wkv7.chunked:backward_pass", "snapshots", "gradient", written=7),
     FastPath("wkv7.interface:step", "default", "decode", "chunked", watched=True),
     FastPath("wkv7.interface:step_with_snapshots", "snapshots", "decode"),
     FastPath("state_head.step:_torch_step", "default", "decode", "chunked"),
-    FastPath("state_head.recurrence_inputs:_StateInputs.forward", "default", "prefill", "chunked"),
-    FastPath("state_head.recurrence_inputs:_StateInputs.backward", "snapshots", "gradient"),
+    FastPath(
+        "state_head.recurrence_inputs:_RecurrenceInputs.forward", "default", "prefill", "chunked"
+    ),
+    FastPath("state_head.recurrence_inputs:_RecurrenceInputs.backward", "snapshots", "gradient"),
     FastPath("readout.by_hand:_without_gradients", "snapshots", "prefill"),
     FastPath("readout.by_hand:_StateReadout.forward", "default", "gradient", "chunked"),
     FastPath("readout.by_hand:_StateReadout.backward", "snapshots", "gradient"),
@@ -83,7 +85,7 @@ TRITON_PATHS = {
     "scan": "wkv7.triton_autograd:wkv7_triton",
     "step": "wkv7.triton_autograd:wkv7_triton_step",
     "snapshots": "wkv7.triton_autograd:read_snapshots",
-    "projections": "wkv7.triton_state_mix:state_mix_triton",
+    "projections": "wkv7.triton_from_projections:wkv7_from_projections_triton",
     "head_step": "state_head.triton_step:state_head_step_triton",
     "readout": "readout.triton_kernels:state_readout_triton",
     "token_shift": "token_shift.triton_kernels:token_shift_triton",
@@ -94,7 +96,13 @@ BEHIND_TRITON_PATHS = {"wkv7.triton_step", "wkv7.triton_snapshots"}
 FLA_PATH = "wkv7.fla:_load"
 
 #: Where C is loaded or built.
-LOADERS = [f"native.{name}:library" for name in ("operator", "few_tokens", "hybrid_token")]
+LOADERS = [
+    f"{module}:library"
+    for module in (
+        *("state_head.native", "low_rank.native", "cross_head.native"),
+        *("native.few_tokens", "native.hybrid_token"),
+    )
+]
 
 
 @contextmanager

@@ -180,3 +180,22 @@ SITUATIONS = {
     "more-key-heads": StepCase(batch=3, layout="more", letters="kv"),
     "half-precision-weights": StepCase(weight_dtype=torch.bfloat16),
 }
+
+
+def assert_overwrites_when_asked(operator: Callable[..., HeadOutputs], case: StepCase) -> None:
+    """State and carry in place and nothing else; otherwise nothing at all. NaN counts as equal."""
+    inputs, weights, options, state, carry = case.arguments()
+    assert state is not None
+    assert carry is not None
+    tensors = [x for x in (*inputs, *weights, state, carry) if x is not None]
+    kept = [x.clone() for x in tensors]
+    out = operator(inputs, weights, options, state, carry)
+    for x, y in zip(tensors, kept, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+    again = operator(inputs, weights, options, state, carry, in_place=True)
+    assert again.state is state
+    assert again.carry is carry
+    for x, y in zip(again[:3], out[:3], strict=True):
+        assert torch.equal(x, y)
+    for x, y in zip(tensors[:-2], kept[:-2], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)

@@ -119,8 +119,10 @@ def head(**settings: Any) -> None:
 LOW_RANK = LowRank(torch.randn(32, 4), torch.randn(4, 32), torch.randn(32))
 OPERATORS: dict[str, Callable[..., object]] = {
     "wkv7": lambda **s: ops.wkv7(X, -X.abs(), X, X, X, X, **s),
-    "state_mix": lambda **s: ops.state_mix(X, X, X, X, X, None, X[0, 0], X[0, 0], a_max=1.0, **s),
-    "state_inputs": lambda **s: ops.state_inputs(X, X, X, X[0, 0], X[0, 0], 1.0, **s),
+    "wkv7_from_projections": lambda **s: ops.wkv7_from_projections(
+        X, X, X, X, X, None, X[0, 0], X[0, 0], a_max=1.0, **s
+    ),
+    "recurrence_inputs": lambda **s: ops.recurrence_inputs(X, X, X, X[0, 0], X[0, 0], 1.0, **s),
     "state_head": head,
     "state_head_step": head_step,
     "state_readout": lambda **s: state_readout(

@@ -217,7 +217,7 @@ def test_attention_that_is_not_changed_keeps_its_bits(tokens: int) -> None:
         case = Case(kind, tokens=tokens)
         leaves = case.tested_leaves()
         if kind == "additive":
-            leaves["first"].data.zero_()
+            leaves["alpha_or_matrix"].data.zero_()
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
                 attention, _ = cross_head(*case.arguments(leaves), eps=case.eps)

@@ -18,14 +18,14 @@ from wuneng.ops import (
     Snapshots,
     backend,
     cross_head,
-    state_mix,
     using,
     wkv7,
+    wkv7_from_projections,
 )
 from wuneng.ops.readout import state_readout
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.token_shift.by_hand import _TokenShift
-from wuneng.ops.wkv7 import triton_autograd, triton_state_mix
+from wuneng.ops.wkv7 import triton_autograd, triton_from_projections
 
 #: Without one, values are looked at, which these tensors do not have.
 BOUND = -0.7
@@ -36,9 +36,9 @@ def projections() -> tuple[torch.Tensor, ...]:
     return (*(drawn(2, 40, 3, 64) for _ in range(5)), drawn(3, 64), drawn(3, 64))
 
 
-def run_mix() -> None:
+def run_projections() -> None:
     *given, k_k, k_a = projections()
-    state_mix(*given, None, k_k, k_a, a_max=1.0)
+    wkv7_from_projections(*given, None, k_k, k_a, a_max=1.0)
 
 
 def run_cross_head() -> None:
@@ -69,7 +69,7 @@ REACHED: dict[str, tuple[Any, str, set[str]]] = {
     "scan": (lambda: run_scan(40), "wkv7_triton_forward", set()),
     "snapshots": (run_snapshots, "wkv7_triton_forward", {"scan"}),
     "step": (lambda: run_scan(1), "wkv7_triton_step", set()),
-    "projections": (run_mix, "state_mix_triton_forward", set()),
+    "projections": (run_projections, "wkv7_from_projections_triton_forward", set()),
     "head_step": (run_operator, "state_head_step", set()),
     "readout": (run_readout, "state_readout_triton", set()),
     "token_shift": (
@@ -89,7 +89,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, others: list[str]) -> None:
     monkeypatch.setattr(interface, "_one_token", lambda given, *_: (given[3], given[3], None))
     formula = importlib.import_module("wuneng.ops.cross_head.interface")
     monkeypatch.setattr(formula, "cross_head_reference", lambda *given: given[1:3])
-    monkeypatch.setattr(triton_state_mix, "processors", lambda _: 1)
+    monkeypatch.setattr(triton_from_projections, "processors", lambda _: 1)
 
 
 @pytest.mark.parametrize("kernel", REACHED)

@@ -10,7 +10,7 @@ import torch
 
 from tests.ops.wkv7_cases import Case, assert_matches
 from wuneng.ops import wkv7
-from wuneng.ops.native.operator import is_available
+from wuneng.ops.state_head.native import is_available
 from wuneng.ops.wkv7 import chunked, decays
 from wuneng.ops.wkv7.decays import allows_full_chunks, longest_chunk, lowest_log_decay
 

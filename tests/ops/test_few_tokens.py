@@ -56,13 +56,13 @@ def test_projections_of_one_input(inner: int) -> None:
 def test_cross_head(kind: str, heads: tuple[int, int], size: int) -> None:
     attention, state = heads
     A, R = torch.randn(2, 2, attention, size), torch.randn(2, 2, state, size)
-    first = torch.randn(attention, size)
+    alpha_or_matrix = torch.randn(attention, size)
     if kind != "additive":
-        first = torch.randn(state, 2 * size, size) / size**0.5
-    second = None if kind == "concat" else torch.randn(state, size)
+        alpha_or_matrix = torch.randn(state, 2 * size, size) / size**0.5
+    beta_or_bias = None if kind == "concat" else torch.randn(state, size)
     weights = [torch.randn(state), torch.randn(state, max(1, attention // state))]
-    weights += [torch.randn(state, size), first]
-    tensors = [A, R, *weights, second]
+    weights += [torch.randn(state, size), alpha_or_matrix]
+    tensors = [A, R, *weights, beta_or_bias]
     assert few_tokens.takes(size, 1, *tensors)
     found = cross_head(kind, *tensors, eps=1e-5)  # type: ignore[arg-type]
     exact = [None if x is None else x.double() for x in tensors]

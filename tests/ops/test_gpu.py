@@ -23,9 +23,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from tests.ops import cross_head_cases
 from tests.ops import test_state_readout as readout_checks
+from tests.ops.from_projections_checks import ProjectionCase
+from tests.ops.from_projections_checks import assert_close as assert_projections_close
 from tests.ops.head_step_cases import SITUATIONS, StepCase
-from tests.ops.state_mix_checks import MixCase
-from tests.ops.state_mix_checks import assert_close as assert_mix_close
 from tests.ops.test_token_shift import sides as shift_sides
 from tests.ops.triton_checks import INPUTS, Case, assert_close, sides
 from tests.precision import assert_as_exact, relative_error
@@ -37,8 +37,8 @@ from wuneng.ops.state_head.step import state_head_step
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.wkv7.reference import wkv7_reference
 from wuneng.ops.wkv7.triton_autograd import wkv7_triton
+from wuneng.ops.wkv7.triton_from_projections import wkv7_from_projections_triton
 from wuneng.ops.wkv7.triton_launch import CANDIDATES
-from wuneng.ops.wkv7.triton_state_mix import state_mix_triton
 from wuneng.ops.wkv7.triton_step import wkv7_triton_step
 
 pytestmark = pytest.mark.gpu
@@ -111,17 +111,19 @@ def test_situations(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        MixCase(batch=2, tokens=200, heads=3, size=64, a_max=2.0),
-        MixCase(tokens=120, heads=2, size=64, lengths=(1, 0, 16, 66, 37), options={"values": 16}),
-        MixCase(tokens=100, size=128),
-        MixCase(tokens=61, size=64, repeats=40),
+        ProjectionCase(batch=2, tokens=200, heads=3, size=64, a_max=2.0),
+        ProjectionCase(
+            tokens=120, heads=2, size=64, lengths=(1, 0, 16, 66, 37), options={"values": 16}
+        ),
+        ProjectionCase(tokens=100, size=128),
+        ProjectionCase(tokens=61, size=64, repeats=40),
     ],
     ids=["batch", "packed-split", "N128", "repeats"],
 )
-def test_raw_projections(case: MixCase, shared: bool, dtype: torch.dtype) -> None:
+def test_raw_projections(case: ProjectionCase, shared: bool, dtype: torch.dtype) -> None:
     case.dtype, case.shared, case.device = dtype, shared, "cuda"
     case.generator.manual_seed(0)
-    assert_mix_close(case, state_mix_triton, GPU_FLOOR)
+    assert_projections_close(case, wkv7_from_projections_triton, GPU_FLOOR)
 
 
 def test_one_tf32_pass() -> None:
@@ -177,11 +179,11 @@ def test_step_is_captured_in_a_cuda_graph() -> None:
     loops = [case.run(x, wkv7_reference) for x in ({n: x.cpu() for n, x in leaves.items()}, exact)]
     token = [leaves[name][:, 0].clone() for name in INPUTS]
     state = leaves["initial_state"].clone()
-    wkv7_triton_step(*token, state.clone(), in_place=True)  # compile before the capture
+    wkv7_triton_step(*token, state=state.clone(), in_place=True)  # compile before the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y, _ = wkv7_triton_step(*token, state, in_place=True)
+        y, _ = wkv7_triton_step(*token, state=state, in_place=True)
     state.copy_(leaves["initial_state"])
     ys = []
     for t in range(8):

@@ -142,7 +142,7 @@ def test_what_the_chunks_are_not_for_goes_the_plain_way(
     def poisoned(*arguments: Any) -> Any:
         raise AssertionError("in chunks")
 
-    monkeypatch.setattr(interface, "_apart_from_graphs", poisoned)
+    monkeypatch.setattr(interface, "in_chunks", poisoned)
     given = problem((9,), torch.float16 if case == "float16" else torch.float32)
     with pytest.raises(AssertionError, match="in chunks"):
         entropy(problem((9,), torch.float32))
@@ -152,3 +152,24 @@ def test_what_the_chunks_are_not_for_goes_the_plain_way(
     with using("reference" if case == "reference" else "native"):
         assert entropy(given, whole_bytes).isfinite()
         assert divergence(given, whole_bytes).isfinite()
+
+
+def test_a_compiled_model_breaks_its_graph_and_is_not_compiled_again() -> None:
+    """A new function for the head at every step, as in training."""
+    hidden, weight, *_, labels = problem((9,), torch.float32)
+    compilations: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compilations.append(graph)
+        return graph.forward
+
+    def forward(x: Tensor, of_head: Callable[[Tensor], Tensor]) -> Tensor:
+        return of_head(2 * x)
+
+    compiled = torch.compile(forward, backend=backend)
+    counts = []
+    for _ in range(4):
+        found = compiled(hidden, lambda x: linear_cross_entropy(x, weight, labels, whole_bytes=0))
+        counts.append(len(compilations))
+    assert torch.equal(found, entropy([2 * hidden, weight, hidden, weight, labels]))
+    assert counts == counts[:1] * 4

@@ -18,10 +18,17 @@ import pytest
 import torch
 
 from wuneng.ops import LowRank
+from wuneng.ops.cross_head import native as cross_head
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
-from wuneng.ops.native import arguments, few_tokens, hybrid_token, operator
+from wuneng.ops.low_rank import native as low_rank
+from wuneng.ops.native import hybrid_token
+from wuneng.ops.state_head import native as state_head
+from wuneng.ops.state_head import native_arguments as arguments
 
-HEADERS = ("state_head.h", "few_tokens.h", "hybrid_token.h")
+HEADERS = (
+    *("state_head/state_head.h", "low_rank/low_rank.h", "cross_head/cross_head.h"),
+    "native/hybrid_token.h",
+)
 LETTERS = ("r", "w", "k", "v", "a", "b", "gate")
 
 
@@ -57,7 +64,7 @@ def _fields(line: str, known: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def blocks(repository: Path) -> dict[str, Any]:
-    return structures(repository / "wuneng" / "ops" / "native")
+    return structures(repository / "wuneng" / "ops")
 
 
 def test_the_headers_are_read(blocks: dict[str, Any]) -> None:
@@ -73,9 +80,9 @@ def test_types_and_sizes(blocks: dict[str, Any]) -> None:
     forward, backward = arguments._FORWARD, arguments._BACKWARD
     assert _letters(blocks["Arguments"]) == _expanded(forward) + _expanded(backward)
     for name, packed in {
-        "Product": few_tokens.PRODUCT,
-        "LowRank": few_tokens.LOW_RANK,
-        "CrossHead": few_tokens.CROSS_HEAD,
+        "Product": low_rank.PRODUCT,
+        "LowRank": low_rank.LOW_RANK,
+        "CrossHead": cross_head.CROSS_HEAD,
         "TokenInputs": hybrid_token._INPUTS,
     }.items():
         assert _letters(blocks[name]) == _expanded(packed), name
@@ -147,7 +154,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, ...]]:
 
     names = ("low_rank", "projections", "cross_head", "hybrid_token", "state_head_forward")
     kernels = SimpleNamespace(**dict.fromkeys(names, note))
-    for module in (few_tokens, hybrid_token, operator):
+    for module in (low_rank, cross_head, hybrid_token, state_head):
         monkeypatch.setattr(module, "_kernels", lambda _: kernels)
     return calls
 
@@ -167,12 +174,12 @@ def check_low_rank(found: Any, weights: LowRank, tanh: bool) -> None:
 def test_projections(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> None:
     receptance = torch.randn(32, 12)
     decay, rate = WEIGHTS
-    r, w, a = few_tokens.projections(16, X, receptance, decay, rate)
-    product, *low_rank = handed[0]
+    r, w, a = low_rank.projections(16, X, receptance, decay, rate)
+    product, *pair = handed[0]
     found = read(blocks["Product"], product)
     assert (found.tokens, found.size, found.width) == (3, 12, 32)
     assert (found.x, found.weight, found.out) == tuple(x.data_ptr() for x in (X, receptance, r))
-    for block, weights, out, tanh in zip(low_rank, WEIGHTS, (w, a), (True, False), strict=True):
+    for block, weights, out, tanh in zip(pair, WEIGHTS, (w, a), (True, False), strict=True):
         found = read(blocks["LowRank"], block)
         check_low_rank(found, weights, tanh)
         assert (found.x, found.out) == (X.data_ptr(), out.data_ptr())
@@ -182,21 +189,21 @@ MIDDLE = {
     "scale": torch.randn(2),
     "mix": torch.randn(2, 2),
     "norm": torch.randn(2, 16),
-    "first": torch.randn(4, 16),
-    "second": torch.randn(2, 16),
+    "alpha_or_matrix": torch.randn(4, 16),
+    "beta_or_bias": torch.randn(2, 16),
 }
 
 
 def check_cross_head(found: Any, tokens: int) -> None:
     numbers = (found.tokens, found.heads, found.state_heads, found.kind, found.scales, found.eps)
-    assert numbers == (tokens, 4, 2, few_tokens.KINDS["additive"], 2, 1e-5)
+    assert numbers == (tokens, 4, 2, cross_head.KINDS["additive"], 2, 1e-5)
     for name, x in MIDDLE.items():
         assert getattr(found, name) == x.data_ptr(), name
 
 
 def test_cross_head(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> None:
     A, R = torch.randn(3, 1, 4, 16), torch.randn(3, 1, 2, 16)
-    changed, branch = few_tokens.cross_head("additive", A, R, *MIDDLE.values(), eps=1e-5)
+    changed, branch = cross_head.cross_head("additive", A, R, *MIDDLE.values(), eps=1e-5)
     found = read(blocks["CrossHead"], handed[0][0])
     check_cross_head(found, 3)
     assert (found.attention, found.readout) == (A.data_ptr(), R.data_ptr())
@@ -219,8 +226,8 @@ def test_a_layers_token(blocks: dict[str, Any], handed: list[tuple[bytes, ...]])
         read(blocks["TokenInputs"], handed[0][1]),
     )
     assert (plan.receptance.width, plan.receptance.weight) == (32, receptance.data_ptr())
-    for low_rank, own, tanh in zip((plan.decay, plan.rate), WEIGHTS, (True, False), strict=True):
-        check_low_rank(low_rank, own, tanh)
+    for found, own, tanh in zip((plan.decay, plan.rate), WEIGHTS, (True, False), strict=True):
+        check_low_rank(found, own, tanh)
     assert (plan.head.sequences, plan.head.heads, plan.head.threads) == (3, 2, 1)
     assert (plan.head.raw, plan.head.a_max, plan.head.norm_eps) == (1, 2.0, 1e-3)
     for name, x in head._asdict().items():

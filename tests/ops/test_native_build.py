@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
 from wuneng.ops import wkv7
-from wuneng.ops.native import compiler, operator
+from wuneng.ops.native import compiler
+from wuneng.ops.state_head import native as operator
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
 
@@ -21,6 +24,21 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _forget()
     yield tmp_path / "wuneng"
     _forget()
+
+
+def test_every_source_is_built_packed_and_in_its_kernels_name(repository: Path) -> None:
+    """Sources lie beside their operators; one that is not listed would be missing elsewhere."""
+    packed = tomllib.loads((repository / "pyproject.toml").read_text())
+    patterns = packed["tool"]["setuptools"]["package-data"]["wuneng"]
+    package, operators = repository / "wuneng", repository / "wuneng" / "ops"
+    for ending, listed in {"c": compiler._SOURCES, "h": compiler._HEADERS}.items():
+        files = set(package.rglob(f"*.{ending}"))
+        assert files == {operators / name for name in listed}
+        assert files <= {file for pattern in patterns for file in package.glob(pattern)}
+    for name in (*compiler._SOURCES, *compiler._HEADERS):
+        included = re.findall(r'#include "(.*)"', (operators / name).read_text())
+        known = {operators / header for header in compiler._HEADERS}
+        assert {((operators / name).parent / x).resolve() for x in included} <= known, name
 
 
 def _forget() -> None:

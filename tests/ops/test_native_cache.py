@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.damage import alter, empty, truncate
 from wuneng.ops.native import compiler, compiler_process, library_cache
 from wuneng.records.scratch import scratch_directory
 
@@ -38,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     # What is kept matters here, not how fast it is: the smallest source, unoptimised.
     monkeypatch.setattr(compiler, "_FLAGS", ("-O0", "-std=gnu11", "-fPIC"))
-    monkeypatch.setattr(compiler, "_SOURCES", ("few_tokens.c",))
+    monkeypatch.setattr(compiler, "_SOURCES", ("cross_head/cross_head.c",))
     _forget()
     yield root / "wuneng"
     assert not list(temporary.iterdir())  # whatever was built there is gone
@@ -61,20 +62,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(compiler.ctypes, "CDLL", note)
     return paths
-
-
-def _cut(library: Path) -> None:
-    os.truncate(library, library.stat().st_size // 2)
-
-
-def _empty(library: Path) -> None:
-    os.truncate(library, 0)
-
-
-def _flip(library: Path) -> None:
-    data = bytearray(library.read_bytes())
-    data[len(data) // 2] ^= 1
-    library.write_bytes(data)
 
 
 def _no_checksum(library: Path) -> None:
@@ -100,7 +87,7 @@ def _directory(library: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [_cut, _empty, _flip, _no_checksum, _other_checksum, _link, _writable]
+    "damage", [truncate, empty, alter, _no_checksum, _other_checksum, _link, _writable]
 )
 def test_a_doubtful_library_is_never_opened_and_built_anew(
     damage: Callable[[Path], None], cache: Path, opened: list[Path]

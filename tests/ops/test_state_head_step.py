@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.ops.head_step_cases import SITUATIONS, StepCase
+from tests.ops.head_step_cases import SITUATIONS, StepCase, assert_overwrites_when_asked
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import state_head
 from wuneng.ops.head_arguments import HeadOutputs
@@ -61,22 +61,9 @@ def test_equals_the_operators_of_whole_sequences(
 
 @pytest.mark.parametrize("layout", ["flat", "rows"])
 def test_what_is_overwritten_and_what_is_not(layout: str) -> None:
-    case = StepCase(own_source=True, letters="k", layout=layout)
-    inputs, weights, options, state, carry = case.arguments()
-    assert state is not None
-    assert carry is not None
-    tensors = [x for x in (*inputs, *weights, state, carry) if x is not None]
-    kept = [x.clone() for x in tensors]
-    out = state_head_step(inputs, weights, options, state, carry)
-    for x, y in zip(tensors, kept, strict=True):
-        assert torch.equal(x, y)
-    again = state_head_step(inputs, weights, options, state, carry, in_place=True)
-    assert again.state is state
-    assert again.carry is carry
-    for x, y in zip(again[:3], out[:3], strict=True):
-        assert torch.equal(x, y)
-    for x, y in zip(tensors[:-2], kept[:-2], strict=True):
-        assert torch.equal(x, y)
+    assert_overwrites_when_asked(
+        state_head_step, StepCase(own_source=True, letters="k", layout=layout)
+    )
 
 
 def test_a_weight_that_changes_is_seen() -> None:

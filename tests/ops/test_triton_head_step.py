@@ -7,7 +7,7 @@ import torch
 
 from tests.ops.triton_interpreter import faithful  # isort: split
 
-from tests.ops.head_step_cases import SITUATIONS, StepCase
+from tests.ops.head_step_cases import SITUATIONS, StepCase, assert_overwrites_when_asked
 from wuneng.ops.state_head.triton_step import state_head_step_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -36,20 +36,9 @@ def test_head_sizes_in_half_precision(size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("layout", ["flat", "rows", "more"])
 def test_in_place_and_not(layout: str) -> None:
-    case = StepCase(own_source=True, letters="vk", layout=layout)
-    inputs, weights, options, state, carry = case.arguments()
-    assert state is not None
-    assert carry is not None
-    tensors = [x for x in (*inputs, *weights, state, carry) if x is not None]
-    kept = [x.clone() for x in tensors]
-    out = state_head_step_triton(inputs, weights, options, state, carry)
-    for x, y in zip(tensors, kept, strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
-    again = state_head_step_triton(inputs, weights, options, state, carry, in_place=True)
-    assert again.state is state
-    assert again.carry is carry
-    for x, y in zip(again[:3], out[:3], strict=True):
-        assert torch.equal(x, y)
+    assert_overwrites_when_asked(
+        state_head_step_triton, StepCase(own_source=True, letters="vk", layout=layout)
+    )
 
 
 @pytest.mark.parametrize("missing", ["state", "carry"])

@@ -33,7 +33,7 @@ def test_forward_operator_is_registered_properly(packed: bool) -> None:
     case = Case(tokens=20, lengths=(7, 13) if packed else ())
     leaves = tensors(case)
     bounds = torch.tensor([0, 7, 20]) if packed else None
-    arguments = (*six(leaves), leaves["initial_state"], bounds, None, 16, 0, True)
+    arguments = (*six(leaves), leaves["initial_state"], bounds, None, 16, 0, True, 0)
     torch.library.opcheck(torch.ops.wuneng.wkv7_triton_forward.default, arguments)
 
 
@@ -114,10 +114,10 @@ def test_states_are_kept_only_for_a_backward_pass() -> None:
     leaves = tensors(Case(tokens=20))
     arguments = (*six(leaves), None, None, None, 16, 0)
     with torch.no_grad():
-        *_, kept = torch.ops.wuneng.wkv7_triton_forward(*arguments, False)
+        *_, kept = torch.ops.wuneng.wkv7_triton_forward(*arguments, False, 0)
     assert kept.shape[0] == 0
     with pytest.raises(RuntimeError, match="keeps_states"):
-        torch.ops.wuneng.wkv7_triton_forward(*arguments, False)
+        torch.ops.wuneng.wkv7_triton_forward(*arguments, False, 0)
 
 
 def test_strided_inputs() -> None:
@@ -180,9 +180,9 @@ def test_the_interface_decodes_with_the_step_kernel(monkeypatch: pytest.MonkeyPa
     leaves = {name: x.float() for name, x in wide.items()}
     calls = []
 
-    def counted(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(arguments)
-        return wkv7_triton_step(*arguments)
+    def counted(*inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(inputs)
+        return wkv7_triton_step(*inputs, state=state)
 
     monkeypatch.setattr(triton_autograd, "wkv7_triton_step", counted)
     state = leaves["initial_state"]
@@ -203,25 +203,25 @@ def test_step(size: int, dtype: torch.dtype, has_state: bool) -> None:
     state = leaves["initial_state"] if has_state else None
     with faithful():
         y, new = wkv7_triton_step(
-            *(x.to(dtype) for x in exact), None if state is None else state.float()
+            *(x.to(dtype) for x in exact), state=None if state is None else state.float()
         )
-    rough = step(*(x.float() for x in exact), None if state is None else state.float())
+    rough = step(*(x.float() for x in exact), state=None if state is None else state.float())
     assert y.dtype == dtype
     assert new.dtype == torch.float32
-    assert_as_exact((y, new), rough, step(*exact, state))
+    assert_as_exact((y, new), rough, step(*exact, state=state))
 
 
 def test_step_in_place() -> None:
     leaves = {name: x.detach() for name, x in tensors(Case(batch=2, tokens=1)).items()}
     token, state = [x[:, 0] for x in six(leaves)], leaves["initial_state"]
-    y, new = wkv7_triton_step(*token, state)
+    y, new = wkv7_triton_step(*token, state=state)
     own = state.clone()
-    y_in_place, same = wkv7_triton_step(*token, own, in_place=True)
+    y_in_place, same = wkv7_triton_step(*token, state=own, in_place=True)
     assert same is own
     assert torch.equal(own, new)
     assert torch.equal(y_in_place, y)
     with pytest.raises(ValueError, match="contiguous state"):
-        wkv7_triton_step(*token, own.transpose(-1, -2), in_place=True)
+        wkv7_triton_step(*token, state=own.transpose(-1, -2), in_place=True)
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from wuneng.errors import RecipeError
+from wuneng.model import from_settings
+from wuneng.model.skeleton import layout
 from wuneng.recipe import BUILT_IN_ARMS, Recipe, load_recipe
 from wuneng.recipe.model import PAPER_WIRING
 
@@ -38,6 +40,40 @@ def test_plain_attention_has_no_state() -> None:
         assert model.attention_token_shift is shift
         assert found.arms[name].match == "parameters"
     assert found.arm_model("wuneng") == found.model
+
+
+@pytest.mark.parametrize("name", BUILT_IN_ARMS)
+def test_what_is_not_the_states_is_every_arms(name: str) -> None:
+    """Initial values, norms and tying are the baselines' as well, and no arm is short of them."""
+    shared = {
+        "embedding_norm": True,
+        "qk_norm": True,
+        "norm": "layernorm",
+        "tie_word_embeddings": False,
+        "initializer_range": 0.03,
+        "output_init": "small",
+    }
+    model = recipe(
+        {"num_hidden_layers": 2, **shared}, ["wuneng", name] if name != "wuneng" else [name]
+    )
+    arm = model.arm_model(name)
+    assert {field: getattr(arm, field) for field in shared} == shared
+    parts = layout(from_settings(arm, 64)).parameters
+    assert "model.embed_norm.bias" in parts
+    assert "lm_head.weight" in parts
+    attention = [field for field in parts if field.endswith("self_attn.q_proj.weight")]
+    norms = [field for field in parts if field.endswith("self_attn.q_norm.weight")]
+    assert len(attention) == len(norms)
+    assert bool(norms) == (arm.num_attention_heads > 0)
+
+
+def test_the_pure_arm_starts_as_the_models_own_heads_do() -> None:
+    assert (
+        recipe({"state_init": "published"}, ["rwkv7"]).arm_model("rwkv7").state_init == "published"
+    )
+    other = recipe({"state_kind": "kda", "state_init": "published"}, ["rwkv7", "gated-delta"])
+    assert other.arm_model("rwkv7").state_init is None
+    assert other.arm_model("gated-delta").state_init is None
 
 
 def test_pure_state_fills_the_width() -> None:

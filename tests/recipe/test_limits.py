@@ -58,6 +58,7 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ("name: " + "a" * 300, "name: expected a name of letters"),
         ("arms: {" + "a" * 300 + ": {}}", "expected a name of letters"),
         ("data: {kind: text, train: " + "a" * 5000 + "}", "train.0: expected at most 4096"),
+        ("training: {num_threads: 3000000000}", "training.num_threads: expected 16384 or less"),
         ("model: {num_hidden_layers: 1.5M}", "model.num_hidden_layers: expected 1024 or less"),
         ("model: {hidden_size: 1e9}", "model.hidden_size: expected 1048576 or less"),
         ("training: {batch_size: 1G}", "training.batch_size: expected 1048576 or less"),

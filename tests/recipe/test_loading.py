@@ -123,7 +123,9 @@ def test_mistakes_are_named(write: Write, text: str, line: int, message: str) ->
         ("{kind: text, train: a, validation_fraction: 1}", "expected a value below 1.0, got 1"),
         ("{kind: synthetic, tasks: []}", "data.tasks: expected at least 1 entries, got []"),
         ("{kind: synthetic, tasks: [{task: recal}]}",
-         "data.tasks.0: expected a task with task: recall or task: state_tracking"),
+         "data.tasks.0: expected a task with task: recall, state_tracking, compose, boxes, chain, "
+         "brackets, selective_copy, induction, needle, functions or addition, got "
+         "{'task': 'recal'}. Did you mean 'recall'?"),
         ("{kind: synthetic, tasks: [{task: recall, pair: 3}]}",
          "data.tasks.0.pair is not a known field. Did you mean 'pairs'?"),
         ("{kind: synthetic, tasks: [{task: recall, pairs: 33}]}",

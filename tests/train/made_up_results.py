@@ -21,9 +21,18 @@ def arm(kind: str, quality: dict[str, float | None], **changes: Any) -> dict[str
         "quality": quality,
         "standard_error": dict.fromkeys(quality, 0.0),
         "examples": dict.fromkeys(quality, 512),
-        "seeds": [0],
+        "seeds": [0, 1, 2],
+        "quality_std": dict.fromkeys(quality, 0.0),
     }
     return {**entry, **changes}
+
+
+def one_seed(results: dict[str, Any]) -> dict[str, Any]:
+    """The same results as if the arms had been trained once."""
+    for entry in results["arms"].values():
+        entry["seeds"] = [0]
+        del entry["quality_std"]
+    return results
 
 
 def compared(name: str, **values: float | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.damage import alter, empty, truncate
 from tests.train.tiny import TinyModel, Watcher, counting_batch, fill, tiny_job, tiny_training
 from wuneng.errors import CheckpointError, DiskError
 from wuneng.records import atomic
@@ -64,22 +65,6 @@ def test_restore_puts_back_every_bit(tmp_path: Path) -> None:
     one, two = named_state(model, optimizer), named_state(other, other_optimizer)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def empty(file: Path) -> None:
-    os.truncate(file, 0)
-
-
-def alter(file: Path) -> None:
-    """Change one byte in the middle and keep the size."""
-    content = bytearray(file.read_bytes())
-    middle = len(content) // 2
-    content[middle] = content[middle] ^ 1
-    file.write_bytes(content)
 
 
 def remove(file: Path) -> None:

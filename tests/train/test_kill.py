@@ -77,10 +77,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path],
 
 
 @contextlib.contextmanager
-def command(place: Path) -> Iterator[subprocess.Popen[str]]:
+def command(place: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """``wuneng train`` as a user starts it, ended with the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "wuneng_cli.main", "train", str(write_recipe(place))],
+        [sys.executable, "-m", "wuneng_cli.main", "train", str(write_recipe(place)), *options],
         cwd=place,
         env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

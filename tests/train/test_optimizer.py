@@ -80,3 +80,66 @@ def test_state_of_another_model_is_refused(change: str) -> None:
     state["exp_avg/" + ("mixed.weight" if change == "name" else "mix.weight")] = moment[:, :-1]
     with pytest.raises(CheckpointError, match=r"exp_avg/mix.* does not fit"):
         load_named_state(model, build_optimizer(model, tiny_training()), state)
+
+
+def test_muon_takes_the_matrices_inside_the_layers() -> None:
+    model = small_model(tie_word_embeddings=False)
+    names = {id(p): name for name, p in model.named_parameters()}
+    adam, muon = (
+        build_optimizer(model, tiny_training(weight_decay=0.1, optimizer=o))
+        for o in ("adamw", "muon")
+    )
+    found = {g["kind"]: {names[id(p)] for p in g["params"]} for g in muon.param_groups}
+    plain = {g["kind"]: {names[id(p)] for p in g["params"]} for g in adam.param_groups}
+    assert plain["decay"] - found["hidden"] == found["decay"]
+    assert {n.rpartition(".")[2] for n in found["decay"]} == {"weight", "gate_weight"}
+    assert {n for n in found["decay"] if n.endswith(".weight")} == {
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    }
+    assert all(
+        p.dim() == 2 for g in muon.param_groups if g["kind"] == "hidden" for p in g["params"]
+    )
+    assert sorted(n for group in found.values() for n in group) == sorted(names.values())
+    assert {g["kind"]: g["weight_decay"] for g in muon.param_groups}["hidden"] == 0.1
+
+
+def muon_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for number, parameter in enumerate(model.parameters()):
+        torch.manual_seed(number)
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+
+
+def test_a_step_of_muon_is_a_rotation_as_large_as_adamws() -> None:
+    """Newton and Schulz leave singular values near 1; the scale is 0.2 sqrt(the longer side)."""
+    model = small_model()
+    training = tiny_training(optimizer="muon", weight_decay=0.0, learning_rate=0.01)
+    optimizer = build_optimizer(model, training)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    muon_step(model, optimizer)
+    after = dict(model.named_parameters())
+    name = "model.layers.0.mlp.up_proj.weight"
+    size = torch.linalg.svdvals((before[name] - after[name].detach()) / 0.01)
+    scale = 0.2 * 48**0.5
+    assert 0.6 * scale < size.min() < size.max() < 1.3 * scale
+    embedding = (before["model.embed_tokens.weight"] - after["model.embed_tokens.weight"]).abs()
+    torch.testing.assert_close(embedding, torch.full_like(embedding, 0.01), rtol=1e-3, atol=1e-5)
+
+
+def test_muons_state_goes_on_where_it_stopped() -> None:
+    training = tiny_training(optimizer="muon")
+    whole, other = small_model(), small_model()
+    optimizer, first = build_optimizer(whole, training), build_optimizer(other, training)
+    muon_step(whole, optimizer)
+    muon_step(other, first)
+    state = {n: x.clone() for n, x in named_state(other, first).items()}
+    assert "momentum_buffer/model.layers.0.mlp.up_proj.weight" in state
+    assert "exp_avg/model.embed_tokens.weight" in state
+    second = build_optimizer(other, training)
+    load_named_state(other, second, state)
+    for model, opt in ((whole, optimizer), (other, second)):
+        set_learning_rate(opt, 0.02)
+        muon_step(model, opt)
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, dict(other.named_parameters())[name]), name

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.train.made_up_results import compared, paired
+from tests.train.made_up_results import compared, one_seed, paired
 from wuneng.train.paired_table import paired_table
 from wuneng.train.summary import closing_sentence
 
@@ -17,22 +17,24 @@ def test_what_rows_show_is_not_called_noise() -> None:
     """Unpaired, 2.60 and 2.58 would be lost in the rows' own spread."""
     name = "text/bits_per_byte"
     results = compared(name, wuneng=2.56, mha=2.60, mha_shift=2.60)
-    for entry in results["arms"].values():
+    for entry in one_seed(results)["arms"].values():
         entry["standard_error"][name] = 0.25
     assert "no difference beyond noise" in closing_sentence(results)
     text = closing_sentence(paired(results, name))
     assert "difference -0.0400, 95 % interval -0.0420 to -0.0380 over 400 rows" in text
-    assert "credited to the state heads" in text
+    assert "and mha-shift 2.600 on these rows" in text
 
 
 @pytest.mark.parametrize(("value", "better"), [(2.595, "wuneng"), (2.605, "plain attention")])
-def test_a_difference_that_another_seed_may_make_is_told_as_such(value: float, better: str) -> None:
+def test_one_seed_gives_no_verdict_however_exact_its_rows_are(value: float, better: str) -> None:
     name = "text/bits_per_byte"
-    results = paired(compared(name, wuneng=value, mha=2.60, mha_shift=2.60), name)
-    text = closing_sentence(results)
-    assert f"{better} is better on these rows, by no more than another seed may move it" in text
-    assert "credited" not in text
-    assert "no difference" not in text
+    results = one_seed(compared(name, wuneng=value, mha=2.60, mha_shift=2.60))
+    shown, limits = closing_sentence(paired(results, name, error=1e-6)).split(". This is one seed")
+    assert "on these rows" in shown
+    assert ("plain attention is better" in shown) is (better == "plain attention")
+    assert "credited" not in shown
+    assert "no difference" not in shown
+    assert "so no verdict can be given and nothing is credited" in limits
 
 
 def test_over_seeds_the_interval_decides() -> None:
@@ -73,8 +75,10 @@ def test_one_row_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     from wuneng.train.figures import Column
 
     name = "text/bits_per_byte"
-    results = compared(name, wuneng=2.0, mha=2.5)
+    results = one_seed(compared(name, wuneng=2.0, mha=2.5))
     for rows, kept in ((1, 0), (4, 1)):
+        for entry in results["arms"].values():
+            entry["examples"][name] = rows
         values = {"wuneng": np.full(rows, -20.0), "mha": np.full(rows, -25.0)}
         scored = {
             arm: {name: Column(value, np.full(rows, 10.0), "bits", False)}
@@ -84,7 +88,7 @@ def test_one_row_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
         found = module.paired_differences(SimpleNamespace(), results["arms"])  # type: ignore[arg-type]
         assert len(found) == kept
         text = closing_sentence({**results, "paired": found})
-        assert "on these rows" not in text
+        assert "no difference beyond noise" in text
 
 
 def test_nothing_paired_with_the_baseline_has_no_caption() -> None:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from tests.test_import_direction import sources
 
-#: What may see a whole recipe below ``run``: who looks for the run to continue, who writes the
-#: recipe down, and who resolves it.
+#: What may see a whole recipe below ``run``: who opens the run, who looks for the one to continue,
+#: who writes the recipe down, and who resolves it.
 MODULES = {
     "wuneng.train.run",
+    "wuneng.train.opening",
     "wuneng.train.resume",
     "wuneng.train.extension",
     "wuneng.train.outline",
     "wuneng.train.plan",
     "wuneng.recipe.load",
+    "wuneng.recipe.dump",
 }
 
 
@@ -61,7 +63,7 @@ def program(modules: dict[str, Path]) -> Program:
 
 
 def _follow_packages(found: Program) -> None:
-    """``from wuneng.recipe import dump_recipe`` means the function of ``wuneng.recipe.load``."""
+    """``from wuneng.recipe import dump_recipe`` means the function of ``wuneng.recipe.dump``."""
     for names in found.names.values():
         for name, target in names.items():
             package, _, what = target.partition(":")
@@ -126,7 +128,7 @@ def test_the_recipe_of_a_run_goes_one_way() -> None:
     code = program(sources())
     trails = list(walk(code, "wuneng.train.run:run", []))
     places = {trail[-1] for trail in trails}
-    assert {"wuneng.train.plan:plan_run", "wuneng.recipe.load:dump_recipe"} <= places
+    assert {"wuneng.train.plan:plan_run", "wuneng.recipe.dump:dump_recipe"} <= places
     back = returns(trails)
     assert not back, "\n".join(f"{one} hands it back to {other}" for one, other in sorted(back))
     elsewhere = {place for place in places if place.partition(":")[0] not in MODULES}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.train.made_up_results import KINDS, arm, compared
+from tests.train.made_up_results import KINDS, arm, compared, one_seed
 from wuneng.train.summary import closing_sentence, results_table
 from wuneng.train.verdicts import Figure, Kind, better_by, judge
 
@@ -33,11 +33,12 @@ def test_both_tasks_are_told_apart_in_one_sentence() -> None:
     for name, value in (("wuneng", 0.99), ("mha", 0.52), ("mha-shift", 0.51)):
         results["arms"][name]["quality"]["parity/accuracy@64"] = value
         results["arms"][name]["examples"]["parity/accuracy@64"] = 512
+        results["arms"][name]["quality_std"]["parity/accuracy@64"] = 0.0
     first, second = closing_sentence(results).split(". ", 1)
     recall, parity = first.split("; ")
     assert "token shift's and not the state's" in recall
     assert "credited to the state heads" in parity
-    assert second.startswith("This is one seed at 1 M parameters and 800 k tokens")
+    assert second.startswith("These are means over 3 seeds at 1 M parameters and 800 k tokens")
 
 
 def test_a_tie_is_called_no_difference() -> None:
@@ -161,19 +162,34 @@ def test_better_by_is_antisymmetric() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near", "far"), [("text/loss", 1.985, 1.97), ("t/accuracy@8", 0.515, 0.525)]
+    ("values", "said"),
+    [
+        ((1.0, 0.2, 1.0), "wuneng 1.00 against mha 0.20 on these rows, but mha-shift 1.00 as"),
+        ((1.0, 0.2, 0.2), "wuneng 1.00 against mha 0.20 and mha-shift 0.20 on these rows."),
+        ((0.9, 0.2, 0.5), "wuneng 0.90 against mha 0.20 on these rows, with mha-shift 0.50 in"),
+        ((0.9, 0.2, None), "wuneng 0.90 against mha 0.20 on these rows."),
+        ((0.2, 0.9, 0.2), "plain attention is better on these rows (mha 0.90, wuneng 0.20)"),
+        ((0.5, 0.5, 0.5), "no difference beyond noise (wuneng 0.50, mha 0.50)"),
+    ],
 )
-def test_one_seed_is_allowed_for(name: str, near: float, far: float) -> None:
-    """However exact a figure is, another seed would have moved it."""
-    better_than = 2.0 if name == "text/loss" else 0.5
-    for value, expected in ((near, False), (far, True)):
-        results = compared(name, wuneng=value, mha=better_than, mha_shift=better_than)
+def test_one_seed_gives_no_verdict(values: tuple[float | None, ...], said: str) -> None:
+    arms = dict(zip(("wuneng", "mha", "mha_shift"), values, strict=True))
+    known = {arm: value for arm, value in arms.items() if value is not None}
+    shown, limits = closing_sentence(one_seed(compared("t/accuracy@8", **known))).split(" This is ")
+    assert shown.startswith(f"t: {said}")
+    assert "credited" not in shown
+    assert "so the gain" not in shown
+    assert limits.startswith("one seed at 1 M parameters and 800 k tokens: how much another seed ")
+    assert "no verdict can be given" in limits
+
+
+def test_the_measured_spread_of_seeds_is_the_noise() -> None:
+    """The same means: seeds that agree show a difference, seeds that do not show none."""
+    for spread, expected in ((0.0, True), (0.02, True), (0.3, False)):
+        results = compared("text/loss", wuneng=1.9, mha=2.0, mha_shift=2.0)
         for entry in results["arms"].values():
-            entry["examples"] = {name: 10**9}
+            entry["quality_std"] = {"text/loss": spread}
         assert ("credited to the state" in closing_sentence(results)) is expected
-        for entry in results["arms"].values():  # several seeds that agree need no allowance
-            entry |= {"seeds": [0, 1, 2], "quality_std": {name: 0.0}}
-        assert "credited to the state" in closing_sentence(results)
 
 
 def test_kinds_cover_every_outcome() -> None:
@@ -204,12 +220,10 @@ def test_the_table_shows_costs_and_every_figure_of_every_arm() -> None:
     assert "0.190 ± 0.000" in text
     [line] = [line for line in text.splitlines() if "text/loss" in line]
     assert line.count("–") == 2
-    assert "± standard error over examples, one seed" in text
-    for entry in results["arms"].values():
-        entry["seeds"] = [0, 1, 2]
+    assert "± standard error over 3 seeds" in text
     with console.capture() as capture:
-        console.print(results_table(results))
-    assert "± standard error over 3 seeds" in capture.get()
+        console.print(results_table(one_seed(results)))
+    assert "± standard error over examples, one seed" in capture.get()
 
 
 def test_a_figure_that_an_earlier_version_did_not_write_is_left_out() -> None:

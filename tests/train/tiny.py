@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,6 +126,7 @@ class Watcher:
     steps: list[Progress] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    running: list[tuple[tuple[str, ...], int, int]] = field(default_factory=list)
 
     def stepped(self, progress: Progress) -> None:
         self.steps.append(progress)
@@ -137,6 +138,9 @@ class Watcher:
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
+
+    def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
+        self.running.append((tuple(running), done, units))
 
     def close(self) -> None:
         pass

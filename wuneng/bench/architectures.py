@@ -233,8 +233,11 @@ def _architecture(
 
 
 def _random_weights(config: WuNengConfig) -> WuNengForCausalLM:
+    """Every part says something: outputs that start at zero would pass any comparison."""
+    drawn = copy.deepcopy(config)
+    drawn.output_init, drawn.state_branch_init = "normal", None
     torch.manual_seed(0)
-    return WuNengForCausalLM(copy.deepcopy(config))
+    return WuNengForCausalLM(drawn)
 
 
 def _preset(preset: str | None) -> tuple[str, dict[str, Any]]:

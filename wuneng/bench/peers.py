@@ -98,17 +98,9 @@ def fla_operators(device: torch.device) -> dict[str, Operator]:
     require_gpu(FLA, device)
 
     def called(run: Operator) -> Operator:
-        def operator(
-            r: Tensor,
-            w: Tensor,
-            k: Tensor,
-            v: Tensor,
-            a: Tensor,
-            b: Tensor,
-            initial_state: Tensor | None = None,
-        ) -> Any:
+        def operator(*inputs: Tensor, initial_state: Tensor | None = None) -> Any:
             options = {"scale": 1.0, "initial_state": initial_state, "output_final_state": True}
-            return run(r=r, w=w, k=k, v=v, a=a, b=b, **options)
+            return run(**dict(zip("rwkvab", inputs, strict=True)), **options)
 
         return operator
 
@@ -172,16 +164,8 @@ def mamba_step(device: torch.device) -> Operator:
     update = module.selective_state_update
     require_gpu(MAMBA, device)
 
-    def operator(
-        state: Tensor,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-    ) -> Any:
+    def operator(state: Tensor, *inputs: Tensor) -> Any:
+        x, dt, A, B, C, D, dt_bias = inputs
         wide_dt = dt[..., None].expand(*x.shape)
         wide_A = A[:, None, None].expand(*state.shape[1:])
         wide_D, wide_bias = (p[:, None].expand(*x.shape[1:]) for p in (D, dt_bias))

@@ -12,7 +12,7 @@ from typing import Any
 
 from wuneng.bench.schema import SCHEMA_VERSION, problems
 from wuneng.errors import DataError
-from wuneng.records import read_json, write_json, write_text_atomic
+from wuneng.records import read_self_sealed, write_self_sealed, write_text_atomic
 
 __all__ = [
     "Row",
@@ -92,13 +92,13 @@ def rows_of(record: dict[str, Any]) -> list[Row]:
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:
-    """Write bench.json and bench.csv.
+    """Write bench.json, its checksum and bench.csv.
 
     Raises:
         DiskError: the disk is full or refuses.
     """
-    write_json(directory / "bench.json", record)
     write_text_atomic(directory / "bench.csv", csv_text(rows_of(record)))
+    write_self_sealed(directory / "bench.json", record)
 
 
 def failures(record: dict[str, Any]) -> list[str]:
@@ -140,14 +140,18 @@ def csv_text(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path, *, check: bool = True) -> dict[str, Any]:
     """A bench.json, or the one in a directory.
 
+    Args:
+        check: compare it with its checksum, where it has one (earlier versions wrote none).
+
     Raises:
+        DamagedError: it is not what was written.
         DataError: missing, not JSON, or not a bench.json of a version that can be read.
     """
     file = path / "bench.json" if path.is_dir() else path
-    record: dict[str, Any] = read_json(file)
+    record: dict[str, Any] = read_self_sealed(file, check=check)
     found = problems(record)
     if found:
         raise DataError(

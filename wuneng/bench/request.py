@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from wuneng.built_in_arms import BUILT_IN_ARMS
-from wuneng.errors import InputError, nearest
+from wuneng.errors import InputError, nearest, shortened
+from wuneng.limits import LARGEST_COUNT, MOST_THREADS
 
 __all__ = [
     "ARMS",
@@ -65,7 +66,13 @@ class BenchRequest:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> BenchRequest:
-        """What :meth:`to_json` wrote; keys of later versions are passed over."""
+        """What :meth:`to_json` wrote, as the schema has it; keys of later versions are passed over.
+
+        Raises:
+            InputError: it names an arm that nothing can stand beside.
+        """
+        if value.get("against"):
+            parse_names("request.against of the record", ",".join(value["against"]), ARMS)
         known = {f.name for f in fields(cls)}
         chosen: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known
@@ -102,7 +109,7 @@ def make_request(
         "batches": None if batch is None else _batches(batch),
         "device": device,
         "dtype": None if dtype is None else parse_names("--dtype", dtype, DTYPES)[0],
-        "threads": _positive("--threads", threads),
+        "threads": _positive("--threads", threads, MOST_THREADS),
         "heads": _positive("--heads", heads),
         "seconds": seconds,
     }
@@ -172,7 +179,9 @@ def _batches(text: str) -> tuple[int, ...]:
     return parse_lengths("--batch", text)
 
 
-def _positive(option: str, value: int | None) -> int | None:
+def _positive(option: str, value: int | None, most: int = LARGEST_COUNT) -> int | None:
     if value is not None and value < 1:
         raise InputError(f"{option}: expected 1 or more, got {value}")
+    if value is not None and value > most:
+        raise InputError(f"{option}: expected at most {most}, got {shortened(str(value))}")
     return value

@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from wuneng.bench.request import DTYPES, WHATS
+from wuneng.limits import MOST_THREADS
+
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "problems"]
 
 SCHEMA_VERSION = 1
+#: Ratios and differences of smaller numbers stay finite.
+_LARGEST = 1e300
 
 _NUMBER = {"type": ["number", "null"]}
 _COUNT = {"type": ["integer", "null"]}
@@ -28,6 +33,9 @@ _RATES = {
         "matmul_flops": {"type": "number"},
     },
 }
+
+
+_MAYBE_RATES = {**_RATES, "type": ["object", "null"]}
 
 
 def _object(required: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -67,6 +75,25 @@ _ROW = _object(
     mfu=_NUMBER,
     cuda_graph={"type": ["boolean", "null"]},
 )
+
+_WHOLE = {"type": "integer", "minimum": 1}
+_REQUEST = {
+    "type": "object",
+    "required": ["seq_lens"],
+    "properties": {
+        "seq_lens": {"type": "array", "items": _WHOLE, "minItems": 1},
+        "what": {"type": "array", "items": {"enum": list(WHATS)}, "minItems": 1},
+        "model": {"type": ["string", "null"]},
+        "preset": {"type": ["string", "null"]},
+        "against": {"type": ["array", "null"], "items": _TEXT},
+        "batches": {"type": "array", "items": _WHOLE, "minItems": 1},
+        "device": _TEXT,
+        "dtype": {"enum": list(DTYPES)},
+        "threads": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_THREADS},
+        "heads": {"type": ["integer", "null"], "minimum": 1},
+        "seconds": {"type": "number", "minimum": 0},
+    },
+}
 
 _EXPONENT = _object(
     {
@@ -117,9 +144,13 @@ SCHEMA: dict[str, Any] = {
     **_object(
         {
             "schema": {"const": SCHEMA_VERSION},
-            "request": {"type": "object"},
+            "request": _REQUEST,
             "environment": {"type": "object"},
-            "machine": _object({"device": _TEXT, "threads": {"type": "integer"}, "rates": _RATES}),
+            "machine": _object(
+                {"device": _TEXT, "threads": {"type": "integer"}, "rates": _RATES},
+                rates_at_start=_MAYBE_RATES,
+                rates_at_end=_MAYBE_RATES,
+            ),
             "models": {"type": "object"},
             "peers": {"type": "object"},
             "gates": {"type": "array", "items": _GATE},
@@ -155,6 +186,7 @@ def _check(value: Any, schema: dict[str, Any], place: str) -> Iterator[str]:
     if "type" in schema and not _is_of(value, schema["type"]):
         yield f"{place}: expected {schema['type']}, got {type(value).__name__}"
         return
+    yield from _out_of_bounds(value, schema, place)
     if isinstance(value, dict):
         for name in schema.get("required", ()):
             if name not in value:
@@ -165,6 +197,19 @@ def _check(value: Any, schema: dict[str, Any], place: str) -> Iterator[str]:
     if isinstance(value, list) and "items" in schema:
         for index, item in enumerate(value):
             yield from _check(item, schema["items"], f"{place}[{index}]")
+
+
+def _out_of_bounds(value: Any, schema: dict[str, Any], place: str) -> Iterator[str]:
+    if isinstance(value, list) and len(value) < schema.get("minItems", 0):
+        yield f"{place}: expected at least {schema['minItems']} entries, got {len(value)}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not abs(value) < _LARGEST:  # NaN is not, either; neither is JSON
+        yield f"{place}: expected a finite number, got another"
+    elif value < schema.get("minimum", value):
+        yield f"{place}: expected {schema['minimum']} or more, got {value}"
+    elif value > schema.get("maximum", value):
+        yield f"{place}: expected at most {schema['maximum']}, got {value}"
 
 
 def _is_of(value: Any, names: str | list[str]) -> bool:

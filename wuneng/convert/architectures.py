@@ -53,13 +53,16 @@ def plain_fields(config: Mapping[str, Any], family: Family, where: str) -> dict[
     try:
         source = _configuration(family).from_dict(dict(config))
     except Exception as error:  # configuration classes raise whatever a bad value leads to
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
-            f"{where}: not a usable {name} configuration: {' '.join(lines)[:300]}"
-        ) from (error)
+            f"{where}: not a usable {name} configuration: {_on_one_line(error)}"
+        ) from error
     # Fields that transformers does not check may be anything, lists where a name belongs too.
     with file_errors(f"{where}: not a usable {name} configuration", ModelError):
         return _checked_fields(source, family, where)
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:300]
 
 
 def _configuration(family: Family) -> type[PreTrainedConfig]:
@@ -204,6 +207,9 @@ def as_stock(config: WuNengConfig, family: Family) -> PreTrainedConfig:
     """The configuration of a stock model of ``family`` with the shapes of ``config``.
 
     What ``family`` cannot compute (:func:`does_not_fit`) is left out without a word.
+
+    Raises:
+        ModelError: transformers refuses a value that a WuNeng may have.
     """
     fields: dict[str, Any] = {name: getattr(config, name) for name in _COMMON}
     fields |= {"head_dim": config.head_dim, "dtype": config.dtype}
@@ -219,6 +225,9 @@ def as_stock(config: WuNengConfig, family: Family) -> PreTrainedConfig:
             "sliding_attention" if config.is_sliding(layer) else "full_attention"
             for layer in range(config.num_hidden_layers)
         ]
-    stock = _configuration(family)(**fields)
+    try:
+        stock = _configuration(family)(**fields)
+    except Exception as error:  # configuration classes raise whatever a bad value leads to
+        raise ModelError(f"a {family.model_type} cannot be made: {_on_one_line(error)}") from error
     stock.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]]
     return stock

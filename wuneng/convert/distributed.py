@@ -35,6 +35,7 @@ from wuneng.convert.source import DCP_METADATA, Located, open_tensors
 from wuneng.convert.tensor_files import TensorInfo, read_json_object
 from wuneng.convert.verify import answers_of
 from wuneng.errors import ModelError, RunError, file_errors, shortened
+from wuneng.foreign.regular import read_regular
 from wuneng.model import WuNengForCausalLM
 from wuneng.model.counting import ADDED_PARTS, added_percent, parameters_by_part
 from wuneng.records import write_json
@@ -198,7 +199,7 @@ class _Reader(dcp.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         file = Path(self.path) / DCP_METADATA
         with file_errors(f"{file}: not the metadata of a checkpoint", ModelError):
-            metadata = _unpickled(file.read_bytes())
+            metadata = _unpickled(read_regular(file))
         stored = getattr(metadata, "state_dict_metadata", None)
         if not isinstance(metadata, Metadata) or not isinstance(stored, dict):
             raise ModelError(f"{file}: not the metadata of a checkpoint")

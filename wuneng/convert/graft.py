@@ -77,7 +77,10 @@ def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) 
         "snapshots": graft.snapshots,
         "state_key_source": graft.key_source,
         "state_value_source": graft.value_source,
+        "state_init": "published",
         **graft.others,
+        # Of a conversion's own: what comes from the source keeps the source's weights.
+        "output_init": "normal",
         "state_branch_init": "zero",
     }
     try:

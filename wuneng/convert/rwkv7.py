@@ -21,6 +21,7 @@ from wuneng.convert.plan import Route
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.errors import ModelError, shortened
 from wuneng.model import WuNengConfig
+from wuneng.older_files import BEFORE
 
 __all__ = ["RWKV7_WIRING", "Rwkv7", "read_rwkv7"]
 
@@ -197,6 +198,9 @@ def _config(
         tie_word_embeddings=_is_tied(shapes, where, settings),
         max_position_embeddings=int((settings or {}).get("max_position_embeddings") or 4096),
         value_rank=value_rank,
+        initializer_range=0.02,  # which no checkpoint states
+        state_branch_init="normal",
+        **BEFORE,
         **RWKV7_WIRING,
         **ranks,
         **_token_ids(settings),

@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from wuneng.errors import ModelError, file_errors
+from wuneng.foreign.regular import read_regular_text
 from wuneng.model.pretrained import try_tokenizer
 
 __all__ = ["END_OF_TEXT", "is_world_vocabulary", "read_vocabulary", "world_tokenizer"]
@@ -37,7 +38,7 @@ def read_vocabulary(file: Path) -> dict[bytes, int]:
         ModelError: with the line at which the file is not that.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_regular_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{file}: cannot be read: {error}") from None
     tokens: dict[bytes, int] = {}

@@ -20,6 +20,7 @@ from torch import Tensor
 from wuneng.convert.layouts import described_keys
 from wuneng.errors import ModelError, file_errors, reason, shortened
 from wuneng.foreign import check_index
+from wuneng.foreign.regular import read_regular_text
 
 __all__ = ["PthFile", "SafetensorsFiles", "TensorInfo", "TensorSource", "read_json_object"]
 
@@ -88,6 +89,7 @@ class SafetensorsFiles:
         Raises:
             ModelError: there are none, or index and shards disagree.
         """
+        check_index(directory)
         if (directory / SINGLE).is_file():
             return cls([directory / SINGLE])
         if (directory / INDEX).is_file():
@@ -138,7 +140,7 @@ class PthFile:
 def read_json_object(file: Path) -> dict[str, Any]:
     """A JSON file that holds an object. ModelError when it is missing, malformed or another."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(read_regular_text(file))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -153,7 +155,6 @@ def _indexed(kind: type[SafetensorsFiles], directory: Path) -> SafetensorsFiles:
     weight_map = read_json_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{file}: no 'weight_map' from tensor names to files")
-    check_index(directory)
     shards: dict[str, Path] = {}
     for name, shard in weight_map.items():
         if not shard.endswith(".safetensors") or len(shard) > 255:

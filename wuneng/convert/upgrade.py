@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 from wuneng.convert.graft import GraftSettings
 from wuneng.convert.run import Request, convert
@@ -32,10 +33,10 @@ _NAMED = {
 #: The others that concern state heads and nothing else.
 _OTHERS = (
     *("state_kind", "state_options", "state_short_conv", "layers", "state_removal_key"),
-    *("token_shift", "token_shift_on", "state_a_max"),
+    *("token_shift", "token_shift_on", "state_a_max", "state_reads"),
     *("decay_rank", "rate_rank", "value_rank", "gate_rank"),
     *("state_output_gate", "state_value_residual", "state_bonus", "state_norm"),
-    *("state_output_scale", "snapshot_every"),
+    *("state_output_scale", "snapshot_every", "state_init"),
 )
 
 
@@ -128,7 +129,7 @@ def _located(source: str) -> Located:
     if located.is_rwkv7 or located.is_distributed:
         raise ModelError(
             f"init_from: {source} is of kind {located.kind}; make a WuNeng of it first: "
-            f"wuneng convert {source} DIRECTORY"
+            f"wuneng convert {quote(source)} DIRECTORY"
         )
     return located
 

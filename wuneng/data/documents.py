@@ -16,14 +16,16 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from wuneng.data.files import file_kind
 from wuneng.data.lines import lines_of, open_bytes
 from wuneng.errors import DataError, file_errors, nearest, reason, shortened
+from wuneng.foreign.regular import read_regular
 
-__all__ = ["read_documents", "text_of"]
+__all__ = ["json_records", "read_documents", "readable", "text_of"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ROWS_AT_ONCE = 256
@@ -36,7 +38,7 @@ def read_documents(path: Path, text_field: str) -> Iterator[str]:
     non-string ``text_field``, a damaged archive and a file that cannot be read.
     """
     kind = file_kind(path)
-    try:
+    with readable(path):
         if kind == ".parquet":
             documents = _parquet_documents(path, text_field)
         elif kind in (".txt", ".md", ".py"):
@@ -44,6 +46,13 @@ def read_documents(path: Path, text_field: str) -> Iterator[str]:
         else:
             documents = _json_documents(path, text_field)
         yield from (document for document in documents if document)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read, as DataError that names it."""
+    try:
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged or cut gzip file ({error})") from None
     except OSError as error:
@@ -77,7 +86,7 @@ def text_of(record: object, text_field: str, place: str) -> str:
 
 
 def _whole_file(path: Path) -> Iterator[str]:
-    content = path.read_bytes()
+    content = read_regular(path)
     start = len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0
     try:
         yield content[start:].decode("utf-8")
@@ -88,13 +97,21 @@ def _whole_file(path: Path) -> Iterator[str]:
 
 
 def _json_documents(path: Path, text_field: str) -> Iterator[str]:
+    return (text_of(record, text_field, place) for record, place in json_records(path))
+
+
+def json_records(path: Path) -> Iterator[tuple[Any, str]]:
+    """The JSON value of every line that is not blank, and its place for messages.
+
+    Raises DataError with file and line for what is no JSON in UTF-8; file errors as they come.
+    """
     with open_bytes(path) as stream:
         offset = 0
         for number, line in enumerate(lines_of(stream, path), start=1):
             content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
             if content.strip():
                 record = _json_record(content, path, number, offset + len(line) - len(content))
-                yield text_of(record, text_field, f"{path}, line {number}")
+                yield record, f"{path}, line {number}"
             offset += len(line)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from wuneng.errors import DataError, nearest, reason, shortened
+from wuneng.foreign.regular import read_regular_text
 
 __all__ = ["READABLE", "STDLIB", "file_kind", "find_files", "standard_library_files"]
 
@@ -102,6 +103,8 @@ def _files_matching(pattern: str, field: str) -> list[Path]:
 def _named_file(path: Path, field: str) -> Path:
     if file_kind(path) is None:
         raise DataError(f"{field}: {path} is of no kind that can be read; expected {_kinds()}")
+    if not path.is_file():
+        raise DataError(f"{field}: {path}: expected a regular file, not a pipe or a device")
     if path.stat().st_size == 0:
         raise DataError(f"{field}: {path} is empty")
     return path
@@ -130,7 +133,7 @@ def _walk(directory: Path, excluded: set[str]) -> Iterator[Path]:
 
 def _is_utf8(path: Path) -> bool:
     try:
-        path.read_bytes().decode("utf-8")
+        read_regular_text(path)
     except (UnicodeDecodeError, OSError):
         return False
     return True

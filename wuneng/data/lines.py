@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from wuneng.errors import DataError
+from wuneng.foreign.regular import open_regular
 
 __all__ = ["LONGEST_LINE", "lines_of", "open_bytes"]
 
@@ -17,10 +18,12 @@ LONGEST_LINE = 128 << 20
 
 
 def open_bytes(path: Path) -> AbstractContextManager[IO[bytes]]:
-    """The file's bytes, unpacked where its name ends in ``.gz``."""
+    """The file's bytes, unpacked where its name ends in ``.gz``. OSError for a pipe, too."""
+    file = open_regular(path)
     if path.name.lower().endswith(".gz"):
+        file.close()
         return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
+    return file
 
 
 def lines_of(stream: IO[bytes], path: Path) -> Iterator[bytes]:

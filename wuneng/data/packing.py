@@ -45,6 +45,7 @@ class PackedRows:
         boundaries: bool = True,
     ) -> None:
         self.corpus = corpus
+        self.key = corpus.key
         self.segments = segments
         self.sequence_length = sequence_length
         self.boundaries = boundaries

@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wuneng.data.batch import EPOCHS, Prepared, TrainingData
 from wuneng.data.cache_directory import cache_root
 from wuneng.data.corpus_tokenizer import choose_tokenizer
 from wuneng.data.encoding import Encoder
 from wuneng.data.packing import PackedRows
+from wuneng.data.question_rows import question_rows
+from wuneng.data.questions import QuestionSource, open_questions
 from wuneng.data.segments import Segments, cut_document, segments_of
 from wuneng.data.sources import DocumentSource, open_source
-from wuneng.data.split import choose_validation, falls_in_validation
+from wuneng.data.split import choose_half, choose_validation, falls_in_validation
 from wuneng.data.stream_sample import held_out_sample, leading_sample
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.streaming import StreamedTraining
-from wuneng.data.text_batches import TextTraining, TextValidation
+from wuneng.data.text_batches import Rows, TextTraining, TextValidation
 from wuneng.data.token_cache import Corpus, tokenized
 from wuneng.data.tokenizer import load_tokenizer
 from wuneng.errors import DataError
@@ -57,8 +60,14 @@ def prepare_text(
     train, validation = _open_sources(data)
     if tokenizer is None:
         tokenizer = choose_tokenizer(data, train, validation, root)
-    job = _Preparation(data, training, evaluation, seed, Encoder(tokenizer), root)
-    if isinstance(train, StreamedDataset):
+    encoder = Encoder(tokenizer)
+    job = _Preparation(data, training, evaluation, seed, encoder, root)
+    scored: Rows
+    if isinstance(train, QuestionSource):
+        kept, scored, notes = question_rows(train, validation, data, encoder, training)
+        batches: TrainingData = TextTraining(kept, training.batch_size, seed, len(tokenizer))
+        job.notes += notes
+    elif isinstance(train, StreamedDataset):
         batches, scored = job.streamed(train, validation)
     else:
         batches, scored = job.stored(train, validation)
@@ -89,11 +98,20 @@ def _open_sources(
     data: TextData,
 ) -> tuple[DocumentSource | StreamedDataset, DocumentSource | StreamedDataset | None]:
     """Training and validation text; None where the latter is held out of the former."""
+    if data.questions is not None:
+        return open_questions(data)
     train = open_source(data.train, "data.train", data.text_field, data.max_documents)
     if data.validation is None:
         return train, None
     other = open_source(data.validation, "data.validation", data.text_field, data.max_documents)
     return train, other
+
+
+def _too_few_to_halve(part: str) -> DataError:
+    return DataError(
+        f"data.validation_part: {part} is one of two halves of the held-out documents, and there "
+        "are not two different ones; hold out more with data.validation_fraction or data.validation"
+    )
 
 
 @dataclass
@@ -118,7 +136,7 @@ class _Preparation:
         else:
             other = tokenized(self._finite(validation), self.encoder, self.root)
             kept = self._without_shared(corpus, other)
-            scored, how = segments_of(other, self.encoder), validation.name
+            scored, how = self._part(other), validation.name
         self._note("training", train.name, corpus, kept)
         self._note("validation", how, other, scored)
         if kept.tokens < self.training.sequence_length:
@@ -142,7 +160,7 @@ class _Preparation:
         else:
             sample = self._finite(validation)
         other = tokenized(sample, self.encoder, self.root)
-        scored = segments_of(other, self.encoder)
+        scored = self._part(other)
         self.notes.append(f"training: {train.name}, in its own order")
         self._note("validation", sample.name, other, scored)
         known = set(other.digests.tolist())
@@ -168,11 +186,25 @@ class _Preparation:
         fraction = self.data.validation_fraction
         digests = np.asarray(corpus.digests)
         if len(np.unique(digests)) < 2:
+            if self.data.validation_part != "all":
+                raise _too_few_to_halve(self.data.validation_part)
             kept, scored = cut_document(corpus, self.encoder, fraction)
             return kept, scored, "the end of the only document, from a line's start on"
         out = choose_validation(digests, fraction)
-        kept, scored = (segments_of(corpus, self.encoder, chosen) for chosen in (~out, out))
-        return kept, scored, "the documents held out by their hash"
+        kept = segments_of(corpus, self.encoder, ~out)
+        return kept, self._part(corpus, out), "the documents held out by their hash"
+
+    def _part(self, corpus: Corpus, held_out: NDArray[np.bool_] | None = None) -> Segments:
+        """What is scored of the documents that are held out; by default all of ``corpus`` are."""
+        part, digests = self.data.validation_part, np.asarray(corpus.digests)
+        if part == "all":
+            return segments_of(corpus, self.encoder, held_out)
+        everything = np.ones(len(digests), bool) if held_out is None else held_out
+        try:
+            half = choose_half(digests, everything, second=part == "final")
+        except ValueError:
+            raise _too_few_to_halve(part) from None
+        return segments_of(corpus, self.encoder, half)
 
     def _without_shared(self, corpus: Corpus, other: Corpus) -> Segments:
         shared = np.isin(corpus.digests, other.digests, kind="sort")

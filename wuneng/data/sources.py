@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from wuneng.data.documents import read_documents, text_of
 from wuneng.data.files import STDLIB, file_kind, find_files
 from wuneng.data.streamed import StreamedDataset
-from wuneng.errors import DataError, nearest
+from wuneng.errors import DataError, nearest, reason
+from wuneng.foreign.regular import open_regular
 from wuneng.recipe.data import HubDataset
 
 __all__ = ["DocumentSource", "FileSource", "StoredDataset", "open_source"]
@@ -72,13 +73,17 @@ class FileSource:
         everything = (text for path in self.files for text in read_documents(path, self.text_field))
         return islice(everything, self.max_documents)
 
+    def _identity(self) -> object:
+        """What besides the files' bytes determines the documents."""
+        return self.text_field, self.max_documents
+
     def content_key(self) -> str:
         """From the bytes of every file, read anew each time.
 
         Sizes and times of change are not trusted: both survive an edit by a careful tool, and a
         stale cache is found only after days. Reading costs about a second a gigabyte.
         """
-        key = hashlib.sha256(repr((self.text_field, self.max_documents)).encode("utf-8"))
+        key = hashlib.sha256(repr(self._identity()).encode("utf-8"))
         for path in self.files:
             key.update(f"{file_kind(path)}:{_sha256(path)}".encode("ascii"))
         return key.hexdigest()
@@ -100,12 +105,21 @@ class StoredDataset:
 
     def documents(self) -> Iterator[str]:
         """The text of every row that has any."""
-        rows = self._dataset.select_columns([self._text_field])
-        texts = (
-            text_of(record, self._text_field, f"{self.name}, row {row}")
-            for row, record in enumerate(rows, start=1)
-        )
-        return islice((text for text in texts if text), self._max_documents)
+        return islice(filter(None, self._texts()), self._max_documents)
+
+    def _texts(self) -> Iterator[str]:
+        rows = iter(self._dataset.select_columns([self._text_field]))
+        for row in count(1):
+            place = f"{self.field}: {self.name}, row {row}"
+            try:
+                record = next(rows, None)
+            except UnicodeDecodeError:
+                raise DataError(f"{place}: expected UTF-8 text, got other bytes") from None
+            except (OSError, ValueError, RuntimeError) as error:
+                raise DataError(f"{place}: cannot be read: {reason(error)}") from None
+            if record is None:
+                return
+            yield text_of(record, self._text_field, f"{self.name}, row {row}")
 
     def content_key(self) -> str:
         """From the documents themselves: a data set's own fingerprint follows times of change."""
@@ -128,19 +142,23 @@ def _load_dataset(setting: HubDataset, field: str) -> Any:
     except ConnectionError as error:
         raise DataError(
             f"{field}: {where} is not in the local cache and cannot be fetched "
-            f"({_first_line(error)}); connect to the network, or name local files instead"
+            f"({_said(error)}); connect to the network, or name local files instead"
         ) from None
     except Exception as error:  # a builder may raise anything about the files it reads
         near = nearest(setting.split, _quoted(str(error))) if "split" in str(error) else ""
         raise DataError(
             f"{field}: {where} (config {setting.config!r}, split {setting.split!r}) cannot be "
-            f"loaded: {_first_line(error)}{near}"
+            f"loaded: {_said(error)}{near}"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return line if len(line) <= 300 else line[:297] + "..."
+def _said(error: BaseException) -> str:
+    """What an error says and, of one that only says that there was another, that other one."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    said, because = reason(error), reason(cause)
+    return said if because in said else f"{said}: {because}"
 
 
 def _quoted(message: str) -> list[str]:
@@ -150,7 +168,7 @@ def _quoted(message: str) -> list[str]:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

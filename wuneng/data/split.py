@@ -13,7 +13,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["choose_validation", "document_digest", "falls_in_validation"]
+__all__ = ["choose_half", "choose_validation", "document_digest", "falls_in_validation"]
 
 
 def document_digest(document: str) -> int:
@@ -39,3 +39,16 @@ def choose_validation(digests: NDArray[np.uint64], fraction: float) -> NDArray[n
     if out.all():
         out = digests != digests.max()
     return out
+
+
+def choose_half(
+    digests: NDArray[np.uint64], held_out: NDArray[np.bool_], *, second: bool
+) -> NDArray[np.bool_]:
+    """``[D]``: one of two halves of the documents that are ``held_out``; equal documents are in the
+    same one. Needs two different documents."""
+    known, rank = np.unique(digests[held_out], return_inverse=True)
+    if len(known) < 2:
+        raise ValueError("one document cannot be halved")
+    half = np.zeros_like(held_out)
+    half[np.flatnonzero(held_out)] = rank % 2 == int(second)
+    return half

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wuneng.data.batch import Batch
-from wuneng.data.packing import PackedRows
 from wuneng.errors import CheckpointError
 
-__all__ = ["TextTraining", "TextValidation", "epoch_order"]
+__all__ = ["Rows", "TextTraining", "TextValidation", "epoch_order"]
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -33,13 +32,26 @@ def _mixed(value: Any) -> Any:
     return value ^ (value >> np.uint64(31))
 
 
+class Rows(Protocol):
+    """Random access to rows of tokens."""
+
+    key: str
+    """Identifies the text and the tokenizer."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """The rows of these numbers, in this order."""
+        ...
+
+
 class TextTraining:
     """Batches of shuffled rows, epoch after epoch.
 
     Batch number n is a function of the seed and n alone, so the position is one number.
     """
 
-    def __init__(self, rows: PackedRows, batch_size: int, seed: int, vocab_size: int) -> None:
+    def __init__(self, rows: Rows, batch_size: int, seed: int, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self.rows = rows
         self.batch_size = batch_size
@@ -58,7 +70,7 @@ class TextTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """The number of the next batch, and what text it is of."""
-        return {"step": self.step, "corpus": self.rows.corpus.key, "rows": len(self.rows)}
+        return {"step": self.step, "corpus": self.rows.key, "rows": len(self.rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the batch that ``state`` was taken before.
@@ -82,7 +94,7 @@ class TextTraining:
 class TextValidation:
     """The validation rows in order, or ``max_rows`` of them spread evenly over the text."""
 
-    def __init__(self, rows: PackedRows, batch_size: int, max_rows: int | None = None) -> None:
+    def __init__(self, rows: Rows, batch_size: int, max_rows: int | None = None) -> None:
         count = len(rows) if max_rows is None else min(max_rows, len(rows))
         self.rows = rows
         self.batch_size = batch_size

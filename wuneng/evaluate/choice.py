@@ -6,7 +6,6 @@ from pathlib import Path
 
 from wuneng.errors import ModelError, TaskError
 from wuneng.evaluate.loading import run_of
-from wuneng.evaluate.state_controls import StateControl
 from wuneng.evaluate.tasks import SYNTHETIC, VALIDATION
 from wuneng.recipe import load_recipe
 from wuneng.records import RUNS_ROOT, arm_names, arm_roles, find_model
@@ -20,7 +19,7 @@ NO_BASELINE = "none"
 def choose_models(
     model: str | None,
     baseline: str | None,
-    state: StateControl = "keep",
+    state: str = "keep",
     runs_root: Path = RUNS_ROOT,
     *,
     arm: str | None = None,

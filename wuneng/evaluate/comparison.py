@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
 from wuneng.statistics import Estimate, PairedDifference, holm, paired_difference
 
-__all__ = ["MetricComparison", "TaskComparison", "compare"]
+__all__ = ["LevelComparison", "MetricComparison", "TaskComparison", "compare", "corrected"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,19 @@ class MetricComparison:
     difference: PairedDifference | None = None
     p_holm: float | None = None
 
+    def the_other_way_round(self) -> MetricComparison:
+        """Baseline and model exchanged; there must be a baseline."""
+        assert self.baseline is not None
+        difference = self.difference
+        if difference is not None:
+            difference = replace(
+                difference,
+                difference=0.0 - difference.difference,  # not minus zero
+                low=0.0 - difference.high,
+                high=0.0 - difference.low,
+            )
+        return replace(self, model=self.baseline, baseline=self.model, difference=difference)
+
 
 @dataclass(frozen=True)
 class TaskComparison:
@@ -43,6 +56,8 @@ class TaskComparison:
         part_of: the pooled group that this task belongs to; its p-values are then not part of the
             correction, because the group's are.
         items: per item what was asked and what each model answered; empty unless logged.
+        by_level: the same for the items of each level of difficulty or length, the easiest first;
+            the figures are part of no correction.
     """
 
     outcomes: TaskOutcomes
@@ -50,6 +65,17 @@ class TaskComparison:
     metrics: list[MetricComparison]
     part_of: str | None
     items: list[dict[str, Any]]
+    by_level: list[LevelComparison] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LevelComparison:
+    """The items of one level of a task, and each metric on them."""
+
+    value: int | float | str
+    n: int
+    chance: float | None
+    metrics: list[MetricComparison]
 
 
 def compare(
@@ -71,32 +97,63 @@ def compare(
         if baseline is not None and outcomes.task not in others:
             raise ValueError(f"the baseline has no outcomes for {outcomes.task}")
         compared.append(_task(outcomes, others.get(outcomes.task), groups.get(outcomes.task)))
-    return _corrected(compared)
+    return corrected(compared)
 
 
 def _task(
     model: TaskOutcomes, baseline: TaskOutcomes | None, part_of: str | None
 ) -> TaskComparison:
     if baseline is None:
-        metrics = [
-            MetricComparison(name, one.scale, one.higher_is_better, one.estimate())
+        ours = theirs = np.arange(model.n)
+        items = [_item(item, None) for item in model.items]
+    else:
+        ours, theirs = _paired_places(model.item_ids, baseline.item_ids)
+        if len(ours) == 0:
+            raise ValueError(f"{model.task}: the two models have no item in common")
+        items = _paired_items(model, baseline, ours, theirs)
+    by_level = _by_level(model, baseline, ours, theirs) if model.levels else []
+    metrics = _metrics(model, baseline, ours, theirs)
+    return TaskComparison(model, len(ours), metrics, part_of, items, by_level)
+
+
+def _metrics(
+    model: TaskOutcomes, baseline: TaskOutcomes | None, ours: Any, theirs: Any
+) -> list[MetricComparison]:
+    """Every metric that both have, at these places of the one's items and of the other's."""
+    if baseline is None:
+        return [
+            MetricComparison(name, one.scale, one.higher_is_better, one.at(ours).estimate())
             for name, one in model.metrics.items()
         ]
-        items = [_item(item, None) for item in model.items]
-        return TaskComparison(model, model.n, metrics, part_of, items)
-    ours, theirs = _paired_places(model.item_ids, baseline.item_ids)
-    if len(ours) == 0:
-        raise ValueError(f"{model.task}: the two models have no item in common")
-    metrics = [
+    return [
         _metric(name, one.at(ours), baseline.metrics[name].at(theirs))
         for name, one in model.metrics.items()
         if name in baseline.metrics
     ]
+
+
+def _by_level(
+    model: TaskOutcomes, baseline: TaskOutcomes | None, ours: Any, theirs: Any
+) -> list[LevelComparison]:
+    """Each level's items on their own; numbers in their order, then words in theirs."""
+    levels = [model.levels[place] for place in ours]
+    compared = []
+    for level in sorted(set(levels), key=lambda value: (isinstance(value, str), value)):
+        at = np.array([place for place, own in enumerate(levels) if own == level], dtype=np.int64)
+        metrics = _metrics(model, baseline, ours[at], theirs[at])
+        own = [metric for metric in metrics if model.metrics[metric.metric].kind == "ratio"]
+        compared.append(LevelComparison(level, len(at), model.level_chances.get(level), own))
+    return compared
+
+
+def _paired_items(
+    model: TaskOutcomes, baseline: TaskOutcomes, ours: Any, theirs: Any
+) -> list[dict[str, Any]]:
     items = []
     if model.items and baseline.items:
         pairs = zip(ours, theirs, strict=True)
         items = [_item(model.items[i], baseline.items[j]) for i, j in pairs]
-    return TaskComparison(model, len(ours), metrics, part_of, items)
+    return items
 
 
 def _paired_places(ours: list[str], theirs: list[str]) -> tuple[Any, Any]:
@@ -124,8 +181,8 @@ def _metric(name: str, model: MetricOutcomes, baseline: MetricOutcomes) -> Metri
     return replace(compared, difference=difference)
 
 
-def _corrected(tasks: list[TaskComparison]) -> list[TaskComparison]:
-    """Holm's correction over every comparison that is not part of a pooled one."""
+def corrected(tasks: list[TaskComparison]) -> list[TaskComparison]:
+    """Holm's correction over every comparison that is not part of a pooled one, in place."""
     places = [
         (t, m)
         for t, task in enumerate(tasks)

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from wuneng.errors import ModelError, shortened
+from wuneng.foreign.regular import read_regular_text
 
 __all__ = ["own_settings"]
 
@@ -42,6 +43,6 @@ def _said_in(path: Path) -> Path:
     """transformers takes the field from config.json where no generation_config.json has it."""
     file = path / "generation_config.json"
     with suppress(OSError, ValueError, TypeError, RecursionError):
-        if _FIELD in json.loads(file.read_text(encoding="utf-8")):
+        if _FIELD in json.loads(read_regular_text(file)):
             return file
     return path / "config.json"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from wuneng.evaluate.harness_model import HarnessModel
+from wuneng.evaluate.long_context import RULER_MEAN
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
 from wuneng.evaluate.task_loading import LoadedTasks, quiet_harness
 
@@ -29,6 +30,7 @@ _SCALES = {
     "perplexity": "perplexity",
     "weighted_perplexity": "perplexity",
     "bits_per_byte": "bits",
+    RULER_MEAN: "mean",
 }
 
 
@@ -107,7 +109,9 @@ def _outcomes(
     for key, rows in by_filter.items():
         for metric in dict.fromkeys(metric for row in rows for metric in row["metrics"]):
             label = metric if key == "none" else f"{metric},{key}"
-            metrics[label] = _metric(metric, rows, task)
+            scored = _metric(metric, rows, task)
+            if scored.kind == "aggregate" or not np.isnan(scored.values).all():
+                metrics[label] = scored
     local = loaded.local.get(name)
     return TaskOutcomes(
         task=name,
@@ -120,14 +124,37 @@ def _outcomes(
         items=[_logged(sample, by_filter, i) for i, sample in enumerate(first)]
         if log_items
         else [],
+        **_levels(task, first),
     )
+
+
+def _levels(task: Any, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """How difficult each item is, in tasks whose metadata name the field that says so."""
+    metadata = task.get_config("metadata") or {}
+    field = metadata.get("level_field") if isinstance(metadata, dict) else None
+    if field is None or any(field not in sample["doc"] for sample in samples):
+        return {}
+    values = [sample["doc"][field] for sample in samples]
+    levels = [v if isinstance(v, int | float | str) else str(v) for v in values]
+    at = {
+        level: [s for s, own in zip(samples, levels, strict=True) if own == level]
+        for level in levels
+    }
+    return {
+        "levels": tuple(levels),
+        "level_name": str(metadata.get("level_name", field)),
+        "level_chances": {level: _chance(task, there) for level, there in at.items()},
+    }
 
 
 def _metric(metric: str, rows: list[dict[str, Any]], task: Any) -> MetricOutcomes:
     aggregation = task.aggregation().get(metric)
-    scale = _SCALES.get(getattr(aggregation, "__name__", "mean"))
+    name = getattr(aggregation, "__name__", "mean")
+    scale = _SCALES.get(name)
     higher = bool(task.higher_is_better().get(metric, True))
     given = [row.get(metric) for row in rows]
+    if name == RULER_MEAN:  # its own mark of an item that is of another length
+        given = [None if one == -1 else one for one in given]
     if scale is None:
         value = float(aggregation([one for one in given if one is not None]))
         return MetricOutcomes(

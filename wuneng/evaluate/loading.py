@@ -6,15 +6,17 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wuneng.errors import InputError, ModelError, file_errors, nearest, reason, shortened
+from wuneng.errors import DataError, InputError, ModelError, file_errors, nearest, reason, shortened
 from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
+from wuneng.foreign.regular import read_regular_text
 from wuneng.model.token_ids import vocabulary_size
-from wuneng.records import RunDirectory, verify
+from wuneng.records import RunDirectory, read_json, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -145,7 +147,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelError(f"{path}: no config.json; expected a model directory in transformers form")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_regular_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON: {reason(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -189,11 +191,11 @@ def without_tokenizer(path: Path) -> str:
     if run is not None:
         return (
             f"{model_label(path)} has no tokenizer: it was trained on synthetic tasks and reads "
-            f"token ids, not text. `wuneng eval {run.path}` scores it on its own tasks; for text, "
-            "train on text, as `wuneng train recipes/python-bytes.yaml` does."
+            f"token ids, not text. `wuneng eval {quote(str(run.path))}` scores it on its own "
+            "tasks; for text, train on text, as `wuneng train recipes/python-bytes.yaml` does."
         )
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        record = json.loads((path / "convert.json").read_text(encoding="utf-8"))
+    with suppress(DataError, TypeError, KeyError):
+        record = read_json(path / "convert.json")
         return f"{path} has no tokenizer: {record['without_tokenizer']}."
     return (
         f"{path} has no tokenizer ({_TOKENIZER_FILES[0]}), so it reads token ids, not text. Copy "

@@ -18,16 +18,16 @@ from wuneng.errors import TaskError
 from wuneng.evaluate.local_files import LocalFile, converted_rows, scan
 from wuneng.evaluate.local_formats import Row, format_of_task
 
-__all__ = ["LocalDirectory", "LocalTask"]
+__all__ = ["LocalDirectory", "LocalTask", "write_parquet"]
 
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A stock task repointed at local files."""
+    """A task with a task file of our own; ``source`` says where its items come from."""
 
     task: str
     task_file: Path
-    source: Path
+    source: str
     split: str
     examples: Path | None = None
     """Where solved examples come from, if any are asked for."""
@@ -102,7 +102,8 @@ class LocalDirectory:
             splits["fewshot"] = by_split[fewshot]
         file = self._write(task, stock_file, splits)
         examples = None if fewshot is None else by_split[fewshot].path
-        return LocalTask(task, file, by_split[evaluated].path, evaluated or "unnamed", examples)
+        source, split = str(by_split[evaluated].path), evaluated or "unnamed"
+        return LocalTask(task, file, source, split, examples)
 
     def _tasks_in(self, file: LocalFile) -> list[str]:
         if any(name.endswith("*") for name in file.format.tasks):
@@ -174,7 +175,7 @@ class LocalDirectory:
         data_files = {}
         for split, file in splits.items():
             target = self.workspace / f"{task}-{split}.parquet"
-            _write_parquet(self._converted(file).get(task, []), target)
+            write_parquet(self._converted(file).get(task, []), target)
             data_files[split] = str(target)
         config = {
             "include": str(stock_file),
@@ -205,7 +206,8 @@ class LocalDirectory:
         return self._rows[file.path]
 
 
-def _write_parquet(rows: Sequence[Row], target: Path) -> None:
+def write_parquet(rows: Sequence[Row], target: Path) -> None:
+    """The rows as a Parquet file, whose columns are the first row's."""
     # Parquet, not JSON: its schema is explicit, so strings that look like dates stay strings.
     import pyarrow
     import pyarrow.parquet

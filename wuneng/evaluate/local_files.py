@@ -18,7 +18,7 @@ from wuneng.data.lines import lines_of, open_bytes
 from wuneng.errors import DataError, file_errors, reason
 from wuneng.evaluate.local_formats import LocalFormat, Row, format_of_row
 
-__all__ = ["LocalFile", "converted_rows", "scan"]
+__all__ = ["LocalFile", "converted_rows", "first_row", "local_files", "scan", "split_of"]
 
 # Words in a file's name, and the split they mean. MMLU's "dev" holds few-shot examples; elsewhere
 # "dev" is another word for validation.
@@ -53,9 +53,9 @@ def scan(root: Path) -> tuple[list[LocalFile], list[Path]]:
     """
     files: list[LocalFile] = []
     unrecognised: list[Path] = []
-    for path in _candidates(root):
-        first = next(_rows_of(path), None)
-        known = format_of_row(first[1]) if first else None
+    for path in local_files(root):
+        first = first_row(path)
+        known = format_of_row(first) if first is not None else None
         if known is None:
             unrecognised.append(path)
         else:
@@ -63,7 +63,8 @@ def scan(root: Path) -> tuple[list[LocalFile], list[Path]]:
     return files, unrecognised
 
 
-def _candidates(root: Path) -> list[Path]:
+def local_files(root: Path) -> list[Path]:
+    """The JSON-lines files of a directory and its direct subdirectories, hidden ones left out."""
     found = [
         path
         for pattern in ("*.jsonl", "*.jsonl.gz", "*/*.jsonl", "*/*.jsonl.gz")
@@ -73,9 +74,19 @@ def _candidates(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _split_of(path: Path, known: LocalFormat) -> str:
+def split_of(path: Path) -> str:
+    """The split that a file's name tells, "" where it tells none."""
     words = re.split(r"[^a-z]+", path.name.split(".jsonl")[0].lower())
-    split = next((_SPLIT_WORDS[word] for word in reversed(words) if word in _SPLIT_WORDS), "")
+    return next((_SPLIT_WORDS[word] for word in reversed(words) if word in _SPLIT_WORDS), "")
+
+
+def first_row(path: Path) -> Row | None:
+    """The first object of a JSON-lines file, if it has any. DataError where it cannot be read."""
+    return next((row for _, row in _rows_of(path)), None)
+
+
+def _split_of(path: Path, known: LocalFormat) -> str:
+    split = split_of(path)
     return "validation" if split == "dev" and known.name != "MMLU" else split
 
 

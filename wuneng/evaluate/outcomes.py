@@ -70,6 +70,9 @@ class TaskOutcomes:
         num_fewshot: examples before each question.
         parts: the tasks a pooled group consists of; empty for a single task.
         items: for `--log-samples`: per item its target, and what this model gave.
+        levels: `[n]` how difficult or long each item is, where the task says so; else empty.
+        level_name: what that counts, as "hops" or "tokens".
+        level_chances: what guessing gets right at each level.
     """
 
     task: str
@@ -81,6 +84,9 @@ class TaskOutcomes:
     num_fewshot: int = 0
     parts: tuple[str, ...] = ()
     items: list[dict[str, Any]] = field(default_factory=list)
+    levels: tuple[int | float | str, ...] = ()
+    level_name: str = ""
+    level_chances: dict[int | float | str, float | None] = field(default_factory=dict)
 
     @property
     def n(self) -> int:

@@ -7,21 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wuneng.evaluate.comparison import MetricComparison, TaskComparison
-from wuneng.records import write_json
+from wuneng.evaluate.controls.attribution import Attribution, attribute
+from wuneng.evaluate.controls.names import WRONG_STATES
+from wuneng.records import write_self_sealed
 from wuneng.statistics import Estimate
 from wuneng.tables import Column, Table
 
 if TYPE_CHECKING:
+    from wuneng.evaluate.job import EvaluationRequest
     from wuneng.evaluate.session import EvaluationReport
 
-__all__ = ["remarks", "report_record", "report_table", "result_file", "write_report"]
+__all__ = [
+    "number",
+    "remarks",
+    "report_record",
+    "report_table",
+    "result_file",
+    "settings_record",
+    "write_report",
+]
 
 SCHEMA = 1
 
 
 def result_file(directory: Path, state: str) -> Path:
     """``eval.json``; a state control has a file of its own and overwrites no other result."""
-    return directory / ("eval.json" if state == "keep" else f"eval-state-{state}.json")
+    part = state.replace(":", "-")
+    return directory / ("eval.json" if state == "keep" else f"eval-state-{part}.json")
 
 
 def report_record(report: EvaluationReport, *, items: bool) -> dict[str, Any]:
@@ -34,23 +46,30 @@ def report_record(report: EvaluationReport, *, items: bool) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "models": report.models,
-        "settings": {
-            "tasks": list(request.tasks),
-            "data_dir": None if request.data_dir is None else str(request.data_dir),
-            "limit": request.limit,
-            "num_fewshot": request.num_fewshot,
-            "batch_size": request.batch_size,
-            "dtype": request.dtype,
-            "state": request.state,
-        },
+        "settings": {**settings_record(request), "state": request.state},
         "tasks": {task.outcomes.task: _task_record(task, report, items) for task in report.tasks},
         "notes": report.notes,
     }
 
 
+def settings_record(request: EvaluationRequest) -> dict[str, Any]:
+    """What was asked for, as result files say it."""
+    return {
+        "tasks": list(request.tasks),
+        "data_dir": None if request.data_dir is None else str(request.data_dir),
+        "include_path": None if request.include_path is None else str(request.include_path),
+        "fields": None if request.fields is None else request.fields.model_dump(),
+        "lengths": None if request.lengths is None else list(request.lengths),
+        "limit": request.limit,
+        "num_fewshot": request.num_fewshot,
+        "batch_size": request.batch_size,
+        "dtype": request.dtype,
+    }
+
+
 def write_report(report: EvaluationReport, file: Path, environment: dict[str, Any]) -> None:
-    """Write eval.json atomically, with logged items. DiskError when the disk refuses."""
-    write_json(file, {**report_record(report, items=True), "environment": environment})
+    """Write eval.json and its checksum, with logged items. DiskError when the disk refuses."""
+    write_self_sealed(file, {**report_record(report, items=True), "environment": environment})
 
 
 def _task_record(task: TaskComparison, report: EvaluationReport, items: bool) -> dict[str, Any]:
@@ -65,6 +84,19 @@ def _task_record(task: TaskComparison, report: EvaluationReport, items: bool) ->
         "group": task.part_of,
         "metrics": {metric.metric: _metric_record(metric) for metric in task.metrics},
     }
+    if task.by_level:
+        record["by_level"] = {
+            "name": outcomes.level_name,
+            "levels": [
+                {
+                    "value": level.value,
+                    "n": level.n,
+                    "chance": level.chance,
+                    "metrics": {metric.metric: _metric_record(metric) for metric in level.metrics},
+                }
+                for level in task.by_level
+            ],
+        }
     if outcomes.parts:
         record["parts"] = list(outcomes.parts)
     if items and task.items:
@@ -132,6 +164,8 @@ def remarks(report: EvaluationReport) -> Iterator[str]:
                 "validation: rows of one document are not independent, so its interval is too "
                 "narrow where documents are few."
             )
+    yield from (_levels_line(task) for task in report.tasks if task.by_level)
+    yield from (one.sentence for one in _attributions(report))
     for task in report.tasks:
         majority = task.outcomes.majority
         if task.part_of is None and majority is not None:
@@ -139,6 +173,30 @@ def remarks(report: EvaluationReport) -> Iterator[str]:
     if report.request.limit is not None:
         yield f"limited to {report.request.limit} items of each task: a rough look only."
     yield from report.notes
+
+
+def _levels_line(task: TaskComparison) -> str:
+    """The first metric at each level, as ``4: 0.98 (0.51), ...`` with the baseline's behind it."""
+    name = task.by_level[0].metrics[0].metric
+    told = []
+    for level in task.by_level:
+        metric = level.metrics[0]
+        beside = f" ({number(metric, metric.baseline.value)})" if metric.baseline else ""
+        told.append(f"{level.value}: {number(metric, metric.model.value)}{beside}")
+    beside = " (baseline's behind)" if task.by_level[0].metrics[0].baseline else ""
+    return f"{task.outcomes.task}: {name} by {task.outcomes.level_name}{beside}: {', '.join(told)}."
+
+
+def _attributions(report: EvaluationReport) -> Iterator[Attribution]:
+    """Whose the gain is, where a model with another text's state stands beside itself."""
+    request = report.request
+    if request.state not in WRONG_STATES or request.baseline != request.model:
+        return
+    for task in report.tasks:
+        if task.part_of is None and task.metrics:
+            right = task.metrics[0].the_other_way_round()
+            if found := attribute(task.outcomes.task, [(request.state, right)]):
+                yield found
 
 
 def _title(model: dict[str, Any], baseline: dict[str, Any] | None) -> str:
@@ -165,22 +223,23 @@ def _compared_cells(metric: MetricComparison) -> list[str]:
     difference = metric.difference
     if difference is None:
         return [baseline, "", "", ""]
-    shown = _number(metric, difference.difference, signed=True)
+    shown = number(metric, difference.difference, signed=True)
     if difference.interval is not None:
-        low, high = (_number(metric, end, signed=True) for end in difference.interval)
+        low, high = (number(metric, end, signed=True) for end in difference.interval)
         shown += f" [{low}, {high}]"
     holm = "" if metric.p_holm is None else _p_value(metric.p_holm)
     return [baseline, shown, _p_value(difference.p), holm]
 
 
 def _estimate(metric: MetricComparison, estimate: Estimate) -> str:
-    value = _number(metric, estimate.value)
+    value = number(metric, estimate.value)
     if estimate.stderr is None:
         return value
-    return f"{value} ± {_number(metric, estimate.stderr)}"
+    return f"{value} ± {number(metric, estimate.stderr)}"
 
 
-def _number(metric: MetricComparison, value: float, *, signed: bool = False) -> str:
+def number(metric: MetricComparison, value: float, *, signed: bool = False) -> str:
+    """A value of a metric, or with ``signed`` a difference, as tables print it."""
     sign = "+" if signed else ""
     if metric.scale == "perplexity":
         return f"{value:{sign}.4g}" if abs(value) < 1000 else f"{value:{sign},.0f}"

@@ -3,73 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuneng.errors import ModelError
 from wuneng.evaluate.comparison import TaskComparison, compare
-from wuneng.evaluate.harness import run_tasks
-from wuneng.evaluate.harness_model import HarnessModel
-from wuneng.evaluate.loading import (
-    LoadedModel,
-    has_tokenizer,
-    load_model,
-    load_tokenizer,
-    run_of,
-    without_tokenizer,
-)
-from wuneng.evaluate.outcomes import TaskOutcomes, pooled
-from wuneng.evaluate.perplexity import (
-    BLOCK_BYTES,
-    ValidationText,
-    open_validation,
-    run_validation,
-    same_tokens,
-)
-from wuneng.evaluate.state_controls import StateControl, controlled_state
-from wuneng.evaluate.synthetic import SyntheticRows, open_synthetic, run_synthetic
-from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
-from wuneng.evaluate.tasks import SYNTHETIC, VALIDATION
-from wuneng.records import RunDirectory, verify
-from wuneng.records.scratch import scratch_directory
+from wuneng.evaluate.controls.names import parse_state_control
+from wuneng.evaluate.job import EvaluationRequest, Job, labelled, prepared
+from wuneng.evaluate.outcomes import TaskOutcomes
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["EvaluationReport", "EvaluationRequest", "run_evaluation"]
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What to evaluate, and how.
-
-    Attributes:
-        model, baseline: transformers directories; no baseline: figures of the model alone.
-        tasks: names as `tasks.select_tasks` takes them, "validation" and "synthetic".
-        data_dir: local evaluation files instead of the tasks' data sets.
-        limit: the first so many items of each task.
-        num_fewshot: examples before each question; None leaves each task's own number.
-        batch_size: sequences per forward call, or "auto".
-        state: control of the model's state readout; the baseline always runs as it is.
-        dtype: "auto" (as stored), "fp32", "bf16" or "fp16".
-        log_samples: keep what was asked and answered, item by item.
-        check: compare the models' files, and the recipe of the run that validation text comes
-            from, with their checksums.
-    """
-
-    model: Path
-    tasks: Sequence[str]
-    baseline: Path | None = None
-    data_dir: Path | None = None
-    limit: int | None = None
-    num_fewshot: int | None = None
-    batch_size: int | str = "auto"
-    state: StateControl = "keep"
-    dtype: str = "auto"
-    log_samples: bool = False
-    check: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,155 +55,28 @@ def run_evaluation(
         TaskError, DataError: before any model is loaded, when a task or its data cannot be had.
         ModelError: a model that cannot be loaded, or lacks what was asked of it.
     """
-    if request.check:
-        verify(request.model)
-        if request.baseline is not None:
-            verify(request.baseline)
-    names = [name for name in request.tasks if name not in (VALIDATION, SYNTHETIC)]
-    if names or VALIDATION in request.tasks:
-        for path in (request.model, request.baseline):
-            # A model that is not even there is reported when it is loaded.
-            if path is not None and any(path.glob("*.safetensors")) and not has_tokenizer(path):
-                raise ModelError(without_tokenizer(path))
-    with scratch_directory(".wuneng-eval-") as workspace:
-        loaded = LoadedTasks([], {}, {}, [])
-        if names or not request.tasks:
-            loaded = load_tasks(
-                names,
-                data_dir=request.data_dir,
-                workspace=workspace,
-                num_fewshot=request.num_fewshot,
-                on_full_index=lambda: notify(
-                    "not all of the tasks are in the common suite: indexing every task "
-                    "(this takes some seconds)"
-                ),
-            )
-        text = _validation_text(request) if VALIDATION in request.tasks else None
-        rows = None
-        if SYNTHETIC in request.tasks:
-            rows = open_synthetic(_run_of(request), limit=request.limit)
-        job = _Job(request, loaded, text, rows, device, notify, progress, list(loaded.notes))
-        if text is not None and not text.by_row:
-            job.notes.append(
-                f"{VALIDATION}: the two tokenizers differ, so items are stretches of "
-                f"{BLOCK_BYTES} bytes and perplexity per token would not compare."
-            )
-        model = job.outcomes(request.model, request.state)
-        baseline = None if request.baseline is None else job.outcomes(request.baseline, "keep")
+    with prepared(request, device, notify=notify, progress=progress) as job:
+        model = _outcomes(job, request.model, request.state)
+        baseline = None if request.baseline is None else _outcomes(job, request.baseline, "keep")
     return EvaluationReport(
         request=request,
         models={"model": model[0], "baseline": baseline[0] if baseline else None},
         tasks=compare(model[1], baseline[1] if baseline else None),
-        sources={name: str(task.source) for name, task in loaded.local.items()},
+        sources={name: task.source for name, task in job.tasks.local.items()},
         notes=job.notes,
     )
 
 
-def _run_of(request: EvaluationRequest) -> RunDirectory | None:
-    """The run whose data is scored, its recipe verified."""
-    paths = [path for path in (request.model, request.baseline) if path is not None]
-    run = next((run for run in map(run_of, paths) if run is not None), None)
-    if run is not None and request.check:
-        verify(run.path, [run.recipe.name])
-    return run
-
-
-def _validation_text(request: EvaluationRequest) -> ValidationText:
-    paths = [path for path in (request.model, request.baseline) if path is not None]
-    run = _run_of(request)
-    tokenizers = [load_tokenizer(path) for path in paths]
-    by_row = True
-    if len(tokenizers) == 2 and tokenizers[0] is not None and tokenizers[1] is not None:
-        by_row = same_tokens(tokenizers[0], tokenizers[1])
-    return open_validation(run, by_row=by_row, limit=request.limit)
-
-
-@dataclass
-class _Job:
-    """What stays the same from one model to the next."""
-
-    request: EvaluationRequest
-    loaded: LoadedTasks
-    text: ValidationText | None
-    rows: SyntheticRows | None
-    device: torch.device
-    notify: Callable[[str], None]
-    progress: bool
-    notes: list[str]
-
-    def outcomes(
-        self, path: Path, state: StateControl
-    ) -> tuple[dict[str, Any], list[TaskOutcomes]]:
-        """Load one model, evaluate it, and let go of it."""
-        loaded = load_model(path, device=self.device, dtype=self.request.dtype, check=False)
-        described = {**loaded.describe(), "state": state}
-        label = loaded.label if state == "keep" else f"{loaded.label} (state {state})"
-        self.notify(f"evaluating {label}: {described['parameters']:,} parameters, {self.device}")
-        found: list[TaskOutcomes] = []
-        with controlled_state(loaded.model, state):
-            if self.rows is not None:
-                found += run_synthetic(
-                    loaded, self.rows, dtype=self.request.dtype, in_company=state == "permute"
-                )
-            if self.loaded.tasks or self.text is not None:
-                found += self._read(loaded, label, state)
-        del loaded
-        gc.collect()
-        return described, found
-
-    def _read(self, loaded: LoadedModel, label: str, state: StateControl) -> list[TaskOutcomes]:
-        """What is text: the harness' tasks, and the validation text."""
-        model = HarnessModel(
-            loaded,
-            self.request.batch_size,
-            progress=self.progress,
-            companion=state == "permute",
-        )
-        found = self._run(model)
-        remark = f"{loaded.label}: {loaded.remark}." if loaded.remark else ""
-        if remark and remark not in self.notes:  # said once where a model is its own baseline
-            self.notes.append(remark)
-        self.notes += _remarks(label, model)
-        return found
-
-    def _run(self, model: HarnessModel) -> list[TaskOutcomes]:
-        found: list[TaskOutcomes] = []
-        if self.loaded.tasks:
-            by_task = run_tasks(
-                model,
-                self.loaded,
-                limit=self.request.limit,
-                log_items=self.request.log_samples,
-            )
-            found += _in_order(self.loaded, by_task)
-        if self.text is not None:
-            found.append(run_validation(model, self.text))
-        return found
-
-
-def _in_order(loaded: LoadedTasks, by_task: dict[str, TaskOutcomes]) -> list[TaskOutcomes]:
-    """As asked for: a pooled group, then its parts."""
-    found: dict[str, TaskOutcomes] = {}
-    for selection in loaded.selections:
-        parts = [by_task[leaf] for leaf in selection.leaves]
-        if selection.pool and len(parts) > 1:
-            found.setdefault(selection.name, pooled(selection.name, parts))
-        for part in parts:
-            found.setdefault(part.task, part)
-    return list(found.values())
-
-
-def _remarks(label: str, model: HarnessModel) -> list[str]:
-    remarks = []
-    if model.truncated_requests:
-        remarks.append(
-            f"{label}: {model.truncated_requests:,} questions were cut from the left to fit its "
-            f"context of {model.max_length} tokens; the longest kept {model.least_kept:.0%} of "
-            "its tokens."
-        )
-    if model.merged_requests:
-        remarks.append(
-            f"{label}: its tokenizer merges {model.merged_requests} answers into the end of the "
-            "question; they are scored from where the two encodings part."
-        )
-    return remarks
+def _outcomes(job: Job, path: Path, state: str) -> tuple[dict[str, Any], list[TaskOutcomes]]:
+    """Load one model, evaluate it, and let go of it."""
+    control = parse_state_control(state)
+    loaded = job.load(path)
+    described = {**loaded.describe(), "state": state}
+    job.notify(
+        f"evaluating {labelled(loaded, control)}: {described['parameters']:,} parameters, "
+        f"{job.device}"
+    )
+    found = job.score(loaded, control)
+    del loaded
+    gc.collect()
+    return described, found

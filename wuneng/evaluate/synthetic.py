@@ -77,7 +77,7 @@ def run_synthetic(
 
     Args:
         dtype: "auto" computes in the recipe's precision, as training does.
-        in_company: no forward call of a single row, which a permuted state needs.
+        in_company: no forward call of a single row, which another row's state needs.
 
     Returns:
         For each task and length "accuracy", and "loss" (nats per scored token) at the shortest.
@@ -143,7 +143,9 @@ def _in_company(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def _checked(batch: Batch) -> Batch:
     if len(batch.input_ids) == 1:
-        raise TaskError("--state permute: needs two rows of each task; raise --limit")
+        raise TaskError(
+            "another row's state (permute, donor) needs two rows of each task; raise --limit"
+        )
     return batch
 
 

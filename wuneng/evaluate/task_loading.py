@@ -7,18 +7,31 @@ weights have been read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wuneng.errors import TaskError
 from wuneng.evaluate.local_data import LocalDirectory, LocalTask
-from wuneng.evaluate.tasks import TaskSelection, select_tasks
+from wuneng.evaluate.long_context import (
+    generated,
+    interleaved,
+    length_metadata,
+    local_ruler,
+    seeded,
+    too_short,
+)
+from wuneng.evaluate.own_questions import OwnQuestions, question_tasks
+from wuneng.evaluate.reader import Reader
+from wuneng.evaluate.suite import NEEDLE, NEEDLE_LENGTHS, suite_members, write_member
+from wuneng.evaluate.task_objects import load_task
+from wuneng.evaluate.tasks import QUESTIONS, TaskSelection, select_tasks
 from wuneng.model.quiet import quiet_transformers
+from wuneng.recipe import QuestionFields
 
-__all__ = ["LoadedTasks", "check_examples", "load_tasks", "quiet_harness"]
+__all__ = ["LoadedTasks", "load_tasks", "quiet_harness"]
 
 
 @dataclass(frozen=True)
@@ -45,15 +58,25 @@ def load_tasks(
     data_dir: Path | None = None,
     workspace: Path | None = None,
     num_fewshot: int | None = None,
+    include_path: Path | None = None,
+    reader: Reader | None = None,
+    lengths: Sequence[int] | None = None,
+    own: OwnQuestions | None = None,
+    limit: int | None = None,
     on_full_index: Callable[[], None] = lambda: None,
 ) -> LoadedTasks:
     """Look the names up, find their data and build the task objects.
 
     Args:
-        names: tasks, groups, tags and aliases.
+        names: tasks, groups, tags and aliases, and members of `wuneng-suite`.
         data_dir: local files to read instead of the data sets; None for the data sets.
-        workspace: where converted local files go; needed with `data_dir`.
+        workspace: where converted and generated items go; needed with `data_dir` and the suite.
         num_fewshot: examples before each question; None leaves each task's own number.
+        include_path: a directory of task files, which override the harness' own.
+        reader: whose tokenizer lengths are counted in; needed by tasks that make long texts.
+        lengths: of those texts, in tokens; None leaves each task's own.
+        limit: so many items of each task are wanted; RULER's needles are slow to hide.
+        own: how the rows of `questions` are read; None with the usual names of fields.
         on_full_index: called before the slow index of all tasks is built.
 
     Raises:
@@ -61,22 +84,26 @@ def load_tasks(
             cached nor can be fetched.
         DataError: a local file with a bad row.
     """
+    ours = [TaskSelection(name, suite_members(name)) for name in names if suite_members(name)]
+    others = [name for name in names if not suite_members(name) and name != QUESTIONS]
+    if workspace is None and (data_dir is not None or len(others) < len(names)):
+        raise ValueError("data_dir, questions and the suite need a workspace")
     with quiet_harness():
-        selections, manager = select_tasks(names, on_full_index=on_full_index)
-        local: dict[str, LocalTask] = {}
-        notes: list[str] = []
+        selections, manager = select_tasks(
+            others,
+            include_path=include_path,
+            metadata=length_metadata(reader, lengths, others),
+            on_full_index=on_full_index,
+            none_is_fine=len(others) < len(names),
+        )
+        loading = _Loading(manager, data_dir, workspace, num_fewshot, reader, lengths, limit)
         if data_dir is not None:
-            if workspace is None:
-                raise ValueError("data_dir needs a workspace")
-            directory = LocalDirectory(data_dir, workspace)
-            selections = [_covered(selection, directory, notes) for selection in selections]
-            for leaf in _all_leaves(selections):
-                local[leaf] = _repoint(leaf, directory, manager, num_fewshot)
-        tasks = {
-            leaf: _load(leaf, local.get(leaf), manager, num_fewshot)
-            for leaf in _all_leaves(selections)
-        }
-    return LoadedTasks(selections, tasks, local, notes)
+            selections = loading.repoint(selections)
+        loading.write_suite(ours)
+        if QUESTIONS in names:
+            ours.append(loading.write_questions(own or OwnQuestions(QuestionFields())))
+        with loading.sources(selections):
+            return loading.load([*selections, *ours])
 
 
 @contextmanager
@@ -105,6 +132,103 @@ def quiet_harness() -> Iterator[None]:
         lm_eval.api.task.tqdm = request_bar
 
 
+@dataclass
+class _Loading:
+    """What is given, and what has been found so far."""
+
+    manager: Any
+    data_dir: Path | None
+    workspace: Path | None
+    num_fewshot: int | None
+    reader: Reader | None
+    lengths: Sequence[int] | None
+    limit: int | None
+    local: dict[str, LocalTask] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def repoint(self, selections: Sequence[TaskSelection]) -> list[TaskSelection]:
+        """Take the items of all tasks from the local files, but of those that make their own."""
+        assert self.data_dir is not None
+        assert self.workspace is not None
+        if all(self._generated(leaf) for leaf in _all_leaves(selections)):
+            return list(selections)
+        directory = LocalDirectory(self.data_dir, self.workspace)
+        found = [_covered(selection, directory, self.notes) for selection in selections]
+        for leaf in _all_leaves(found):
+            if not self._generated(leaf):
+                entry = self.manager.task_index[leaf]
+                file = Path(entry.yaml_path)
+                self.local[leaf] = directory.repoint(leaf, entry.cfg or {}, file, self.num_fewshot)
+        return found
+
+    def write_suite(self, selections: Sequence[TaskSelection]) -> None:
+        """Generate the items of members of the suite."""
+        for leaf in _all_leaves(selections):
+            assert self.workspace is not None
+            lengths: Sequence[int] | None = self.lengths
+            if leaf == NEEDLE and self.reader is None:
+                raise TaskError(f"--tasks {NEEDLE}: lengths are counted in tokens of a tokenizer")
+            if leaf == NEEDLE and self.reader is not None and lengths is None:
+                lengths = self.reader.fitting(NEEDLE_LENGTHS)
+                self.notes.append(
+                    f"{NEEDLE}: {', '.join(f'{n:,}' for n in lengths)} tokens, which the context "
+                    "of MODEL holds; --lengths asks for others."
+                )
+            count = self.reader.count if self.reader else len
+            self.local[leaf] = write_member(
+                leaf, self.workspace, count_tokens=count, lengths=lengths
+            )
+
+    def write_questions(self, own: OwnQuestions) -> TaskSelection:
+        """One task for each file of one's own questions."""
+        assert self.workspace is not None
+        tasks = question_tasks(own, self.data_dir, self.workspace, self.num_fewshot)
+        self.local |= {task.task: task for task in tasks}
+        return TaskSelection(QUESTIONS, tuple(task.task for task in tasks))
+
+    def sources(self, selections: Sequence[TaskSelection]) -> AbstractContextManager[None]:
+        """Open while tasks are built: what RULER's read."""
+        files = (self.manager.task_index[leaf].yaml_path for leaf in _all_leaves(selections))
+        if any(Path(file).parent.name == "ruler" for file in files if file):
+            return local_ruler(self.reader, self.data_dir, self.lengths, self.limit)
+        return nullcontext()
+
+    def load(self, selections: Sequence[TaskSelection]) -> LoadedTasks:
+        """The task objects; a group of tasks that make their items goes without those that fail."""
+        tasks: dict[str, Any] = {}
+        kept = []
+        for selection in selections:
+            missing: dict[str, TaskError] = {}
+            for leaf in selection.leaves:
+                try:
+                    tasks[leaf] = tasks.get(leaf) or self._task(leaf)
+                except TaskError as error:
+                    if not self._generated(leaf) or len(selection.leaves) == 1:
+                        raise
+                    missing[leaf] = error
+            leaves = tuple(leaf for leaf in selection.leaves if leaf not in missing)
+            if not leaves:
+                raise next(iter(missing.values()))
+            self.notes += [f"{selection.name}: left out: {error}" for error in missing.values()]
+            kept.append(TaskSelection(selection.name, leaves, selection.pool))
+        return LoadedTasks(kept, tasks, self.local, self.notes)
+
+    def _task(self, leaf: str) -> Any:
+        entry = self.manager.task_index.get(leaf)
+        config = (entry.cfg or {}) if entry else {}
+        if why := too_short(leaf, self.reader, self.lengths):
+            raise TaskError(f"task {leaf!r}: {why}, as MODEL's tokenizer counts them")
+        with seeded() if generated(config) else nullcontext():
+            task = load_task(leaf, config, self.local.get(leaf), self.manager, self.num_fewshot)
+        if generated(config):
+            interleaved(task)
+        return task
+
+    def _generated(self, leaf: str) -> bool:
+        entry = self.manager.task_index.get(leaf)
+        return entry is not None and generated(entry.cfg or {})
+
+
 def _all_leaves(selections: Sequence[TaskSelection]) -> list[str]:
     return list(dict.fromkeys(leaf for selection in selections for leaf in selection.leaves))
 
@@ -124,80 +248,3 @@ def _covered(
             f"under {directory.root}."
         )
     return TaskSelection(selection.name, present, selection.pool)
-
-
-def _repoint(
-    leaf: str, directory: LocalDirectory, manager: Any, num_fewshot: int | None
-) -> LocalTask:
-    entry = manager.task_index[leaf]
-    return directory.repoint(leaf, entry.cfg or {}, Path(entry.yaml_path), num_fewshot)
-
-
-def _load(leaf: str, local: LocalTask | None, manager: Any, num_fewshot: int | None) -> Any:
-    entry: Mapping[str, Any] = manager.task_index[leaf].cfg or {}
-    try:
-        loaded = manager.load([str(local.task_file) if local else leaf])
-    except ImportError as error:
-        raise TaskError(f"task {leaf!r} needs a package that is not installed: {error}") from error
-    except Exception as error:
-        if local is not None or not _is_data_error(error):
-            raise
-        raise TaskError(_unavailable(leaf, entry, error)) from error
-    task = next(iter(loaded["tasks"].values()))
-    # The harness' rule: a task file that fixes zero examples is not overridden.
-    fixed = task.get_config("num_fewshot")
-    if num_fewshot is not None and fixed != 0:
-        task.set_config(key="num_fewshot", value=num_fewshot)
-    elif fixed is None:
-        task.set_config(key="num_fewshot", value=0)
-    check_examples(leaf, task, local)
-    return task
-
-
-def check_examples(leaf: str, task: Any, local: LocalTask | None) -> None:
-    """TaskError where there are fewer solved examples than the task puts before a question."""
-    shots = int(task.get_config("num_fewshot") or 0)
-    sampler = getattr(task, "sampler", None)
-    if not shots or sampler is None:
-        return
-    found = len(sampler.fewshot_docs())
-    # Drawn from the questions themselves, one more is needed in place of the one that is asked.
-    apart = task.fewshot_cfg.split != task.config.test_split
-    if found - (not apart) < shots:
-        where = f"{local.examples} has" if local and local.examples else "its data set has"
-        raise TaskError(
-            f"--num-fewshot: {leaf!r} puts {shots} solved examples before each question, and "
-            f"{where} {found}{'' if apart else ' with the one that is asked'}. Pass "
-            f"--num-fewshot {max(0, found - (not apart))} or fewer, or add some."
-        )
-
-
-def _is_data_error(error: Exception) -> bool:
-    """Whether a task failed to build because its data set cannot be had.
-
-    `datasets` reports an uncached set as a ConnectionError, FileNotFoundError, its own errors, or
-    (cached under another configuration, offline) a ValueError; one that still consists of a
-    script as a RuntimeError.
-    """
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
-        "datasets",
-        "huggingface_hub",
-        "httpx",
-        "requests",
-    ):
-        return True
-    text = str(error)
-    return "Couldn't find cache" in text or "Dataset scripts are no longer supported" in text
-
-
-def _unavailable(leaf: str, config: Mapping[str, Any], error: Exception) -> str:
-    data_set = str(config.get("dataset_path", "its data set"))
-    if config.get("dataset_name"):
-        data_set += f" ({config['dataset_name']})"
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-    return (
-        f"task {leaf!r} needs the data set {data_set}, which is not in the cache and could not be "
-        f"fetched ({type(error).__name__}: {reason}). Two ways out: run once with a network "
-        "connection (and HF_HUB_OFFLINE unset) so that it is cached, or give local files with "
-        "--data-dir DIR."
-    )

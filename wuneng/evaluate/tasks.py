@@ -11,15 +11,17 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wuneng.errors import TaskError
+from wuneng.errors import TaskError, reason
+from wuneng.evaluate.suite import MEMBERS, SUITE
 
 __all__ = [
     "ALIASES",
+    "QUESTIONS",
     "REASONING",
     "SYNTHETIC",
     "VALIDATION",
@@ -50,6 +52,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 VALIDATION = "validation"
 # Nor are these: the synthetic tasks that a run was trained on.
 SYNTHETIC = "synthetic"
+# Nor these: the questions of .jsonl files of one's own.
+QUESTIONS = "questions"
 
 _COMMON_DIRECTORIES = (
     "arc",
@@ -63,6 +67,8 @@ _COMMON_DIRECTORIES = (
     "lambada",
     "gsm8k",
     "mmlu/default",
+    "ruler",
+    "babilong",
 )
 
 
@@ -108,14 +114,18 @@ def select_tasks(
     names: Sequence[str],
     *,
     include_path: Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
     on_full_index: Callable[[], None] = lambda: None,
+    none_is_fine: bool = False,
 ) -> tuple[list[TaskSelection], Any]:
     """Look every name up.
 
     Args:
         names: tasks, groups, tags and aliases, without the validation pseudo-task.
         include_path: a directory of task files that override the harness' own.
+        metadata: what tasks that make their items are told, such as the tokenizer.
         on_full_index: called before the slow index of all tasks is built.
+        none_is_fine: no name at all is no mistake; others were given elsewhere.
 
     Returns:
         What was selected, and the `TaskManager` that knows it.
@@ -124,10 +134,15 @@ def select_tasks(
         TaskError: no names, or a name that no task has, with near names.
     """
     wanted = expand_aliases([name for name in names if name])
-    if not wanted:
+    if not wanted and not none_is_fine:
         raise TaskError("--tasks: no task given. Try --tasks reasoning.")
+    if include_path is not None and not include_path.is_dir():
+        raise TaskError(f"--include-path: {include_path} is not a directory.")
     extra = [include_path] if include_path is not None else []
-    manager = _manager(include_defaults=False, include_path=common_directories() + extra)
+    given = dict(metadata or {})
+    manager = _manager(
+        include_defaults=False, include_path=common_directories() + extra, metadata=given
+    )
     rare = [name for name in wanted if name not in manager.task_index]
     if rare:
         mentioned, defined = _scan_task_files(rare)
@@ -135,17 +150,22 @@ def select_tasks(
             if name not in mentioned:
                 raise TaskError(_unknown(name, [*manager.all_tasks, *sorted(defined)]))
         on_full_index()
-        manager = _manager(include_defaults=True, include_path=extra)
+        manager = _manager(include_defaults=True, include_path=extra, metadata=given)
     for name in wanted:
         if name not in manager.task_index:
             raise TaskError(_unknown(name, manager.all_tasks))
     return [_select(name, manager.task_index) for name in wanted], manager
 
 
-def _manager(**arguments: Any) -> Any:
+def _manager(*, include_path: Sequence[Path], **arguments: Any) -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(**arguments)
+    try:
+        return TaskManager(include_path=include_path, **arguments)
+    except Exception as error:  # the harness' own files are in order
+        raise TaskError(
+            f"--include-path: a task file cannot be read: {type(error).__name__}: {reason(error)}"
+        ) from error
 
 
 def _scan_task_files(names: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -172,7 +192,8 @@ def _scan_task_files(names: Sequence[str]) -> tuple[set[str], set[str]]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    candidates = {task.lower(): task for task in (*known, *ALIASES, VALIDATION)}
+    ours = (*ALIASES, VALIDATION, SYNTHETIC, QUESTIONS, SUITE, *MEMBERS)
+    candidates = {task.lower().replace("-", "_"): task for task in (*known, *ours)}
     near = difflib.get_close_matches(name.lower().replace("-", "_"), candidates, n=3, cutoff=0.6)
     hint = f" Did you mean {', '.join(repr(candidates[n]) for n in near)}?" if near else ""
     return f"--tasks: {name!r} is not a known evaluation task.{hint}"

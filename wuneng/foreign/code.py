@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from wuneng.foreign.regular import read_regular_text
+
 __all__ = ["code_reference", "is_trusted", "refusal", "remote_code_trusted"]
 
 #: Files in which transformers looks for ``auto_map``.
@@ -36,7 +38,7 @@ def code_reference(directory: Path) -> tuple[Path, str] | None:
     for name in _FILES:
         file = directory / name
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
+            value = json.loads(read_regular_text(file))
         except (OSError, ValueError, RecursionError):
             continue
         for reference in _references(value.get("auto_map") if isinstance(value, dict) else None):

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import ModelError, RecipeError
+from wuneng.foreign.regular import read_regular_text
 
 __all__ = ["check_index", "check_link", "regular_file_inside"]
 
 _OF_A_RUN = "recipe.yaml"
+#: A file of weights, where there is no list of several.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -41,10 +44,11 @@ def regular_file_inside(path: Path, directory: Path) -> Path:
 
 
 def check_index(directory: Path) -> None:
-    """Check the lists of weight files of a model directory, where it has any.
+    """Check the weight files of a model directory and the lists of them, where it has any.
 
     Raises:
-        ModelError: a list names a file anywhere else, or one that is no regular file.
+        ModelError: a list names a file anywhere else, or a file of weights is a link that leads
+            out of the directory, or no regular file.
     """
     for name in _INDEXES:
         file = directory / name
@@ -56,9 +60,11 @@ def check_index(directory: Path) -> None:
                     "of a safetensors file in the same directory"
                 )
         for shard in set(weight_map.values()) if isinstance(weight_map, dict) else ():
-            path = directory / shard
-            if os.path.lexists(path) and not path.is_file():  # a pipe would never end
-                raise ModelError(f"{path}: expected a regular file")
+            if os.path.lexists(directory / shard):  # whoever opens it says that it is not there
+                regular_file_inside(directory / shard, directory)
+    for name in _WEIGHTS:
+        if os.path.lexists(directory / name):
+            regular_file_inside(directory / name, directory)
 
 
 def check_link(path: Path) -> None:
@@ -96,7 +102,7 @@ def _blobs(root: Path) -> list[Path]:
 
 def _weight_map(file: Path) -> Any:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(read_regular_text(file))
     except (OSError, ValueError, RecursionError):
         return None  # whoever opens it says so
     return value.get("weight_map") if isinstance(value, dict) else None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import RMSNorm
+from wuneng.layers.output_projection import make_output
 from wuneng.layers.short_conv import ShortConv
 
 #: One of transformers' attention functions: (module, q, k, v, mask, ...) to output and weights.
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(size, width, bias=config.attention_bias)
         self.k_proj = nn.Linear(size, kv_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(size, kv_width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(width, size, bias=config.attention_output_bias)
+        self.o_proj = make_output(width, size, bias=config.attention_output_bias)
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)

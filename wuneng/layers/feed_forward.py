@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.layers.layout import SequenceLayout
+from wuneng.layers.output_projection import make_output
 
 
 class SwiGLU(nn.Module):
@@ -18,7 +19,7 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(size, width, bias=bias)
         self.up_proj = nn.Linear(size, width, bias=bias)
-        self.down_proj = nn.Linear(width, size, bias=bias)
+        self.down_proj = make_output(width, size, bias=bias)
         self.act = act
 
     def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:
@@ -31,7 +32,7 @@ class MLP(nn.Module):
     def __init__(self, size: int, width: int, act: nn.Module, bias: bool) -> None:
         super().__init__()
         self.up_proj = nn.Linear(size, width, bias=bias)
-        self.down_proj = nn.Linear(width, size, bias=bias)
+        self.down_proj = make_output(width, size, bias=bias)
         self.act = act
 
     def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:

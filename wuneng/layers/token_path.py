@@ -1,8 +1,9 @@
 """A decoded token's short way through a block's state and middle heads: one call in C.
 
 Taken on a CPU with a C compiler for one token of every sequence without gradients, where the block
-has RWKV-7 heads of the plainest wiring (attention's keys and values, a shift after projection or
-none) and nothing watches its modules; otherwise the modules run one by one, with equal results.
+has RWKV-7 heads of the plainest wiring (keys and values of attention or their own, a shift after
+projection or none) and nothing watches its modules; otherwise the modules run one by one, with
+equal results.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ def one_token(
     call = _block(state_heads, cross_head, x.shape[0])
     if call is None:
         return None
-    changed, branch, state, carry = call(x, heads.key, heads.value, heads.output, state, carry)
+    key = state_heads.k_proj(x) if state_heads.key_source == "own" else heads.key
+    value = state_heads.v_proj(x) if state_heads.value_source == "own" else heads.value
+    if not are_plain(key, value):
+        return None
+    changed, branch, state, carry = call(x, key, value, heads.output, state, carry)
     slot.put("wkv", state)
     if carry is not None:
         slot.put("shift", carry)

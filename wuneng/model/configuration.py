@@ -9,7 +9,6 @@ which heads it has: ``hybrid`` both, ``attention`` or ``state`` one kind alone.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,19 +18,14 @@ from wuneng.errors import nearest
 from wuneng.kinds import check_kind, load_kind
 from wuneng.layer_pattern import expand_layers, layer_problem, shape_problem
 from wuneng.limits import LIMITS
-from wuneng.model.field_types import is_finite_number, type_problem
+from wuneng.model.field_defaults import (
+    default_initializer_range,
+    default_intermediate_size,
+    default_rank,
+    with_older_meaning,
+)
+from wuneng.model.field_types import CHOICES, choice_problem, is_finite_number, type_problem
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "state_key_source": ("attention", "own"),
-    "state_value_source": ("attention", "attention_output", "own"),
-    "state_removal_key": ("shared", "own"),
-    "token_shift": ("post", "pre", "none"),
-    "state_norm": ("group", "none"),
-    "state_output_scale": ("head", "scalar"),
-    "state_branch_init": ("normal", "zero"),
-    "ffn": ("swiglu", "mlp", "rwkv7"),
-    "norm": ("rmsnorm", "layernorm"),
-}
 #: What recipes offer. A converted model keeps whatever activation transformers knows.
 USUAL_ACTIVATIONS = (
     *("silu", "gelu", "gelu_new", "gelu_pytorch_tanh"),
@@ -58,7 +52,8 @@ class WuNengConfig(PreTrainedConfig):
     head_dim: int | None = None
     hidden_act: str = "silu"
     max_position_embeddings: int = 2048
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
+    output_init: str = "zero"
     rms_norm_eps: float = 1e-5
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -92,6 +87,7 @@ class WuNengConfig(PreTrainedConfig):
     token_shift_on: str = "rkv"
     state_short_conv: int = 0
     state_a_max: float = 1.0
+    state_reads: int = 1
     decay_rank: int | None = None
     rate_rank: int | None = None
     value_rank: int | None = None
@@ -102,7 +98,8 @@ class WuNengConfig(PreTrainedConfig):
     state_norm: str = "group"
     state_norm_eps: float = 64e-5
     state_output_scale: str = "head"
-    state_branch_init: str = "normal"
+    state_init: str | None = None
+    state_branch_init: str | None = None
     cross_head: str = "gated"
     snapshots: int = 0
     snapshot_every: int = 64
@@ -114,7 +111,14 @@ class WuNengConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', for files of earlier versions too (:mod:`wuneng.older_files`)."""
+        return super().from_dict(with_older_meaning(config_dict), **kwargs)
+
     def _fill_defaults(self) -> None:
+        if self.initializer_range is None:
+            self.initializer_range = default_initializer_range(self.hidden_size)
         if self.head_dim is None:
             self.head_dim = self._default_head_dim()
         if self.num_key_value_heads is None:
@@ -123,8 +127,12 @@ class WuNengConfig(PreTrainedConfig):
             self.intermediate_size = default_intermediate_size(self.hidden_size, self.ffn)
         if self.state_head_dim is None:
             self.state_head_dim = self.head_dim
-        if self.state_output_gate is None and check_kind("state", self.state_kind) is None:
-            self.state_output_gate = load_kind("state", self.state_kind).gated
+        if check_kind("state", self.state_kind) is None:
+            kind = load_kind("state", self.state_kind)
+            if self.state_output_gate is None:
+                self.state_output_gate = kind.gated
+            if self.state_init is None:
+                self.state_init = kind.initial_values[0]
         self._fill_ranks()
         if not self._has_hybrid():
             self.cross_head = "none"
@@ -140,7 +148,7 @@ class WuNengConfig(PreTrainedConfig):
         """A copy with some fields changed; None leaves one to its default. Errors of the class."""
         copied = copy.deepcopy(self)
         if changes.get("state_kind", self.state_kind) != self.state_kind:
-            copied.state_output_gate = None  # another kind, another default
+            copied.state_output_gate = copied.state_init = None  # another kind's are otherwise
         for name, value in changes.items():
             setattr(copied, name, value)
         copied._check_types()
@@ -174,22 +182,16 @@ class WuNengConfig(PreTrainedConfig):
         return self.state_head_dim or 64
 
     def _fill_ranks(self) -> None:
-        """Low-rank sizes as RWKV-LM draws them: max(32, round(c sqrt(C) / 32) * 32)."""
-
-        def rank(c: float) -> int:
-            return max(32, round(c * math.sqrt(self.hidden_size) / 32) * 32)
-
-        self.decay_rank = rank(2.5) if self.decay_rank is None else self.decay_rank
-        self.rate_rank = rank(2.5) if self.rate_rank is None else self.rate_rank
-        self.value_rank = rank(1.7) if self.value_rank is None else self.value_rank
-        self.gate_rank = rank(5.0) if self.gate_rank is None else self.gate_rank
+        factors = {"decay_rank": 2.5, "rate_rank": 2.5, "value_rank": 1.7, "gate_rank": 5.0}
+        for name, factor in factors.items():
+            if getattr(self, name) is None:
+                setattr(self, name, default_rank(factor, self.hidden_size))
 
     def check(self) -> None:
         """Raise ValueError, naming the field, if the configuration contradicts itself."""
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        for name in CHOICES:
+            if wrong := choice_problem(name, getattr(self, name)):
+                raise ValueError(f"{name} {wrong}")
         for room, name in (("state", "state_kind"), ("middle", "cross_head")):
             if wrong := check_kind(room, getattr(self, name)):  # type: ignore[arg-type]
                 raise ValueError(f"{name} {wrong}")
@@ -314,15 +316,15 @@ class WuNengConfig(PreTrainedConfig):
             return "own"
         return str(getattr(self, f"state_{which}_source"))
 
+    @property
+    def branch_init(self) -> str:
+        """How the output of state and middle heads starts: ``state_branch_init``, or as every other
+        output projection."""
+        return self.state_branch_init or self.output_init
+
     def is_sliding(self, layer_idx: int) -> bool:
         """Whether layer ``layer_idx`` attends within ``sliding_window`` tokens only."""
         if self.sliding_window is None:
             return False
         listed = self.sliding_window_layers is None or layer_idx in self.sliding_window_layers
         return listed and self.has_attention(layer_idx)
-
-
-def default_intermediate_size(hidden_size: int, ffn: str) -> int:
-    """Feed-forward width: 8/3 D for SwiGLU (as Llama), 4 D otherwise; a multiple of 32."""
-    width = hidden_size * 8 / 3 if ffn == "swiglu" else hidden_size * 4
-    return math.ceil(width / 32) * 32

@@ -1,4 +1,4 @@
-"""Whether a value is of the type that a configuration's field is declared with."""
+"""Whether a value is of the type that a field of a configuration has, or one of its choices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ from typing import Any
 from wuneng.errors import shortened
 from wuneng.limits import LARGEST_COUNT
 
-__all__ = ["is_finite_number", "type_problem"]
+__all__ = ["CHOICES", "choice_problem", "is_finite_number", "type_problem"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "state_key_source": ("attention", "own"),
+    "state_value_source": ("attention", "attention_output", "own"),
+    "state_removal_key": ("shared", "own"),
+    "token_shift": ("post", "pre", "none"),
+    "state_norm": ("group", "none"),
+    "state_output_scale": ("head", "scalar"),
+    "output_init": ("zero", "small", "normal"),
+    "state_init": ("even", "published"),
+    "state_branch_init": ("zero", "small", "normal"),
+    "ffn": ("swiglu", "mlp", "rwkv7"),
+    "norm": ("rmsnorm", "layernorm"),
+}
+#: Of these, what is the output projections' or the kind's where it is left out.
+_MAY_BE_NONE = ("state_branch_init", "state_init")
 
 
 def _is_int(value: Any) -> bool:
@@ -54,3 +70,10 @@ def type_problem(value: Any, declared: str) -> str | None:
     if numbers and all(type(one) is int for one in numbers):
         return f"must be {declared} of at most {LARGEST_COUNT}, got {got}"
     return f"must be {declared}, got {got}"
+
+
+def choice_problem(name: str, value: Any) -> str | None:
+    """What is wrong with the value of a field of :data:`CHOICES`, to follow its name."""
+    if value in CHOICES[name] or (value is None and name in _MAY_BE_NONE):
+        return None
+    return f"must be one of {', '.join(CHOICES[name])}, got {value!r}"

@@ -1,4 +1,5 @@
-"""Initial values: Llama's for attention and feed-forward; state and middle heads know their own.
+"""Initial values: Llama's for attention and feed-forward, except for their output projections,
+which start as ``output_init`` says; state and middle heads know their own.
 
 Everything goes through ``transformers.initialization``, which leaves tensors that came from a
 checkpoint alone: a converted model keeps its weights and only the grafted ones are drawn.
@@ -16,6 +17,7 @@ from wuneng.layers.attention import Attention
 from wuneng.layers.feed_forward import ChannelMix
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.norms import HeadGroupNorm, HeadRMSNorm
+from wuneng.layers.output_projection import initialise_output, is_output
 from wuneng.layers.short_conv import ShortConv
 from wuneng.layers.state.base import StateHeads
 from wuneng.layers.token_shift import SHIFT_POWER, shift_ramp
@@ -31,6 +33,8 @@ def initialise(module: nn.Module, config: Any) -> bool:
             rho1 = 1 - module.layer_idx / layers
             for letter, shift in (("k", module.shift_k), ("v", module.shift_v)):
                 init.copy_(shift, shift_ramp(shift.numel(), SHIFT_POWER[letter] * rho1))
+    elif isinstance(module, nn.Linear) and is_output(module):
+        initialise_output(module, config.output_init, config)
     elif isinstance(module, ShortConv):
         module.initialise()
     elif isinstance(module, ChannelMix):

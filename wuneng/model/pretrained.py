@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wuneng.errors import DataError, ModelError, file_errors
 from wuneng.foreign import check_index, is_trusted, refusal
+from wuneng.foreign.regular import read_regular_text
 from wuneng.model.auto_classes import register_configuration, register_models
 from wuneng.model.quiet import quiet_transformers
 from wuneng.model.token_ids import check_ids
@@ -219,7 +220,7 @@ def _no_unasked_code(place: str | Path, field: str = "") -> Iterator[None]:
 def _check_attention(directory: Path) -> None:
     """Attention by the name of a hub repository is code that transformers would fetch and run."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_regular_text(directory / "config.json"))
     except (OSError, ValueError, RecursionError):
         return  # the loader says what is wrong
     for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):

@@ -10,6 +10,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class LowRank(NamedTuple):
+    """Weights of bias + middle(x down) up: ``[D, rank]``, ``[rank, C]``, ``[C]``."""
+
+    down: Tensor
+    up: Tensor
+    bias: Tensor
+
+
 class HeadInputs(NamedTuple):
     """Projections of the tokens, before any token shift, ``[B, T, S * N]`` each.
 
@@ -51,7 +59,8 @@ class HeadWeights(NamedTuple):
     norm_bias: Tensor | None = None
 
 
-#: What :func:`wuneng.ops.cross_head` mixes: A, R, scale, group_mix, group_norm, first and second.
+#: What :func:`wuneng.ops.cross_head` mixes: A, R, scale, group_mix, group_norm, alpha_or_matrix and
+#: beta_or_bias.
 MiddleTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 
@@ -73,6 +82,10 @@ class HeadOptions(NamedTuple):
     a_max: float = 1.0
     norm_eps: float = 0.0
     letters: str = ""
+
+
+#: What state heads are called with: inputs, weights, options, and state and carry, or None.
+HeadCall = tuple[HeadInputs, HeadWeights, HeadOptions, Tensor | None, Tensor | None]
 
 
 class HeadOutputs(NamedTuple):

@@ -1,19 +1,15 @@
 """Recipes: YAML files that state a comparison, checked before anything heavy is imported."""
 
 from wuneng.recipe.arms import BUILT_IN_ARMS, Arm
-from wuneng.recipe.data import (
-    CurriculumStage,
-    HubDataset,
-    RecallTask,
-    StateTrackingTask,
-    SyntheticData,
-    TextData,
-    TrainedTokenizer,
-)
-from wuneng.recipe.load import dump_recipe, load_recipe
+from wuneng.recipe.data import HubDataset, QuestionFields, SyntheticData, TextData, TrainedTokenizer
+from wuneng.recipe.dump import dump_recipe
+from wuneng.recipe.load import WrittenRecipe, load_recipe, read_written
 from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.schema import SOURCE_TOKENIZER, Recipe
 from wuneng.recipe.sizes import parse_size
+from wuneng.recipe.study import Ladder, Study
+from wuneng.recipe.sweep import Point, points_of
+from wuneng.recipe.task_settings import CurriculumStage, RecallTask, StateTrackingTask, TaskSettings
 from wuneng.recipe.training import EndEvaluation, OptimizerSettings, Training
 from wuneng.recipe.upgrade import Distillation, LoraSettings
 
@@ -25,17 +21,25 @@ __all__ = [
     "Distillation",
     "EndEvaluation",
     "HubDataset",
+    "Ladder",
     "LoraSettings",
     "ModelSettings",
     "OptimizerSettings",
+    "Point",
+    "QuestionFields",
     "RecallTask",
     "Recipe",
     "StateTrackingTask",
+    "Study",
     "SyntheticData",
+    "TaskSettings",
     "TextData",
     "TrainedTokenizer",
     "Training",
+    "WrittenRecipe",
     "dump_recipe",
     "load_recipe",
     "parse_size",
+    "points_of",
+    "read_written",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wuneng.layer_pattern import expand_layers, layer_problem
-from wuneng.recipe.data import StateTrackingTask, SyntheticData, TextData
+from wuneng.recipe.data import HubDataset, SyntheticData, TextData
 from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.rope import rope_problems
 from wuneng.recipe.source import FieldPath
@@ -156,26 +156,15 @@ def training_problems(training: Training) -> Iterator[Problem]:
 def data_problems(data: TextData | SyntheticData) -> Iterator[Problem]:
     """What contradicts itself in ``data:``; paths start at its fields."""
     if isinstance(data, TextData):
+        for name in ("train", "validation") if data.questions else ():
+            if isinstance(getattr(data, name), HubDataset):
+                yield (name,), "expected .jsonl files where there are questions, got a data set"
         return
     labels: dict[str, int] = {}
     for index, task in enumerate(data.tasks):
-        label = task.label if isinstance(task, StateTrackingTask) else task.name
         path: FieldPath = ("tasks", index)
-        if label in labels:
-            yield path, f"expected a name of its own, got {label!r} as tasks.{labels[label]} has"
-        labels.setdefault(label, index)
-        if isinstance(task, StateTrackingTask) and isinstance(task.curriculum, list):
-            ends = [stage.until for stage in task.curriculum]
-            if ends != sorted(set(ends)):
-                yield (*path, "curriculum"), f"expected rising values of until, got {ends}"
-        elif not isinstance(task, StateTrackingTask):
-            if task.pairs > task.keys:
-                yield (
-                    (*path, "pairs"),
-                    f"expected at most as many as keys ({task.keys}), got {task.pairs}",
-                )
-            if task.rewrites > task.pairs:
-                yield (
-                    (*path, "rewrites"),
-                    f"expected at most as many as pairs ({task.pairs}), got {task.rewrites}",
-                )
+        if task.label in labels:
+            found = f"got {task.label!r} as tasks.{labels[task.label]} has"
+            yield path, f"expected a name of its own, {found}"
+        labels.setdefault(task.label, index)
+        yield from (((*path, field), text) for field, text in task.contradictions())

@@ -1,25 +1,27 @@
-"""Reading a recipe: file, overrides, checks; and writing it back, resolved."""
+"""Reading a recipe: file, overrides, checks; and the variants of it that a sweep or study names."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from wuneng.errors import RecipeError, nearest, reason, shortened
-from wuneng.foreign import check_link
-from wuneng.recipe.arms import DEFAULT_ARMS, built_in
+from wuneng.recipe.arms import DEFAULT_ARMS
+from wuneng.recipe.dump import yaml_text
 from wuneng.recipe.messages import describe
-from wuneng.recipe.overrides import apply_override
-from wuneng.recipe.resolve import SHARED_STARTS
+from wuneng.recipe.older import complete_older_recipe
+from wuneng.recipe.overrides import apply_override, apply_value
 from wuneng.recipe.schema import LONGEST_NAME, Recipe
 from wuneng.recipe.source import FieldPath, Source, read_yaml
+from wuneng.recipe.sweep import points_of, written
 
-__all__ = ["check_recipe", "dump_recipe", "load_recipe"]
+__all__ = ["WrittenRecipe", "check_recipe", "load_recipe", "read_written"]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -33,6 +35,42 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: one line for each problem, with file and line (or the override), field,
             what was expected and what came.
     """
+    return read_written(path, overrides).recipe
+
+
+@dataclass(frozen=True)
+class WrittenRecipe:
+    """A recipe, and what was written, from which variants of it are made."""
+
+    recipe: Recipe
+    source: Source
+
+    def variant(self, values: Mapping[str, Any], *, why: str = "sweep") -> Recipe:
+        """The single run with ``values`` in place of what the fields at these paths say.
+
+        A built-in arm follows what it is built from, which a resolved recipe would not let it do.
+
+        Raises:
+            RecipeError: it is no recipe then; names the path and the value.
+        """
+        source = Source(deepcopy(self.source.data), dict(self.source.places))
+        for name in ("sweep", "study"):
+            source.data.pop(name, None)
+        for path, value in values.items():
+            apply_value(source, path.split("."), value, f"{why}: {path}={written(value)}")
+            _name_arms(source)
+        return check_recipe(source)
+
+    def text(self, settled: Mapping[str, Any]) -> str:
+        """As YAML that loads to the same variants; ``settled`` are fields by their path."""
+        source = Source(deepcopy(self.source.data), {})
+        for path, value in settled.items():
+            apply_value(source, path.split("."), value, path)
+        return yaml_text(source.data)
+
+
+def read_written(path: Path, overrides: Sequence[str] = ()) -> WrittenRecipe:
+    """As ``load_recipe``; of a sweep every point is checked as well."""
     path = Path(path)
     try:
         _check_file(path)
@@ -43,13 +81,27 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(source.data, dict):
         got = "nothing" if source.data is None else type(source.data).__name__
         raise RecipeError(f"{path}: expected a mapping with model, data and training, got {got}")
+    complete_older_recipe(source.data)
     _name_arms(source)
     for override in overrides:
         apply_override(source, override)
         _name_arms(source)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:LONGEST_NAME].strip("-._")
     source.data.setdefault("name", stem or "run")
-    return check_recipe(source)
+    _take_first_values(source)
+    read = WrittenRecipe(check_recipe(source), source)
+    for point in points_of(read.recipe.sweep):
+        read.variant(point.values)
+    return read
+
+
+def _take_first_values(source: Source) -> None:
+    """The recipe itself is that of the first point: what is swept need not be said twice."""
+    sweep = source.data.get("sweep")
+    for path, values in sweep.items() if isinstance(sweep, dict) else ():
+        if isinstance(path, str) and isinstance(values, list) and values:
+            told = f"sweep: {path}={written(values[0])}"
+            apply_value(source, path.split("."), values[0], told)
 
 
 def check_recipe(source: Source) -> Recipe:
@@ -75,37 +127,8 @@ def _troubled_section(source: Source) -> FieldPath:
     return ()
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe with every default written out, as YAML that loads to an equal recipe."""
-    data = recipe.model_dump()
-    if any(arm.init_from for arm in recipe.arms.values()):
-        # What the recipe leaves to the model it starts from must not turn into a demand.
-        data["model"] = recipe.model.model_dump(exclude_unset=True)
-    data["arms"] = {name: _arm_changes(recipe, name) for name in recipe.arms}
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
-    """What sets an arm apart. Fields that a built-in arm changes are always written, else loading
-    would change them again."""
-    arm = recipe.arms[name]
-    base = recipe.model.model_dump()
-    own = arm.model.model_dump(exclude_unset=arm.init_from is not None)
-    pinned = built_in(name, recipe.model)
-    shared = recipe.training.model_dump()
-    changes = {
-        "model": {k: v for k, v in own.items() if v != base[k] or k in pinned},
-        "match": arm.match,
-        "training": {k: v for k, v in arm.training.model_dump().items() if v != shared[k]},
-    }
-    start = arm.model_dump(include={"lora", *SHARED_STARTS})
-    everyone = {"lora": None} | recipe.model_dump(include=set(SHARED_STARTS))
-    return changes | {k: v for k, v in start.items() if v != everyone[k]}
-
-
 def _check_file(path: Path) -> None:
-    if path.is_file():
-        check_link(path)
+    if path.exists() and not path.is_dir():
         return
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.y*ml"))
@@ -125,18 +148,3 @@ def _name_arms(source: Source) -> None:
         for index, name in enumerate(arms):
             source.places[("arms", name)] = source.place(("arms", index))
         source.data["arms"] = {name: {} for name in arms}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes lists of plain values on one line, and everything in full, without anchors."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
-    plain = all(not isinstance(item, dict | list) for item in value)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=plain)
-
-
-_Dumper.add_representer(list, _represent_list)

@@ -66,7 +66,8 @@ def _problems(problem: Mapping[str, Any], data: Any) -> Iterator[tuple[FieldPath
     else:
         expected = _EXPECTED.get(kind, problem["msg"]).format(**context)
         wrong = problem["input"]
-        hint = nearest(wrong, _choices(context)) if isinstance(wrong, str) else ""
+        written = context.get("written", wrong)
+        hint = nearest(written, _choices(context)) if isinstance(written, str) else ""
         got = "nothing" if wrong is None else repr(wrong)
         yield path, f"{name or 'recipe'}: expected {expected}, got {shortened(got)}{_after(hint)}"
 
@@ -76,7 +77,9 @@ def _after(hint: str) -> str:
 
 
 def _choices(context: Mapping[str, Any]) -> list[str]:
-    """The values of a Literal, which pydantic spells ``'a', 'b' or 'c'``."""
+    """The values of a Literal, which pydantic spells ``'a', 'b' or 'c'``, and of a tagged union."""
+    if "choices" in context:
+        return list(context["choices"])
     return [part for part in str(context.get("expected", "")).split("'")[1::2] if part]
 
 

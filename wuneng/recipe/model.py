@@ -38,6 +38,7 @@ PAPER_WIRING: dict[str, Any] = {
     "token_shift": "none",
     "state_norm": "none",
     "state_bonus": False,
+    "state_reads": 2,
     "state_output_scale": "scalar",
     "cross_head": "none",
     "ffn": "mlp",
@@ -45,6 +46,7 @@ PAPER_WIRING: dict[str, Any] = {
 }
 
 PositiveReal = Annotated[Real, Field(gt=0.0)]
+Initial = Literal["zero", "small", "normal"]
 Taps = Annotated[Count, Field(le=MOST_TAPS)]
 
 
@@ -100,8 +102,12 @@ class ModelSettings(Settings):
     """Biases in the feed-forward layer."""
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the output projection."""
-    initializer_range: PositiveReal = 0.02
-    """Standard deviation of the initial weights outside the state heads."""
+    initializer_range: PositiveReal | None = None
+    """Standard deviation of the initial weights outside the state heads; default 0.55 / sqrt(D),
+    which is 0.02 at a width of 768."""
+    output_init: Initial = "zero"
+    """Initial output projections, of attention, of state and middle heads, of the feed-forward
+    layer: zero; normal, with ``initializer_range``; small, that divided by sqrt(2 L)."""
 
     num_attention_heads: Heads = 4
     """H, standard attention heads; 0 leaves the state heads alone."""
@@ -158,6 +164,9 @@ class ModelSettings(Settings):
     """Taps of a short causal convolution of the state's read vector, key and value; 0: without."""
     state_a_max: Annotated[Real, Field(ge=1.0, le=2.0)] = 1.0
     """Upper end of the in-context learning rate (beta): 1, or 2 to allow negative eigenvalues."""
+    state_reads: Annotated[Count, Field(ge=1, le=2)] = 1
+    """2: what is read is the read vector of a second read, y = S (W S r) with W learned; rwkv7 only
+    (our reading of the paper's W S X)."""
     decay_rank: Width | None = None
     """Rank of the decay's low-rank projection; default by RWKV-7's rule."""
     rate_rank: Width | None = None
@@ -176,8 +185,12 @@ class ModelSettings(Settings):
     """Group normalisation of what each state head reads."""
     state_output_scale: Literal["head", "scalar"] = "head"
     """The learnable scale of the state's output: one per head, or one for all."""
-    state_branch_init: Literal["normal", "zero"] = "normal"
-    """Initial output weights of state and middle heads; zero leaves attention's function as is."""
+    state_init: Literal["even", "published"] | None = None
+    """Initial values within the state heads: the publication's, or (rwkv7, whose default it is)
+    decays spread evenly and readouts of full size, whatever the depth."""
+    state_branch_init: Initial | None = None
+    """Initial output weights of state and middle heads, where they are not as ``output_init``
+    says."""
     cross_head: _kind_of("middle") = "gated"  # type: ignore[valid-type]
     """How middle heads mix attention and state (our reading of the paper); none: without them."""
     snapshots: Heads = 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from wuneng.errors import RecipeError, nearest, shortened
+from wuneng.recipe.schema import Recipe
 from wuneng.recipe.source import DEEPEST, FieldPath, Source, dotted, parse_value
+from wuneng.recipe.sweep import several_values
 
-__all__ = ["apply_override"]
+__all__ = ["apply_override", "apply_value"]
 
 
 def apply_override(source: Source, override: str) -> None:
@@ -25,15 +28,35 @@ def apply_override(source: Source, override: str) -> None:
         raise RecipeError(f"{flag}: expected path.to.key=value, as in training.steps=100")
     if len(keys) > DEEPEST:
         raise RecipeError(f"{flag}: {len(keys):,} fields deep, expected at most {DEEPEST}")
+    value = _parsed(text, flag, target)
+    if not isinstance(source.data, dict):
+        return
+    if several := several_values(Recipe, keys, text):
+        if not all(several):
+            raise RecipeError(f"{flag}: expected values between the commas")
+        value = [_parsed(part, flag) for part in several]
+        keys = ["sweep", target.strip()]
+    elif isinstance(source.data.get("sweep"), dict):
+        source.data["sweep"].pop(target.strip(), None)  # the last that is said of a field holds
+    apply_value(source, keys, value, flag)
+
+
+def _parsed(text: str, flag: str, target: str = "") -> Any:
     try:
         target.encode("utf-8")
-        value = parse_value(text)
+        return parse_value(text)
     except UnicodeEncodeError:
         raise RecipeError(f"{flag}: expected UTF-8 text, got other bytes") from None
     except RecipeError as error:
         raise RecipeError(f"{flag}: {error}") from None
-    if not isinstance(source.data, dict):
-        return
+
+
+def apply_value(source: Source, keys: Sequence[str], value: Any, flag: str) -> None:
+    """Put ``value`` at ``keys``; ``flag`` is where messages say that it was written.
+
+    Raises:
+        RecipeError: the way there leads through something that has no fields.
+    """
     path = _assign(source.data, keys, value, flag)
     source.places = {p: place for p, place in source.places.items() if p[: len(path)] != path}
     source.places[path] = flag
@@ -41,7 +64,7 @@ def apply_override(source: Source, override: str) -> None:
         source.places.setdefault(path[:length], flag)
 
 
-def _assign(data: Any, keys: list[str], value: Any, flag: str) -> FieldPath:
+def _assign(data: Any, keys: Sequence[str], value: Any, flag: str) -> FieldPath:
     """Put ``value`` at ``keys``, making mappings on the way; returns the path taken."""
     path: FieldPath = ()
     for depth, key in enumerate(keys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -18,6 +19,7 @@ from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import LARGEST_COUNT, Count
 from wuneng.recipe.source import dotted
 from wuneng.recipe.start_rules import upgrade_problems
+from wuneng.recipe.study import Study, study_problems
 from wuneng.recipe.training import EndEvaluation, Training
 from wuneng.recipe.upgrade import Distillation, Name, TrainChoice
 
@@ -35,6 +37,10 @@ _RESERVED = (
     *("latest", "recipe.yaml", "environment.json", "results.json", "checksums.json"),
     "report.html",
 )
+
+
+#: Fields that a sweep cannot vary.
+_OF_THE_WHOLE = ("name", "description", "device", "loggers", "seed")
 
 
 def _directory_name(value: Any) -> Any:
@@ -118,6 +124,11 @@ class Recipe(Settings):
     """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
     loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Where metrics go beside metrics.jsonl."""
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    """Values to try, by the path of the field as ``--set`` takes it: every combination is trained,
+    in every arm. ``--set path=a,b,c`` says the same of a field that takes no text and no list."""
+    study: Study | None = None
+    """Plan the comparison first, tune every arm alike, then compare from fresh seeds."""
 
     @property
     def seeds(self) -> list[int]:
@@ -161,6 +172,7 @@ class Recipe(Settings):
         problems = list(arm_problems(self.model, self.training, self.arms, resolved))
         problems += upgrade_problems(self.arms, resolved)
         problems += [(("data", *path), text) for path, text in data_problems(self.data)]
+        problems += self._plan_problems()
         problems += self._tokenizer_problems(any(arm.init_from for arm in resolved.values()))
         if problems:
             text = "; ".join(f"{dotted(path)}: {message}" for path, message in problems)
@@ -170,6 +182,25 @@ class Recipe(Settings):
         self.model = resolve_model({}, self.model.model_dump(exclude_unset=True))
         self.arms = resolved
         return self
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it states one run; a sweep or a study states several."""
+        return not self.sweep and self.study is None
+
+    def _plan_problems(self) -> Iterator[Problem]:
+        for path in self.sweep:
+            if path.partition(".")[0] in (*_OF_THE_WHOLE, "sweep", "study"):
+                yield ("sweep", path), "expected the path of a field that changes a run"
+        if self.study is None:
+            return
+        if self.sweep:
+            yield ("sweep",), "expected none beside study, which has its own: study.tune"
+        yield from (
+            (("study", *path), text) for path, text in study_problems(self.study, self.seed)
+        )
+        if self.names_models:
+            yield ("study",), "expected arms that start from nothing, got init_from or distill"
 
     def _tokenizer_problems(self, has_source: bool) -> list[Problem]:
         """Take the source's tokenizer where none is named; refuse it where there is no source."""

@@ -16,6 +16,7 @@ from wuneng.limits import (
     LARGEST_COUNT,
     MOST_HEADS,
     MOST_LAYERS,
+    MOST_THREADS,
     MOST_TOKEN_IDS,
     WIDEST,
     WIDEST_FEED_FORWARD,
@@ -112,3 +113,4 @@ Heads = Annotated[Count, Field(le=MOST_HEADS)]
 Vocabulary = Annotated[PositiveCount, Field(le=MOST_TOKEN_IDS)]
 Length = Annotated[PositiveCount, Field(le=2**28)]
 Rows = Annotated[PositiveCount, Field(le=2**20)]
+Threads = Annotated[PositiveCount, Field(le=MOST_THREADS)]

@@ -17,6 +17,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
 from wuneng.errors import RecipeError, reason, shortened
+from wuneng.foreign.files import check_link
+from wuneng.foreign.regular import open_regular
 
 __all__ = ["FieldPath", "Source", "dotted", "parse_value", "parse_yaml", "read_yaml"]
 
@@ -88,9 +90,10 @@ class Source:
 
 
 def read_yaml(path: Path) -> Source:
-    """Read a YAML file. RecipeError when it cannot be read or is not YAML."""
+    """Read a YAML file. RecipeError when it cannot be read, is a link elsewhere or is not YAML."""
+    check_link(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wuneng.recipe.settings import Settings
-from wuneng.recipe.sizes import Count, Fraction, Length, PositiveCount, Real, Rows
+from wuneng.recipe.sizes import Count, Fraction, Length, PositiveCount, Real, Rows, Threads
 from wuneng.recipe.upgrade import Regex
 
 __all__ = ["EndEvaluation", "OptimizerSettings", "Training"]
@@ -21,7 +21,7 @@ class OptimizerSettings(Settings):
     """What an arm may have for itself; tokens, their order and their number are shared."""
 
     learning_rate: PositiveReal = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     learning_rates: dict[Regex, PositiveReal] = Field(default_factory=dict)
     """Multipliers for groups of parameters: regular expressions searched for in their names, of
     which the first that is found counts."""
@@ -33,8 +33,11 @@ class OptimizerSettings(Settings):
     """Steps over which the learning rate rises linearly from zero."""
     decay_fraction: Fraction = 0.2
     """wsd: share of the steps, at the end, in which the learning rate falls."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon (momentum 0.95, steps as large as AdamW's) for the matrices inside the layers,
+    and AdamW for the rest."""
     weight_decay: NonNegativeReal = 0.1
-    """AdamW's weight decay, on matrices only."""
+    """Decoupled weight decay, on matrices only."""
     betas: Annotated[
         list[Annotated[Real, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)
     ] = Field(default_factory=lambda: [0.9, 0.99])
@@ -72,7 +75,7 @@ class Training(OptimizerSettings):
     """Steps between two checkpoints; 0 writes one when stopped and one at the end."""
     keep_checkpoints: PositiveCount = 2
     """Newest checkpoints that are kept."""
-    num_threads: PositiveCount | None = None
+    num_threads: Threads | None = None
     """CPU threads of torch; default torch's own choice."""
 
     @property

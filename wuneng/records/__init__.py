@@ -1,6 +1,12 @@
 """Run directories and the files in them: written whole, found again, read without torch."""
 
-from wuneng.records.checksums import CHECKSUMS, verify, write_sealed_json
+from wuneng.records.checksums import (
+    CHECKSUMS,
+    read_self_sealed,
+    verify,
+    write_sealed_json,
+    write_self_sealed,
+)
 from wuneng.records.files import (
     append_jsonl,
     disk_errors,
@@ -32,6 +38,7 @@ __all__ = [
     "prove_writable",
     "read_json",
     "read_jsonl",
+    "read_self_sealed",
     "refuse_links",
     "truncate_jsonl_after",
     "usable_directory",
@@ -39,5 +46,6 @@ __all__ = [
     "write_bytes_atomic",
     "write_json",
     "write_sealed_json",
+    "write_self_sealed",
     "write_text_atomic",
 ]

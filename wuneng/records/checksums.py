@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wuneng.errors import DamagedError
-from wuneng.records.files import json_text, write_text_atomic
+from wuneng.foreign.regular import open_regular, read_regular_text
+from wuneng.records.files import json_text, read_json, write_text_atomic
 
 __all__ = [
     "CHECKSUMS",
     "digest",
     "fault",
     "read_checksums",
+    "read_self_sealed",
     "seal",
     "seal_directory",
     "verify",
     "write_sealed_json",
+    "write_self_sealed",
 ]
 
 #: The file that holds the checksums of an export, an arm or a run.
@@ -34,7 +38,7 @@ CHECKSUMS = "checksums.json"
 
 def digest(file: Path) -> dict[str, Any]:
     """``{"sha256", "bytes"}`` of a file. OSError when it cannot be read."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         return {"sha256": sha256, "bytes": stream.tell()}
 
@@ -71,7 +75,9 @@ def seal_directory(directory: Path, manifest: str = CHECKSUMS) -> None:
     seal(directory, [name for name in names if name != manifest], manifest=manifest)
 
 
-def write_sealed_json(path: Path, value: Any, beside: Iterable[str] = ()) -> None:
+def write_sealed_json(
+    path: Path, value: Any, beside: Iterable[str] = (), manifest: str = CHECKSUMS
+) -> None:
     """Write ``value`` to ``path`` and, just before, checksums of it and of its neighbours.
 
     Args:
@@ -82,8 +88,37 @@ def write_sealed_json(path: Path, value: Any, beside: Iterable[str] = ()) -> Non
     """
     text = json_text(value)
     present = [name for name in beside if (path.parent / name).is_file()]
-    seal(path.parent, present, coming={path.name: text})
+    seal(path.parent, present, coming={path.name: text}, manifest=manifest)
     write_text_atomic(path, text)
+
+
+def write_self_sealed(path: Path, value: Any) -> None:
+    """Write ``value`` to ``x.json`` and, just before, its checksum to ``checksums.x.json``.
+
+    For records that are put into a directory that is somebody else's: a run, or what ``--out``
+    names. DiskError when the disk is full or refuses.
+    """
+    write_sealed_json(path, value, manifest=_own_manifest(path))
+
+
+def read_self_sealed(path: Path, *, check: bool = True, skip: str = "--no-verify") -> Any:
+    """What ``write_self_sealed`` wrote to ``path``; a file without a checksum is read as it is.
+
+    Args:
+        check: compare it with its checksum.
+        skip: the option of the command that leaves this check out.
+
+    Raises:
+        DamagedError: it is not what was written.
+        DataError: it is missing or not JSON.
+    """
+    if check and path.exists():
+        verify(path.parent, [path.name], skip=skip, manifest=_own_manifest(path))
+    return read_json(path)
+
+
+def _own_manifest(path: Path) -> str:
+    return f"checksums.{path.name}"
 
 
 def verify(
@@ -141,7 +176,7 @@ def read_checksums(directory: Path, manifest: str = CHECKSUMS) -> dict[str, dict
     """The checksums by name. DamagedError when the file that holds them is itself damaged."""
     path = directory / manifest
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
         files = content["files"]
         if content["schema"] != 1 or not all(map(_sound, files.items())):
             raise ValueError
@@ -155,5 +190,14 @@ def read_checksums(directory: Path, manifest: str = CHECKSUMS) -> dict[str, dict
 def _sound(item: tuple[str, Any]) -> bool:
     name, written = item
     path = PurePosixPath(name)
-    inside = not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    inside = not path.is_absolute() and ".." not in path.parts and _can_be_a_name(name)
     return inside and isinstance(written["bytes"], int) and isinstance(written["sha256"], str)
+
+
+def _can_be_a_name(name: str) -> bool:
+    """Whether the operating system can be asked for it: a zero byte, or half a surrogate pair that
+    stands for no byte, cannot."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False

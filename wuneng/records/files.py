@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import DataError, DiskError
+from wuneng.foreign.regular import read_regular, read_regular_text
 from wuneng.records.durable import flush
 from wuneng.records.leftovers import lock, partial_file_pattern, remove_abandoned
 
@@ -147,7 +148,7 @@ def _is_utf8(text: str) -> bool:
 def read_json(path: Path) -> Any:
     """Parse a JSON file. DataError when it is missing or malformed."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_regular_text(path))
         if _is_deep(value):
             raise ValueError(f"nested more than {_DEEPEST} deep")
         return value
@@ -224,7 +225,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
     if not path.exists():
         return
     try:
-        *lines, _torn = path.read_bytes().split(b"\n")
+        *lines, _torn = read_regular(path).split(b"\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     for number, line in enumerate(lines, start=1):

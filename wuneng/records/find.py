@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 
-from wuneng.errors import ModelError, nearest, reason, shortened
+from wuneng.errors import DataError, ModelError, nearest, reason, shortened
 from wuneng.records.checksums import CHECKSUMS
-from wuneng.records.roles import arm_names, arm_roles
+from wuneng.records.files import read_json
+from wuneng.records.roles import arm_names, arm_roles, is_of_several
 from wuneng.records.runs import RUNS_ROOT, RunDirectory
 
 __all__ = ["find_model"]
@@ -76,9 +78,10 @@ def _convert_first(file: Path) -> str:
     """What to do about a checkpoint that is no model directory yet."""
     if file.suffix != ".pth":
         return ""
+    source, made = quote(str(file)), quote(file.stem)
     return (
-        f"; an RWKV-7 .pth is converted first: `wuneng convert {file} {file.stem} --tokenizer "
-        f"bytes` (or world, or the path of its vocabulary), then name {file.stem}"
+        f"; an RWKV-7 .pth is converted first: `wuneng convert {source} {made} --tokenizer "
+        f"bytes` (or world, or the path of its vocabulary), then name {made}"
     )
 
 
@@ -86,7 +89,10 @@ def _in_run(run: RunDirectory, arm: str | None) -> Path:
     arms = arm_names(run)
     if arm is not None and arm not in arms:
         raise ModelError(f"{run.path} has no arm '{arm}': {', '.join(arms)}.{nearest(arm, arms)}")
-    chosen = run.arm(arm or arm_roles(run).main).path
+    name = arm or arm_roles(run).main
+    if is_of_several(run):
+        return _in_run(_chosen_run(run, name), name)
+    chosen = run.arm(name).path
     found = _in_arm(chosen)
     if found is None:
         raise ModelError(
@@ -94,6 +100,23 @@ def _in_run(run: RunDirectory, arm: str | None) -> Path:
             f"{_training_goes_on(chosen)}"
         )
     return found
+
+
+def _chosen_run(run: RunDirectory, arm: str) -> RunDirectory:
+    """Of the runs of a sweep or study, the one that has the best model of ``arm``."""
+    below = sorted(str(p.parent.relative_to(run.path)) for p in run.path.glob("**/recipe.yaml"))
+    below = [name for name in below if name != "."]
+    try:
+        models = read_json(run.results).get("models", {}) if run.results.exists() else {}
+    except (DataError, AttributeError) as error:
+        raise ModelError(f"{run.results} does not say which run is meant: {error}") from None
+    if models.get(arm) not in below:
+        state = "names no run for" if run.results.exists() else "is not finished, and has no best"
+        raise ModelError(
+            f"{run.path} is a sweep or study of several runs; it {state} arm '{arm}'. Name one of "
+            f"them, as {run.path / below[0] if below else 'they are trained'}"
+        )
+    return RunDirectory(run.path / models[arm])
 
 
 def _in_arm(place: Path) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 from wuneng.errors import ModelError, RecipeError
 from wuneng.records.runs import RunDirectory
 
-__all__ = ["ArmRoles", "arm_names", "arm_roles"]
+__all__ = ["ArmRoles", "arm_names", "arm_roles", "is_of_several"]
 
 _PLAIN = "mha"
 
@@ -44,6 +44,12 @@ def arm_roles(run: RunDirectory) -> ArmRoles:
     others = [name for name in trained if not _state_heads(arms[name], shared)]
     baseline = next((name for name in [*plain, *untouched, *others] if name != main), None)
     return ArmRoles(main, baseline)
+
+
+def is_of_several(run: RunDirectory) -> bool:
+    """Whether it is a sweep or study, with runs below it. ModelError as `arm_names`."""
+    recipe, _ = _arms(run)
+    return bool(recipe.get("sweep") or recipe.get("study"))
 
 
 def _arms(run: RunDirectory) -> tuple[Mapping[str, Any], dict[str, Mapping[str, Any]]]:

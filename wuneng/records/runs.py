@@ -3,6 +3,8 @@
 runs/<name>/recipe.yaml          resolved; training from it repeats the run
             environment.json     versions, device, command line, git commit
             results.json         the arms side by side; there once the run is complete
+            report.html          the page about it, with report.json and report-data/
+            curves.png, .svg     the learning curves, likewise written last
             checksums.json       of recipe.yaml and results.json
             <arm>[/seed-<n>]/metrics.jsonl
             <arm>[/seed-<n>]/checkpoints/step-<n>/

@@ -20,9 +20,11 @@ from wuneng.statistics.estimates import (
 from wuneng.statistics.student import t_quantile, t_two_sided
 
 __all__ = [
+    "NORMAL_90",
     "NORMAL_95",
     "PairedDifference",
     "mcnemar_exact",
+    "of_few",
     "paired_accuracy_difference",
     "paired_bootstrap",
     "paired_by_seed",
@@ -31,18 +33,20 @@ __all__ = [
 
 NORMAL_95 = 1.959963984540054
 """Half the width of a 95 % interval in standard errors, where errors are normal."""
+NORMAL_90 = 1.6448536269514722
 RESAMPLES = 5000
 # Indices drawn at once: bounds the bootstrap's memory whatever the number of items.
 _INDICES_PER_CHUNK = 2_000_000
 
-Test = Literal["mcnemar-exact", "paired-bootstrap", "paired-t"]
+Test = Literal["mcnemar-exact", "paired-bootstrap", "paired-t", "crossed-bootstrap"]
 
 
 @dataclass(frozen=True)
 class PairedDifference:
     """Model minus baseline on the same items (or seeds), with a 95 % interval and a two-sided
     p-value. ``stderr`` is None where there is only one item; a metric of one item that is neither
-    right nor wrong has no interval either: ``low`` and ``high`` are infinite, and p is 1."""
+    right nor wrong has no interval either: ``low`` and ``high`` are infinite, and p is 1.
+    ``freedom``: degrees of freedom of Student's t; None where errors are normal."""
 
     difference: float
     stderr: float | None
@@ -50,6 +54,7 @@ class PairedDifference:
     high: float
     p: float
     test: Test
+    freedom: float | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -174,7 +179,7 @@ def paired_bootstrap(
     differences = np.concatenate(chunks)
     low, high = np.quantile(differences, (0.025, 0.975))
     tail = min(int(np.sum(differences <= 0)), int(np.sum(differences >= 0)))
-    low, high, p = _of_few(n, low, high, 2.0 * (tail + 1) / (len(differences) + 1))
+    low, high, p = of_few(n, low, high, 2.0 * (tail + 1) / (len(differences) + 1))
     observed = (
         estimate(model, model_weights, scale).value
         - estimate(baseline, baseline_weights, scale).value
@@ -212,11 +217,11 @@ def paired_by_seed(model: Array, baseline: Array) -> PairedDifference:
     if error:
         p = t_two_sided(value / error, n - 1)
     else:  # equal differences: their signs are all that is known
-        low, high, p = _of_few(n, low, high, float(value == 0))
-    return PairedDifference(value, error, low, high, p, "paired-t")
+        low, high, p = of_few(n, low, high, float(value == 0))
+    return PairedDifference(value, error, low, high, p, "paired-t", freedom=n - 1)
 
 
-def _of_few(n: int, low: float, high: float, p: float) -> tuple[float, float, float]:
+def of_few(n: int, low: float, high: float, p: float) -> tuple[float, float, float]:
     """Interval and p-value with what n items can show at most.
 
     Resampling items that all point one way never meets zero. Chance gives n items one sign with

@@ -10,18 +10,18 @@ _TERMS = 300
 _PRECISION = 1e-15
 
 
-def t_two_sided(t: float, freedom: int) -> float:
+def t_two_sided(t: float, freedom: float) -> float:
     """P(|T| >= |t|) for T with ``freedom`` >= 1 degrees of freedom."""
     return _incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5)
 
 
-def t_quantile(confidence: float, freedom: int) -> float:
+def t_quantile(confidence: float, freedom: float) -> float:
     """The t with P(|T| <= t) = ``confidence``, 0 < confidence < 1: half an interval's width in
     standard errors."""
     low, high = 0.0, 1.0
     while t_two_sided(high, freedom) > 1 - confidence:
         low, high = high, 2 * high
-    for _ in range(100):
+    while high - low > _PRECISION * 10 * high:
         middle = (low + high) / 2
         if t_two_sided(middle, freedom) > 1 - confidence:
             low = middle

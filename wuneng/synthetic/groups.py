@@ -7,7 +7,15 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["cyclic_table", "permutation_table", "running_products"]
+from wuneng.recipe.task_settings import GroupTask
+
+__all__ = ["cyclic_table", "group_table", "permutation_table", "running_products"]
+
+
+def group_table(settings: GroupTask) -> NDArray[np.int64]:
+    """``[elements, elements]``: the products of the group that a task names."""
+    modulus = settings.modulus
+    return cyclic_table(modulus) if modulus else permutation_table(int(settings.group[1:]))
 
 
 def cyclic_table(order: int) -> NDArray[np.int64]:

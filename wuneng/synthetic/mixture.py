@@ -6,6 +6,7 @@ which task a row is of, and no tag is needed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ __all__ = ["MIXTURE", "MixtureTraining", "MixtureValidation", "rows_of_tasks", "
 MIXTURE = "mixture"
 
 _BLOCK_ROWS = 64
+# A row that is held out is drawn again, at most so often.
+_MOST_DRAWS = 200
 
 
 def token_offsets(tasks: Sequence[Task]) -> list[int]:
@@ -49,7 +52,10 @@ def rows_of_tasks(weights: Sequence[float], rows: int) -> list[int]:
 
 
 class MixtureTraining:
-    """Training batches, made on the fly: batch n is a function of the seed and n."""
+    """Training batches, made on the fly: batch n is a function of the seed and n.
+
+    No row of ``held_out`` (at its own length) is ever trained on: such a row is drawn again.
+    """
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class MixtureTraining:
         sequence_length: int,
         total_steps: int,
         seed: int,
+        held_out: MixtureValidation,
     ) -> None:
         self.tasks = tasks
         self.offsets = token_offsets(tasks)
@@ -70,14 +77,18 @@ class MixtureTraining:
         self.seed = seed
         self.step = 0
         self._order = _interleaved(self.rows)
+        self._held_out = held_out
 
     def next_batch(self) -> Batch:
-        """``[batch_size, sequence_length]``, the tasks' rows taking turns."""
+        """``[batch_size, sequence_length]``, the tasks' rows taking turns.
+
+        Raises DataError where nearly all rows that a task has are held out.
+        """
         progress = self.step / max(1, self.total_steps)
         inputs, labels = [], []
         for task, offset, rows in zip(self.tasks, self.offsets, self.rows, strict=False):
             random = random_stream("train", self.seed, task.name, self.step)
-            examples = task.examples(random, rows, self.sequence_length)
+            examples = self._unseen(task, random, rows)
             scored = task.scored_positions(self.sequence_length, progress)
             examples.labels[:, scored:] = IGNORED
             shifted = _shifted(examples, offset)
@@ -90,6 +101,21 @@ class MixtureTraining:
             document_ids=None,
             task=self.tasks[0].name if len(self.tasks) == 1 else MIXTURE,
             length=self.sequence_length,
+        )
+
+    def _unseen(self, task: Task, random: np.random.Generator, rows: int) -> Examples:
+        examples = task.examples(random, rows, self.sequence_length)
+        held_out = self._held_out.digests(task, self.sequence_length)
+        for _ in range(_MOST_DRAWS):
+            seen = [i for i, row in enumerate(examples.inputs) if _digest(row) in held_out]
+            if not seen:
+                return examples
+            again = task.examples(random, len(seen), self.sequence_length)
+            examples.inputs[seen], examples.labels[seen] = again
+        raise DataError(
+            f"task {task.name!r} has too few different rows of {self.sequence_length} tokens to "
+            f"hold {self._held_out.examples} of them out; expected a longer "
+            "training.sequence_length or fewer evaluation.examples"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,6 +143,15 @@ class MixtureValidation:
         self.batch_size = batch_size
         self.lengths = list(dict.fromkeys(lengths))
         self._block: tuple[object, Examples] | None = None
+        self._digests: dict[tuple[str, int], set[bytes]] = {}
+
+    def digests(self, task: Task, length: int) -> set[bytes]:
+        """What identifies the rows of a task that are of this length; made when first asked for."""
+        key = (task.name, length)
+        if key not in self._digests:
+            rows = self._examples_of(task, length, 0, self.examples).inputs
+            self._digests[key] = {_digest(row) for row in rows}
+        return self._digests[key]
 
     def batches(self) -> Iterator[Batch]:
         """Task by task, length by length."""
@@ -151,6 +186,10 @@ class MixtureValidation:
             examples = task.examples(random_stream(*identity), _BLOCK_ROWS, length)
             self._block = (identity, examples)
         return self._block[1]
+
+
+def _digest(row: NDArray[np.int64]) -> bytes:
+    return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
 
 
 def _shifted(examples: Examples, offset: int) -> Examples:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from wuneng.data.batch import Prepared
 from wuneng.errors import DataError
-from wuneng.recipe.data import RecallTask, SyntheticData
+from wuneng.recipe.data import SyntheticData
 from wuneng.recipe.training import EndEvaluation, Training
 from wuneng.synthetic.mixture import MIXTURE, MixtureTraining, MixtureValidation
-from wuneng.synthetic.recall import Recall
-from wuneng.synthetic.state_tracking import StateTracking
-from wuneng.synthetic.task import Task
+from wuneng.synthetic.tasks import make_task
 
 __all__ = ["prepare_synthetic"]
 
@@ -30,21 +28,10 @@ def prepare_synthetic(
     ``evaluation.length_multiples`` of it. Raises DataError when a task does not fit into the
     sequence length, the batch has fewer rows than there are tasks, or two tasks share a name.
     """
-    tasks: list[Task] = [
-        Recall(settings) if isinstance(settings, RecallTask) else StateTracking(settings)
-        for settings in data.tasks
-    ]
+    tasks = [make_task(settings) for settings in data.tasks]
     _check_names([task.name for task in tasks])
     length = training.sequence_length
     rows = evaluation.batch_size or training.batch_size
-    train = MixtureTraining(
-        tasks,
-        [settings.weight for settings in data.tasks],
-        batch_size=training.batch_size,
-        sequence_length=length,
-        total_steps=total_steps,
-        seed=seed,
-    )
     validation = MixtureValidation(
         tasks,
         examples=min(_EXAMPLES_WATCHED, evaluation.examples),
@@ -56,6 +43,17 @@ def prepare_synthetic(
         examples=evaluation.examples,
         batch_size=rows,
         lengths=[length * multiple for multiple in evaluation.length_multiples],
+    )
+    train = MixtureTraining(
+        tasks,
+        [settings.weight for settings in data.tasks],
+        batch_size=training.batch_size,
+        sequence_length=length,
+        total_steps=total_steps,
+        seed=seed,
+        held_out=MixtureValidation(
+            tasks, examples=evaluation.examples, batch_size=rows, lengths=[length]
+        ),
     )
     for task in tasks:
         task.check_length(length)

@@ -14,32 +14,43 @@ queries over the rest; the parts are in proportion to the tokens that they need.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from wuneng.data.batch import IGNORED
 from wuneng.errors import DataError
-from wuneng.recipe.data import RecallTask
-from wuneng.synthetic.task import Examples
+from wuneng.recipe.task_settings import RecallTask
+from wuneng.synthetic.layout import fact_places, front_part, query_places, some_of
+from wuneng.synthetic.task import Examples, SizedTask
 
 __all__ = ["Recall"]
 
 
-class Recall:
+class Recall(SizedTask):
     """The task that ``settings`` describe. Tokens: keys, then values, then the filler.
 
     Raises DataError when there are more pairs than keys, or nothing to rewrite a value to.
     """
 
     def __init__(self, settings: RecallTask) -> None:
-        self.name = settings.name
         self.pairs = settings.pairs
         self.queries = settings.queries or settings.pairs
         self.rewrites = settings.rewrites
         self.keys = settings.keys
         self.values = settings.values
-        self.vocab_size = self.keys + self.values + 1
-        self.chance = 1.0 / self.values
+        self.distinct_values = settings.distinct_values
+        rewrites = f", {self.rewrites} rewrites" if self.rewrites else ""
+        super().__init__(
+            settings.name,
+            tokens=self.keys + self.values + 1,
+            answers=self.values,
+            shortest=2 * (self.pairs + self.rewrites) + self.queries,
+            needs="two for each pair and rewrite, one for each query",
+            what=f"recall of {self.pairs} pairs{rewrites}, {self.queries} queries, "
+            f"{self.values} values",
+        )
         if self.pairs > self.keys:
             raise DataError(
                 f"task {self.name!r}: {self.pairs} pairs need as many different keys, "
@@ -50,51 +61,35 @@ class Recall:
                 f"task {self.name!r}: a rewritten key needs a second value, but values is 1"
             )
 
-    @property
-    def shortest(self) -> int:
-        """Tokens of a sequence without filler."""
-        return 2 * (self.pairs + self.rewrites) + self.queries
-
-    def describe(self) -> str:
-        """One line for people."""
-        rewrites = f", {self.rewrites} rewrites" if self.rewrites else ""
-        return (
-            f"{self.name}: recall of {self.pairs} pairs{rewrites}, {self.queries} queries, "
-            f"{self.values} values (chance {self.chance:.3f})"
-        )
-
-    def scored_positions(self, length: int, progress: float) -> int:
-        """All of them, from the start of training."""
-        return length
-
-    def check_length(self, length: int) -> None:
-        """Raise DataError where pairs and queries need more than ``length`` tokens."""
-        if length < self.shortest:
-            raise DataError(
-                f"task {self.name!r} needs at least {self.shortest} tokens (two for each pair and "
-                f"rewrite, one for each query), but the sequence length is {length}"
-            )
-
     def examples(self, random: np.random.Generator, rows: int, length: int) -> Examples:
         """``rows`` sequences of ``length`` tokens; DataError when the task does not fit."""
         self.check_length(length)
+        made = Examples.blank(rows, length, self.keys + self.values)
         writes = self.pairs + self.rewrites
-        front = max(2 * writes, 2 * writes * length // self.shortest)
-        inputs = np.full((rows, length), self.keys + self.values, dtype=np.int64)
-        labels = np.full((rows, length), IGNORED, dtype=np.int64)
-
-        keys = _some_of(random, rows, self.keys, self.pairs)  # [rows, pairs] different in a row
+        keys = some_of(random, rows, self.keys, self.pairs)  # [rows, pairs] different in a row
         order, values, latest = self._writes(random, rows)
-        places = 2 * np.sort(_some_of(random, rows, front // 2, writes), axis=1)
-        np.put_along_axis(inputs, places, np.take_along_axis(keys, order, 1), 1)
-        np.put_along_axis(inputs, places + 1, self.keys + values, 1)
+        front = front_part(writes, self.queries, length)
+        places = fact_places(random, rows, writes, front)
+        made.write(places, np.take_along_axis(keys, order, 1))
+        made.write(places + 1, self.keys + values)
 
         asked = self._asked(random, rows)
-        places = front + np.sort(_some_of(random, rows, length - front, self.queries), axis=1)
-        np.put_along_axis(inputs, places, np.take_along_axis(keys, asked, 1), 1)
-        answers = self.keys + np.take_along_axis(latest, asked, 1)
-        np.put_along_axis(labels, places, answers, 1)
-        return Examples(inputs, labels)
+        places = query_places(random, rows, self.queries, front, length)
+        made.write(places, np.take_along_axis(keys, asked, 1))
+        made.ask(places, self.keys + np.take_along_axis(latest, asked, 1))
+        return made
+
+    def solve(self, row: Sequence[int]) -> list[int]:
+        """Keeps each key's latest value, and answers keys that no value follows."""
+        known: dict[int, int] = {}
+        labels = [IGNORED] * len(row)
+        for place, (token, after) in enumerate(zip(row, [*row[1:], -1], strict=True)):
+            if token < self.keys:
+                if self.keys <= after < self.keys + self.values:
+                    known[token] = after
+                else:
+                    labels[place] = known[token]
+        return labels
 
     def _writes(
         self, random: np.random.Generator, rows: int
@@ -108,8 +103,11 @@ class Recall:
         again = random.integers(0, self.pairs, (rows, self.rewrites))
         once = np.broadcast_to(np.arange(self.pairs), (rows, self.pairs))
         which = np.concatenate([once, again], axis=1)
-        order = np.take_along_axis(which, _some_of(random, rows, writes, writes), 1)
-        first_values = random.integers(0, self.values, (rows, self.pairs))
+        order = np.take_along_axis(which, some_of(random, rows, writes, writes), 1)
+        if self.distinct_values:
+            first_values = some_of(random, rows, self.values, self.pairs)
+        else:
+            first_values = random.integers(0, self.values, (rows, self.pairs))
         if not self.rewrites:
             return order, np.take_along_axis(first_values, order, 1), first_values
         steps = random.integers(1, self.values, (rows, writes))
@@ -122,12 +120,5 @@ class Recall:
     def _asked(self, random: np.random.Generator, rows: int) -> NDArray[np.int64]:
         """``[rows, queries]`` pairs in random order; none is asked again before all have been."""
         rounds = -(-self.queries // self.pairs)
-        asked = [_some_of(random, rows, self.pairs, self.pairs) for _ in range(rounds)]
+        asked = [some_of(random, rows, self.pairs, self.pairs) for _ in range(rounds)]
         return np.concatenate(asked, axis=1)[:, : self.queries]
-
-
-def _some_of(
-    random: np.random.Generator, rows: int, population: int, count: int
-) -> NDArray[np.int64]:
-    """``[rows, count]``: different numbers below ``population``, in random order."""
-    return np.argsort(random.random((rows, population)), axis=1)[:, :count]

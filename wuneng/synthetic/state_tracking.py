@@ -13,14 +13,16 @@ With a curriculum only the first positions are scored early in training; evaluat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from wuneng.errors import DataError
-from wuneng.recipe.data import StateTrackingTask
-from wuneng.synthetic.groups import cyclic_table, permutation_table, running_products
+from wuneng.recipe.task_settings import StateTrackingTask
+from wuneng.synthetic.groups import group_table, running_products
 from wuneng.synthetic.task import Examples
 
-__all__ = ["StateTracking"]
+__all__ = ["StateTracking", "doubling_stages", "scored_at"]
 
 # The default curriculum: scored positions double from 8 on, over the first half of training.
 _FIRST_SCORED = 8
@@ -33,8 +35,7 @@ class StateTracking:
     def __init__(self, settings: StateTrackingTask) -> None:
         self.name = settings.label
         self.group = settings.group
-        modulus = settings.modulus
-        self.table = cyclic_table(modulus) if modulus else permutation_table(int(self.group[1:]))
+        self.table = group_table(settings)
         self.vocab_size = len(self.table)
         self.chance = 1.0 / self.vocab_size
         self.default_curriculum = settings.curriculum is True
@@ -56,10 +57,7 @@ class StateTracking:
 
     def scored_positions(self, length: int, progress: float) -> int:
         """``scored`` of the stage that ``progress`` lies in; ``length`` after the last."""
-        for until, scored in self._stages(length):
-            if progress < until:
-                return min(scored, length)
-        return length
+        return scored_at(self._stages(length), length, progress)
 
     def check_length(self, length: int) -> None:
         """Words of a group have any length."""
@@ -69,13 +67,29 @@ class StateTracking:
         elements = random.integers(0, self.vocab_size, (rows, length))
         return Examples(elements, running_products(elements, self.table))
 
+    def solve(self, row: Sequence[int]) -> list[int]:
+        """Multiplies one element after the other to the product before it."""
+        products = [row[0]]
+        for element in row[1:]:
+            products.append(int(self.table[products[-1], element]))
+        return products
+
     def _stages(self, length: int) -> list[tuple[float, int]]:
-        if not self.default_curriculum:
-            return self.stages
-        scored = []
-        positions = _FIRST_SCORED
-        while positions < length:
-            scored.append(positions)
-            positions *= 2
-        share = _DEFAULT_ENDS_AT / max(1, len(scored))
-        return [(share * (i + 1), positions) for i, positions in enumerate(scored)]
+        return doubling_stages(length) if self.default_curriculum else self.stages
+
+
+def doubling_stages(length: int) -> list[tuple[float, int]]:
+    """(until, scored) of the default curriculum: scored positions double from 8 on, over the first
+    half of training."""
+    scored = []
+    positions = _FIRST_SCORED
+    while positions < length:
+        scored.append(positions)
+        positions *= 2
+    share = _DEFAULT_ENDS_AT / max(1, len(scored))
+    return [(share * (i + 1), positions) for i, positions in enumerate(scored)]
+
+
+def scored_at(stages: Sequence[tuple[float, int]], length: int, progress: float) -> int:
+    """``scored`` of the stage that ``progress`` lies in; ``length`` after the last."""
+    return next((min(scored, length) for until, scored in stages if progress < until), length)

@@ -27,7 +27,7 @@ from wuneng.train.outline import RunOutline
 from wuneng.train.plan import ArmFacts, ArmPlan, RunPlan, TeacherPlan
 from wuneng.train.quality import Quality, measure
 from wuneng.train.results import arm_record, save_record, save_rows
-from wuneng.train.signals import Interrupted, StopSignals
+from wuneng.train.signals import Interrupted, StopSignals, stop_warning
 from wuneng.train.starting_point import PLAIN, Sources, load_start
 from wuneng.train.step import Numerics
 from wuneng.train.trainable import freeze
@@ -144,7 +144,7 @@ def _train_and_score(
     """The parts that take long, and so can be stopped by a signal."""
     try:
         what = f"arm {job.arm!r}, seed {job.seed},"
-        with StopSignals(_stop_warning(display), what) as stop:
+        with StopSignals(lambda name: display.warn(stop_warning(name)), what) as stop:
             if trains:
                 training = ArmTraining(job, display, stop)
                 state, leave_if_asked = training.run(), training.leave_if_asked
@@ -196,10 +196,3 @@ def _save_model(
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-
-
-def _stop_warning(display: Display) -> Callable[[str], None]:
-    def warn(name: str) -> None:
-        display.warn(f"{name}: finishing this step and saving; Ctrl-C (again) stops at once")
-
-    return warn

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wuneng.errors import CheckpointError, DamagedError
+from wuneng.foreign.regular import read_regular_text
 from wuneng.records.atomic import directory_written_atomically, remove_directory, remove_leftovers
 from wuneng.records.checksums import fault, read_checksums
 from wuneng.train.optimizer import load_named_state, named_state
@@ -160,7 +161,7 @@ def _steps(parent: Path) -> list[int]:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_regular_text(file))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: missing") from None
     except (OSError, ValueError) as error:

@@ -1,14 +1,11 @@
 """How far two arms of results.json are apart, and whether that is more than noise.
 
 Paired where the run has that (over rows, or over seeds), else from the two arms' own errors. One
-seed knows nothing of how much another would have moved: a difference counts as *clear* where it is
-larger than its error and the allowance for unseen seeds (``verdicts``) together, and as one *on
-these rows* where only its interval leaves out zero. Several seeds need no allowance.
+seed knows nothing of how much another would have moved: what is *clear* of it is so on these rows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +13,9 @@ from typing import Any
 from wuneng.statistics import NORMAL_95
 from wuneng.train.verdicts import Figure, better_by, figure
 
-__all__ = ["ONLY_ON_THESE_ROWS", "Difference", "difference", "in_numbers", "spelled"]
+__all__ = ["ON_THESE_ROWS", "Difference", "difference", "in_numbers", "spelled"]
 
-ONLY_ON_THESE_ROWS = " on these rows, by no more than another seed may move it"
+ON_THESE_ROWS = " on these rows"
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Difference:
 
     Attributes:
         interval: 95 %, of the paired difference; None where nothing is paired.
-        clear: whether it is more than noise, other seeds' included.
+        clear: whether it is more than noise: of rows where there is one seed, else of seeds.
         better: whether the first arm is the better one, whatever the noise.
         paired: "512 rows" or "3 seeds"; empty where nothing is paired.
     """
@@ -37,11 +34,6 @@ class Difference:
     clear: bool
     better: bool
     paired: str = ""
-
-    @property
-    def on_these_rows(self) -> bool:
-        """Whether the interval leaves out zero, whatever other seeds would do."""
-        return self.interval is not None and self.interval[0] * self.interval[1] > 0
 
     @property
     def gain(self) -> float:
@@ -58,14 +50,10 @@ def difference(results: Mapping[str, Any], first: str, second: str, name: str) -
     if found is None:
         value = one.value - other.value
         return Difference(value, None, better_by(one, other) != 0.0, _better(value, one))
-    value, error, interval, pair = found
-    if "seeds" in pair:
-        clear = interval[0] * interval[1] > 0
-        return Difference(value, interval, clear, _better(value, one), f"{pair['seeds']} seeds")
-    unseen = math.sqrt(2) * _unseen(results, first, name, one)
-    clear = abs(value) > NORMAL_95 * math.hypot(error, unseen)
-    rows = f"{pair['rows']:,} rows" if "rows" in pair else ""
-    return Difference(value, interval, clear, _better(value, one), rows)
+    value, interval, pair = found
+    over = next((f"{pair[key]:,} {key}" for key in ("seeds", "rows") if key in pair), "")
+    clear = interval[0] * interval[1] > 0
+    return Difference(value, interval, clear, _better(value, one), over)
 
 
 def spelled(found: Difference) -> str:
@@ -89,20 +77,14 @@ def _better(value: float, of: Figure) -> bool:
 
 def _paired(
     results: Mapping[str, Any], first: str, second: str, name: str
-) -> tuple[float, float, tuple[float, float], Mapping[str, Any]] | None:
-    """Value, standard error and interval of first minus second, and the entry itself."""
+) -> tuple[float, tuple[float, float], Mapping[str, Any]] | None:
+    """Value and interval of first minus second, and the entry itself."""
     for pair in results.get("paired", ()):
         if pair["figure"] == name and set(pair["arms"]) == {first, second}:
-            value, error = pair["difference"], pair["standard_error"]
-            half = NORMAL_95 * error
+            value = pair["difference"]
+            half = NORMAL_95 * pair["standard_error"]
             low, high = pair.get("interval", (value - half, value + half))
             if pair["arms"][0] == first:
-                return value, error, (low, high), pair
-            return -value, error, (-high, -low), pair
+                return value, (low, high), pair
+            return -value, (-high, -low), pair
     return None
-
-
-def _unseen(results: Mapping[str, Any], arm: str, name: str, honest: Figure) -> float:
-    """The part of a figure's error that stands for other seeds."""
-    own = float(results["arms"][arm].get("standard_error", {}).get(name, 0.0))
-    return math.sqrt(max(0.0, honest.standard_error**2 - own**2))

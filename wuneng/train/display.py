@@ -7,7 +7,7 @@ come through in every mode.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -19,32 +19,14 @@ from rich.text import Text
 
 from wuneng.foreign import print_line, shown_line
 from wuneng.foreign.terminal import PlainConsole
+from wuneng.train.progress import Progress, clock, short_number
+from wuneng.train.units_panel import UnitsPanel
 
 __all__ = ["Display", "PanelDisplay", "PlainDisplay", "Progress", "QuietDisplay", "make_display"]
 
 
 _WIDE = 84
 """Columns from which the panel has three: name, figure, and what stands beside it."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of one arm after a step."""
-
-    arm: str
-    seed: int
-    step: int
-    total_steps: int
-    loss: float
-    """Nats per scored token."""
-    learning_rate: float
-    grad_norm: float
-    tokens_per_second: float
-    seconds_left: float
-    logged: bool
-    """Whether this step has a line in metrics.jsonl."""
-    validation: dict[str, float] = field(default_factory=dict)
-    """The figures measured at this step, if any were."""
 
 
 class Display(Protocol):
@@ -60,6 +42,11 @@ class Display(Protocol):
 
     def warn(self, message: str) -> None:
         """Something that the user should know even in quiet mode."""
+        ...
+
+    def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
+        """Which units train at this moment, and how many of all are finished; told where several
+        train at the same time, whenever that changes."""
         ...
 
     def close(self) -> None:
@@ -91,6 +78,9 @@ class QuietDisplay:
     def note(self, message: str) -> None:
         """Nothing."""
 
+    def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
+        """Nothing."""
+
     def warn(self, message: str) -> None:
         """One line."""
         print_line(f"warning: {message}", file=self._stream)
@@ -111,12 +101,20 @@ class PlainDisplay(QuietDisplay):
         """One line."""
         print_line(message, file=self._stream)
 
+    def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
+        """One line."""
+        names = ", ".join(running)
+        training = f"; training {names}" if names else ""
+        print_line(f"{done} of {units} finished{training}", file=self._stream)
+
 
 class PanelDisplay:
-    """A panel that redraws itself a few times a second."""
+    """A panel that redraws itself a few times a second; one for all units that train side by
+    side."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._units: UnitsPanel | None = None
         self._progress: Progress | None = None
         self._validation: dict[str, float] = {}
         self._live: Live | None = None
@@ -127,6 +125,17 @@ class PanelDisplay:
             self._validation = {}
         self._progress = progress
         self._validation = progress.validation or self._validation
+        if self._units is not None:
+            self._units.stepped(progress)
+        self._begin()
+
+    def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
+        """A row for each of them from now on."""
+        self._units = self._units or UnitsPanel()
+        self._units.set_running(running, done, units)
+        self._begin()
+
+    def _begin(self) -> None:
         if self._live is None:
             self._live = Live(
                 console=self._console,
@@ -151,6 +160,8 @@ class PanelDisplay:
             self._live = None
 
     def _render(self) -> Panel:
+        if self._units is not None:
+            return self._units.render(self._console.width)
         progress = self._progress
         assert progress is not None, "the panel starts with the first step"
         width = self._console.width
@@ -161,9 +172,9 @@ class PanelDisplay:
             (
                 "learning rate",
                 f"{progress.learning_rate:.2e}",
-                f"{_short(progress.tokens_per_second)} tokens/s",
+                f"{short_number(progress.tokens_per_second)} tokens/s",
             ),
-            ("time left", _clock(progress.seconds_left), ""),
+            ("time left", clock(progress.seconds_left), ""),
             *(("validation", f"{value:.4f}", name) for name, value in self._validation.items()),
         ]
         table = Table.grid(padding=(0, 2))
@@ -185,26 +196,13 @@ class PanelDisplay:
 
 def _line(progress: Progress) -> str:
     parts = [
-        progress.arm,
+        progress.unit or progress.arm,
         f"step {progress.step}/{progress.total_steps}",
         f"loss {progress.loss:.4f}",
         f"lr {progress.learning_rate:.2e}",
         f"grad {progress.grad_norm:.3g}",
-        f"{_short(progress.tokens_per_second)} tok/s",
-        f"eta {_clock(progress.seconds_left)}",
+        f"{short_number(progress.tokens_per_second)} tok/s",
+        f"eta {clock(progress.seconds_left)}",
     ]
     parts += [f"{name} {value:.4f}" for name, value in progress.validation.items()]
     return "  ".join(parts)
-
-
-def _short(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.1f}{unit}"
-    return f"{value:.0f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}"

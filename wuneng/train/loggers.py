@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wuneng.errors import InputError
+from wuneng.foreign.regular import read_regular_text
 from wuneng.records import write_text_atomic
 
 __all__ = ["Logger", "check_installed", "open_loggers"]
@@ -74,7 +75,7 @@ class WandbLogger:
 
         # A name of the arm's own, kept with it: a resumed run continues the same chart.
         name = directory / "wandb.id"
-        identity = name.read_text() if name.exists() else secrets.token_hex(8)
+        identity = read_regular_text(name) if name.exists() else secrets.token_hex(8)
         write_text_atomic(name, identity)
         self._run = wandb.init(
             project="wuneng", name=title, id=identity, resume="allow", dir=str(directory)

@@ -8,8 +8,7 @@ no ``w0`` and so get the usual two groups.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from wuneng.errors import CheckpointError
 from wuneng.model.parameter_groups import groups_of
 from wuneng.recipe import Training
+from wuneng.train.muon import HIDDEN, MuonAndAdamW, is_hidden_matrix
+from wuneng.train.name_patterns import names_found
 
 __all__ = [
     "GROUPS",
@@ -42,6 +43,7 @@ GROUPS: dict[str, Group] = {
     "decay": Group(learning_rate_scale=1.0, decays=True),
     "no_decay": Group(learning_rate_scale=1.0, decays=False),
     "double_lr": Group(learning_rate_scale=2.0, decays=False),
+    HIDDEN: Group(learning_rate_scale=1.0, decays=True),
 }
 
 
@@ -49,19 +51,23 @@ def build_optimizer(
     model: nn.Module,
     training: Training,
     kinds: Mapping[str, str] | None = None,
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of ``model``, one group per kind in ``GROUPS``, and per
-    multiplier where ``training.learning_rates`` gives some.
+) -> torch.optim.Optimizer:
+    """AdamW, or what ``training.optimizer`` says, over the trainable parameters of ``model``: one
+    group per kind in ``GROUPS``, and per multiplier where ``training.learning_rates`` gives some.
 
     ``kinds`` names the kind of every parameter; the default is the model room's rule. Groups
     carry ``kind`` and ``learning_rate_scale`` beside AdamW's own keys.
     """
     kinds = groups_of(model) if kinds is None else kinds
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    scales = _multipliers(trained, training)
     members: dict[tuple[str, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = kinds[name], _multiplier(name, training)
-            members.setdefault(key, []).append(parameter)
+    for name, parameter in trained.items():
+        kind = kinds[name]
+        by_muon = training.optimizer == "muon" and kind == "decay"
+        if by_muon and is_hidden_matrix(name, parameter):
+            kind = HIDDEN
+        members.setdefault((kind, scales.get(name, 1.0)), []).append(parameter)
     order = list(GROUPS)
     groups: list[dict[str, Any]] = [
         {
@@ -77,19 +83,24 @@ def build_optimizer(
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     # The fused kernel is element-wise (bit-deterministic at a fixed number of threads) and, for
     # models as small as the shipped recipes', several times faster than one op after another.
-    return torch.optim.AdamW(
-        groups,
-        lr=training.learning_rate,
-        betas=(training.betas[0], training.betas[1]),
-        eps=training.eps,
-        fused=devices <= {"cpu", "cuda"},
-    )
+    options: dict[str, Any] = {
+        "lr": training.learning_rate,
+        "betas": (training.betas[0], training.betas[1]),
+        "eps": training.eps,
+        "fused": devices <= {"cpu", "cuda"},
+    }
+    if training.optimizer == "muon":
+        return MuonAndAdamW(groups, options)
+    return torch.optim.AdamW(groups, **options)
 
 
-def _multiplier(name: str, training: Training) -> float:
-    """That of the first regular expression found in the parameter's name; 1 without one."""
-    scales = training.learning_rates.items()
-    return next((scale for pattern, scale in scales if re.search(pattern, name)), 1.0)
+def _multipliers(names: Iterable[str], training: Training) -> dict[str, float]:
+    """By parameter's name, that of the first regular expression found in it; the rest has none."""
+    found = names_found(training.learning_rates, names, "training.learning_rates")
+    scales: dict[str, float] = {}
+    for pattern, scale in training.learning_rates.items():
+        scales = dict.fromkeys(found[pattern], scale) | scales
+    return scales
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

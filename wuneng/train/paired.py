@@ -16,7 +16,12 @@ import numpy as np
 
 from wuneng.errors import DataError, file_errors
 from wuneng.records import RunDirectory, read_json
-from wuneng.statistics import PairedDifference, paired_by_seed
+from wuneng.statistics import (
+    PairedDifference,
+    crossed_components,
+    crossed_difference,
+    paired_by_seed,
+)
 from wuneng.train.figures import ROWS_SCHEMA, Column, columns
 from wuneng.train.verdicts import judged_names
 
@@ -33,10 +38,12 @@ def paired_differences(
 
     Returns:
         Objects with ``arms``, ``figure``, ``difference``, ``standard_error``, ``interval``, ``p``,
-        ``test``, and ``rows`` (one seed) or ``seeds`` (several): how many were paired.
+        ``test``, and ``rows`` (one seed) or ``seeds`` (several): how many were paired. With
+        several seeds that were scored on the same rows of text, ``crossed`` has what holds for
+        fresh seeds *and* fresh rows, and the seeds' share of its variance.
     """
     if any(len(arm.get("seeds", ())) > 1 for arm in arms.values()):
-        return _over_seeds(arms)
+        return _over_seeds(run, arms)
     scored = {arm: _columns(run, arm) for arm in arms}
     found = []
     for first, second in combinations(scored, 2):
@@ -50,7 +57,7 @@ def paired_differences(
     return found
 
 
-def _over_seeds(arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _over_seeds(run: RunDirectory, arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for first, second in combinations(arms, 2):
         for name in _judged(arms, first, second):
@@ -63,14 +70,45 @@ def _over_seeds(arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             if len(known) == len(pairs) > 1:
                 values = np.array(known, dtype=np.float64)
                 difference = paired_by_seed(values[:, 0], values[:, 1])
-                found.append(_entry(first, second, name, difference) | {"seeds": len(known)})
+                entry = _entry(first, second, name, difference) | {"seeds": len(known)}
+                tables = [_table(run, arm, list(one), name) for arm in (first, second)]
+                found.append(entry | _crossed(*tables))
     return found
 
 
-def _columns(run: RunDirectory, arm: str) -> dict[str, Column]:
+def _crossed(ours: list[Column], theirs: list[Column]) -> dict[str, Any]:
+    """The difference over seeds and rows at once; empty where they were not the same rows."""
+    if not ours or not theirs:
+        return {}
+    same = all(one.same_rows(ours[0]) for one in (*ours, *theirs))
+    # The rows of synthetic tasks are drawn from the seed: other ones each time, nothing to cross.
+    if ours[0].scale == "mean" or not same or len(ours[0].values) < 2:
+        return {}
+    tables = [np.stack([column.values for column in one]) for one in (ours, theirs)]
+    given: dict[str, Any] = {"weights": ours[0].weights, "scale": ours[0].scale}
+    found, split = crossed_difference(*tables, **given), crossed_components(*tables, **given)
+    entry = {
+        "rows": len(ours[0].values),
+        "standard_error": found.stderr,
+        "interval": [found.low, found.high],
+        "p": found.p,
+        "freedom": found.freedom,
+        "share_of_seeds": split.share_of_seeds,
+    }
+    return {"crossed": entry}
+
+
+def _table(run: RunDirectory, arm: str, seeds: list[int], name: str) -> list[Column]:
+    """A figure row by row for each seed; empty where a seed has none."""
+    found = [_columns(run, arm, seed).get(name) for seed in seeds]
+    known = [column for column in found if column is not None]
+    return known if len(known) == len(found) else []
+
+
+def _columns(run: RunDirectory, arm: str, seed: int | None = None) -> dict[str, Column]:
     """The arm's figures row by row; none of an arm that an earlier version has finished, whose
     rows.json does not tell the bytes of a row."""
-    path = run.arm(arm).rows
+    path = run.arm(arm, seed).rows
     stored = read_json(path) if path.exists() else {}
     with file_errors(f"{path}: not the rows of an end evaluation", DataError):
         return columns(stored["rows"]) if stored.get("schema") == ROWS_SCHEMA else {}

@@ -112,8 +112,17 @@ def train_again(directory: ArmDirectory) -> str:
     return f"Delete {directory.result} and run the command again to make the arm's files anew."
 
 
-def write_results(run: RunDirectory, outline: RunOutline, *, check: bool = True) -> dict[str, Any]:
+def write_results(
+    run: RunDirectory,
+    outline: RunOutline,
+    *,
+    check: bool = True,
+    study: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write ``results.json`` once every arm is finished from every seed; returns its content.
+
+    Args:
+        study: what the study that the run belongs to decided before it, for who reads the results.
 
     Raises:
         DamagedError: with ``check``, a file of an arm is not what was written.
@@ -130,6 +139,8 @@ def write_results(run: RunDirectory, outline: RunOutline, *, check: bool = True)
         "reference": outline.reference,
         "arms": arms,
     }
+    if study is not None:
+        results["study"] = dict(study)
     if paired := paired_differences(run, arms):
         results["paired"] = paired
     results["summary"] = closing_sentence(results)

@@ -141,7 +141,7 @@ def _same_recipe(directory: Path, recipe: Recipe, asked: str) -> Recipe:
     """The stored recipe, with the given number of steps where that is all that differs."""
     stored = load_recipe(directory / "recipe.yaml")
     different = differences(stored, recipe)
-    if different and stored.training.total_steps < recipe.training.total_steps:
+    if different and recipe.is_single and stored.training.total_steps < recipe.training.total_steps:
         longer = _with_the_steps_of(recipe, stored)
         if not differences(longer, recipe):
             return longer

@@ -6,12 +6,13 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from types import FrameType, TracebackType
 from typing import Any
 
 from wuneng.errors import RunError
 
-__all__ = ["Interrupted", "StopSignals", "how_to_resume"]
+__all__ = ["Interrupted", "StopSignals", "how_to_resume", "stop_warning"]
 
 
 class Interrupted(RunError):
@@ -66,8 +67,10 @@ class StopSignals:
 
 def how_to_resume(run_directory: Path) -> str:
     """The sentence that tells a user how to go on."""
-    recipe = run_directory / "recipe.yaml"
-    return (
-        "Run the same command again to continue, or: "
-        f"wuneng train {recipe} --resume {run_directory}"
-    )
+    recipe, run = (quote(str(path)) for path in (run_directory / "recipe.yaml", run_directory))
+    return f"Run the same command again to continue, or: wuneng train {recipe} --resume {run}"
+
+
+def stop_warning(name: str) -> str:
+    """What is said when the first signal, ``name``, comes."""
+    return f"{name}: finishing this step and saving; Ctrl-C (again) stops at once"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -70,7 +71,7 @@ class OwnModels:
         if kind != "wuneng":
             raise ModelError(
                 f"init_from: {source} is a {kind}; `wuneng train` converts it on the way, "
-                f"or do it first: wuneng convert {source} DIRECTORY"
+                f"or do it first: wuneng convert {quote(source)} DIRECTORY"
             )
         try:
             return WuNengConfig.from_dict(stored)

@@ -11,7 +11,8 @@ from itertools import groupby
 from typing import Any
 
 from wuneng.tables import Column, Table
-from wuneng.train.differences import ONLY_ON_THESE_ROWS, Difference, difference, spelled
+from wuneng.train.differences import ON_THESE_ROWS, Difference, difference, spelled
+from wuneng.train.other_arms import other_arms
 from wuneng.train.upgrade_summary import interval_rows, is_upgrade, upgrade_sentence
 from wuneng.train.verdicts import (
     Arms,
@@ -24,6 +25,7 @@ from wuneng.train.verdicts import (
     judged_names,
     length_of,
     pick_arms,
+    verdict_can_be_given,
 )
 
 __all__ = ["closing_sentence", "results_table"]
@@ -72,14 +74,20 @@ def closing_sentence(results: Mapping[str, Any]) -> str:
     picked = pick_arms(arms)
     if picked.state is None or picked.baseline is None:
         missing = "state heads" if picked.state is None else "plain attention"
-        return f"No arm with {missing} was trained, so nothing is compared here."
-    clauses = []
+        first = results.get("reference", next(iter(arms)))
+        others = other_arms(results, (), first)
+        nothing = "credited to the state" if others else "compared here"
+        text = f"No arm with {missing} was trained, so nothing is {nothing}."
+        return f"{text} {others}".rstrip()
+    clauses, credited = [], verdict_can_be_given(arms)
     for task, names in judged_names(arms[picked.state]["quality"]).items():
         verdicts = _verdicts(results, picked, names)
         if verdicts:
-            clauses.append(f"{task}: {_task_clause(picked, verdicts)}")
-    shown = "; ".join(clauses)
-    return f"{shown}. {_limits(results, picked)}" if shown else _limits(results, picked)
+            clauses.append(f"{task}: {_task_clause(picked, verdicts, credited)}")
+    told = [name for name in (picked.baseline, picked.control) if name is not None]
+    others = other_arms(results, told, picked.state)
+    parts = ["; ".join(clauses) + "." if clauses else "", others, _limits(results, picked)]
+    return " ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -90,15 +98,9 @@ class _Judged:
     difference: Difference
 
     @property
-    def only_here(self) -> bool:
-        """No difference beyond noise, and yet one that these rows show."""
-        return self.verdict.kind is Kind.NONE and self.difference.on_these_rows
-
-    @property
     def told_alike(self) -> tuple[object, ...]:
         """Neighbouring lengths with the same value are told together."""
-        kept = (self.verdict.kind, self.verdict.control_leads, self.only_here)
-        return (*kept, self.only_here and self.difference.better)
+        return self.verdict.kind, self.verdict.control_leads
 
 
 def _verdicts(results: Mapping[str, Any], picked: Arms, names: Sequence[str]) -> list[_Judged]:
@@ -132,46 +134,54 @@ def _verdicts(results: Mapping[str, Any], picked: Arms, names: Sequence[str]) ->
     return found
 
 
-def _task_clause(picked: Arms, judged: Sequence[_Judged]) -> str:
-    """The verdicts of one task, neighbouring lengths with the same verdict told together."""
+def _task_clause(picked: Arms, judged: Sequence[_Judged], credited: bool) -> str:
+    """The verdicts of one task, neighbouring lengths with the same verdict told together;
+    ``credited``: whether there are seeds enough to say what a gain is due to."""
     runs = [list(group) for _, group in groupby(judged, key=lambda one: one.told_alike)]
-    return ", and ".join(_clause(picked, run, whole=len(runs) == 1) for run in runs)
+    whole = len(runs) == 1
+    return ", and ".join(_clause(picked, run, whole=whole, credited=credited) for run in runs)
 
 
-def _clause(picked: Arms, judged: Sequence[_Judged], *, whole: bool) -> str:
+def _clause(picked: Arms, judged: Sequence[_Judged], *, whole: bool, credited: bool) -> str:
     run = [one.verdict for one in judged]
     state = f"{picked.state} {_values([v.state for v in run])}"
     baseline = f"{picked.baseline} {_values([v.baseline for v in run])}"
     controls = [v.control for v in run if v.control is not None]
     control = f"{picked.control} {_values(controls)}" if controls else ""
     where = _where(run) if not whole or len(run) > 1 else ""
-    none = "no difference beyond noise"
-    if judged[0].only_here:
-        better = picked.state if judged[0].difference.better else "plain attention"
-        none = f"{better} is better{ONLY_ON_THESE_ROWS}"
     apart = _apart(judged)
     told = ", ".join((state, baseline, *apart))
     reversed_ = ", ".join((baseline, state, *apart))
+    here = "" if credited else ON_THESE_ROWS
     if apart:
         baseline += f" ({apart[0]})"
     text = {
-        Kind.NONE: f"{none} ({told})",
-        Kind.BASELINE: f"plain attention is better ({reversed_})",
-        Kind.SHIFT: f"{state} against {baseline}, but {control} as well, so the gain is the "
-        f"{picked.mixing}'s and not the state's",
-        Kind.STATE: f"{state} against {baseline}"
-        + (f" and {control}" if control else "")
-        + ", so the gain is credited to the state heads as configured",
-        Kind.BOTH: f"{state} against {baseline}, with {control} in between: part of the gain is "
-        f"the {picked.mixing}'s, the rest is credited to the state heads as configured",
-        Kind.UNATTRIBUTED: f"{state} against {baseline}; without a control arm the gain cannot be "
-        f"divided between {picked.mixing} and state",
+        Kind.NONE: f"no difference beyond noise ({told})",
+        Kind.BASELINE: f"plain attention is better{here} ({reversed_})",
+        Kind.SHIFT: f"{state} against {baseline}{here}, but {control} as well",
+        Kind.STATE: f"{state} against {baseline}{f' and {control}' if control else ''}{here}",
+        Kind.BOTH: f"{state} against {baseline}{here}, with {control} in between",
+        Kind.UNATTRIBUTED: f"{state} against {baseline}{here}",
     }[run[0].kind]
+    if credited:
+        text += _credit(run[0].kind, picked.mixing)
     if run[0].control_leads and run[0].kind is not Kind.SHIFT:
         text += f"; the control does better than the state arm ({control})"
     elif run[0].control_leads:
         text += f", and {picked.control} is the better of the two"
     return f"{where}{text}"
+
+
+def _credit(kind: Kind, mixing: str) -> str:
+    """To what the gain is due, where several seeds let that be said."""
+    return {
+        Kind.SHIFT: f", so the gain is the {mixing}'s and not the state's",
+        Kind.STATE: ", so the gain is credited to the state heads as configured",
+        Kind.BOTH: f": part of the gain is the {mixing}'s, the rest is credited to the state heads "
+        "as configured",
+        Kind.UNATTRIBUTED: f"; without a control arm the gain cannot be divided between {mixing} "
+        "and state",
+    }.get(kind, "")
 
 
 def _mixes(state: Mapping[str, Any]) -> bool:
@@ -212,8 +222,8 @@ def _limits(results: Mapping[str, Any], picked: Arms) -> str:
     seeds = len(state.get("seeds", ())) or 1
     scale = f"{_count(state['parameters'])} parameters and {_count(state['tokens'])} tokens"
     text = (
-        f"This is one seed at {scale}, so it shows what these arms learned in this budget and not "
-        "how much another seed or a larger scale would change"
+        f"This is one seed at {scale}: how much another seed would change was not measured, so no "
+        "verdict can be given and nothing is credited (several, as `seed: [0, 1, 2]`, can)"
         if seeds == 1
         else f"These are means over {seeds} seeds at {scale}; they say nothing about larger scales"
     )

@@ -15,6 +15,7 @@ from wuneng.model.skeleton import Layout, layout
 from wuneng.recipe import OptimizerSettings
 from wuneng.recipe.arms import Arm
 from wuneng.train.lora import adapter_parameters, adapter_ranks, is_adapter
+from wuneng.train.name_patterns import names_found
 
 __all__ = ["TrainableParameters", "arm_flops", "check_patterns", "freeze"]
 
@@ -92,14 +93,13 @@ class _OfArm:
 
     def _named(self, patterns: list[str]) -> dict[str, int]:
         chosen: dict[str, int] = {}
-        for pattern in patterns:
-            found = {name: n for name, n in self.sizes.items() if re.search(pattern, name)}
+        for pattern, found in names_found(patterns, self.sizes, f"arms.{self.name}.train").items():
             if not found:
                 raise RecipeError(
                     f"arms.{self.name}.train: {pattern!r} is found in no parameter's name; names "
                     f"look like {_examples([list(self.sizes)])}"
                 )
-            chosen |= found
+            chosen |= {name: self.sizes[name] for name in found}
         return chosen
 
 
@@ -143,16 +143,19 @@ def arm_flops(
 def check_patterns(
     trainings: Mapping[str, OptimizerSettings], trainable: Callable[[str], Mapping[str, int]]
 ) -> None:
-    """Raise RecipeError for a regular expression of ``learning_rates`` that no arm answers to."""
+    """Raise RecipeError for a regular expression of ``learning_rates`` that no arm answers to, or
+    that is not done with the names in time."""
     unused: dict[str, None] = {}
     for training in trainings.values():
         unused |= dict.fromkeys(training.learning_rates)
     if not unused:
         return
     names = {arm: list(trainable(arm)) for arm in trainings}
+    every = dict.fromkeys(name for own in names.values() for name in own)
+    found = names_found(unused, every, "training.learning_rates")
     for arm, training in trainings.items():
         for pattern in training.learning_rates:
-            if any(re.search(pattern, name) for name in names[arm]):
+            if not set(names[arm]).isdisjoint(found[pattern]):
                 unused.pop(pattern, None)
     if unused:
         raise RecipeError(

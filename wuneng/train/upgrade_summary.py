@@ -4,8 +4,8 @@ New heads train more parameters on more tokens than the untouched source has see
 than the source says little. A gain counts for them only where as many parameters in LoRA adapters,
 trained on the same tokens, do not have it.
 
-A difference is called one where it is ``clear`` (``differences``). One that only its interval over
-validation rows tells from zero is told as such, and credits nothing.
+A difference is called one where it is ``clear`` (``differences``). With one seed it is one on these
+rows, and credits nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from wuneng.statistics import NORMAL_95, t_quantile
-from wuneng.train.differences import ONLY_ON_THESE_ROWS, difference, in_numbers, spelled
-from wuneng.train.verdicts import HYBRID, judged_names
+from wuneng.train.differences import ON_THESE_ROWS, Difference, difference, in_numbers, spelled
+from wuneng.train.verdicts import HYBRID, judged_names, verdict_can_be_given
 
 __all__ = ["interval_rows", "is_upgrade", "upgrade_sentence"]
 
@@ -70,10 +70,10 @@ def _clause(results: Mapping[str, Any], arm: str, source: str, name: str) -> str
     found = difference(results, arm, source, name)
     values = f"{arm} {_value(results, arm, name)}, {source} {_value(results, source, name)}"
     claim = f"{arm} is {'better' if found.better else 'worse'} than the source"
-    if not found.clear and found.on_these_rows:
-        claim += ONLY_ON_THESE_ROWS
-    elif not found.clear:
+    if not found.clear:
         claim = "no difference beyond noise from the source"
+    elif not verdict_can_be_given(results["arms"]):
+        claim += ON_THESE_ROWS
     return f"{claim} ({values}, {spelled(found)})"
 
 
@@ -83,14 +83,12 @@ def _against_lora(results: Mapping[str, Any], arm: str, lora: str, source: str, 
     own, other = (results["arms"][n]["trainable_parameters"] for n in (arm, lora))
     sizes = f"{own:,} against {other:,} trained parameters"
     values = f"{lora} {_value(results, lora, name)}, {spelled(found)}, {sizes}"
+    if not verdict_can_be_given(results["arms"]):
+        return _beside_lora(found, values)
     if not found.clear:
         credit = "so the gain is credited to training that many parameters and not to the state"
         end = f", {credit}" if gained else ""
-        claim = "Against the LoRA control there is no difference beyond noise"
-        if found.on_these_rows:
-            claim = f"The LoRA control is {'worse' if found.better else 'better'}"
-            claim += ONLY_ON_THESE_ROWS
-        return f"{claim} ({values}){end}"
+        return f"Against the LoRA control there is no difference beyond noise ({values}){end}"
     if not found.better:
         return (
             f"The LoRA control does better ({values}), so nothing is credited to the state and "
@@ -101,13 +99,22 @@ def _against_lora(results: Mapping[str, Any], arm: str, lora: str, source: str, 
     return f"It is also better than the LoRA control ({values}): {end}"
 
 
+def _beside_lora(found: Difference, values: str) -> str:
+    """One seed: the two as they are on these rows."""
+    if not found.clear:
+        return f"Against the LoRA control there is no difference beyond noise ({values})"
+    worse = "worse" if found.better else "better"
+    return f"The LoRA control is {worse}{ON_THESE_ROWS} ({values})"
+
+
 def _limits(results: Mapping[str, Any], upgraded: str, lora: str | None) -> str:
     arms = results["arms"]
     seeds = len(arms[upgraded].get("seeds", ())) or 1
     tokens = f"{arms[upgraded]['tokens']:,.0f} tokens"
     text = (
         f"This is one seed, one learning rate per arm and {tokens}; the intervals are over "
-        "validation rows and know nothing of other seeds, rates or sizes"
+        "validation rows and know nothing of other seeds, rates or sizes, so no verdict can be "
+        "given and nothing is credited"
         if seeds == 1
         else f"These are means over {seeds} seeds at one learning rate per arm and {tokens}"
     )

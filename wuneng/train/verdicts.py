@@ -14,9 +14,9 @@ not have it:
 
 Whether two arms differ by more than noise, ``differences`` says, from the difference of the two on
 the same rows or over the same seeds. Where nothing was paired, noise is two standard errors of the
-difference. The errors of one seed know nothing of how much another seed would have moved, so an
-allowance for that is added: with it one seed has to differ by about 1 % of a loss or 0.02 of an
-accuracy. Several seeds bring their own spread.
+difference. With several seeds those errors are the measured spread from seed to seed. The errors of
+one seed are over its rows and know nothing of how much another seed would have moved: what they
+show is told for these rows, and nothing is credited to anything (`verdict_can_be_given`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ __all__ = [
     "judged_names",
     "length_of",
     "pick_arms",
+    "verdict_can_be_given",
 ]
 
 HYBRID, ATTENTION, SHIFTED_ATTENTION, CONVOLVED_ATTENTION, STATE_ONLY = (
@@ -51,9 +52,6 @@ HYBRID, ATTENTION, SHIFTED_ATTENTION, CONVOLVED_ATTENTION, STATE_ONLY = (
 )
 """What an arm is, in ``arms.<arm>.kind`` of results.json."""
 
-# Standard errors that one seed is given for want of others: of small runs, a rule of thumb.
-_UNSEEN_SEEDS_ACCURACY = 0.007
-_UNSEEN_SEEDS_RELATIVE_LOSS = 0.0035
 _NEARLY_ALL = 0.9  # a control with this share of the gain explains it
 
 
@@ -150,6 +148,11 @@ def judged_names(quality: Mapping[str, float]) -> dict[str, list[str]]:
     return tasks
 
 
+def verdict_can_be_given(arms: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the spread from seed to seed was measured: an arm was trained from several."""
+    return any(len(arm.get("seeds", ())) > 1 for arm in arms.values())
+
+
 def length_of(name: str) -> int:
     """The length in ``task/accuracy@256``; 0 where a name carries none."""
     found = re.search(r"@(\d+)$", name)
@@ -160,7 +163,8 @@ def figure(arm: Mapping[str, Any], name: str) -> Figure:
     """One figure of an arm of results.json, its standard error made honest.
 
     A task answered without one mistake has a naive standard error of 0; add-one smoothing over
-    its ``examples`` bounds it from below. Over several seeds the spread between seeds counts.
+    its ``examples`` bounds it from below. Over several seeds the spread between seeds counts; the
+    error of one seed is over its rows alone.
     """
     stored = arm["quality"][name]
     value = math.nan if stored is None else float(stored)
@@ -173,9 +177,8 @@ def figure(arm: Mapping[str, Any], name: str) -> Figure:
     seeds = len(arm.get("seeds", ())) or 1
     if seeds > 1:
         error = max(error, float(arm["quality_std"][name]) / math.sqrt(seeds))
-    else:
-        unseen = _UNSEEN_SEEDS_ACCURACY if accuracy else _UNSEEN_SEEDS_RELATIVE_LOSS * abs(value)
-        error = math.hypot(error, unseen)
+    elif examples == 1 and not accuracy:  # one row: nothing is known of another
+        error = math.inf
     return Figure(value, error, higher_is_better=accuracy)
 
 

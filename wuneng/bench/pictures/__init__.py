@@ -9,7 +9,6 @@ roofline  FLOP/s reached against FLOPs per byte, under the machine's two roofs
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from wuneng.bench.pictures.lengths import against_length, decoding
 from wuneng.bench.pictures.ratio import ratio
 from wuneng.bench.pictures.roofline import roofline
 from wuneng.bench.record import Row, rows_of
-from wuneng.records import disk_errors, write_bytes_atomic
+from wuneng.pictures import write_figures
 
 __all__ = ["draw"]
-
-_FORMATS = ("svg", "png")
 
 
 def draw(record: dict[str, Any], directory: Path) -> list[Path]:
@@ -32,29 +29,8 @@ def draw(record: dict[str, Any], directory: Path) -> list[Path]:
     Raises:
         DiskError: the disk is full or refuses.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = [row for row in rows_of(record) if row.median_ms is not None]
-    written = []
-    # Names of models and arms are shown as they are: a "$" in them begins no formula.
-    with matplotlib.rc_context({"text.parse_math": False}):
-        for name, figure in _figures(rows, record).items():
-            for suffix in _FORMATS:
-                path = directory / f"{name}.{suffix}"
-                if figure is None:
-                    with disk_errors(path):
-                        path.unlink(missing_ok=True)
-                else:
-                    drawn = io.BytesIO()
-                    figure.savefig(drawn, format=suffix, dpi=150)
-                    write_bytes_atomic(path, drawn.getvalue())
-            if figure is not None:
-                written.append(directory / f"{name}.png")
-                pyplot.close(figure)
-    return written
+    return write_figures(lambda: _figures(rows, record), directory)
 
 
 def _figures(rows: list[Row], record: dict[str, Any]) -> dict[str, Any]:

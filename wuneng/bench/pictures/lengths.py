@@ -8,14 +8,12 @@ from typing import Any
 from wuneng.bench.pictures.axes import (
     arms_of,
     cases_of,
-    head,
     log_lengths,
-    panels,
     styles_in,
-    styles_of,
     subject,
 )
 from wuneng.bench.record import Row
+from wuneng.pictures import head, panels, styles_of
 
 __all__ = ["against_length", "decoding"]
 

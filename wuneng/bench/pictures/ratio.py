@@ -7,16 +7,14 @@ from typing import Any
 
 from wuneng.bench.compare import ratio_noise
 from wuneng.bench.pictures.axes import (
-    GREY,
     arms_of,
     cases_of,
-    head,
     log_lengths,
-    panels,
     styles_in,
     subject,
 )
 from wuneng.bench.record import Row
+from wuneng.pictures import GREY, head, panels
 
 __all__ = ["ratio"]
 

@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from wuneng.bench.pictures.axes import (
-    GREY,
     KINDS,
     arms_of,
-    head,
-    panels,
-    plain_numbers,
-    styles_of,
     subject,
 )
 from wuneng.bench.record import Row
+from wuneng.pictures import GREY, head, panels, plain_numbers, styles_of
 
 __all__ = ["roofline"]
 

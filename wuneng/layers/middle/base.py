@@ -25,6 +25,7 @@ from transformers import initialization as init
 
 from wuneng.kinds import load_kind
 from wuneng.layers.norms import HeadRMSNorm
+from wuneng.layers.output_projection import initialise_output
 from wuneng.layers.plain_modules import is_plain
 from wuneng.ops import cross_head
 from wuneng.ops.cross_head import cross_head_reference, grouped_heads
@@ -89,12 +90,9 @@ class MiddleHeads(nn.Module):
         raise NotImplementedError
 
     def initialise(self, config: Any) -> None:
-        """Initial values; with ``state_branch_init: zero`` the branch adds nothing at first."""
+        """Initial values; with a ``branch_init`` of zero the branch adds nothing at first."""
         init.ones_(self.scale)
-        if config.state_branch_init == "zero":
-            init.zeros_(self.branch_proj.weight)
-        else:
-            init.normal_(self.branch_proj.weight, std=config.initializer_range)
+        initialise_output(self.branch_proj, config.branch_init, config)
         if self.mixes:
             init.constant_(self.group_mix, 1 / self.group_size)
         self.initialise_weights(config)
@@ -127,10 +125,10 @@ class MiddleHeads(nn.Module):
             parts = [self._scaled(state).flatten(-2), middle.flatten(-2)]
             return A.flatten(-2), torch.cat(parts, dim=-1)
         mixed = (self.operator, A, state, self.scale, self.group_mix)
-        first, second = self.operator_weights()
+        weights = self.operator_weights()
         if not is_plain(norm, HeadRMSNorm):
-            return cross_head_reference(*mixed, None, first, second, 0.0, normalise=norm)
-        return cross_head(*mixed, norm.weight, first, second, eps=norm.eps, backend=backend)
+            return cross_head_reference(*mixed, None, *weights, 0.0, normalise=norm)
+        return cross_head(*mixed, norm.weight, *weights, eps=norm.eps, backend=backend)
 
     def _scaled(self, state: Tensor) -> Tensor:
         return state * self.scale[:, None].to(state.dtype)

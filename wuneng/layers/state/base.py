@@ -30,7 +30,7 @@ from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.short_conv import ShortConv
 from wuneng.layers.token_shift import SHIFT_POWER, shift_ramp
-from wuneng.ops import Snapshots, wkv7
+from wuneng.ops import Recurrence, Snapshots, wkv7
 
 #: Of the paper's letters: read vector (receptance), key, value.
 LETTERS = "rkv"
@@ -40,6 +40,7 @@ OPTIONAL: dict[str, Any] = {
     "state_value_residual": False,
     "state_output_gate": False,
     "state_a_max": 1.0,
+    "state_reads": 1,
     "state_bonus": True,
     "state_norm_eps": 64e-5,
 }
@@ -50,7 +51,8 @@ class StateHeads(nn.Module):
     """The state heads of one layer, whichever kind; ``forward`` returns R ``[B, T, S, N]``.
 
     ``readout`` is an identity that the raw state read y passes through, so that evaluation controls
-    can silence or permute what the state says without touching anything else.
+    can silence or permute what the state says without touching anything else. ``recurrence`` is
+    what they set to change what becomes of the state itself.
     """
 
     #: Parameters, by the last part of their name, that every token is multiplied with: they count
@@ -68,6 +70,8 @@ class StateHeads(nn.Module):
     fields: ClassVar[frozenset[str]] = frozenset()
     #: Fields as the kind is published, where they are not as WuNeng's own heads have them.
     published: ClassVar[Mapping[str, Any]] = {}
+    #: What ``state_init`` may be; the first where nobody says.
+    initial_values: ClassVar[tuple[str, ...]] = ("published",)
     #: Ways that ``token_shift`` can be.
     token_shifts: ClassVar[tuple[str, ...]] = ("post", "none")
 
@@ -90,6 +94,8 @@ class StateHeads(nn.Module):
             for letter in LETTERS:
                 setattr(self, f"{letter}_conv", ShortConv(self.width, config.state_short_conv))
         self.readout = nn.Identity()
+        #: Runs in place of :func:`wuneng.ops.wkv7`, called as it is; None is itself.
+        self.recurrence: Recurrence | None = None
 
     def add_token_shift(self) -> None:
         """Register the weights of a token shift that follows projection, if there is one."""
@@ -119,11 +125,12 @@ class StateHeads(nn.Module):
                     f"{name} must be {without!r} where state_kind is {config.state_kind}, "
                     f"got {getattr(config, name)!r}"
                 )
-        if config.token_shift not in cls.token_shifts:
-            raise ValueError(
-                f"token_shift must be {' or '.join(cls.token_shifts)} where state_kind is "
-                f"{config.state_kind}, got {config.token_shift!r}"
-            )
+        for name, ways in (("token_shift", cls.token_shifts), ("state_init", cls.initial_values)):
+            if getattr(config, name) not in ways:
+                raise ValueError(
+                    f"{name} must be {' or '.join(ways)} where state_kind is "
+                    f"{config.state_kind}, got {getattr(config, name)!r}"
+                )
         for which in ("key", "value"):
             source = getattr(config, f"state_{which}_source")
             if source != "own" and which not in cls.shares:
@@ -294,10 +301,11 @@ class StateHeads(nn.Module):
         snapshots = self.snapshots(x, slot)
         state = None if slot is None else slot.get("wkv")
         options: dict[str, Any] = {"initial_state": state, "cu_seqlens": layout.cu_seqlens}
+        run = self.recurrence or wkv7
         if snapshots is None:
-            y, state = wkv7(*inputs, **options)
+            y, state = run(*inputs, **options)
         else:
-            y, state, ring = wkv7(*inputs, **options, snapshots=snapshots)
+            y, state, ring = run(*inputs, **options, snapshots=snapshots)
             if slot is not None:
                 self.keep_ring(ring, layout, slot, x.device)
         if slot is not None:

@@ -6,6 +6,10 @@ Legend: B batch, T tokens, D model width, S state heads, N head size. Equations:
 ``token_shift="post"`` shifts r, k and v after projection (no extra matmul); ``"pre"`` is RWKV-7's
 own form with six shifts of the input. With ``"pre"``, own keys and values, an output gate and the
 value residual the layer is RWKV-7's time mix exactly.
+
+``state_reads=2`` reads twice, y_t = S_t (W S_t r_t) with W ``[N, N]`` per head (our reading of
+arXiv 2504.19191, whose state-driven key is restated as W S X). The recurrence runs twice over the
+same state.
 """
 
 from __future__ import annotations
@@ -32,10 +36,11 @@ from wuneng.ops import HeadInputs, HeadOptions, HeadWeights, head_projections, l
 class RWKV7(HeadParameters):
     """RWKV-7's heads: a generalised delta rule with a decay and a rate for every channel."""
 
-    matrices = frozenset(letter + part for letter in "wavg" for part in "12")
-    groups: ClassVar = {"w0": "double_lr"}
+    matrices = frozenset({"read_weight", *(letter + part for letter in "wavg" for part in "12")})
+    groups: ClassVar = {"w0": "double_lr", "read_weight": "decay"}
     fields = frozenset(OPTIONAL)
     token_shifts = ("post", "pre", "none")
+    initial_values = ("even", "published")
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -48,6 +53,8 @@ class RWKV7(HeadParameters):
         self.k_a = nn.Parameter(torch.empty(width))
         if config.state_bonus:
             self.r_k = nn.Parameter(torch.empty(self.heads, self.head_dim))
+        if config.state_reads == 2:
+            self.read_weight = nn.Parameter(torch.empty(self.heads, self.head_dim, self.head_dim))
         if config.state_norm == "group":
             self.g_norm = HeadGroupNorm(self.heads, self.head_dim, config.state_norm_eps)
         self.add_snapshots()
@@ -56,13 +63,18 @@ class RWKV7(HeadParameters):
         self._reads_input = config.token_shift != "pre"
         self._value_residual, self._gated = config.state_value_residual, config.state_output_gate
         self._own_removal_key = config.state_removal_key == "own"
+        self._reads_twice = config.state_reads == 2
         #: Whether a decoded token may take the short way (wuneng.layers.token_path).
         self.is_usual = (
             self._reads_input
-            and self.key_source == self.value_source == "attention"
+            and self.value_source != "attention_output"
             and not (self._value_residual or self._gated or self._own_removal_key)
+            and not self._reads_twice
             and not (config.snapshots or config.state_short_conv)
-            and config.num_key_value_heads >= self.heads
+            and (
+                self.key_source == self.value_source == "own"
+                or config.num_key_value_heads >= self.heads
+            )
         )
         self.options = HeadOptions(
             self.heads,
@@ -73,7 +85,7 @@ class RWKV7(HeadParameters):
         )
 
     def initialise(self, config: Any) -> None:
-        """RWKV-LM's values (:mod:`wuneng.layers.state._rwkv7_initial_values`)."""
+        """Those of :mod:`wuneng.layers.state._rwkv7_initial_values`, as ``state_init`` says."""
         initialise(self, config)
         super().initialise(config)
 
@@ -89,7 +101,16 @@ class RWKV7(HeadParameters):
         return one_token(self, cross_head, hidden, attention, layout, slot)
 
     def _shifts_in_operator(self) -> bool:
-        return self.config.token_shift == "post" and not self.config.state_value_residual
+        """Not where values are mixed after their shift, or the read vector is not shifted again."""
+        config = self.config
+        again = config.state_value_residual or config.state_reads == 2
+        return config.token_shift == "post" and not again
+
+    @classmethod
+    def recurrence_flops(cls, config: Any) -> float:
+        """As :class:`StateHeads`; another read is of the state and of every snapshot."""
+        again = 2 * (1 + config.snapshots) * config.num_state_heads * config.state_head_dim**2
+        return super().recurrence_flops(config) + (config.state_reads - 1) * again
 
     def forward(
         self,
@@ -105,9 +126,9 @@ class RWKV7(HeadParameters):
         k, v = self.key_value(mixtures, attention, layout)
         r, decay, rate = self._receptance_and_logits(mixtures)
         r, k, v = self.convolved(r, k, v, layout, slot)
-        if self._value_residual:
-            # The residual mixes shifted values, so these shifts cannot wait for the operator.
+        if self._value_residual or self._reads_twice:
             r, k, v = self.shifted(r, k, v, layout, slot)
+        if self._value_residual:
             if first_value is None:
                 first_value = v
             else:
@@ -127,6 +148,8 @@ class RWKV7(HeadParameters):
         snapshots = self.snapshots(x, slot)
         shifts_here = bool(self.options.letters)
         weights, read = self._weights_and_read()
+        if self._reads_twice:
+            inputs = inputs._replace(r=self._second_read_vector(inputs, state, layout, snapshots))
         R, state, carry, ring = state_head(
             inputs,
             weights,
@@ -137,6 +160,7 @@ class RWKV7(HeadParameters):
             keeps_carry=shifts_here and slot is not None,
             snapshots=snapshots,
             read=read,
+            recurrence=self.recurrence,
         )
         if slot is not None:
             slot.put("wkv", state)
@@ -145,6 +169,22 @@ class RWKV7(HeadParameters):
             if snapshots is not None:
                 self.keep_ring(ring, layout, slot, x.device)
         return R
+
+    def _second_read_vector(
+        self, inputs: HeadInputs, state: Tensor | None, layout: SequenceLayout, snapshots: Any
+    ) -> Tensor:
+        """W S_t r_t ``[.., S * N]``: what a read without norm, bonus and gate finds, times W."""
+        once = state_head(
+            inputs._replace(gate=None),
+            self._weights()._replace(bonus=None),
+            self.options,
+            state=state,
+            cu_seqlens=layout.cu_seqlens,
+            snapshots=snapshots,
+            recurrence=self.recurrence,
+        )
+        weight = self.weight_of("read_weight").to(once.readout.dtype)
+        return torch.einsum("btsi,sij->btsj", once.readout, weight).flatten(-2)
 
     def _weights_and_read(self) -> tuple[HeadWeights, Callable[[Tensor], Tensor] | None]:
         """All weights, and what is to be called on the raw read before the operator goes on.
@@ -161,7 +201,8 @@ class RWKV7(HeadParameters):
         """Whether these heads are nothing but their weights: nobody watches or replaced a part."""
         norm = self._modules.get("g_norm")
         return (
-            is_plain(self, RWKV7)
+            self.recurrence is None
+            and is_plain(self, RWKV7)
             and is_plain(self.readout, nn.Identity)
             and is_plain(self.r_proj, nn.Linear)
             and (norm is None or is_plain(norm, HeadGroupNorm))

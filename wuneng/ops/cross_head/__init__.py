@@ -1,8 +1,8 @@
 """Cross-head interaction: what mixes attention's heads with what the state read.
 
 ``reference`` (the equations of each kind), ``forward``, ``backward`` and ``by_hand`` (torch, in
-tiles), ``triton_kernels`` and ``triton_autograd`` (CUDA), ``interface`` (who computes). A few
-tokens in C: :mod:`wuneng.ops.native.few_tokens`.
+tiles), ``triton_kernels`` and ``triton_autograd`` (CUDA), ``native`` (a few
+tokens in C), ``interface`` (who computes).
 """
 
 from wuneng.ops.cross_head.interface import cross_head

@@ -30,17 +30,22 @@ class Gradients:
         size = weights.norm.shape[-1]
         self.dA, self.dR = A.new_empty(A.shape), R.new_empty(R.shape)
         self.d_scale, self.d_norm = (torch.zeros_like(weights.norm) for _ in range(2))
-        self.d_first = torch.zeros_like(weights.first)
-        self.d_second = None if weights.second is None else torch.zeros_like(weights.second)
+        self.d_alpha_or_matrix = torch.zeros_like(weights.alpha_or_matrix)
+        self.d_beta_or_bias = (
+            None if weights.beta_or_bias is None else torch.zeros_like(weights.beta_or_bias)
+        )
         self.scale = weights.scale_by_channel()
         self.per_head = weights.mix.view(A.shape[1], -1, 1)  # [K, G * Q, 1]
         self.d_mix = A.new_zeros(*self.per_head.shape[:2], size)
         #: ``[S * N, S]``: the sums over each head, times w, as one matrix product.
         self.sums = torch.block_diag(*weights.norm.unbind()).t().mul_(-1 / size)
         if weights.kind != "additive":
-            turned = weights.first.transpose(1, 2)
+            turned = weights.alpha_or_matrix.transpose(1, 2)
             self.above, self.below = turned[..., :size], turned[..., size:]
-            self.d_above, self.d_below = self.d_first[:, :size], self.d_first[:, size:]
+            self.d_above, self.d_below = (
+                self.d_alpha_or_matrix[:, :size],
+                self.d_alpha_or_matrix[:, size:],
+            )
 
     def add(
         self, tile: slice, kept: list[Tensor], d_attention: Tensor | None, d_branch: Tensor
@@ -67,14 +72,14 @@ class Gradients:
         self._group(tile, dx.unflatten(1, (self.A.shape[1], -1)), d_attention)
 
     def _additive(self, R: Tensor, dS: Tensor, dM: Tensor, d_attention: Tensor, dR: Tensor) -> None:
-        beta = self.weights.second
+        beta = self.weights.beta_or_bias
         assert beta is not None
-        assert self.d_second is not None
+        assert self.d_beta_or_bias is not None
         torch.mul(dS, self.scale, out=dR).addcmul_(dM, beta)
-        self.d_second.add_((dM * R).sum(0))
+        self.d_beta_or_bias.add_((dM * R).sum(0))
         groups, shared = d_attention.shape[1], R.shape[1] // d_attention.shape[1]
-        alpha = self.weights.first.view(d_attention.shape[1:])
-        self.d_first.view(alpha.shape).add_((d_attention * up(R, groups)).sum(0))
+        alpha = self.weights.alpha_or_matrix.view(d_attention.shape[1:])
+        self.d_alpha_or_matrix.view(alpha.shape).add_((d_attention * up(R, groups)).sum(0))
         by_group = dR.unflatten(1, (groups, shared))
         for j in range(alpha.shape[1]):
             one = slice(j, j + 1)
@@ -85,8 +90,8 @@ class Gradients:
     ) -> Tensor:
         less = torch.addcmul(R, xhat, self.weights.norm, value=-1)
         minus_dz = torch.ops.aten.sigmoid_backward(less.mul_(dM), gate)
-        assert self.d_second is not None
-        self.d_second.sub_(minus_dz.sum(0))
+        assert self.d_beta_or_bias is not None
+        self.d_beta_or_bias.sub_(minus_dz.sum(0))
         d_grouped = torch.mul(gate, dM, out=less)
         torch.addcmul(dM, dS, self.scale, out=dR).sub_(d_grouped)
         self._matrix(xhat, R, minus_dz, d_grouped, dR, beta=1, sign=-1)
@@ -123,7 +128,7 @@ class Gradients:
             torch.addcmul(d_attention, dx, self.per_head, out=dA)
 
     def of_weights(self) -> tuple[Tensor | None, ...]:
-        """Gradients of scale, mix, norm, first and second, once all tiles are added."""
+        """Gradients of what is learned, as :class:`Weights` orders it, once all tiles are added."""
         weights = self.weights
         if weights.kind != "additive":
             self.d_above.mul_(weights.norm[..., None])
@@ -131,4 +136,4 @@ class Gradients:
         if weights.scale.shape[0] < d_scale.shape[0]:
             d_scale = d_scale.sum(0, keepdim=True)
         d_mix = self.d_mix.sum(-1).view(weights.mix.shape)
-        return d_scale, d_mix, self.d_norm, self.d_first, self.d_second
+        return d_scale, d_mix, self.d_norm, self.d_alpha_or_matrix, self.d_beta_or_bias

@@ -16,8 +16,8 @@ def cross_head_by_hand(kind: str, *tensors: *MiddleTensors, eps: float) -> tuple
     """Arguments and results of :func:`wuneng.ops.cross_head`, all of one dtype, 32 or 64 bits."""
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return _CrossHead.apply(kind, *tensors, eps)
-    A, R, scale, mix, norm, first, second = tensors
-    weights = Weights(kind, scale, mix, norm, first, second, eps)
+    A, R, scale, mix, norm, alpha_or_matrix, beta_or_bias = tensors
+    weights = Weights(kind, scale, mix, norm, alpha_or_matrix, beta_or_bias, eps)
     if R.numel() <= FEW_NUMBERS:
         changed, branch = few_tokens(by_group(A, R), R.flatten(0, 1), weights)
     else:
@@ -45,8 +45,8 @@ class _CrossHead(torch.autograd.Function):
         ctx: Any, d_attention: Tensor | None, d_branch: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         A, R, *others = ctx.saved_tensors
-        (scale, mix, norm, first, second), kept = others[:5], others[5:]
-        weights = Weights(ctx.kind, scale, mix, norm, first, second, ctx.eps)
+        (scale, mix, norm, alpha_or_matrix, beta_or_bias), kept = others[:5], others[5:]
+        weights = Weights(ctx.kind, scale, mix, norm, alpha_or_matrix, beta_or_bias, ctx.eps)
         if d_branch is None:
             d_branch = R.new_zeros(*R.shape[:2], 2 * R.shape[2] * R.shape[3])
         if d_attention is None and ctx.kind == "additive":

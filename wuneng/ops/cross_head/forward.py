@@ -34,13 +34,13 @@ class Weights(NamedTuple):
     scale: Tensor
     mix: Tensor
     norm: Tensor
-    first: Tensor
-    second: Tensor | None
+    alpha_or_matrix: Tensor
+    beta_or_bias: Tensor | None
     eps: float
 
     def halves(self) -> tuple[Tensor, Tensor]:
         """diag(w) W_1, which multiplies xhat, and W_2, which multiplies R; each ``[S, N, N]``."""
-        above, below = self.first.split(self.norm.shape[-1], dim=1)
+        above, below = self.alpha_or_matrix.split(self.norm.shape[-1], dim=1)
         return above * self.norm[..., None], below
 
     def scale_by_channel(self) -> Tensor:
@@ -57,15 +57,15 @@ def few_tokens(A: Tensor, R: Tensor, weights: Weights) -> tuple[Tensor | None, T
         grouped = _grouped(A, weights.mix)
     grouped = torch.rms_norm(grouped, grouped.shape[-1:], None, weights.eps) * weights.norm
     if weights.kind == "additive":
-        assert weights.second is not None
-        middle = torch.addcmul(grouped, weights.second, R)
-        changed = torch.addcmul(A, weights.first.view(A.shape[1:]), up(R, A.shape[1]))
-    elif weights.second is None:
+        assert weights.beta_or_bias is not None
+        middle = torch.addcmul(grouped, weights.beta_or_bias, R)
+        changed = torch.addcmul(A, weights.alpha_or_matrix.view(A.shape[1:]), up(R, A.shape[1]))
+    elif weights.beta_or_bias is None:
         both = torch.cat([grouped, R], dim=-1).transpose(0, 1)
-        middle = torch.bmm(both, weights.first).transpose(0, 1)
+        middle = torch.bmm(both, weights.alpha_or_matrix).transpose(0, 1)
     else:
         both = torch.cat([grouped, R], dim=-1).transpose(0, 1)
-        z = torch.baddbmm(weights.second[:, None], both, weights.first)
+        z = torch.baddbmm(weights.beta_or_bias[:, None], both, weights.alpha_or_matrix)
         middle = torch.lerp(R, grouped, z.sigmoid_().transpose(0, 1))
     return changed, torch.cat([R * weights.scale[:, None], middle], dim=1)
 
@@ -122,10 +122,10 @@ def forward(
         xhat.mul_(rstd)
         gate = None
         if changed is not None:
-            assert weights.second is not None
+            assert weights.beta_or_bias is not None
             torch.mul(xhat, weights.norm, out=middle)
-            middle.addcmul_(state, weights.second)
-            alpha = weights.first.view(A.shape[1:])
+            middle.addcmul_(state, weights.beta_or_bias)
+            alpha = weights.alpha_or_matrix.view(A.shape[1:])
             torch.addcmul(own, alpha, up(state, A.shape[1]), out=changed[tile])
         else:
             gate = _matrix_middle(xhat, state, middle, halves, weights)
@@ -139,13 +139,13 @@ def _matrix_middle(
 ) -> Tensor | None:
     """Mid of ``gated`` and ``concat`` into ``out``; the gate ``[tile, S, N]``, if there is one."""
     above, below = halves
-    if weights.second is None:
+    if weights.beta_or_bias is None:
         product = out.transpose(0, 1)
         torch.bmm(xhat.transpose(0, 1), above, out=product)
         product.baddbmm_(R.transpose(0, 1), below)
         return None
     gate = torch.empty_like(xhat)
-    z = gate.copy_(weights.second).transpose(0, 1)
+    z = gate.copy_(weights.beta_or_bias).transpose(0, 1)
     z.baddbmm_(xhat.transpose(0, 1), above).baddbmm_(R.transpose(0, 1), below)
     gate.sigmoid_()
     less = torch.addcmul(R, xhat, weights.norm, value=-1)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.backend import HAS_TRITON, candidates
+from wuneng.ops.cross_head import native
 from wuneng.ops.cross_head.by_hand import cross_head_by_hand
 from wuneng.ops.cross_head.reference import KINDS, cross_head_reference
 from wuneng.ops.native import few_tokens
@@ -36,8 +37,8 @@ def cross_head(
     scale: Tensor,
     group_mix: Tensor,
     group_norm: Tensor,
-    first: Tensor,
-    second: Tensor | None,
+    alpha_or_matrix: Tensor,
+    beta_or_bias: Tensor | None,
     *,
     eps: float,
     backend: str | None = None,
@@ -51,8 +52,8 @@ def cross_head(
         scale: lambda, ``[S]`` or ``[1]``.
         group_mix: ``[S, max(1, H / S)]``.
         group_norm: the RMS norm's weight ``[S, N]``; ``eps`` is added to its mean of squares.
-        first: alpha ``[H, N]``, W_g ``[S, 2 N, N]`` or W_m ``[S, 2 N, N]``.
-        second: beta ``[S, N]``, b_g ``[S, N]`` or None.
+        alpha_or_matrix: alpha ``[H, N]``, W_g ``[S, 2 N, N]`` or W_m ``[S, 2 N, N]``.
+        beta_or_bias: beta ``[S, N]``, b_g ``[S, N]`` or None.
         backend: as :mod:`wuneng.ops.backend` says. By hand is float32 or float64 throughout; mixed
             and half precision, autocast and compilation take the equations. ``triton`` as an
             argument says what it cannot take; asked for otherwise, it leaves that to the rest.
@@ -69,14 +70,14 @@ def cross_head(
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     allowed = candidates("cross_head", A.device, backend)
-    tensors = (A, R, scale, group_mix, group_norm, first, second)
+    tensors = (A, R, scale, group_mix, group_norm, alpha_or_matrix, beta_or_bias)
     if "triton" in allowed and (backend == "triton" or (HAS_TRITON and are_plain(*tensors))):
         from wuneng.ops.cross_head import triton_autograd
 
         if backend == "triton" or triton_autograd.takes(kind, tensors):
             return triton_autograd.cross_head_triton(kind, *tensors, eps=eps)
     if "native" in allowed and few_tokens.takes(R.shape[-1], _products(kind, R), *tensors):
-        return few_tokens.cross_head(kind, *tensors, eps=eps)
+        return native.cross_head(kind, *tensors, eps=eps)
     if "chunked" in allowed and _is_plain(tensors):
         return cross_head_by_hand(kind, *tensors, eps=eps)
     return cross_head_reference(kind, *tensors, eps)

@@ -18,8 +18,8 @@ def cross_head_reference(
     scale: Tensor,
     group_mix: Tensor,
     group_norm: Tensor | None,
-    first: Tensor,
-    second: Tensor | None,
+    alpha_or_matrix: Tensor,
+    beta_or_bias: Tensor | None,
     eps: float,
     normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def cross_head_reference(
     else:
         assert group_norm is not None
         grouped = _normalised(mean, group_norm, eps)
-    A, middle = FORMULAS[kind](A, grouped, R, first, second)
+    A, middle = FORMULAS[kind](A, grouped, R, alpha_or_matrix, beta_or_bias)
     scaled = R * scale[:, None].to(R.dtype)
     return A.flatten(-2), torch.cat([scaled.flatten(-2), middle.flatten(-2)], dim=-1)
 

@@ -20,7 +20,7 @@ from wuneng.ops.head_arguments import MiddleTensors
 from wuneng.ops.wkv7 import triton_launch
 from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device, precision, processors
 
-_NAMES = ("A", "R", "scale", "group_mix", "group_norm", "first", "second")
+_NAMES = ("A", "R", "scale", "group_mix", "group_norm", "alpha_or_matrix", "beta_or_bias")
 
 
 def cross_head_triton(kind: str, *tensors: *MiddleTensors, eps: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def cross_head_triton(kind: str, *tensors: *MiddleTensors, eps: float) -> tuple[
 
 
 def takes(kind: str, tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether :func:`cross_head_triton` runs on its arguments A to second."""
+    """Whether :func:`cross_head_triton` runs on its arguments A to beta_or_bias."""
     A, R = tensors[:2]
     assert A is not None
     assert R is not None
@@ -104,7 +104,7 @@ def _numbers(A: Tensor, R: Tensor, scale: Tensor, eps: float) -> tuple[Any, ...]
 #: What both operators are given first, in torch's language.
 _GIVEN = (
     "str kind, Tensor A, Tensor R, Tensor scale, Tensor group_mix, Tensor group_norm, "
-    "Tensor first, Tensor? second, float eps, ScalarType operand"
+    "Tensor alpha_or_matrix, Tensor? beta_or_bias, float eps, ScalarType operand"
 )
 
 
@@ -194,21 +194,21 @@ def _sum_parts(
     kind: str, gradients: tuple[Tensor, ...], vectors: Tensor, mix: Tensor, matrix: Tensor
 ) -> None:
     """Add up the programs' parts, in a fixed order: atomics would differ from run to run."""
-    _, _, d_scale, d_mix, d_norm, d_first, d_second = gradients
-    by_channel, norm, second = vectors.sum(0).unbind(1)
+    _, _, d_scale, d_mix, d_norm, d_alpha_or_matrix, d_beta_or_bias = gradients
+    by_channel, norm, beta_or_bias = vectors.sum(0).unbind(1)
     by_head = by_channel.sum(-1)
     d_scale.copy_(by_head if d_scale.shape == by_head.shape else by_head.sum(0, keepdim=True))
     d_norm.copy_(norm)
     d_mix.copy_(mix.sum(0)[:, : d_mix.shape[1]])
     matrix = matrix.sum(0)
     if kind == "additive":
-        heads, groups = matrix.shape[0], d_first.shape[0]
+        heads, groups = matrix.shape[0], d_alpha_or_matrix.shape[0]
         # Where state heads share an attention head, each of them has computed the same part.
         matrix = matrix[:: max(1, heads // groups), : max(1, groups // heads)]
         matrix = matrix.flatten(0, 1)
-    d_first.copy_(matrix)
-    if d_second.shape[0]:
-        d_second.copy_(second)
+    d_alpha_or_matrix.copy_(matrix)
+    if d_beta_or_bias.shape[0]:
+        d_beta_or_bias.copy_(beta_or_bias)
 
 
 def _gradient_outputs(*tensors: *MiddleTensors) -> tuple[Tensor, ...]:
@@ -234,10 +234,16 @@ def _differentiate(
     ctx: Any, d_changed: Tensor | None, d_branch: Tensor
 ) -> tuple[Tensor | None, ...]:
     kind, eps, operand = ctx.settings
-    *gradients, d_second = torch.ops.wuneng.cross_head_triton_backward(
+    *gradients, d_beta_or_bias = torch.ops.wuneng.cross_head_triton_backward(
         kind, *ctx.saved_tensors, eps, operand, d_changed if kind == "additive" else None, d_branch
     )
-    return (None, *gradients, d_second if ctx.saved_tensors[-1] is not None else None, None, None)
+    return (
+        None,
+        *gradients,
+        d_beta_or_bias if ctx.saved_tensors[-1] is not None else None,
+        None,
+        None,
+    )
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

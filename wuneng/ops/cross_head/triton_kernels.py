@@ -99,8 +99,8 @@ def cross_head_forward_kernel(
     scale,  # [heads], or [1] with scale_stride 0
     mix,  # [heads, GROUP]
     norm,  # [heads, SIZE]
-    first,  # alpha [attention_heads, SIZE], or [heads, 2 SIZE, SIZE]
-    second,  # [heads, SIZE], or None
+    alpha_or_matrix,  # alpha [attention_heads, SIZE], or [heads, 2 SIZE, SIZE]
+    beta_or_bias,  # [heads, SIZE], or None
     changed,  # A', like A; None unless additive
     branch,  # [tokens, 2, heads, SIZE]
     tokens, heads, attention_heads, scale_stride, eps,
@@ -128,7 +128,7 @@ def cross_head_forward_kernel(
     scaled_TN = R_TN * tl.load(scale + head * scale_stride).to(tl.float32)
     tl.store(branch + out_TN, scaled_TN.to(branch.dtype.element_ty), mask=mask_TN)
     if KIND == ADDITIVE:
-        beta_N = tl.load(second + vector_N).to(tl.float32)
+        beta_N = tl.load(beta_or_bias + vector_N).to(tl.float32)
         middle_TN = grouped_TN + beta_N[None, :] * R_TN
         if SHARED > 1:
             up_TN = shared_mean(R, head, token_T, mask_TN, heads, SIZE, SHARED, BLOCK)
@@ -138,16 +138,17 @@ def cross_head_forward_kernel(
         for j in tl.static_range(GROUP):
             own = head // SHARED * GROUP + j
             offset_TN = (token_T[:, None] * attention_heads + own) * SIZE + channel_N[None, :]
-            alpha_N = tl.load(first + own * SIZE + channel_N).to(tl.float32)
+            alpha_N = tl.load(alpha_or_matrix + own * SIZE + channel_N).to(tl.float32)
             A_TN = load_TN(A, offset_TN, mask_TN) + alpha_N[None, :] * up_TN
             tl.store(changed + offset_TN, A_TN.to(changed.dtype.element_ty), mask=mask_TN)
     else:
         weight_NN = head * 2 * SIZE * SIZE + channel_N[:, None] * SIZE + channel_N[None, :]
-        middle_TN = product(grouped_TN, tl.load(first + weight_NN), OPERAND, PRECISION)
-        below_NN = tl.load(first + SIZE * SIZE + weight_NN)
+        middle_TN = product(grouped_TN, tl.load(alpha_or_matrix + weight_NN), OPERAND, PRECISION)
+        below_NN = tl.load(alpha_or_matrix + SIZE * SIZE + weight_NN)
         middle_TN += product(R_TN, below_NN, OPERAND, PRECISION)
         if KIND == GATED:
-            gate_TN = tl.sigmoid(middle_TN + tl.load(second + vector_N).to(tl.float32)[None, :])
+            bias_N = tl.load(beta_or_bias + vector_N).to(tl.float32)
+            gate_TN = tl.sigmoid(middle_TN + bias_N[None, :])
             middle_TN = R_TN + gate_TN * (grouped_TN - R_TN)
     middle_TN = middle_TN.to(branch.dtype.element_ty)
     tl.store(branch + out_TN + heads * SIZE, middle_TN, mask=(token_T < tokens)[:, None])
@@ -155,12 +156,12 @@ def cross_head_forward_kernel(
 
 @triton.jit
 def cross_head_backward_kernel(
-    A, R, scale, mix, norm, first, second,  # as the forward's
+    A, R, scale, mix, norm, alpha_or_matrix, beta_or_bias,  # as the forward's
     d_changed,  # like A; None unless additive
     d_branch,  # [tokens, 2, heads, SIZE]
     dA,  # like A; float32 [tokens, heads, SIZE] if SHARED > 1, without d_changed itself
     dR,  # like R
-    d_vectors,  # float32 [blocks, heads, 3, SIZE]: of scale (still by channel), norm and second
+    d_vectors,  # float32 [blocks, heads, 3, SIZE]: of scale (by channel), norm, beta_or_bias
     d_mix,  # float32 [blocks, heads, GROUP_ROOM]
     d_alpha,  # float32 [blocks, heads, GROUP_ROOM, SIZE]; None unless additive
     d_matrix,  # float32 [blocks, heads, 2 SIZE, SIZE]; None if additive
@@ -185,15 +186,15 @@ def cross_head_backward_kernel(
     lambda_ = tl.load(scale + head * scale_stride).to(tl.float32)
     d_scale_N = tl.zeros([SIZE], dtype=tl.float32)
     d_norm_N = tl.zeros([SIZE], dtype=tl.float32)
-    d_second_N = tl.zeros([SIZE], dtype=tl.float32)
+    d_beta_or_bias_N = tl.zeros([SIZE], dtype=tl.float32)
     d_mix_G = tl.zeros([GROUP_ROOM], dtype=tl.float32)
     if KIND == ADDITIVE:
-        beta_N = tl.load(second + vector_N).to(tl.float32)
+        beta_N = tl.load(beta_or_bias + vector_N).to(tl.float32)
         d_alpha_GN = tl.zeros([GROUP_ROOM, SIZE], dtype=tl.float32)
     else:
         weight_NN = head * 2 * SIZE * SIZE + channel_N[:, None] * SIZE + channel_N[None, :]
-        above_NN = tl.load(first + weight_NN).to(OPERAND)
-        below_NN = tl.load(first + SIZE * SIZE + weight_NN).to(OPERAND)
+        above_NN = tl.load(alpha_or_matrix + weight_NN).to(OPERAND)
+        below_NN = tl.load(alpha_or_matrix + SIZE * SIZE + weight_NN).to(OPERAND)
         d_above_NN = tl.zeros([SIZE, SIZE], dtype=tl.float32)
         d_below_NN = tl.zeros([SIZE, SIZE], dtype=tl.float32)
 
@@ -212,7 +213,7 @@ def cross_head_backward_kernel(
         dR_TN = lambda_ * dS_TN
         if KIND == ADDITIVE:
             dG_TN = dM_TN
-            d_second_N += tl.sum(dM_TN * R_TN, 0)
+            d_beta_or_bias_N += tl.sum(dM_TN * R_TN, 0)
             dR_TN += beta_N[None, :] * dM_TN
             up_TN = R_TN
             if SHARED > 1:
@@ -221,7 +222,7 @@ def cross_head_backward_kernel(
                 own = head // SHARED * GROUP + j
                 offset_TN = (token_T[:, None] * attention_heads + own) * SIZE + channel_N[None, :]
                 d_own_TN = load_TN(d_changed, offset_TN, mask_TN)
-                alpha_N = tl.load(first + own * SIZE + channel_N).to(tl.float32)
+                alpha_N = tl.load(alpha_or_matrix + own * SIZE + channel_N).to(tl.float32)
                 dR_TN += alpha_N[None, :] * d_own_TN / SHARED
                 d_alpha_N = tl.sum(d_own_TN * up_TN, 0)
                 d_alpha_GN += tl.where(group_G[:, None] == j, d_alpha_N[None, :], 0.0)
@@ -231,9 +232,10 @@ def cross_head_backward_kernel(
             if KIND == GATED:
                 z_TN = product(grouped_TN, above_NN, OPERAND, PRECISION)
                 z_TN += product(R_TN, below_NN, OPERAND, PRECISION)
-                gate_TN = tl.sigmoid(z_TN + tl.load(second + vector_N).to(tl.float32)[None, :])
+                bias_N = tl.load(beta_or_bias + vector_N).to(tl.float32)
+                gate_TN = tl.sigmoid(z_TN + bias_N[None, :])
                 dz_TN = dM_TN * (grouped_TN - R_TN) * gate_TN * (1.0 - gate_TN)
-                d_second_N += tl.sum(dz_TN, 0)
+                d_beta_or_bias_N += tl.sum(dz_TN, 0)
             dG_TN = product(dz_TN, tl.trans(above_NN), OPERAND, PRECISION)
             dR_TN += product(dz_TN, tl.trans(below_NN), OPERAND, PRECISION)
             if KIND == GATED:
@@ -263,7 +265,7 @@ def cross_head_backward_kernel(
     part = block * heads + head
     tl.store(d_vectors + part * 3 * SIZE + channel_N, d_scale_N)
     tl.store(d_vectors + (part * 3 + 1) * SIZE + channel_N, d_norm_N)
-    tl.store(d_vectors + (part * 3 + 2) * SIZE + channel_N, d_second_N)
+    tl.store(d_vectors + (part * 3 + 2) * SIZE + channel_N, d_beta_or_bias_N)
     tl.store(d_mix + part * GROUP_ROOM + group_G, d_mix_G)
     if KIND == ADDITIVE:
         alpha_GN = (part * GROUP_ROOM + group_G[:, None]) * SIZE + channel_N[None, :]

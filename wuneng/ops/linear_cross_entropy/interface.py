@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,12 +43,8 @@ def linear_cross_entropy(
     """
     if not _worth_cutting(hidden, weight, labels, whole_bytes, backend):
         return reference.cross_entropy(F.linear(hidden, weight), labels, ignored)
-    rows, targets = _scored(hidden, labels, ignored)
-
-    def of_chunk(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        return _cross_entropy(logits, targets[part])
-
-    return _apart_from_graphs(rows, weight, of_chunk)
+    total: Tensor = _outside_graphs(_cross_entropy_in_chunks)(hidden, weight, labels, ignored)
+    return total
 
 
 def linear_distillation(
@@ -79,6 +78,41 @@ def linear_distillation(
         own, taught = F.linear(hidden, weight), F.linear(taught_hidden, taught_weight)
         parts = reference.distillation(own, taught, labels, ignored, temperature)
         return kl * parts[0] + ce * parts[1], parts.detach()
+    given = (hidden, weight, taught_hidden, taught_weight, labels)
+    total, parts = _outside_graphs(_distillation_in_chunks)(*given, ignored, temperature, kl, ce)
+    return total, parts
+
+
+def _outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``; where torch.compile is at work, which would unroll its chunks, with a break of
+    the graph before it."""
+    if not torch.compiler.is_compiling():
+        return function
+    return torch.compiler.disable(function)  # type: ignore[no-any-return]
+
+
+def _cross_entropy_in_chunks(
+    hidden: Tensor, weight: Tensor, labels: Tensor, ignored: int
+) -> Tensor:
+    rows, targets = _scored(hidden, labels, ignored)
+
+    def of_chunk(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        return _cross_entropy(logits, targets[part])
+
+    return in_chunks(rows, weight, of_chunk)
+
+
+def _distillation_in_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    taught_hidden: Tensor,
+    taught_weight: Tensor,
+    labels: Tensor,
+    ignored: int,
+    temperature: float,
+    kl: float,
+    ce: float,
+) -> tuple[Tensor, Tensor]:
     rows, targets = _scored(hidden, labels, ignored)
     taught_rows, _ = _scored(taught_hidden, labels, ignored)
     dtype = product_dtype(taught_hidden)
@@ -95,11 +129,7 @@ def linear_distillation(
         parts.add_(torch.stack([divergence, entropy]))
         return kl * divergence + ce * entropy, gradient.add_(by_logits, alpha=ce)
 
-    return _apart_from_graphs(rows, weight, of_chunk), parts
-
-
-#: A graph that torch.compile makes breaks here: it would unroll the chunks.
-_apart_from_graphs = torch.compiler.disable(in_chunks)
+    return in_chunks(rows, weight, of_chunk), parts
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,11 @@
-"""State heads on a CPU in C, where the machine has a compiler."""
+"""What the operators' C kernels share, where the machine has a compiler.
+
+Each kernel lies beside its operator (``state_head/``, ``cross_head/``, ``low_rank/``). Here is what
+belongs to all of them: building and loading one library (``compiler``, ``library_cache``), when a
+few tokens take it (``few_tokens``), their vectors (``vectors.h``), and the call that chains them
+for a decoded token of a layer (``hybrid_token``).
+"""
 
 from wuneng.ops.native.compiler import library
-from wuneng.ops.native.operator import is_available, run
 
-__all__ = ["is_available", "library", "run"]
+__all__ = ["library"]

@@ -27,8 +27,22 @@ from wuneng.records.leftovers import KERNEL_BUILD
 from wuneng.records.scratch import remove_unused, scratch_directory
 
 HEAD_SIZES = (16, 32, 64, 128)
-_SOURCES = ("state_head.c", "state_head_backward.c", "few_tokens.c", "hybrid_token.c")
-_HEADERS = (*("state_head.h", "state_head_token.h", "few_tokens.h", "hybrid_token.h", "vectors.h"),)
+#: Below ``wuneng/ops``.
+_SOURCES = (
+    "state_head/state_head.c",
+    "state_head/state_head_backward.c",
+    "low_rank/low_rank.c",
+    "cross_head/cross_head.c",
+    "native/hybrid_token.c",
+)
+_HEADERS = (
+    "state_head/state_head.h",
+    "state_head/state_head_token.h",
+    "low_rank/low_rank.h",
+    "cross_head/cross_head.h",
+    "native/hybrid_token.h",
+    "native/vectors.h",
+)
 _FLAGS = (
     *("-O3", "-std=gnu11", "-fPIC"),
     # Not -ffast-math: NaN must stay NaN, and sums keep their order.
@@ -42,7 +56,7 @@ _MACHINES = ("-march=native", "-mcpu=native")
 _VARIANTS = tuple(
     ((machine, *compiled), linked) for machine in _MACHINES for compiled, linked in _THREADS
 )
-_HERE = Path(__file__).parent
+_OPS = Path(__file__).parents[1]
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +69,7 @@ def library(size: int) -> ctypes.CDLL | None:
     """The kernels for heads of ``size`` channels; None where they cannot be had."""
     if size not in HEAD_SIZES:
         return None
-    if not (_HERE / _SOURCES[0]).exists():  # an exported model's code travels without them
+    if not (_OPS / _SOURCES[0]).exists():  # an exported model's code travels without them
         return None
     command = _compiler()
     if command is None:
@@ -139,9 +153,9 @@ def _build(
     compile_flags: tuple[str, ...],
     link_flags: tuple[str, ...],
 ) -> None:
-    objects = [str(built.with_suffix(f".{source}.o")) for source in _SOURCES]
+    objects = [str(built.with_suffix(f".{Path(source).name}.o")) for source in _SOURCES]
     steps = [
-        [*_FLAGS, *compile_flags, f"-DN={size}", "-c", str(_HERE / source), "-o", compiled]
+        [*_FLAGS, *compile_flags, f"-DN={size}", "-c", str(_OPS / source), "-o", compiled]
         for source, compiled in zip(_SOURCES, objects, strict=True)
     ]
     for arguments in (*steps, ["-shared", *link_flags, *objects, "-o", str(built), "-lm"]):
@@ -151,7 +165,7 @@ def _build(
 def _fingerprint(command: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for name in (*_SOURCES, *_HEADERS):
-        digest.update((_HERE / name).read_bytes())
+        digest.update((_OPS / name).read_bytes())
     executable = shutil.which(command[0])
     assert executable is not None
     status = os.stat(executable)

@@ -3,8 +3,9 @@
 #ifndef WUNENG_HYBRID_TOKEN_H
 #define WUNENG_HYBRID_TOKEN_H
 
-#include "few_tokens.h"
-#include "state_head.h"
+#include "../cross_head/cross_head.h"
+#include "../low_rank/low_rank.h"
+#include "../state_head/state_head.h"
 
 typedef struct {
   Product receptance;

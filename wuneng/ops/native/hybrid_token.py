@@ -17,18 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wuneng.ops.head_arguments import HeadOptions, HeadWeights
-from wuneng.ops.native.arguments import ABSENT, NO_BACKWARD, address, forward_block
+from wuneng.ops.cross_head.native import CROSS_HEAD, KINDS
+from wuneng.ops.head_arguments import HeadOptions, HeadWeights, LowRank
+from wuneng.ops.low_rank.native import LOW_RANK, PRODUCT
 from wuneng.ops.native.compiler import library
-from wuneng.ops.native.few_tokens import (
-    CROSS_HEAD,
-    KINDS,
-    LOW_RANK,
-    MOST_PRODUCTS,
-    PRODUCT,
-    LowRank,
-)
+from wuneng.ops.native.few_tokens import MOST_PRODUCTS
 from wuneng.ops.plain import are_plain
+from wuneng.ops.state_head.native_arguments import ABSENT, NO_BACKWARD, address, forward_block
 
 _SLOTS = struct.Struct("=3q")
 _INPUTS = struct.Struct("=12q")
@@ -46,8 +41,8 @@ class TokenWeights(NamedTuple):
     scale: Tensor
     group_mix: Tensor
     group_norm: Tensor
-    first: Tensor
-    second: Tensor | None
+    alpha_or_matrix: Tensor
+    beta_or_bias: Tensor | None
     branch: Tensor
 
     def tensors(self) -> list[Tensor | None]:
@@ -69,7 +64,7 @@ def products(weights: TokenWeights, batch: int) -> int:
     sizes = [x.numel() for x in (weights.receptance, *weights.decay, *weights.rate)]
     heads, size = weights.group_norm.shape
     return batch * (
-        sum(sizes) + weights.first.numel() + weights.branch.numel() + 6 * heads * size**2
+        sum(sizes) + weights.alpha_or_matrix.numel() + weights.branch.numel() + 6 * heads * size**2
     )
 
 
@@ -141,7 +136,7 @@ class HybridToken:
     def _cross_head(self, weights: TokenWeights, readout: int, branch: int) -> bytes:
         options = self.options
         numbers = (self.batch, options.attention_heads, options.head.heads, KINDS[options.kind])
-        tensors = (weights.scale, weights.group_mix, weights.group_norm, weights.first)
+        tensors = (weights.scale, weights.group_mix, weights.group_norm, weights.alpha_or_matrix)
         return CROSS_HEAD.pack(
             *numbers,
             weights.scale.numel(),
@@ -149,7 +144,7 @@ class HybridToken:
             0,
             readout,
             *(x.data_ptr() for x in tensors),
-            address(weights.second),
+            address(weights.beta_or_bias),
             0,
             branch,
         )

@@ -68,14 +68,6 @@ def state_readout(
             return triton_kernels.state_readout_triton(*arguments, norm_eps=norm_eps)
     # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
     if "chunked" not in allowed or torch.compiler.is_compiling() or not plain:
-        y_, r_, key_, v_, weight_, bias_, bonus_, gate_ = (wide(x, y) for x in arguments)
-        out = state_readout_reference(
-            *(y_, r_, key_, v_),
-            norm_weight=weight_,
-            norm_bias=bias_,
-            norm_eps=norm_eps,
-            bonus=bonus_,
-            gate=gate_,
-        )
-        return out.to(v.dtype)
+        wider = (wide(x, y) for x in arguments)
+        return state_readout_reference(*wider, norm_eps=norm_eps).to(v.dtype)
     return state_readout_by_hand(*arguments, eps=norm_eps)

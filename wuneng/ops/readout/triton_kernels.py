@@ -83,11 +83,8 @@ def readout_backward_kernel(
     dy, dr, d_key, dv, d_gate,  # [M, S, SIZE]
     d_weight, d_bias, d_bonus,  # [programs, S, SIZE] float32: one row per program of a head
     rows, heads, tiles, eps,
-    SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    HAS_BONUS: tl.constexpr,
-    HAS_GATE: tl.constexpr,
+    SIZE: tl.constexpr, ROWS: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_BONUS: tl.constexpr, HAS_GATE: tl.constexpr,
 ):  # fmt: skip
     """Every gradient of the forward kernel over ``tiles`` tiles of one head's rows."""
     head = tl.program_id(0) % heads

@@ -2,5 +2,5 @@
 
 Reading order: ``recurrence_inputs`` (what the recurrence is fed: removal key, replacement key and
 rate), ``from_projections`` (raw projections into the recurrence), ``step`` and ``triton_step`` (one
-token), ``interface`` (the whole). C is in :mod:`wuneng.ops.native`.
+token), ``native`` (C), ``interface`` (the whole).
 """

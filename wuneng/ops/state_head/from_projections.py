@@ -1,6 +1,6 @@
-"""From a state head's raw projections to what its recurrence reads, as one operator.
+"""The WKV-7 recurrence from a state head's raw projections, as one operator.
 
-    log w = -e^{-1/2} sigma(decay_logit)     k~, a, b = state_inputs(k, source, rate_logit)
+    log w = -e^{-1/2} sigma(decay_logit)     k~, a, b = recurrence_inputs(k, source, rate_logit)
     S_t   = S_{t-1} (diag(e^{w_t}) + a_t^T b_t) + v_t^T k~_t         y_t = r_t S_t^T
 
 (RWKV-7; RWKV-LM's ``rwkv_v7_numpy.py``.) Written out, w, k~, a and b and their gradients each go
@@ -17,15 +17,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from wuneng.ops.backend import asked, candidates
-from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, log_decay, state_inputs
+from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE, log_decay, recurrence_inputs
 from wuneng.ops.wkv7 import interface
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_state
-from wuneng.ops.wkv7.interface import wkv7
+from wuneng.ops.wkv7.interface import Recurrence, wkv7
 from wuneng.ops.wkv7.snapshots import Snapshots
 
 
-class StateMix(NamedTuple):
-    """What :func:`state_mix` returns.
+class ProjectedScan(NamedTuple):
+    """What :func:`wkv7_from_projections` returns.
 
     Attributes:
         y: what the state read, ``[B, T, S, N]`` in v's dtype.
@@ -40,7 +40,7 @@ class StateMix(NamedTuple):
     ring: Tensor | None
 
 
-def state_mix(
+def wkv7_from_projections(
     r: Tensor,
     decay_logit: Tensor,
     k: Tensor,
@@ -54,9 +54,12 @@ def state_mix(
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     snapshots: Snapshots | None = None,
+    recurrence: Recurrence | None = None,
     backend: str | None = None,
-) -> StateMix:
-    """Run S state heads over whole sequences, from their projections.
+) -> ProjectedScan:
+    """The recurrence of S state heads over whole sequences, from their projections.
+
+    Without token shift before it and readout after it: :func:`wuneng.ops.state_head` is the whole.
 
     Differentiable once in every tensor but ``cu_seqlens`` and ``snapshots.position``;
     deterministic.
@@ -71,9 +74,10 @@ def state_mix(
         k_k, k_a: per-channel weights ``[S, N]`` of the removal and the replacement key.
         a_max: upper end of the in-context learning rate, 1 or 2.
         initial_state, cu_seqlens, snapshots, backend: as :func:`wuneng.ops.wkv7`.
+        recurrence: runs in its place, called as it is; None is itself.
 
     Returns:
-        :class:`StateMix`.
+        :class:`ProjectedScan`.
 
     Raises:
         ValueError: an argument's shape, dtype or device does not fit, or the backend is unknown;
@@ -91,12 +95,13 @@ def state_mix(
         and "triton" in candidates("projections", v.device)
         and interface.takes_triton(v.shape[-1], *projections)
     )
-    if fuses and snapshots is None:
+    if fuses and snapshots is None and recurrence is None:
         check_state("initial_state", initial_state, projections, sequences)
         fused = _fused(projections, k_k, k_a, a_max, sequences, **options)
         if fused is not None:
             return fused
-    return _in_parts(projections, k_k, k_a, a_max, snapshots, named, **options)
+    run = recurrence or wkv7
+    return _in_parts(projections, k_k, k_a, a_max, snapshots, named, run, **options)
 
 
 def _in_parts(
@@ -106,24 +111,25 @@ def _in_parts(
     a_max: float,
     snapshots: Snapshots | None,
     backend: str | None,
+    run: Recurrence,
     *,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
-) -> StateMix:
+) -> ProjectedScan:
     """The operators one after another, with any backend of :func:`wuneng.ops.wkv7`."""
     r, decay_logit, k, v, rate_logit, source = projections
-    key, a, b = state_inputs(k, source, rate_logit, k_k, k_a, a_max, backend=backend)
+    key, a, b = recurrence_inputs(k, source, rate_logit, k_k, k_a, a_max, backend=backend)
     inputs = (r, log_decay(decay_logit), key, v, a, b)
     if snapshots is None:
-        y, state = wkv7(
+        y, state = run(
             *inputs,
             initial_state=initial_state,
             cu_seqlens=cu_seqlens,
             backend=backend,
             log_decay_bound=LOG_DECAY_SCALE,
         )
-        return StateMix(y, key, state, None)
-    y, state, ring = wkv7(
+        return ProjectedScan(y, key, state, None)
+    y, state, ring = run(
         *inputs,
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
@@ -131,7 +137,7 @@ def _in_parts(
         backend=backend,
         log_decay_bound=LOG_DECAY_SCALE,
     )
-    return StateMix(y, key, state, ring)
+    return ProjectedScan(y, key, state, ring)
 
 
 def _fused(
@@ -143,13 +149,13 @@ def _fused(
     *,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
-) -> StateMix | None:
+) -> ProjectedScan | None:
     """The kernels that read projections; None where they do not take these arguments.
 
     One token without gradients is left to the one-token step of :func:`wuneng.ops.wkv7`.
     """
     interface.load("triton")  # names the missing package
-    from wuneng.ops.wkv7.triton_state_mix import fits, state_mix_triton
+    from wuneng.ops.wkv7.triton_from_projections import fits, wkv7_from_projections_triton
 
     r, decay_logit, k, v, rate_logit, source = projections
     weights = (k_k, k_a)
@@ -158,13 +164,13 @@ def _fused(
         return None
     if not fits(v, (*projections, *weights), sequences, differentiated):
         return None
-    y, key, state = state_mix_triton(
+    y, key, state = wkv7_from_projections_triton(
         *(r, decay_logit, k, v, rate_logit, None if source is k else source, *weights),
         a_max=a_max,
         initial_state=initial_state,
         cu_seqlens=cu_seqlens,
     )
-    return StateMix(y, key, state, None)
+    return ProjectedScan(y, key, state, None)
 
 
 def _check(projections: tuple[Tensor, ...], k_k: Tensor, k_a: Tensor) -> None:

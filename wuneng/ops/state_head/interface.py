@@ -9,7 +9,7 @@
     R        = (groupnorm_head(y) + (sum r k~ r_k) v) * gate
 
 (RWKV-7; RWKV-LM's ``rwkv_v7_numpy.py``.) On a CPU with a C compiler it is one kernel each way
-(:mod:`wuneng.ops.native`); elsewhere one token without gradients is one step
+(:mod:`wuneng.ops.state_head.native`); elsewhere one token without gradients is one step
 (:mod:`wuneng.ops.state_head.step`: on CUDA one kernel) and the rest is a composition of
 ``wuneng.ops``' operators.
 """
@@ -23,14 +23,14 @@ from torch import Tensor
 
 from wuneng.ops.backend import asked, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
-from wuneng.ops.native.operator import is_available, run
 from wuneng.ops.plain import are_plain
 from wuneng.ops.readout import state_readout
-from wuneng.ops.state_head.from_projections import state_mix
+from wuneng.ops.state_head.from_projections import wkv7_from_projections
+from wuneng.ops.state_head.native import is_available, run
 from wuneng.ops.state_head.step import carry_parts, has_kernel, state_head_step
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.token_shift.previous_token import last_token, previous_token
-from wuneng.ops.wkv7 import Snapshots
+from wuneng.ops.wkv7 import Recurrence, Snapshots
 
 
 def state_head(
@@ -44,6 +44,7 @@ def state_head(
     keeps_carry: bool = False,
     snapshots: Snapshots | None = None,
     read: Callable[[Tensor], Tensor] | None = None,
+    recurrence: Recurrence | None = None,
     backend: str | None = None,
 ) -> HeadOutputs:
     """Run S heads of N channels over whole sequences, or over one token.
@@ -58,22 +59,24 @@ def state_head(
         keeps_carry: also return the carry for the next call.
         snapshots: also read earlier states, see :class:`wuneng.ops.Snapshots`.
         read: applied to y ``[B, T, S, N]`` before the group norm.
+        recurrence: runs in place of :func:`wuneng.ops.wkv7`, called as it is; None is itself.
         backend: as :mod:`wuneng.ops.backend` says.
 
     Returns:
         Readout, final state, carry and ring; differentiable once in every tensor but ``carry`` and
         ``cu_seqlens`` (off the C kernels in ``carry`` too).
     """
-    in_one = snapshots is None and read is None and options.raw
+    in_one = snapshots is None and read is None and recurrence is None and options.raw
     plain = in_one and are_plain(*inputs, *weights, state, carry)
     native = plain and "native" in candidates("state_head", inputs.v.device, backend)
     if native and _no_gradient(carry) and is_available(options.size, *inputs, state):
-        return run(inputs, weights, options, state, carry, cu_seqlens, keeps_carry)
+        head = (inputs, weights, options, state, carry)
+        return run(*head, cu_seqlens=cu_seqlens, keeps_carry=keeps_carry)
     if plain and cu_seqlens is None and _steps(inputs, weights, options, state, carry, backend):
         out = state_head_step(inputs, weights, options, state, carry, backend=backend)
         return out if keeps_carry else out._replace(carry=None)
     memory = (state, carry, cu_seqlens, snapshots)
-    out = _composed(inputs, weights, options, *memory, read, backend)
+    out = _composed(inputs, weights, options, *memory, read, recurrence, backend)
     if not keeps_carry:
         return out
     return out._replace(carry=_next_carry(inputs, options, carry, cu_seqlens))
@@ -114,6 +117,7 @@ def _composed(
     cu_seqlens: Tensor | None,
     snapshots: Snapshots | None,
     read: Callable[[Tensor], Tensor] | None,
+    recurrence: Recurrence | None,
     backend: str | None,
 ) -> HeadOutputs:
     def heads(u: Tensor) -> Tensor:
@@ -123,7 +127,7 @@ def _composed(
     assert weights.k_k is not None
     assert weights.k_a is not None
     shape = (options.heads, options.size)
-    y, key, final, ring = state_mix(
+    y, key, final, ring = wkv7_from_projections(
         *(r, heads(inputs.w), k, v, heads(inputs.a)),
         None if inputs.b is None else heads(inputs.b),
         *(weights.k_k.view(shape), weights.k_a.view(shape)),
@@ -131,6 +135,7 @@ def _composed(
         initial_state=state,
         cu_seqlens=cu_seqlens,
         snapshots=snapshots,
+        recurrence=recurrence,
         backend=backend,
     )
     y = state_readout(

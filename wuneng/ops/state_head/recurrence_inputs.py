@@ -40,16 +40,16 @@ def log_decay(logit: Tensor) -> Tensor:
     return LOG_DECAY_SCALE * torch.sigmoid(_wide(logit)(logit))
 
 
-def state_inputs_reference(
+def recurrence_inputs_reference(
     k: Tensor, source: Tensor, logit: Tensor, k_k: Tensor, k_a: Tensor, a_max: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The equations as they stand, for plain autograd: the oracle of :func:`state_inputs`."""
+    """The equations as they stand, for plain autograd: the oracle of :func:`recurrence_inputs`."""
     rate = torch.sigmoid(logit)
     kappa = torch.nn.functional.normalize(source * k_k, dim=-1, eps=NORM_EPS)
     return k * (1 + (rate - 1) * k_a), -kappa, a_max * rate * kappa
 
 
-def state_inputs(
+def recurrence_inputs(
     k: Tensor,
     source: Tensor,
     logit: Tensor,
@@ -59,7 +59,7 @@ def state_inputs(
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """k~, a and b of the WKV-7 recurrence.
+    """The keys that :func:`wuneng.ops.wkv7` is fed: k~, a and b, of keys and in-context rate.
 
     Args:
         k: keys ``[B, T, S, N]``.
@@ -73,19 +73,19 @@ def state_inputs(
         k~, a = -kappa and b, each ``[B, T, S, N]`` in k's dtype; arithmetic is float32 (float64 for
         float64 inputs). Differentiable once in every tensor argument.
     """
-    by_hand = "chunked" in candidates("state_inputs", k.device, backend)
+    by_hand = "chunked" in candidates("recurrence_inputs", k.device, backend)
     # A compiler fuses the plain form by itself, and a tensor subclass knows torch's operations.
     plain = are_plain(k, source, logit, k_k, k_a) and not torch.compiler.is_compiling()
     if not (by_hand and plain):
         wide = _wide(k)
-        replaced, a, b = state_inputs_reference(
+        replaced, a, b = recurrence_inputs_reference(
             wide(k), wide(source), wide(logit), wide(k_k), wide(k_a), a_max
         )
         return replaced.to(k.dtype), a.to(k.dtype), b.to(k.dtype)
-    return _StateInputs.apply(k, source, logit, k_k, k_a, a_max)
+    return _RecurrenceInputs.apply(k, source, logit, k_k, k_a, a_max)
 
 
-class _StateInputs(torch.autograd.Function):
+class _RecurrenceInputs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, k: Tensor, source: Tensor, logit: Tensor, k_k: Tensor, k_a: Tensor, a_max: float

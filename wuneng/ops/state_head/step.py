@@ -2,7 +2,7 @@
 
     u_t <- u_t + mu (u_{t-1} - u_t)                  token shift of r, k, v (those that have one)
     w = exp(-e^{-1/2} sigma(logit))                  decay
-    rate, kappa, k~, a, b                            as in ``state_inputs``
+    rate, kappa, k~, a, b                            as in ``recurrence_inputs``
     S <- S diag(w) + (S a^T) b + v^T k~,  y = r S^T  the recurrence
     R = (groupnorm(y) + (sum r k~ r_k) v) * gate     as in ``readout``
 
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.backend import HAS_TRITON, candidates
-from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
+from wuneng.ops.head_arguments import HeadCall, HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.readout import state_readout_reference
 from wuneng.ops.state_head.recurrence_inputs import (
     LOG_DECAY_SCALE,
     NORM_EPS,
-    state_inputs_reference,
+    recurrence_inputs_reference,
 )
 from wuneng.ops.wkv7.reference import compute_dtype, wkv7_reference
 
@@ -58,19 +58,16 @@ def state_head_step_reference(
             u = now[letter]
             last = before[letter].to(dtype).view_as(u) if letter in before else 0
             now[letter] = u + mu * (last - u)
-    k, a, b = state_inputs_reference(
+    k, a, b = recurrence_inputs_reference(
         *(now["k"], now.get("b", now["k"]), now["a"], weights.k_k, weights.k_a, options.a_max)
     )
     log_w = LOG_DECAY_SCALE * torch.sigmoid(now["w"])
     sequence = (x.unsqueeze(1) for x in (now["r"], log_w, k, now["v"], a, b))
     y, state, _ = wkv7_reference(*sequence, initial_state=state)
     out = state_readout_reference(
-        *(y.squeeze(1), now["r"], k, now["v"]),
-        norm_weight=weights.norm_weight,
-        norm_bias=weights.norm_bias,
+        *(y.squeeze(1), now["r"], k, now["v"], weights.norm_weight, weights.norm_bias),
+        *(weights.bonus, now.get("gate")),
         norm_eps=options.norm_eps,
-        bonus=weights.bonus,
-        gate=now.get("gate"),
     )
     carry = torch.cat(after, dim=1) if after else None
     return HeadOutputs(out.unsqueeze(1).to(result), state, carry)
@@ -122,12 +119,12 @@ def state_head_step(
         )
     by_hand = "chunked" in candidates("head_step", inputs.v.device, backend)
     compute = _torch_step if by_hand else _reference_step
-    arguments = (inputs, weights, options, state, carry, in_place)
+    arguments = (inputs, weights, options, state, carry)
     device = inputs.v.device.type
     if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):
-        return compute(*arguments)
+        return compute(*arguments, in_place=in_place)
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        return compute(*arguments)
+        return compute(*arguments, in_place=in_place)
 
 
 def has_kernel(
@@ -194,15 +191,8 @@ def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(x.shape)}")
 
 
-def _reference_step(
-    inputs: HeadInputs,
-    weights: HeadWeights,
-    options: HeadOptions,
-    state: Tensor | None,
-    carry: Tensor | None,
-    in_place: bool,
-) -> HeadOutputs:
-    out = state_head_step_reference(inputs, weights, options, state, carry)
+def _reference_step(*given: *HeadCall, in_place: bool) -> HeadOutputs:
+    (*_, state, carry), out = given, state_head_step_reference(*given)
     if in_place and state is not None:
         out = out._replace(state=state.copy_(out.state))
     if in_place and carry is not None and out.carry is not None:
@@ -210,15 +200,9 @@ def _reference_step(
     return out
 
 
-def _torch_step(
-    inputs: HeadInputs,
-    weights: HeadWeights,
-    options: HeadOptions,
-    state: Tensor | None,
-    carry: Tensor | None,
-    in_place: bool,
-) -> HeadOutputs:
+def _torch_step(*given: *HeadCall, in_place: bool) -> HeadOutputs:
     """Matrix products see H heads: a column is ``[H, N, 1]``, a row ``[H, 1, N]``."""
+    inputs, weights, options, state, carry = given
     batch, result = inputs.v.shape[0], inputs.v.dtype
     heads, size = options.heads, options.size
     dtype = compute_dtype(*inputs)

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
+from wuneng.ops.head_arguments import HeadCall, HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device
 
 
@@ -143,16 +144,9 @@ def takes(
     )
 
 
-def state_head_step_triton(
-    inputs: HeadInputs,
-    weights: HeadWeights,
-    options: HeadOptions,
-    state: Tensor | None,
-    carry: Tensor | None,
-    *,
-    in_place: bool = False,
-) -> HeadOutputs:
+def state_head_step_triton(*given: *HeadCall, in_place: bool = False) -> HeadOutputs:
     """As :func:`wuneng.ops.state_head.step.state_head_step`, by the kernel, unchecked."""
+    inputs, weights, options, state, carry = given
     heads, size, _, a_max, eps, letters = options
     lists, settings = (list(inputs), list(weights)), (heads, size, a_max, eps, letters)
     with torch.no_grad():
@@ -171,18 +165,18 @@ def state_head_step_triton(
     return HeadOutputs(out, state, carry if letters else None)
 
 
-@torch.library.custom_op("wuneng::state_head_step", mutates_args=())
-def _step(
-    inputs: Sequence[Tensor | None],
-    weights: Sequence[Tensor | None],
-    state: Tensor | None,
-    carry: Tensor | None,
-    heads: int,
-    size: int,
-    a_max: float,
-    eps: float,
-    letters: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+#: What both operators are given beside state and carry, in torch's language.
+_GIVEN = "Tensor?[] inputs, Tensor?[] weights"
+_SETTINGS = "SymInt heads, SymInt size, float a_max, float eps, str letters"
+
+
+@torch.library.custom_op(
+    "wuneng::state_head_step",
+    mutates_args=(),
+    schema=f"({_GIVEN}, Tensor? state, Tensor? carry, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+)
+def _step(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, weights, state, carry, heads, size, a_max, eps, letters = given
     outputs = _outputs(inputs, heads, size, letters)
     before = (None if x is None else x.contiguous() for x in (state, carry))
     _launch(inputs, weights, (*before, *outputs[1:], outputs[0]), a_max, eps, letters)
@@ -194,18 +188,13 @@ def _(inputs, weights, state, carry, heads, size, a_max, eps, letters):
     return _outputs(inputs, heads, size, letters)
 
 
-@torch.library.custom_op("wuneng::state_head_step_", mutates_args={"state", "carry"})
-def _step_(
-    inputs: Sequence[Tensor | None],
-    weights: Sequence[Tensor | None],
-    state: Tensor,
-    carry: Tensor | None,
-    heads: int,
-    size: int,
-    a_max: float,
-    eps: float,
-    letters: str,
-) -> Tensor:
+@torch.library.custom_op(
+    "wuneng::state_head_step_",
+    mutates_args={"state", "carry"},
+    schema=f"({_GIVEN}, Tensor(a2!) state, Tensor(a3!)? carry, {_SETTINGS}) -> Tensor",
+)
+def _step_(*given: Any) -> Tensor:
+    inputs, weights, state, carry, heads, size, a_max, eps, letters = given
     out = _readout(inputs, heads, size)
     _launch(inputs, weights, (state, carry, state, carry, out), a_max, eps, letters)
     return out

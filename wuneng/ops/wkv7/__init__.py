@@ -9,7 +9,7 @@ stretch of chunks in matrix form), ``chunk_scan`` (from chunk to chunk), ``snaps
 project's.
 """
 
-from wuneng.ops.wkv7.interface import wkv7, wkv7_step
+from wuneng.ops.wkv7.interface import Recurrence, wkv7, wkv7_step
 from wuneng.ops.wkv7.snapshots import Snapshots
 
-__all__ = ["Snapshots", "wkv7", "wkv7_step"]
+__all__ = ["Recurrence", "Snapshots", "wkv7", "wkv7_step"]

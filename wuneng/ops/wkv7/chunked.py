@@ -11,7 +11,7 @@ between the chunks once more instead of keeping a number of them that nobody kno
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from wuneng.ops.wkv7 import snapshot_table
 from wuneng.ops.wkv7.chunk_passes import backward_pass, forward_pass, prepare
 from wuneng.ops.wkv7.decays import CHUNK, allows_full_chunks, longest_chunk, lowest_log_decay
 from wuneng.ops.wkv7.packing import max_state_slots
-from wuneng.ops.wkv7.reference import Inputs, compute_dtype
+from wuneng.ops.wkv7.reference import INPUTS_SCHEMA, Inputs, compute_dtype
 from wuneng.ops.wkv7.snapshots import Snapshots
 
 
@@ -31,11 +31,8 @@ def wkv7_chunked(
     snapshots: Snapshots | None = None,
     log_decay_bound: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The recurrence in chunks; arguments as :func:`wuneng.ops.wkv7`, unchecked.
-
-    Returns:
-        y ``[B, T, S, N]`` in v's dtype, the final state ``[B or sequences, S, N, N]`` and, with
-        snapshots, the final ring ``[B or sequences, n, S, N, N]``.
+    """The recurrence in chunks; arguments as :func:`wuneng.ops.wkv7`, unchecked, results as
+    :func:`wuneng.ops.wkv7.reference.wkv7_reference`.
     """
     r, w, k, v, a, b = inputs
     weights = ring = position = None
@@ -80,26 +77,46 @@ def _chunk_by_values(
     return min(longest, choose_chunk(v.shape[0] * v.shape[1], sequences, every))
 
 
-def _outputs(
-    v: Tensor,
-    dtype: torch.dtype,
-    cu_seqlens: Tensor | None,
-    weights: Tensor | None,
-    position: Tensor | None,
-    every: int,
-    chunk: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+class _Given(NamedTuple):
+    """What the forward operator is given: the inputs, what is beside them, and choices."""
+
+    r: Tensor
+    w: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor
+    b: Tensor
+    initial_state: Tensor | None
+    cu_seqlens: Tensor | None
+    weights: Tensor | None
+    ring: Tensor | None
+    position: Tensor | None
+    every: int
+    chunk: int
+    keep: bool
+
+    def dtype(self) -> torch.dtype:
+        """Of the state and of all arithmetic."""
+        return compute_dtype(*self[:6], self.initial_state)
+
+
+_BESIDE = (
+    "Tensor? initial_state, Tensor? cu_seqlens, Tensor? weights, Tensor? ring, Tensor? position"
+)
+
+
+def _outputs(given: _Given) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Empty y, final state, final ring, kept states and snapshot table: shapes from shapes alone,
     as a compiled graph needs them."""
+    v, cu_seqlens, weights, dtype = given.v, given.cu_seqlens, given.weights, given.dtype()
     batch, tokens, heads, size = v.shape
     sequences = batch if cu_seqlens is None else cu_seqlens.numel() - 1
-    aligned = cu_seqlens is None and position is None
-    slots = max_state_slots(batch * tokens, sequences, chunk, aligned) if keep else 0
+    aligned = cu_seqlens is None and given.position is None
+    slots = max_state_slots(batch * tokens, sequences, given.chunk, aligned) if given.keep else 0
     count, table_slots = 0, 0
     if weights is not None:
         count = weights.shape[-1] - 1
-        table_slots = snapshot_table.max_slots(sequences, count, batch * tokens, every)
+        table_slots = snapshot_table.max_slots(sequences, count, batch * tokens, given.every)
 
     def states(*lead: int) -> Tensor:
         return v.new_empty(*lead, heads, size, size, dtype=dtype)
@@ -108,34 +125,24 @@ def _outputs(
     return y, states(sequences), states(sequences, count), states(slots), states(table_slots)
 
 
-@torch.library.custom_op("wuneng::wkv7_chunked", mutates_args=())
-def _forward(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    weights: Tensor | None,
-    ring: Tensor | None,
-    position: Tensor | None,
-    every: int,
-    chunk: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(v.device.type, enabled=False):
-        inputs = [r, w, k, v, a, b]
-        chunk = chunk or _chunk_by_values(inputs, initial_state, cu_seqlens, every)
-        call = prepare(inputs, initial_state, cu_seqlens, weights, position, every, chunk)
-        y, final, final_ring, kept, table = _outputs(
-            v, call.dtype, cu_seqlens, weights, position, every, chunk, keep
-        )
+@torch.library.custom_op(
+    "wuneng::wkv7_chunked",
+    mutates_args=(),
+    schema=f"({INPUTS_SCHEMA}, {_BESIDE}, SymInt every, SymInt chunk, bool keep)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given = _Given(*arguments)
+    inputs, (initial_state, cu_seqlens, weights, ring, position, every) = given[:6], given[6:12]
+    with torch.autocast(given.v.device.type, enabled=False):
+        chunk = given.chunk or _chunk_by_values(list(inputs), initial_state, cu_seqlens, every)
+        given = given._replace(chunk=chunk)
+        call = prepare(list(inputs), initial_state, cu_seqlens, weights, position, every, chunk)
+        y, final, final_ring, kept, table = _outputs(given)
         if call.snapshots is not None:
             snapshot_table.start_table(call.snapshots, table, ring, final.shape[0])
         initial = torch.zeros_like(final) if initial_state is None else initial_state
-        rows = kept.flatten(0, 1) if keep else None
+        rows = kept.flatten(0, 1) if given.keep else None
         forward_pass(call, initial, y, final, rows, table)
         if call.snapshots is not None:
             final_ring = snapshot_table.final_ring(call.snapshots, table, final)
@@ -143,51 +150,25 @@ def _forward(
 
 
 @_forward.register_fake
-def _forward_shapes(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    weights: Tensor | None,
-    ring: Tensor | None,
-    position: Tensor | None,
-    every: int,
-    chunk: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype = compute_dtype(r, w, k, v, a, b, initial_state)
-    return _outputs(v, dtype, cu_seqlens, weights, position, every, chunk, keep)
+def _forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(_Given(*arguments))
 
 
-@torch.library.custom_op("wuneng::wkv7_chunked_backward", mutates_args=())
-def _backward(
-    d_y: Tensor,
-    d_final: Tensor | None,
-    d_ring: Tensor | None,
-    inputs: list[Tensor],
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    weights: Tensor | None,
-    ring: Tensor | None,
-    position: Tensor | None,
-    final: Tensor,
-    kept: Tensor,
-    table: Tensor,
-    every: int,
-    chunk: int,
-) -> list[Tensor]:
+@torch.library.custom_op(
+    "wuneng::wkv7_chunked_backward",
+    mutates_args=(),
+    schema=f"(Tensor d_y, Tensor? d_final, Tensor? d_ring, Tensor[] inputs, {_BESIDE}, "
+    "Tensor final, Tensor kept, Tensor table, SymInt every, SymInt chunk) -> Tensor[]",
+)
+def _backward(*arguments: Any) -> list[Tensor]:
     """Gradients of r, w, k, v, a, b, the initial state, the weights and the ring; the last two are
     empty without snapshots."""
+    d_y, d_final, d_ring, inputs, *beside, final, kept, table, every, chunk = arguments
+    initial_state, cu_seqlens, weights, ring, position = beside
     with torch.autocast(d_y.device.type, enabled=False):
         if not chunk:
             chunk = _chunk_by_values(inputs, initial_state, cu_seqlens, every)
-            _, _, _, kept, table = _forward(
-                *(*inputs, initial_state, cu_seqlens, weights, ring, position, every, chunk, True)
-            )
+            _, _, _, kept, table = _forward(*inputs, *beside, every, chunk, True)
         call = prepare(inputs, initial_state, cu_seqlens, weights, position, every, chunk)
         gradients = _gradients(inputs, final, weights, ring)
         d_final = torch.zeros_like(final) if d_final is None else d_final.clone()
@@ -220,22 +201,8 @@ def _gradients(
 
 
 @_backward.register_fake
-def _backward_shapes(
-    d_y: Tensor,
-    d_final: Tensor | None,
-    d_ring: Tensor | None,
-    inputs: list[Tensor],
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    weights: Tensor | None,
-    ring: Tensor | None,
-    position: Tensor | None,
-    final: Tensor,
-    kept: Tensor,
-    table: Tensor,
-    every: int,
-    chunk: int,
-) -> list[Tensor]:
+def _backward_shapes(*arguments: Any) -> list[Tensor]:
+    inputs, weights, ring, final = arguments[3], *arguments[6:8], arguments[9]
     return _gradients(inputs, final, weights, ring)
 
 

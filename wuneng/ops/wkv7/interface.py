@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from torch import Tensor
 from wuneng.errors import BackendError
 from wuneng.ops.backend import HAS_TRITON, MissingPackageError, asked, candidates
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
-from wuneng.ops.native.operator import is_available, run
 from wuneng.ops.plain import are_plain
+from wuneng.ops.state_head.native import is_available, run
 from wuneng.ops.wkv7.checks import check_cu_seqlens, check_inputs, check_snapshots, check_state
 from wuneng.ops.wkv7.chunked import wkv7_chunked
 from wuneng.ops.wkv7.decays import CHUNK, allows_full_chunks, longest_chunk
@@ -26,6 +26,9 @@ from wuneng.ops.wkv7.fla import wkv7_fla
 from wuneng.ops.wkv7.reference import Inputs, compute_dtype, wkv7_reference
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step, step_with_snapshots
+
+#: What may stand in for :func:`wkv7`: called as it is, it returns what it returns.
+Recurrence = Callable[..., Any]
 
 
 @overload
@@ -170,7 +173,7 @@ def wkv7_step(
         token = (x.unsqueeze(1) for x in (r, w, k, v, a, b))
         y, new, _ = wkv7_reference(*token, initial_state=state)
         return y.squeeze(1), new
-    return step(r, w, k, v, a, b, state)
+    return step(r, w, k, v, a, b, state=state)
 
 
 def _decays_mildly(w: Tensor) -> bool:
@@ -193,9 +196,9 @@ def _one_token(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     r, w, k, v, a, b = (x[:, 0] for x in inputs)
     if snapshots is None:
-        y, new = step(r, w, k, v, a, b, state)
+        y, new = step(r, w, k, v, a, b, state=state)
         return y.unsqueeze(1), new, None
-    y, new, ring = step_with_snapshots(r, w, k, v, a, b, state, snapshots)
+    y, new, ring = step_with_snapshots(r, w, k, v, a, b, state=state, snapshots=snapshots)
     return y.unsqueeze(1), new, ring
 
 
@@ -273,5 +276,6 @@ def _wkv7_native(
             f"backend 'native' needs CPU tensors, r is on {inputs[0].device}; use backend 'chunked'"
         )
     options = HeadOptions(inputs[0].shape[-2], inputs[0].shape[-1], raw=False)
-    out = run(HeadInputs(*inputs), HeadWeights(), options, initial_state, None, cu_seqlens)
+    head = (HeadInputs(*inputs), HeadWeights(), options, initial_state, None)
+    out = run(*head, cu_seqlens=cu_seqlens)
     return out.readout, out.state, None

@@ -19,6 +19,8 @@ from wuneng.ops.wkv7.snapshots import Snapshots, boundary
 
 #: r, w, k, v, a, b of the recurrence, in this order.
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+#: The same in torch's language, for operators that torch is told of.
+INPUTS_SCHEMA = "Tensor r, Tensor w, Tensor k, Tensor v, Tensor a, Tensor b"
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -30,14 +30,59 @@ class Extents:
     first_row: Tensor
 
 
-def read_snapshots_in_products(
-    r: Tensor,
-    y: Tensor,
-    states: Tensor,
-    snapshots: Snapshots,
-    cu_seqlens: Tensor | None,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class KeptStates:
+    """Earlier states: rows that the forward kernel stored, and the ring of a continued sequence.
+
+    Attributes:
+        stored: ``[rows, S, N, N]``, one at every ``chunk`` tokens; ``extents`` says where whose.
+        ring: ``[sequences, n, S, N, N]`` or None.
+        count: n, the snapshots that a token reads.
+        every: tokens between two snapshots.
+    """
+
+    stored: Tensor
+    ring: Tensor | None
+    count: int
+    every: int
+    extents: Extents
+    chunk: int
+
+    def after(self, tokens: Tensor, sequence: Tensor) -> Tensor:
+        """States ``[W, S, N, N]`` of ``sequence`` after ``tokens`` of its tokens (both ``[W]``).
+
+        Where ``tokens`` is not positive some finite state comes back; the caller gives it no
+        weight.
+        """
+        seen = self.extents.seen[sequence]
+        row = tokens // self.chunk - seen // self.chunk
+        stored = self.stored[self.extents.first_row[sequence] + row.clamp(min=0)]
+        if self.ring is None:
+            return stored
+        slot = (seen // self.every - tokens // self.every).clamp(0, self.count - 1)
+        carried = self.ring[sequence, slot]
+        return torch.where((tokens > seen).view(-1, 1, 1, 1), stored.to(carried.dtype), carried)
+
+    def final_ring(self) -> Tensor:
+        """What the next token of every sequence reads, ``[sequences, n, S, N, N]`` float32."""
+        seen = self.extents.seen
+        sequence = torch.arange(seen.shape[0], device=self.stored.device)
+        newest = (seen + self.extents.length) // self.every
+        slots = []
+        for back in range(self.count):
+            tokens = (newest - back) * self.every
+            state = _wide(self.after(tokens, sequence))
+            slots.append(torch.where((tokens > 0).view(-1, 1, 1, 1), state, 0.0))
+        if not slots:
+            return _wide(self.stored.new_empty(len(sequence), 0, *self.stored.shape[1:]))
+        return torch.stack(slots, dim=1)
+
+
+#: What a snapshot read is given: r, y, states, snapshots, cu_seqlens and chunk.
+StoredReads = tuple[Tensor, Tensor, Tensor, Snapshots, Tensor | None, int]
+
+
+def read_snapshots_in_products(*given: *StoredReads) -> tuple[Tensor, Tensor]:
     """Mix the read of the state now with the snapshots' reads.
 
     Args:
@@ -52,10 +97,11 @@ def read_snapshots_in_products(
         y ``[B, T, S, N]`` in its dtype, and the ring ``[B or sequences, n, S, N, N]`` float32
         (float64 of float64 states).
     """
+    r, y, states, snapshots, cu_seqlens, chunk = given
     extents = sequence_extents(r, cu_seqlens, snapshots.position, chunk)
-    kept = (snapshots.ring, snapshots.count, snapshots.every, extents, chunk)
+    kept = KeptStates(states, snapshots.ring, snapshots.count, snapshots.every, extents, chunk)
     with torch.autocast(r.device.type, enabled=False):
-        ring = final_ring(states, *kept)
+        ring = kept.final_ring()
         mixed = _wide(snapshots.weights[..., :1]) * _wide(y)
         if snapshots.count == 0 or r.shape[1] == 0:
             return mixed.to(y.dtype), ring
@@ -66,7 +112,7 @@ def read_snapshots_in_products(
         total_WSEN = torch.zeros((), device=r.device)
         for newest in range(snapshots.count):
             tokens = (window - newest) * snapshots.every
-            snap_WSNN = _states_after(tokens, sequence, states, *kept)
+            snap_WSNN = kept.after(tokens, sequence)
             gamma_WSE1 = gamma_WESn[..., newest, None].transpose(1, 2) * (tokens > 0).view(
                 -1, 1, 1, 1
             )
@@ -89,51 +135,6 @@ def sequence_extents(
     seen = torch.zeros_like(begin) if position is None else position.to(r.device)
     rows = (length + seen % chunk + chunk - 1) // chunk + 1
     return Extents(begin, length, seen, rows.cumsum(0) - rows)
-
-
-def _states_after(
-    tokens: Tensor,
-    sequence: Tensor,
-    states: Tensor,
-    ring: Tensor | None,
-    count: int,
-    every: int,
-    extents: Extents,
-    chunk: int,
-) -> Tensor:
-    """States ``[W, S, N, N]`` of ``sequence`` after ``tokens`` of its tokens (both ``[W]``).
-
-    Where ``tokens`` is not positive some finite state comes back; the caller gives it no weight.
-    """
-    seen = extents.seen[sequence]
-    row = extents.first_row[sequence] + (tokens // chunk - seen // chunk).clamp(min=0)
-    stored = states[row]
-    if ring is None:
-        return stored
-    slot = (seen // every - tokens // every).clamp(0, count - 1)
-    carried = ring[sequence, slot]
-    return torch.where((tokens > seen).view(-1, 1, 1, 1), stored.to(carried.dtype), carried)
-
-
-def final_ring(
-    states: Tensor,
-    ring: Tensor | None,
-    count: int,
-    every: int,
-    extents: Extents,
-    chunk: int,
-) -> Tensor:
-    """The ring that the next token of every sequence reads, ``[sequences, n, S, N, N]`` float32."""
-    sequence = torch.arange(extents.seen.shape[0], device=states.device)
-    newest = (extents.seen + extents.length) // every
-    slots = []
-    for back in range(count):
-        tokens = (newest - back) * every
-        state = _wide(_states_after(tokens, sequence, states, ring, count, every, extents, chunk))
-        slots.append(torch.where((tokens > 0).view(-1, 1, 1, 1), state, 0.0))
-    if not slots:
-        return _wide(states.new_empty(len(sequence), 0, *states.shape[1:]))
-    return torch.stack(slots, dim=1)
 
 
 def _wide(x: Tensor) -> Tensor:

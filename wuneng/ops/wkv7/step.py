@@ -9,34 +9,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wuneng.ops.wkv7.reference import compute_dtype
+from wuneng.ops.wkv7.reference import Inputs, compute_dtype
 from wuneng.ops.wkv7.snapshots import Snapshots
 
 
-def step(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def step(*inputs: *Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Advance by one token; plain autograd, so it can be differentiated.
 
     Args:
-        r, w, k, v, a, b: ``[B, S, N]``, any floating dtype.
+        inputs: r, w, k, v, a, b ``[B, S, N]``, any floating dtype.
         state: ``[B, S, N, N]`` float32 (float64 with float64 inputs), or None for zero.
 
     Returns:
         y ``[B, S, N]`` in v's dtype and the new state ``[B, S, N, N]``.
     """
-    y, new = _step(r, w, k, v, a, b, state)
-    return y.to(v.dtype), new
+    y, new = _step(inputs, state)
+    return y.to(inputs[3].dtype), new
 
 
-def _step(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _step(inputs: Inputs, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """:func:`step` with y in the state's dtype."""
-    dtype = compute_dtype(r, w, k, v, a, b, state)
+    dtype, v = compute_dtype(*inputs, state), inputs[3]
     batch, heads, size = v.shape
     with torch.autocast(v.device.type, enabled=False):
-        r_, w_, k_, v_, a_, b_ = (x.to(dtype).flatten(0, 1) for x in (r, w, k, v, a, b))
+        r_, w_, k_, v_, a_, b_ = (x.to(dtype).flatten(0, 1) for x in inputs)
         if state is None:
             new = v_.unsqueeze(-1) * k_.unsqueeze(-2)
         else:
@@ -50,14 +46,7 @@ def _step(
 
 
 def step_with_snapshots(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    state: Tensor | None,
-    snapshots: Snapshots,
+    *inputs: *Inputs, state: Tensor | None, snapshots: Snapshots
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`step` with the snapshot reads; ``snapshots.weights`` is ``[B, 1, S, 1 + n]``.
 
@@ -65,7 +54,7 @@ def step_with_snapshots(
         y ``[B, S, N]``, the new state and the ring ``[B, n, S, N, N]`` for the next token. The ring
         is the one that came in wherever no boundary was crossed, not a copy of it.
     """
-    y, new = _step(r, w, k, v, a, b, state)
+    (y, new), (r, _, _, v, _, _) = _step(inputs, state), inputs
     batch, count = v.shape[0], snapshots.count
     gamma = snapshots.weights[:, 0].to(new.dtype)
     ring = snapshots.ring

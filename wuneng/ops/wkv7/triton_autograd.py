@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wuneng.ops.wkv7.reference import Inputs
+from wuneng.ops.wkv7.reference import INPUTS_SCHEMA, Inputs
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step_with_snapshots
 from wuneng.ops.wkv7.triton_launch import (
@@ -86,32 +86,26 @@ def _one_token(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     r, w, k, v, a, b = (x.squeeze(1) for x in inputs)
     if snapshots is None:
-        y, new = wkv7_triton_step(r, w, k, v, a, b, state)
+        y, new = wkv7_triton_step(r, w, k, v, a, b, state=state)
         return y.unsqueeze(1), new, None
-    y, new, ring = step_with_snapshots(r, w, k, v, a, b, state, snapshots)
+    y, new, ring = step_with_snapshots(r, w, k, v, a, b, state=state, snapshots=snapshots)
     return y.unsqueeze(1), new, ring
 
 
-@torch.library.custom_op("wuneng::wkv7_triton_forward", mutates_args=())
-def _forward(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    position: Tensor | None,
-    chunk: int,
-    values: int,
-    keeps_states: bool,
-    segments: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "wuneng::wkv7_triton_forward",
+    mutates_args=(),
+    schema=f"({INPUTS_SCHEMA}, Tensor? initial_state, Tensor? cu_seqlens, Tensor? position, "
+    "SymInt chunk, SymInt values, bool keeps_states, SymInt segments) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, initial_state, cu_seqlens, position, chunk, values, keeps_states, segments = given
+    v = tensors[3]
     y, final_state, states = _forward_outputs(v, cu_seqlens, position, chunk, keeps_states)
     if final_state.numel() == 0:
         return y, final_state, states
-    r, w, k, v, a, b = inputs = tuple(x.contiguous() for x in (r, w, k, v, a, b))
+    inputs = tuple(x.contiguous() for x in tensors)
     entering = None if initial_state is None else initial_state.contiguous()
     cut = cut_where_few(v, cu_seqlens, position, chunk, values, segments, forward_launch)
     stored = states if keeps_states else None
@@ -119,7 +113,7 @@ def _forward(
         table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, position, chunk)
         scan(inputs, entering, table, y, final_state, stored, chunk, values)
         return y, final_state, states
-    starts = states_at_starts(w, k, v, a, b, entering, cut, chunk)
+    starts = states_at_starts(*inputs[1:], initial_state=entering, segments=cut, chunk=chunk)
     ends = torch.empty_like(starts)
     scan(inputs, starts, cut.table, y, ends, stored, chunk, values)
     if keeps_states:
@@ -148,33 +142,24 @@ def _forward_outputs(
 
 
 @_forward.register_fake
-def _(  # type: ignore[no-untyped-def]
-    r, w, k, v, a, b, initial_state, cu_seqlens, position, chunk, values, keeps_states, segments=0
-):
-    return _forward_outputs(v, cu_seqlens, position, chunk, keeps_states)
+def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    cu_seqlens, position, chunk, _, keeps_states, *_ = given[7:]
+    return _forward_outputs(given[3], cu_seqlens, position, chunk, keeps_states)
 
 
-@torch.library.custom_op("wuneng::wkv7_triton_backward", mutates_args=())
-def _backward(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    states: Tensor,
-    cu_seqlens: Tensor | None,
-    position: Tensor | None,
-    dy: Tensor | None,
-    d_final_state: Tensor | None,
-    d_states: Tensor | None,
-    chunk: int,
-    values: int,
-    segments: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _backward_outputs(r, w, k, v, a, b, cu_seqlens)
+@torch.library.custom_op(
+    "wuneng::wkv7_triton_backward",
+    mutates_args=(),
+    schema=f"({INPUTS_SCHEMA}, Tensor states, Tensor? cu_seqlens, Tensor? position, Tensor? dy, "
+    "Tensor? d_final_state, Tensor? d_states, SymInt chunk, SymInt values, SymInt segments) "
+    f"-> ({', '.join(['Tensor'] * 7)})",
+)
+def _backward(*given: Any) -> tuple[Tensor, ...]:
+    *tensors, states, cu_seqlens, position, dy, d_final_state, d_states = given[:12]
+    (chunk, values, segments), v = given[12:], tensors[3]
+    gradients = _backward_outputs(*tensors, cu_seqlens=cu_seqlens)
     *parts, d_initial_state = gradients
-    inputs = tuple(x.contiguous() for x in (r, w, k, v, a, b))
+    inputs = tuple(x.contiguous() for x in tensors)
     dy = torch.zeros_like(inputs[3]) if dy is None else dy.contiguous()
     d_final_state = None if d_final_state is None else d_final_state.contiguous()
     d_states = None if d_states is None else d_states.contiguous()
@@ -194,21 +179,18 @@ def _backward(
     return (*gradients[:6], d_starts.index_select(0, cut.ranges[:, 0]))
 
 
-def _backward_outputs(
-    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward_outputs(*inputs: *Inputs, cu_seqlens: Tensor | None) -> tuple[Tensor, ...]:
+    v = inputs[3]
     heads, size = v.shape[-2:]
     sequences = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    dr, dw, dk, dv, da, db = (
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (r, w, k, v, a, b)
-    )
     d_initial_state = v.new_empty(sequences, heads, size, size, dtype=torch.float32)
-    return dr, dw, dk, dv, da, db, d_initial_state
+    like = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+    return *like, d_initial_state
 
 
 @_backward.register_fake
-def _(r, w, k, v, a, b, states, cu_seqlens, *others):  # type: ignore[no-untyped-def]
-    return _backward_outputs(r, w, k, v, a, b, cu_seqlens)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    return _backward_outputs(*given[:6], cu_seqlens=given[7])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -20,7 +20,7 @@ further product: with g_i = (a da + r dr - b db - k dk)_i,
     dw_i = sum_{l >= i} g_l - (a da)_i + sum_j (b^ (U dS') + k^ (V dS'))_j + sum_value S' dS'.
 
 With RAW the inputs are the layer's projections (see triton_forward) and so are the gradients: da,
-db, dk~ and dw never leave the program (``triton_state_inputs`` folds them). Gradients of the
+db, dk~ and dw never leave the program (``triton_recurrence_inputs`` folds them). Gradients of the
 weights k_k and k_a are written per chunk: sums carried along the scan would hold registers.
 """
 # mypy: disable-error-code="no-untyped-def"
@@ -30,21 +30,40 @@ import triton
 import triton.language as tl
 
 from wuneng.ops.wkv7.triton_chunk import (
+    chunk_slots,
     decay_factors,
     load_CK,
+    load_state,
     lower_products,
     multiply,
-    sequence_extent,
+    scan_program,
+    tile_offsets,
     unit_lower_inverse,
 )
-from wuneng.ops.wkv7.triton_state_inputs import (
+from wuneng.ops.wkv7.triton_recurrence_inputs import (
     fold_log_decay,
     fold_removal,
     fold_replacement,
-    load_inputs,
+    load_log_decay,
+    load_operands,
     load_weight_K,
-    log_decay_of,
 )
+
+
+@triton.jit
+def read_gradients(
+    d_VC, u_VC, v_VC, state_VK, b_CK, k_CK,
+    STRICT: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return gradients of a^ from dZ (STRICT) or of r^ from dY, and of its products with b^, k^."""
+    d_b_CC = lower_products(tl.trans(d_VC), tl.trans(u_VC), STRICT, OPERAND, PRECISION).to(OPERAND)
+    d_k_CC = lower_products(tl.trans(d_VC), tl.trans(v_VC), STRICT, OPERAND, PRECISION).to(OPERAND)
+    d_CK = multiply(tl.trans(d_VC), state_VK, OPERAND, PRECISION)
+    d_CK += multiply(d_b_CC, b_CK, OPERAND, PRECISION)
+    d_CK += multiply(d_k_CC, k_CK, OPERAND, PRECISION)
+    return d_CK, d_b_CC, d_k_CC
 
 
 @triton.jit
@@ -61,12 +80,8 @@ def wkv7_backward_kernel(
     rows,  # ... rows of boundary_states per sequence, read where there is no table
     heads,
     block_stride,  # elements between two value blocks' parts of dr, dw, dk, da, db
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHUNK: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INVERSE_PRECISION: tl.constexpr,
+    SIZE: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, INVERSE_PRECISION: tl.constexpr,
     HAS_FINAL: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_BOUNDARIES: tl.constexpr,
@@ -81,24 +96,12 @@ def wkv7_backward_kernel(
 ):  # fmt: skip
     """Write the gradients of wkv7_forward_kernel's inputs; shapes are the forward's."""
     BLOCKS: tl.constexpr = SIZE // VALUES
-    program = tl.program_id(0)
-    value_block = program % BLOCKS
-    sequence = program // BLOCKS // heads
-    head = program // BLOCKS % heads
-    begin, end, lead, first_row = sequence_extent(table, sequence, tokens, rows, HAS_TABLE)
-
-    token = tl.arange(0, CHUNK)
-    key = tl.arange(0, SIZE)
-    value = value_block * VALUES + tl.arange(0, VALUES)
-    row = heads * SIZE
+    value_block, sequence, head, state, begin, end, lead, first_row = scan_program(
+        table, tokens, rows, heads, HAS_TABLE, SIZE, BLOCKS
+    )
     part = value_block.to(tl.int64) * block_stride
-    state_VK_offsets = value[:, None] * SIZE + key[None, :]
-    state_base = (sequence.to(tl.int64) * heads + head) * SIZE * SIZE
-
-    if HAS_FINAL:
-        ds_VK = tl.load(d_final_state + state_base + state_VK_offsets).to(tl.float32)
-    else:
-        ds_VK = tl.zeros([VALUES, SIZE], dtype=tl.float32)
+    tile_CK, tile_VC, state_VK_offsets = tile_offsets(value_block, heads, SIZE, VALUES, CHUNK)
+    ds_VK = load_state(d_final_state, state + state_VK_offsets, HAS_FINAL)
 
     count = tl.cdiv(end - begin + lead, CHUNK)
     if HAS_BOUNDARIES:
@@ -107,30 +110,14 @@ def wkv7_backward_kernel(
     for step in range(count):
         index = count - 1 - step
         base = begin - lead + index * CHUNK
-        start = base * row + head * SIZE
-        mask_C = (base + token >= begin) & (base + token < end)
+        start, mask_C = chunk_slots(base, begin, end, head, heads, SIZE, CHUNK)
         mask_CK = mask_C[:, None]
-        tile_CK = token[:, None] * row + key[None, :]
-        tile_VC = token[None, :] * row + value[:, None]
         boundary = ((first_row + index) * heads + head) * SIZE * SIZE
 
-        log_decay_CK = load_CK(w + start, tile_CK, mask_CK)
-        if RAW:
-            log_decay_CK = log_decay_of(log_decay_CK, mask_CK)
-        before_CK, after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
-        if RAW:
-            kappa_CK, rate_CK, key_CK = load_inputs(
-                k, a, b, k_k, k_a, head, start, tile_CK, mask_CK, SHARED
-            )
-            a_CK = (-kappa_CK * before_CK).to(OPERAND)
-            b_CK = (A_MAX * rate_CK * kappa_CK * back_CK).to(OPERAND)
-            k_CK = (key_CK * back_CK).to(OPERAND)
-        else:
-            a_CK = (load_CK(a + start, tile_CK, mask_CK) * before_CK).to(OPERAND)
-            b_CK = (load_CK(b + start, tile_CK, mask_CK) * back_CK).to(OPERAND)
-            k_CK = (load_CK(k + start, tile_CK, mask_CK) * back_CK).to(OPERAND)
-        r_CK = (load_CK(r + start, tile_CK, mask_CK) * after_CK).to(OPERAND)
-        v_VC = tl.load(v + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
+        r_CK, k_CK, a_CK, b_CK, v_VC, _key_CK, enter_K, leave_K = load_operands(
+            r, w, k, v, a, b, k_k, k_a, head, start, tile_CK, tile_VC, mask_C,
+            CHUNK, OPERAND, RAW, SHARED, A_MAX,
+        )  # fmt: skip
         dy_VC = tl.load(dy + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
         state_VK = tl.load(boundary_states + boundary + state_VK_offsets).to(tl.float32)
         state_VK = state_VK * enter_K[None, :]
@@ -167,35 +154,21 @@ def wkv7_backward_kernel(
         # Registers are short from here on: decays are read and raised again instead of kept (half
         # the spills at CHUNK = 32), and each gradient is stored before the next one begins.
         out_CK = part + start + tile_CK
-        log_decay_CK = load_CK(w + start, tile_CK, mask_CK)
-        if RAW:
-            log_decay_CK = log_decay_of(log_decay_CK, mask_CK)
+        log_decay_CK = load_log_decay(w + start, tile_CK, mask_CK, RAW)
         before_CK, after_CK, back_CK, _, _ = decay_factors(log_decay_CK, CHUNK)
         state_VK = state_VK.to(OPERAND)
-        dab_CC = lower_products(tl.trans(dz_VC), tl.trans(u_VC), True, OPERAND, PRECISION).to(
-            OPERAND
+        da_CK, dab_CC, dak_CC = read_gradients(
+            dz_VC, u_VC, v_VC, state_VK, b_CK, k_CK, True, OPERAND, PRECISION
         )
-        dak_CC = lower_products(tl.trans(dz_VC), tl.trans(v_VC), True, OPERAND, PRECISION).to(
-            OPERAND
-        )
-        da_CK = multiply(tl.trans(dz_VC), state_VK, OPERAND, PRECISION)
-        da_CK += multiply(dab_CC, b_CK, OPERAND, PRECISION)
-        da_CK += multiply(dak_CC, k_CK, OPERAND, PRECISION)
         if RAW:
             da_out_CK = da_CK * before_CK
         else:
             tl.store(da + out_CK, (da_CK * before_CK).to(da.dtype.element_ty), mask=mask_CK)
         at_own_CK = a_CK.to(tl.float32) * da_CK
 
-        dqb_CC = lower_products(tl.trans(dy_VC), tl.trans(u_VC), False, OPERAND, PRECISION).to(
-            OPERAND
+        dr_CK, dqb_CC, dqk_CC = read_gradients(
+            dy_VC, u_VC, v_VC, state_VK, b_CK, k_CK, False, OPERAND, PRECISION
         )
-        dqk_CC = lower_products(tl.trans(dy_VC), tl.trans(v_VC), False, OPERAND, PRECISION).to(
-            OPERAND
-        )
-        dr_CK = multiply(tl.trans(dy_VC), state_VK, OPERAND, PRECISION)
-        dr_CK += multiply(dqb_CC, b_CK, OPERAND, PRECISION)
-        dr_CK += multiply(dqk_CC, k_CK, OPERAND, PRECISION)
         tl.store(dr + out_CK, (dr_CK * after_CK).to(dr.dtype.element_ty), mask=mask_CK)
         flow_CK = at_own_CK + r_CK.to(tl.float32) * dr_CK
 
@@ -216,7 +189,9 @@ def wkv7_backward_kernel(
             if not SHARED:
                 tl.store(da + out_CK, d_source_CK.to(da.dtype.element_ty), mask=mask_CK)
             chunk = first_row + index - sequence  # every sequence before has a row at its end
-            weight_K = (((chunk * heads + head) * BLOCKS + value_block) * 2) * SIZE + key
+            weight_K = (((chunk * heads + head) * BLOCKS + value_block) * 2) * SIZE + tl.arange(
+                0, SIZE
+            )
             tl.store(d_weights + weight_K, d_k_k_K)
         else:
             tl.store(db + out_CK, (db_CK * back_CK).to(db.dtype.element_ty), mask=mask_CK)
@@ -251,4 +226,4 @@ def wkv7_backward_kernel(
             dw_CK = fold_log_decay(dw_CK, load_CK(w + start, tile_CK, mask_CK))
         tl.store(dw + out_CK, dw_CK.to(dw.dtype.element_ty), mask=mask_CK)
 
-    tl.store(d_initial_state + state_base + state_VK_offsets, ds_VK)
+    tl.store(d_initial_state + state + state_VK_offsets, ds_VK)

@@ -126,3 +126,78 @@ def sequence_extent(table, sequence, tokens, rows, HAS_TABLE: tl.constexpr):
         lead = begin * 0
         first_row = sequence.to(tl.int64) * rows
     return begin, end, lead, first_row
+
+
+@triton.jit
+def scan_program(
+    table, tokens, rows, heads, HAS_TABLE: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.constexpr
+):
+    """Return `(value_block, sequence, head, state)` of this program, and its sequence's extent.
+
+    `state` is where a [SIZE, SIZE] of this sequence and head begins; the extent is that of
+    :func:`sequence_extent`.
+    """
+    program = tl.program_id(0)
+    value_block = program % BLOCKS
+    sequence = program // BLOCKS // heads
+    head = program // BLOCKS % heads
+    begin, end, lead, first_row = sequence_extent(table, sequence, tokens, rows, HAS_TABLE)
+    state = (sequence.to(tl.int64) * heads + head) * SIZE * SIZE
+    return value_block, sequence, head, state, begin, end, lead, first_row
+
+
+@triton.jit
+def tile_offsets(value_block, heads, SIZE: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr):
+    """Return `(tile_CK, tile_VC, state_VK)`: offsets in tensors of tokens and in a state."""
+    token = tl.arange(0, CHUNK)
+    key = tl.arange(0, SIZE)
+    value = value_block * VALUES + tl.arange(0, VALUES)
+    row = heads * SIZE
+    tile_CK = token[:, None] * row + key[None, :]
+    tile_VC = token[None, :] * row + value[:, None]
+    return tile_CK, tile_VC, value[:, None] * SIZE + key[None, :]
+
+
+@triton.jit
+def chunk_slots(base, begin, end, head, heads, SIZE: tl.constexpr, CHUNK: tl.constexpr):
+    """Return where the chunk of CHUNK slots from token `base` begins in a head's tensors, and the
+    mask of the slots that hold a token."""
+    token = base + tl.arange(0, CHUNK)
+    return base * (heads * SIZE) + head * SIZE, (token >= begin) & (token < end)
+
+
+@triton.jit
+def load_state(pointer, offsets_VK, HAS_STATE: tl.constexpr):
+    """Return a state, or a state's gradient, as float32; zero where there is none."""
+    if HAS_STATE:
+        return tl.load(pointer + offsets_VK).to(tl.float32)
+    else:
+        return tl.zeros(offsets_VK.shape, dtype=tl.float32)
+
+
+@triton.jit
+def removed_values(
+    state_VK, enter_K, a_CK, b_CK, k_CK, v_VC,
+    CHUNK: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INVERSE_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return the state in the chunk's frame and U, which goes back on b: U = T (A_ak V + a^ S')."""
+    ab_CC = lower_products(a_CK, b_CK, True, OPERAND, PRECISION)
+    ak_CC = lower_products(a_CK, k_CK, True, OPERAND, PRECISION)
+    inverse_CC = unit_lower_inverse(ab_CC, CHUNK, INVERSE_PRECISION)
+    state_VK = state_VK * enter_K[None, :]
+    z_VC = multiply(state_VK, tl.trans(a_CK), OPERAND, PRECISION)
+    z_VC += multiply(v_VC, tl.trans(ak_CC), OPERAND, PRECISION)
+    return state_VK, multiply(z_VC, tl.trans(inverse_CC), OPERAND, PRECISION).to(OPERAND)
+
+
+@triton.jit
+def after_chunk(
+    state_VK, u_VC, v_VC, b_CK, k_CK, leave_K, OPERAND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Return the state after the chunk, in its own frame."""
+    state_VK += multiply(u_VC, b_CK, OPERAND, PRECISION)
+    state_VK += multiply(v_VC, k_CK, OPERAND, PRECISION)
+    return state_VK * leave_K[None, :]

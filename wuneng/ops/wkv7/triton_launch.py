@@ -78,8 +78,7 @@ def forward_launch(
     dtype: torch.dtype, size: int, chunk: int, heads: int, processors: int
 ) -> Launch:
     """Launch of the forward kernel for ``heads`` (sequences x heads) on ``processors`` SMs."""
-    wide = dtype == torch.float32 or size > 64
-    values = _split_values(32 if wide else min(size, 64), size, heads, processors)
+    values, wide = _values(dtype, size, heads, processors)
     return Launch(chunk, values, 8 if dtype == torch.float32 else 4, 1 if wide else 2)
 
 
@@ -91,18 +90,18 @@ def backward_launch(
     Every further value block costs a float32 part of five gradients, so blocks are kept large
     where registers allow it; with fewer value rows, eight warps spill less than four.
     """
-    wide = dtype == torch.float32 or size > 64
-    values = _split_values(32 if wide else min(size, 64), size, heads, processors)
+    values, _ = _values(dtype, size, heads, processors)
     return Launch(chunk, values, 4 if values == size else 8, 1)
 
 
-def segment_states_launch(
-    dtype: torch.dtype, size: int, chunk: int, heads: int, processors: int
-) -> Launch:
-    """Launch of the kernels that only carry a segment's state, as :func:`forward_launch`."""
+#: Of the kernels that only carry a segment's state.
+segment_states_launch = forward_launch
+
+
+def _values(dtype: torch.dtype, size: int, heads: int, processors: int) -> tuple[int, bool]:
+    """Value channels of a scan's program, and whether its operands are wide."""
     wide = dtype == torch.float32 or size > 64
-    values = _split_values(32 if wide else min(size, 64), size, heads, processors)
-    return Launch(chunk, values, 8 if dtype == torch.float32 else 4, 1 if wide else 2)
+    return _split_values(32 if wide else min(size, 64), size, heads, processors), wide
 
 
 def segment_scan_launch(size: int) -> Launch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def cut_where_few(
 
 
 def scan(
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Tensor | None, ...],
     initial_state: Tensor | None,
     table: Tensor | None,
     y: Tensor,
@@ -68,83 +69,89 @@ def scan(
     states: Tensor | None,
     chunk: int,
     values: int,
+    **raw: Any,
 ) -> None:
-    """Launch the forward kernel on contiguous tensors, a program per (row of final_state, head)."""
+    """Launch the forward kernel on contiguous tensors, a program per (row of final_state, head).
+
+    ``raw``: what the kernel takes besides, where ``inputs`` are projections.
+    """
     tokens, heads, size = y.shape[1:]
     programs = final_state.shape[0] * heads
     launch = forward_launch(y.dtype, size, chunk, programs, processors(y.device))
     values = values or launch.values
     with on_device(y):
         wkv7_forward_kernel[(programs * (size // values),)](
-            *inputs,
-            initial_state,
-            table,
-            y,
-            final_state,
-            states,
-            tokens,
-            rows_per_sequence(tokens, chunk),
-            heads,
-            SIZE=size,
-            VALUES=values,
-            CHUNK=chunk,
+            *(*inputs, initial_state, table, y, final_state, states),
+            *(tokens, rows_per_sequence(tokens, chunk), heads),
             HAS_INITIAL=initial_state is not None,
             HAS_TABLE=table is not None,
             STORE_BOUNDARIES=states is not None,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-            **precision(y.dtype),
+            **raw,
+            **_constants(y, launch, chunk, values),
         )
 
 
+def _constants(like: Tensor, launch: Launch, chunk: int, values: int) -> dict[str, object]:
+    return {
+        "SIZE": like.shape[-1],
+        "VALUES": values,
+        "CHUNK": chunk,
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+        **precision(like.dtype),
+    }
+
+
+def value_blocks(dy: Tensor, sequences: int, chunk: int, values: int) -> int:
+    """Into how many blocks of value channels :func:`scan_back` splits a head."""
+    return dy.shape[-1] // _backward_values(dy, sequences, chunk, values)[0]
+
+
+def _backward_values(dy: Tensor, sequences: int, chunk: int, values: int) -> tuple[int, Launch]:
+    heads, size = dy.shape[2:]
+    launch = backward_launch(dy.dtype, size, chunk, sequences * heads, processors(dy.device))
+    return values or launch.values, launch
+
+
 def scan_back(
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Tensor | None, ...],
     states: Tensor,
     given: tuple[Tensor | None, Tensor, Tensor | None, Tensor | None],
-    gradients: list[Tensor],
+    gradients: Sequence[Tensor | None],
     d_initial_state: Tensor,
     chunk: int,
     values: int,
+    **raw: Any,
 ) -> None:
     """Launch the backward kernel, a program per (row of d_initial_state, head).
 
-    ``given`` are table, dy, d_final_state and d_states; ``gradients`` of the six inputs, written.
+    ``given`` are table, dy, d_final_state and d_states; ``gradients`` of the six inputs, written;
+    ``raw`` as :func:`scan`.
     """
     table, dy, d_final_state, d_states = given
-    tokens, heads, size = dy.shape[1:]
-    programs = d_initial_state.shape[0] * heads
-    launch = backward_launch(dy.dtype, size, chunk, programs, processors(dy.device))
-    values = values or launch.values
+    (tokens, heads, size), sequences = dy.shape[1:], d_initial_state.shape[0]
+    values, launch = _backward_values(dy, sequences, chunk, values)
     blocks = size // values
     parts = list(gradients)
     if blocks > 1:
         # dv's rows belong to one block each; the other gradients are sums over blocks.
         parts = [
-            x if x is gradients[3] else x.new_empty(blocks, *x.shape, dtype=torch.float32)
+            x
+            if x is None or x is gradients[3]
+            else x.new_empty(blocks, *x.shape, dtype=torch.float32)
             for x in gradients
         ]
     with on_device(dy):
-        wkv7_backward_kernel[(programs * blocks,)](
-            *inputs,
-            states,
-            *given,
-            *parts,
-            d_initial_state,
-            tokens,
-            rows_per_sequence(tokens, chunk),
-            heads,
-            dy.numel(),
-            SIZE=size,
-            VALUES=values,
-            CHUNK=chunk,
+        wkv7_backward_kernel[(sequences * heads * blocks,)](
+            *(*inputs, states, *given, *parts, d_initial_state),
+            *(tokens, rows_per_sequence(tokens, chunk), heads, dy.numel()),
             HAS_FINAL=d_final_state is not None,
             HAS_TABLE=table is not None,
             HAS_BOUNDARIES=d_states is not None,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-            **precision(dy.dtype),
+            **raw,
+            **_constants(dy, launch, chunk, values),
         )
     for part, gradient in zip(parts, gradients, strict=True):
-        if part is not gradient:
+        if part is not None and gradient is not None and part is not gradient:
             # A fixed order of summation: atomics would make gradients differ from run to run.
             gradient.copy_(part.sum(0))

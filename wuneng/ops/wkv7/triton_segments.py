@@ -29,11 +29,16 @@ import triton.language as tl
 from torch import Tensor
 
 from wuneng.ops.wkv7.triton_chunk import (
+    after_chunk,
+    chunk_slots,
     decay_factors,
     load_CK,
+    load_state,
     lower_products,
     multiply,
+    removed_values,
     sequence_extent,
+    tile_offsets,
     unit_lower_inverse,
 )
 from wuneng.ops.wkv7.triton_launch import (
@@ -48,88 +53,10 @@ from wuneng.ops.wkv7.triton_tables import Segments
 
 
 @triton.jit
-def segment_states_kernel(
-    w, k, v, a, b,  # [tokens, heads, SIZE], any float type
-    table,  # int64 [segments, 4]: begin, end, lead, first row of boundary states
-    idle,  # bool [segments]: nobody asks for this segment's M and F
-    results,  # float32 [2, segments, heads, SIZE, SIZE] (value, key): F, then M
-    segments,
-    heads,
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHUNK: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INVERSE_PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The state of wkv7_forward_kernel without y, from zero and, without v, from the identity."""
-    BLOCKS: tl.constexpr = SIZE // VALUES
-    program = tl.program_id(0)
-    transition = program % (2 * BLOCKS) // BLOCKS
-    segment = program // (2 * BLOCKS) // heads
-    head = program // (2 * BLOCKS) % heads
-    begin, end, lead, _ = sequence_extent(table, segment, 0, 0, True)
+def segment_program(table, heads, SIZE: tl.constexpr, VALUES: tl.constexpr):
+    """Return `(transition, value_block, segment, head)` of this program, and its segment's extent.
 
-    token = tl.arange(0, CHUNK)
-    key = tl.arange(0, SIZE)
-    value = program % BLOCKS * VALUES + tl.arange(0, VALUES)
-    row = heads * SIZE
-    tile_CK = token[:, None] * row + key[None, :]
-    tile_VC = token[None, :] * row + value[:, None]
-    state_VK = tl.where((value[:, None] == key[None, :]) & (transition == 1), 1.0, 0.0)
-
-    base = begin - lead
-    steps = tl.where(tl.load(idle + segment), 0, tl.cdiv(end - base, CHUNK))
-    for _step in range(steps):
-        start = base * row + head * SIZE
-        mask_C = (base + token >= begin) & (base + token < end)
-        mask_kv_C = mask_C & (transition == 0)
-        log_decay_CK = load_CK(w + start, tile_CK, mask_C[:, None])
-        before_CK, _after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
-        a_CK = (load_CK(a + start, tile_CK, mask_C[:, None]) * before_CK).to(OPERAND)
-        b_CK = (load_CK(b + start, tile_CK, mask_C[:, None]) * back_CK).to(OPERAND)
-        k_CK = (load_CK(k + start, tile_CK, mask_kv_C[:, None]) * back_CK).to(OPERAND)
-        v_VC = tl.load(v + start + tile_VC, mask=mask_kv_C[None, :], other=0.0).to(OPERAND)
-
-        ab_CC = lower_products(a_CK, b_CK, True, OPERAND, PRECISION)
-        ak_CC = lower_products(a_CK, k_CK, True, OPERAND, PRECISION)
-        inverse_CC = unit_lower_inverse(ab_CC, CHUNK, INVERSE_PRECISION)
-
-        state_VK = state_VK * enter_K[None, :]
-        z_VC = multiply(state_VK, tl.trans(a_CK), OPERAND, PRECISION)
-        z_VC += multiply(v_VC, tl.trans(ak_CC), OPERAND, PRECISION)
-        u_VC = multiply(z_VC, tl.trans(inverse_CC), OPERAND, PRECISION).to(OPERAND)
-        state_VK += multiply(u_VC, b_CK, OPERAND, PRECISION)
-        state_VK += multiply(v_VC, k_CK, OPERAND, PRECISION)
-        state_VK = state_VK * leave_K[None, :]
-        base += CHUNK
-
-    result = ((transition.to(tl.int64) * segments + segment) * heads + head) * SIZE * SIZE
-    tl.store(results + result + value[:, None] * SIZE + key[None, :], state_VK)
-
-
-@triton.jit
-def segment_gradients_kernel(
-    r, w, a, b,  # [tokens, heads, SIZE], any float type
-    dy,  # [tokens, heads, SIZE]
-    d_boundary_states,  # [rows, heads, SIZE, SIZE], gradients of the stored states, or None
-    table,  # int64 [segments, 4]: begin, end, lead, first row of boundary states
-    idle,  # bool [segments]: nobody asks for this segment's M and G
-    results,  # float32 [2, segments, heads, SIZE, SIZE] (value, key): G, then M^T
-    segments,
-    heads,
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHUNK: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INVERSE_PRECISION: tl.constexpr,
-    HAS_BOUNDARIES: tl.constexpr,
-):  # fmt: skip
-    """dS of wkv7_backward_kernel and no other gradient, from zero and from the identity.
-
-    The row of stored states between two segments counts for the earlier one: G holds the gradient
-    of the row at the segment's end and leaves out that of the row at its start.
+    Every head has twice SIZE // VALUES programs: transition is 0 for F or G and 1 for M.
     """
     BLOCKS: tl.constexpr = SIZE // VALUES
     program = tl.program_id(0)
@@ -137,15 +64,92 @@ def segment_gradients_kernel(
     segment = program // (2 * BLOCKS) // heads
     head = program // (2 * BLOCKS) % heads
     begin, end, lead, first_row = sequence_extent(table, segment, 0, 0, True)
+    return transition, program % BLOCKS, segment, head, begin, end, lead, first_row
 
-    token = tl.arange(0, CHUNK)
-    key = tl.arange(0, SIZE)
-    value = program % BLOCKS * VALUES + tl.arange(0, VALUES)
-    row = heads * SIZE
-    tile_CK = token[:, None] * row + key[None, :]
-    tile_VC = token[None, :] * row + value[:, None]
-    state_VK_offsets = value[:, None] * SIZE + key[None, :]
-    ds_VK = tl.where((value[:, None] == key[None, :]) & (transition == 1), 1.0, 0.0)
+
+@triton.jit
+def load_removal(
+    w, a, b, base, begin, end, head, heads, tile_CK, CHUNK: tl.constexpr, OPERAND: tl.constexpr
+):
+    """Return `(start, mask_C, a_CK, b_CK, after_CK, back_CK, enter_K, leave_K)` of a chunk.
+
+    a^ and b^, where the chunk begins in a head's tensors and which slots hold a token, and the
+    factors that its other operands need: W_i / W_mid, W_mid / W_j, W_mid and W_C / W_mid.
+    """
+    start, mask_C = chunk_slots(base, begin, end, head, heads, tile_CK.shape[1], CHUNK)
+    log_decay_CK = load_CK(w + start, tile_CK, mask_C[:, None])
+    before_CK, after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
+    a_CK = (load_CK(a + start, tile_CK, mask_C[:, None]) * before_CK).to(OPERAND)
+    b_CK = (load_CK(b + start, tile_CK, mask_C[:, None]) * back_CK).to(OPERAND)
+    return start, mask_C, a_CK, b_CK, after_CK, back_CK, enter_K, leave_K
+
+
+@triton.jit
+def identity_rows(value_block, SIZE: tl.constexpr, VALUES: tl.constexpr):
+    """Return the value block's rows of the identity."""
+    value = value_block * VALUES + tl.arange(0, VALUES)
+    return tl.where(value[:, None] == tl.arange(0, SIZE)[None, :], 1.0, 0.0)
+
+
+@triton.jit
+def segment_states_kernel(
+    w, k, v, a, b,  # [tokens, heads, SIZE], any float type
+    table,  # int64 [segments, 4]: begin, end, lead, first row of boundary states
+    idle,  # bool [segments]: nobody asks for this segment's M and F
+    results,  # float32 [2, segments, heads, SIZE, SIZE] (value, key): F, then M
+    segments, heads,
+    SIZE: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, INVERSE_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The state of wkv7_forward_kernel without y, from zero and, without v, from the identity."""
+    transition, value_block, segment, head, begin, end, lead, _row = segment_program(
+        table, heads, SIZE, VALUES
+    )
+    tile_CK, tile_VC, state_VK_offsets = tile_offsets(value_block, heads, SIZE, VALUES, CHUNK)
+    state_VK = identity_rows(value_block, SIZE, VALUES) * transition
+
+    base = begin - lead
+    steps = tl.where(tl.load(idle + segment), 0, tl.cdiv(end - base, CHUNK))
+    for _step in range(steps):
+        start, mask_C, a_CK, b_CK, _after_CK, back_CK, enter_K, leave_K = load_removal(
+            w, a, b, base, begin, end, head, heads, tile_CK, CHUNK, OPERAND
+        )
+        mask_kv_C = mask_C & (transition == 0)
+        k_CK = (load_CK(k + start, tile_CK, mask_kv_C[:, None]) * back_CK).to(OPERAND)
+        v_VC = tl.load(v + start + tile_VC, mask=mask_kv_C[None, :], other=0.0).to(OPERAND)
+
+        state_VK, u_VC = removed_values(
+            state_VK, enter_K, a_CK, b_CK, k_CK, v_VC, CHUNK, OPERAND, PRECISION, INVERSE_PRECISION
+        )
+        state_VK = after_chunk(state_VK, u_VC, v_VC, b_CK, k_CK, leave_K, OPERAND, PRECISION)
+        base += CHUNK
+
+    result = ((transition.to(tl.int64) * segments + segment) * heads + head) * SIZE * SIZE
+    tl.store(results + result + state_VK_offsets, state_VK)
+
+
+@triton.jit
+def segment_gradients_kernel(
+    r, w, a, b,  # [tokens, heads, SIZE], any float type
+    dy,  # [tokens, heads, SIZE]
+    d_boundary_states,  # [rows, heads, SIZE, SIZE], gradients of the stored states, or None
+    table, idle,  # as segment_states_kernel's
+    results,  # float32 [2, segments, heads, SIZE, SIZE] (value, key): G, then M^T
+    segments, heads,
+    SIZE: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, INVERSE_PRECISION: tl.constexpr,
+    HAS_BOUNDARIES: tl.constexpr,
+):  # fmt: skip
+    """dS of wkv7_backward_kernel and no other gradient, from zero and from the identity.
+
+    The row of stored states between two segments counts for the earlier one: G holds the gradient
+    of the row at the segment's end and leaves out that of the row at its start.
+    """
+    transition, value_block, segment, head, begin, end, lead, first_row = segment_program(
+        table, heads, SIZE, VALUES
+    )
+    tile_CK, tile_VC, state_VK_offsets = tile_offsets(value_block, heads, SIZE, VALUES, CHUNK)
+    ds_VK = identity_rows(value_block, SIZE, VALUES) * transition
 
     count = tl.where(tl.load(idle + segment), 0, tl.cdiv(end - begin + lead, CHUNK))
     if HAS_BOUNDARIES:
@@ -155,13 +159,10 @@ def segment_gradients_kernel(
     for step in range(count):
         index = count - 1 - step
         base = begin - lead + index * CHUNK
-        start = base * row + head * SIZE
-        mask_C = (base + token >= begin) & (base + token < end)
+        start, mask_C, a_CK, b_CK, after_CK, _back_CK, enter_K, leave_K = load_removal(
+            w, a, b, base, begin, end, head, heads, tile_CK, CHUNK, OPERAND
+        )
         mask_y_C = mask_C & (transition == 0)
-        log_decay_CK = load_CK(w + start, tile_CK, mask_C[:, None])
-        before_CK, after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
-        a_CK = (load_CK(a + start, tile_CK, mask_C[:, None]) * before_CK).to(OPERAND)
-        b_CK = (load_CK(b + start, tile_CK, mask_C[:, None]) * back_CK).to(OPERAND)
         r_CK = (load_CK(r + start, tile_CK, mask_y_C[:, None]) * after_CK).to(OPERAND)
         dy_VC = tl.load(dy + start + tile_VC, mask=mask_y_C[None, :], other=0.0).to(OPERAND)
 
@@ -192,12 +193,8 @@ def segment_scan_kernel(
     outer,  # [sequences, heads, SIZE, SIZE]: what enters a sequence from outside, or None
     ranges,  # int64 [sequences, 2]: first segment, and the one after the last
     entering,  # float32 [segments, heads, SIZE, SIZE]: what enters every segment
-    segments,
-    heads,
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    HAS_OUTER: tl.constexpr,
-    REVERSE: tl.constexpr,
+    segments, heads,
+    SIZE: tl.constexpr, VALUES: tl.constexpr, HAS_OUTER: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """entering[next] = entering[this] transition[this] + own[this], in float32."""
     BLOCKS: tl.constexpr = SIZE // VALUES
@@ -205,17 +202,13 @@ def segment_scan_kernel(
     sequence = program // BLOCKS // heads
     head = program // BLOCKS % heads
     key = tl.arange(0, SIZE)
-    value = program % BLOCKS * VALUES + tl.arange(0, VALUES)
-    state_VK_offsets = value[:, None] * SIZE + key[None, :]
+    _, _, state_VK_offsets = tile_offsets(program % BLOCKS, heads, SIZE, VALUES, 1)
     state_KK_offsets = key[:, None] * SIZE + key[None, :]
     first = tl.load(ranges + sequence * 2)
     count = tl.load(ranges + sequence * 2 + 1) - first
 
-    if HAS_OUTER:
-        base = (sequence.to(tl.int64) * heads + head) * SIZE * SIZE
-        state_VK = tl.load(outer + base + state_VK_offsets).to(tl.float32)
-    else:
-        state_VK = tl.zeros([VALUES, SIZE], dtype=tl.float32)
+    base = (sequence.to(tl.int64) * heads + head) * SIZE * SIZE
+    state_VK = load_state(outer, base + state_VK_offsets, HAS_OUTER)
     for step in range(count):
         segment = first + step
         if REVERSE:
@@ -229,25 +222,19 @@ def segment_scan_kernel(
 
 
 def states_at_starts(
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    initial_state: Tensor | None,
-    segments: Segments,
-    chunk: int,
+    *inputs: Tensor, initial_state: Tensor | None, segments: Segments, chunk: int
 ) -> Tensor:
     """Passes 1 and 2: the state every segment starts from, float32 ``[M, S, N, N]``.
 
     Args:
-        w, k, v, a, b: contiguous, ``[B, T, S, N]``.
+        inputs: w, k, v, a, b, contiguous, ``[B, T, S, N]``.
         initial_state: ``[sequences, S, N, N]`` contiguous, or None for zero.
     """
+    v = inputs[2]
     results, launch = _results(v, segments, chunk)
     with on_device(v):
         segment_states_kernel[(_programs(results, launch),)](
-            *(w, k, v, a, b, segments.table, segments.is_last, results),
+            *(*inputs, segments.table, segments.is_last, results),
             *results.shape[1:3],
             **_constants(v, launch),
         )

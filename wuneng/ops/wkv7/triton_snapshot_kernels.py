@@ -130,13 +130,8 @@ def snapshot_gradients_kernel(
     d_mixed,  # [tokens, heads, SIZE]
     dr, dy, d_weights,  # like r, y and weights, written
     tokens, rows, per_sequence, heads, every,  # as snapshot_read_kernel's
-    CHUNK: tl.constexpr,
-    TILE: tl.constexpr,
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    COUNT: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, TILE: tl.constexpr, SIZE: tl.constexpr, VALUES: tl.constexpr,
+    COUNT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HAS_RING: tl.constexpr,
     HAS_TABLE: tl.constexpr,
 ):  # fmt: skip
@@ -199,13 +194,8 @@ def snapshot_state_gradients_kernel(
     per_sequence,  # without tables: kept states of a sequence
     heads,
     every,
-    CHUNK: tl.constexpr,
-    TILE: tl.constexpr,
-    SIZE: tl.constexpr,
-    VALUES: tl.constexpr,
-    COUNT: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, TILE: tl.constexpr, SIZE: tl.constexpr, VALUES: tl.constexpr,
+    COUNT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     HAS_RING: tl.constexpr,
     HAS_D_RING_OUT: tl.constexpr,
     HAS_TABLE: tl.constexpr,

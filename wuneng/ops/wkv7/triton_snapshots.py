@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wuneng.ops.wkv7.snapshot_products import final_ring, sequence_extents
-from wuneng.ops.wkv7.snapshots import Snapshots
+from wuneng.ops.wkv7.snapshot_products import KeptStates, StoredReads, sequence_extents
 from wuneng.ops.wkv7.triton_launch import Launch, on_device, precision, snapshot_launch
 from wuneng.ops.wkv7.triton_snapshot_kernels import (
     snapshot_gradients_kernel,
@@ -28,27 +27,9 @@ from wuneng.ops.wkv7.triton_snapshot_kernels import (
 from wuneng.ops.wkv7.triton_tables import max_segments, places, rows_per_sequence
 
 
-def read_snapshots(
-    r: Tensor,
-    y: Tensor,
-    states: Tensor,
-    snapshots: Snapshots,
-    cu_seqlens: Tensor | None,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """Mix the read of the state now with the snapshots' reads.
-
-    Args:
-        r: ``[B, T, S, N]``.
-        y: ``[B, T, S, N]``, the read of the state now.
-        states: ``[rows, S, N, N]`` in y's dtype, as the forward kernel stores them.
-        snapshots: weights, and ring and position where the sequences are continued.
-        cu_seqlens: as :func:`wuneng.ops.wkv7`.
-        chunk: tokens between two stored states; divides ``snapshots.every``.
-
-    Returns:
-        y ``[B, T, S, N]`` in its dtype, and the ring ``[B or sequences, n, S, N, N]`` float32.
-    """
+def read_snapshots(*given: *StoredReads) -> tuple[Tensor, Tensor]:
+    """As :func:`read_snapshots_in_products`, by the kernels; states in y's dtype."""
+    r, y, states, snapshots, cu_seqlens, chunk = given
     return torch.ops.wuneng.wkv7_snapshot_read(
         *(r, y, states, snapshots.weights, snapshots.ring, snapshots.position, cu_seqlens),
         *(snapshots.every, chunk),
@@ -106,22 +87,24 @@ def _tables(
     )
 
 
-@torch.library.custom_op("wuneng::wkv7_snapshot_read", mutates_args=())
-def _read(
-    r: Tensor,
-    y: Tensor,
-    states: Tensor,
-    weights: Tensor,
-    ring: Tensor | None,
-    position: Tensor | None,
-    cu_seqlens: Tensor | None,
-    every: int,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
+#: What both operators are given first, in torch's language.
+_GIVEN = (
+    "Tensor r, Tensor y, Tensor states, Tensor weights, Tensor? ring, Tensor? position, "
+    "Tensor? cu_seqlens"
+)
+
+
+@torch.library.custom_op(
+    "wuneng::wkv7_snapshot_read",
+    mutates_args=(),
+    schema=f"({_GIVEN}, SymInt every, SymInt chunk) -> (Tensor, Tensor)",
+)
+def _read(*given: Any) -> tuple[Tensor, Tensor]:
+    r, y, states, weights, ring, position, cu_seqlens, every, chunk = given
     mixed = torch.empty_like(y, memory_format=torch.contiguous_format)
     (tokens, heads, size), count = r.shape[1:], weights.shape[-1] - 1
     extents = sequence_extents(r, cu_seqlens, position, chunk)
-    ring_out = final_ring(states, ring, count, every, extents, chunk)
+    ring_out = KeptStates(states, ring, count, every, extents, chunk).final_ring()
     carried = 0 if ring is None else count
     launch = snapshot_launch(y.dtype, size, every)
     tables = _tables(r, position, cu_seqlens, launch.chunk, every, chunk, carried)
@@ -166,20 +149,15 @@ def _(r, y, states, weights, ring, position, cu_seqlens, every, chunk):  # type:
     return mixed, states.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("wuneng::wkv7_snapshot_read_backward", mutates_args=())
-def _read_backward(
-    r: Tensor,
-    y: Tensor,
-    states: Tensor,
-    weights: Tensor,
-    ring: Tensor | None,
-    position: Tensor | None,
-    cu_seqlens: Tensor | None,
-    d_mixed: Tensor | None,
-    d_ring_out: Tensor | None,
-    every: int,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "wuneng::wkv7_snapshot_read_backward",
+    mutates_args=(),
+    schema=f"({_GIVEN}, Tensor? d_mixed, Tensor? d_ring_out, SymInt every, SymInt chunk) "
+    f"-> ({', '.join(['Tensor'] * 5)})",
+)
+def _read_backward(*given: Any) -> tuple[Tensor, ...]:
+    r, y, states, weights, ring, position, cu_seqlens = given[:7]
+    d_mixed, d_ring_out, every, chunk = given[7:]
     gradients = _gradients(r, y, states, weights, ring)
     dr, dy, d_states, d_weights, d_ring = gradients
     d_states.zero_()

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wuneng.ops.wkv7.reference import Inputs
 from wuneng.ops.wkv7.triton_launch import check_inputs, on_device
 
 STEP_WARPS = 4
@@ -52,20 +53,12 @@ def wkv7_step_kernel(
 
 
 def wkv7_triton_step(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    state: Tensor | None,
-    *,
-    in_place: bool = False,
+    *inputs: *Inputs, state: Tensor | None, in_place: bool = False
 ) -> tuple[Tensor, Tensor]:
     """One token in one kernel; no gradients.
 
     Args:
-        r, w, k, v, a, b: ``[B, S, N]``, float32, bfloat16 or float16.
+        inputs: r, w, k, v, a, b ``[B, S, N]``, float32, bfloat16 or float16.
         state: ``[B, S, N_value, N_key]`` float32; None is zero.
         in_place: advance ``state``'s own memory (for a decoding loop that owns it).
 
@@ -75,12 +68,12 @@ def wkv7_triton_step(
     Raises:
         ValueError: as :func:`wkv7_triton`, or ``in_place`` without a contiguous state.
     """
-    check_inputs((r, w, k, v, a, b))
+    check_inputs(inputs)
     if not in_place:
-        return torch.ops.wuneng.wkv7_triton_step(r, w, k, v, a, b, state)
+        return torch.ops.wuneng.wkv7_triton_step(*inputs, state)
     if state is None or not state.is_contiguous():
         raise ValueError("in_place needs a contiguous state")
-    return torch.ops.wuneng.wkv7_triton_step_(r, w, k, v, a, b, state), state
+    return torch.ops.wuneng.wkv7_triton_step_(*inputs, state), state
 
 
 def step_values(size: int) -> int:

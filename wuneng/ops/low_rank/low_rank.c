@@ -1,0 +1,72 @@
+/* Low-rank projections of one or a few decoded tokens, where torch takes longer to dispatch its
+   operators than to compute: the products are matrix-vector loops. */
+
+#include "low_rank.h"
+
+#include <math.h>
+
+#include "../native/vectors.h"
+
+/* width must be a multiple of ROWS. */
+void product(const Product *g) {
+  for (int64_t token = 0; token < g->tokens; ++token) {
+    const float *x = g->x + token * g->size;
+    for (int64_t i = 0; i < g->width; i += ROWS) {
+      const float *row = g->weight + i * g->size;
+      vf sums[ROWS] = {{0}};
+      int64_t j = 0;
+      for (; j + WIDEST <= g->size; j += WIDEST)
+        for (int r = 0; r < ROWS; ++r) sums[r] += load(x + j) * load(row + r * g->size + j);
+      float *out = g->out + token * g->width + i;
+      sum_rows(sums, out);
+      for (; j < g->size; ++j)
+        for (int r = 0; r < ROWS; ++r) out[r] += x[j] * row[r * g->size + j];
+    }
+  }
+}
+
+/* out += x rows, with rows [count, width]: sums of a block of columns stay in registers. */
+static void add_rows(float *restrict out, const float *restrict x, const float *restrict rows,
+                     int64_t count, int64_t width) {
+  enum { BLOCK = 4 * WIDEST };
+  int64_t j = 0;
+  for (; j + BLOCK <= width; j += BLOCK) {
+    vf sum[4];
+    for (int b = 0; b < 4; ++b) sum[b] = load(out + j + b * WIDEST);
+    for (int64_t i = 0; i < count; ++i)
+      for (int b = 0; b < 4; ++b) sum[b] += x[i] * load(rows + i * width + j + b * WIDEST);
+    for (int b = 0; b < 4; ++b) store(out + j + b * WIDEST, sum[b]);
+  }
+  for (; j + WIDEST <= width; j += WIDEST) {
+    vf sum = load(out + j), other = {0};
+    int64_t i = 0;
+    for (; i + 2 <= count; i += 2) {
+      sum += x[i] * load(rows + i * width + j);
+      other += x[i + 1] * load(rows + (i + 1) * width + j);
+    }
+    if (i < count) sum += x[i] * load(rows + i * width + j);
+    store(out + j, sum + other);
+  }
+  for (; j < width; ++j)
+    for (int64_t i = 0; i < count; ++i) out[j] += x[i] * rows[i * width + j];
+}
+
+/* out = bias + middle(x down) up, with middle the identity or tanh. */
+void low_rank(const LowRank *g) {
+  for (int64_t token = 0; token < g->tokens; ++token) {
+    float *middle = g->middle, *out = g->out + token * g->width;
+    memset(middle, 0, g->rank * sizeof(float));
+    add_rows(middle, g->x + token * g->size, g->down, g->size, g->rank);
+    if (g->tangent)
+      for (int64_t j = 0; j < g->rank; ++j) middle[j] = tanhf(middle[j]);
+    memcpy(out, g->bias, g->width * sizeof(float));
+    add_rows(out, middle, g->up, g->rank, g->width);
+  }
+}
+
+/* A layer's receptance and the logits of decay and rate, in one call. */
+void projections(const Product *receptance, const LowRank *decay, const LowRank *rate) {
+  product(receptance);
+  low_rank(decay);
+  low_rank(rate);
+}

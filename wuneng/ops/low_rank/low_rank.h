@@ -1,0 +1,23 @@
+/* Argument blocks of low_rank.c: every field is eight bytes, in the order of `native.py`. */
+#ifndef WUNENG_LOW_RANK_H
+#define WUNENG_LOW_RANK_H
+
+#include <stdint.h>
+
+/* [tokens, width] = x [tokens, size] by weight [width, size]: torch's Linear without a bias. */
+typedef struct {
+  int64_t tokens, size, width;
+  const float *x, *weight;
+  float *out;
+} Product;
+
+typedef struct {
+  int64_t tokens, size, rank, width;
+  int64_t tangent; /* 1: tanh between the two products */
+  const float *x;  /* [tokens, size] */
+  const float *down, *up, *bias; /* [size, rank], [rank, width], [width] */
+  float *middle;                 /* [rank] to work in */
+  float *out;                    /* [tokens, width] */
+} LowRank;
+
+#endif

@@ -1,0 +1,58 @@
+"""Low-rank projections of one or a few tokens in C (``low_rank.c``), without gradients."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wuneng.ops.head_arguments import LowRank
+from wuneng.ops.native.compiler import library
+
+PRODUCT = struct.Struct("=6q")
+LOW_RANK = struct.Struct("=11q")
+
+
+@lru_cache
+def _kernels(size: int) -> Any:
+    kernels = library(size)
+    assert kernels is not None
+    kernels.low_rank.restype = kernels.projections.restype = None
+    return kernels
+
+
+def low_rank(size: int, x: Tensor, weights: LowRank, tanh: bool) -> Tensor:
+    """``[B, T, C]`` from x ``[B, T, D]``; ``tanh`` between the two products or nothing."""
+    block, out, middle = _low_rank_block(x, weights, tanh)
+    _kernels(size).low_rank(block)
+    del middle
+    return out
+
+
+def projections(
+    size: int, x: Tensor, receptance: Tensor, decay: LowRank, rate: LowRank
+) -> tuple[Tensor, Tensor, Tensor]:
+    """r and the logits of decay and rate, ``[B, T, C]`` each, as :func:`head_projections`."""
+    batch, tokens, inner = x.shape
+    width = receptance.shape[0]
+    r = torch.empty(batch, tokens, width)
+    addresses = (x.data_ptr(), receptance.data_ptr(), r.data_ptr())
+    product = PRODUCT.pack(batch * tokens, inner, width, *addresses)
+    decay_block, w, decay_middle = _low_rank_block(x, decay, True)
+    rate_block, a, rate_middle = _low_rank_block(x, rate, False)
+    _kernels(size).projections(product, decay_block, rate_block)
+    del decay_middle, rate_middle
+    return r, w, a
+
+
+def _low_rank_block(x: Tensor, weights: LowRank, tanh: bool) -> tuple[bytes, Tensor, Tensor]:
+    """The argument block, the output, and working memory that must outlive the call."""
+    down, up, bias = weights
+    batch, tokens, inner = x.shape
+    rank, width = up.shape
+    out, middle = torch.empty(batch, tokens, width), torch.empty(rank)
+    addresses = [u.data_ptr() for u in (x, down, up, bias, middle, out)]
+    return LOW_RANK.pack(batch * tokens, inner, rank, width, tanh, *addresses), out, middle

@@ -1,0 +1,196 @@
+"""The arms side by side: what each costs, what each scores, and what they differ in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from wuneng.report.figures import headline, higher_is_better, length_of, task_of
+from wuneng.report.plots import Line, cloud, lines
+from wuneng.report.records import Records
+from wuneng.report.section import Picture, Section
+
+__all__ = ["costs", "differing_settings", "lengths", "pareto", "quality"]
+
+_COSTS = (
+    *("parameters", "trainable_parameters", "added_percent", "training_flops", "tokens"),
+    *("cache_bytes", "state_bytes", "peak_bytes", "seconds", "tokens_per_second", "learning_rate"),
+)
+_UNITS = {
+    "parameters": "parameters",
+    "training_flops": "training FLOPs",
+    "seconds": "training time, s",
+    "tokens_per_second": "training tokens per second",
+    "peak_bytes": "peak memory of a training step, MiB",
+    "state_bytes": "bytes of state per sequence",
+    "cache_bytes": "bytes of cache per sequence",
+}
+_MORE_IS_BETTER = ("tokens_per_second",)
+
+
+def costs(records: Records) -> Section | None:
+    """Parameters, FLOPs, bytes and time of every arm, as far as the record has them."""
+    arms = records.arms
+    known = [key for key in _COSTS if any(arm.get(key) is not None for arm in arms.values())]
+    rows = tuple(
+        {"arm": name, "kind": arm.get("kind")} | {key: arm.get(key) for key in known}
+        for name, arm in arms.items()
+    )
+    text = ("What each arm took; with several seeds the mean of one seed.",)
+    return Section("costs", "What each arm costs", text, rows) if rows else None
+
+
+def quality(records: Records) -> Section | None:
+    """Every figure of every arm, with its spread."""
+    rows = []
+    for name, arm in records.arms.items():
+        seeds = len(arm.get("seeds") or [0])
+        for figure, value in arm.get("quality", {}).items():
+            row = {"arm": name, "figure": figure, "value": value}
+            row["standard_error"] = arm.get("standard_error", {}).get(figure)
+            row["spread_over_seeds"] = arm.get("quality_std", {}).get(figure)
+            rows.append(row | {"seeds": seeds})
+    several = any(row["seeds"] > 1 for row in rows)
+    over = "seeds" if several else "the rows that were scored, one seed"
+    text = (f"Standard errors are over {over}.",)
+    return Section("quality", "What each arm scores", text, tuple(rows)) if rows else None
+
+
+def lengths(records: Records) -> Section | None:
+    """Accuracy against length, a panel for each task."""
+    rows: list[dict[str, Any]] = []
+    for name, arm in records.arms.items():
+        for figure, value in arm.get("quality", {}).items():
+            length = length_of(figure)
+            if length is not None and value is not None:
+                error = arm.get("standard_error", {}).get(figure)
+                found = {"task": task_of(figure), "arm": name, "length": length}
+                rows.append(found | {"accuracy": value, "standard_error": error})
+    rows.sort(key=lambda row: (row["task"], list(records.arms).index(row["arm"]), row["length"]))
+    if len({row["length"] for row in rows}) < 2:
+        return None
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    pictures = tuple(
+        _lengths_of(task, [r for r in rows if r["task"] == task], list(records.arms))
+        for task in tasks
+    )
+    text = ("Accuracy at the training length and beyond; bands are one standard error.",)
+    return Section("lengths", "Accuracy against length", text, tuple(rows), pictures)
+
+
+def _lengths_of(task: str, rows: list[dict[str, Any]], arms: list[str]) -> Picture:
+    series = []
+    for arm in arms:
+        own = [row for row in rows if row["arm"] == arm]
+        if not own:
+            continue
+        values = [row["accuracy"] for row in own]
+        errors = [row["standard_error"] or 0.0 for row in own]
+        bounds = [[v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1)]
+        series.append(Line(arm, [row["length"] for row in own], values, *bounds))
+    told = "; ".join(
+        f"{line.name} {line.y[0]:.2f} at {line.x[0]:.0f} and {line.y[-1]:.2f} at {line.x[-1]:.0f}"
+        for line in series
+    )
+    return Picture(
+        task,
+        f"Accuracy of {task} against length in tokens: {told}",
+        lambda axis: lines(axis, series, arms, x="tokens", y="accuracy", log_x=True),
+    )
+
+
+def pareto(records: Records) -> Section | None:
+    """The figure that decides beside what it costs; an arm that none beats in both is marked."""
+    name = headline(records)
+    if name is None or len(records.arms) < 2:
+        return None
+    found = {arm: one.get("quality", {}).get(name) for arm, one in records.arms.items()}
+    values = {arm: float(value) for arm, value in found.items() if value is not None}
+    peaks = _peaks(records)
+    rows, pictures = [], []
+    for cost, unit in _UNITS.items():
+        points = {}
+        for arm, value in values.items():
+            spent = peaks.get(arm) if cost == "peak_bytes" else records.arms[arm].get(cost)
+            if isinstance(spent, int | float):
+                points[arm] = (float(spent), value)
+        if len(points) < 2 or len({spent for spent, _ in points.values()}) < 2:
+            continue
+        best = {arm for arm in points if not _beaten(arm, points, cost, name)}
+        for arm, (spent, value) in points.items():
+            row = {"arm": arm, "figure": name, "value": value, "cost": cost, "amount": spent}
+            rows.append(row | {"best": arm in best})
+        pictures.append(_cloud(points, best, unit, name))
+    if not rows:
+        return None
+    text = ("A ring marks the arms that no other beats in both.",)
+    return Section("pareto", "Quality beside its cost", text, tuple(rows), tuple(pictures))
+
+
+def _cloud(
+    points: Mapping[str, tuple[float, float]], best: set[str], unit: str, name: str
+) -> Picture:
+    shown = points
+    if unit.endswith("MiB"):
+        shown = {arm: (spent / 2**20, value) for arm, (spent, value) in points.items()}
+    told = ", ".join(f"{arm} {value:.3f} at {spent:.4g}" for arm, (spent, value) in shown.items())
+    return Picture(
+        f"{name} beside {unit}",
+        f"{name} against {unit}: {told}. Beaten by none in both: {', '.join(sorted(best))}",
+        lambda axis: cloud(axis, shown, best, x=unit, y=name),
+    )
+
+
+def _beaten(arm: str, points: Mapping[str, tuple[float, float]], cost: str, name: str) -> bool:
+    def better(one: float, other: float, more: bool) -> bool:
+        return one > other if more else one < other
+
+    spent, value = points[arm]
+    cheap, good = cost in _MORE_IS_BETTER, higher_is_better(name)
+    return any(
+        not better(spent, other[0], cheap)
+        and not better(value, other[1], good)
+        and other != (spent, value)
+        for other in points.values()
+    )
+
+
+def _peaks(records: Records) -> dict[str, float]:
+    """Peak bytes of a training step by arm, at the longest length that a benchmark has."""
+    rows = [row for row in (records.bench or {}).get("rows", ()) if row.get("what") == "train"]
+    known = [row for row in rows if row.get("peak_bytes")]
+    longest = max((row["seq_len"] for row in known), default=0)
+    return {row["arm"]: float(row["peak_bytes"]) for row in known if row["seq_len"] == longest}
+
+
+def differing_settings(records: Records) -> Section | None:
+    """The settings of the recipe in which the arms differ."""
+    arms = (records.recipe or {}).get("arms")
+    if not isinstance(arms, Mapping) or len(arms) < 2:
+        return None
+    flat = {str(arm): dict(_flat(given)) for arm, given in arms.items()}
+    shared = dict(
+        _flat(
+            {
+                "model": (records.recipe or {}).get("model"),
+                "training": (records.recipe or {}).get("training"),
+            }
+        )
+    )
+    paths = dict.fromkeys(path for own in flat.values() for path in own)
+    rows = []
+    for path in paths:
+        values = {arm: own.get(path, shared.get(path)) for arm, own in flat.items()}
+        if len(set(values.values())) > 1:
+            rows.append({"setting": path, **values})
+    text = ("What the recipe gives one arm and not the others.",)
+    return Section("settings", "What differs between the arms", text, tuple(rows)) if rows else None
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    elif path:
+        yield path, value if isinstance(value, str) else json.dumps(value, default=str)

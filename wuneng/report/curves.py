@@ -1,0 +1,176 @@
+"""Learning curves with their range over seeds, and the tokens that an arm saves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from wuneng.report.figures import loss_figures, task_of
+from wuneng.report.plots import Interval, Line, forest, lines
+from wuneng.report.records import Records
+from wuneng.report.section import Picture, Section, percent
+from wuneng.statistics import Curve, TokensSaved, tokens_saved
+
+__all__ = ["curves", "saved_against", "tokens"]
+
+_CONTROLS = ("shifted attention", "convolved attention")
+
+
+def curves(records: Records) -> Section | None:
+    """A panel for each task's validation loss, or one of the training loss where nothing was
+    validated."""
+    names = _names(records)
+    by_name = {
+        name: [row for arm in records.metrics for row in _over_seeds(records, arm, name)]
+        for name in names
+    }
+    rows = [row for own in by_name.values() for row in own]
+    if not rows:
+        return None
+    pictures = tuple(_picture(records, name, own) for name, own in by_name.items() if own)
+    seeds = max(row["seeds"] for row in rows)
+    band = f"mean of {seeds} seeds, band: lowest to highest seed" if seeds > 1 else "one seed"
+    text = f"Each arm's loss while it trained, against the tokens that it had seen ({band})."
+    return Section("curves", "Learning curves", (text,), tuple(rows), pictures)
+
+
+def tokens(records: Records) -> Section | None:
+    """How many fewer tokens each arm needs for the loss that plain attention, or the control, ends
+    with."""
+    rows, shown = [], []
+    for name in _names(records):
+        for against in _yardsticks(records):
+            for arm in records.metrics:
+                found = saved_against(records, arm, against, name)
+                if found is None:
+                    continue
+                row = _saved_row(arm, against, name, found)
+                rows.append(row)
+                shown.append(
+                    Interval(
+                        f"{arm} / {against}, {task_of(name)}",
+                        100 * found.saved,
+                        None if row["low"] is None else 100 * row["low"],
+                        None if row["high"] is None else 100 * row["high"],
+                        bound=bool(found.censored),
+                    )
+                )
+    if not rows:
+        return None
+    text = [
+        "How many fewer tokens an arm needs for the loss that the other one ends with: the share "
+        "of its tokens, averaged over seeds as logarithms; negative: it needs more. In the middle "
+        "of its schedule an arm's learning rate has not decayed yet, so a saving is told too small "
+        "rather than too large."
+    ]
+    if any(row["censored"] for row in rows):
+        text.append(
+            "Where an arm never reached that loss, its saving is at most the value shown (marked "
+            "with an arrow), and its interval has no lower end."
+        )
+    if all(row["low"] is None and row["high"] is None for row in rows):
+        text.append("One seed: there is no interval over seeds.")
+    alt = "Tokens saved, in percent: " + "; ".join(f"{s.name} {s.value:.1f}" for s in shown)
+    picture = Picture(
+        "tokens saved",
+        alt,
+        lambda axis: forest(axis, shown, x="% of the tokens saved"),
+        height=1.4 + 0.28 * len(shown),
+    )
+    return Section("tokens-saved", "Tokens saved", tuple(text), tuple(rows), (picture,))
+
+
+def saved_against(records: Records, arm: str, against: str, name: str) -> TokensSaved | None:
+    """The saving in figure ``name`` over the seeds that both were trained from; None where there
+    are no curves, and of an arm against itself."""
+    if arm == against or not {arm, against} <= set(records.metrics):
+        return None
+    return tokens_saved(_curves_of(records, arm, name), _curves_of(records, against, name))
+
+
+def _yardsticks(records: Records) -> list[str]:
+    baseline = [records.baseline] if records.baseline in records.metrics else []
+    controls = [arm for arm, one in records.arms.items() if one.get("kind") in _CONTROLS]
+    return [arm for arm in [*baseline, *controls] if arm is not None]
+
+
+def _saved_row(arm: str, against: str, name: str, found: TokensSaved) -> dict[str, Any]:
+    low, high = found.interval or (None, None)
+    return {
+        "arm": arm,
+        "against": against,
+        "figure": name,
+        "saved": found.saved,
+        "low": None if low is None or math.isinf(low) else low,
+        "high": high,
+        "seeds": found.orders,
+        "censored": found.censored,
+        "told": f"at most {percent(found.saved)}" if found.censored else percent(found.saved),
+    }
+
+
+def _names(records: Records) -> list[str]:
+    """The validated losses; ``training loss`` where nothing was validated."""
+    names: dict[str, None] = {}
+    for seeds in records.metrics.values():
+        for rows in seeds.values():
+            for row in rows:
+                names |= dict.fromkeys(row.get("validation") or ())
+    return loss_figures(names) or ["training loss"]
+
+
+def _curves_of(records: Records, arm: str, name: str) -> Mapping[int, Curve]:
+    return {
+        seed: [point for row in rows if (point := _point(row, name)) is not None]
+        for seed, rows in records.metrics[arm].items()
+    }
+
+
+def _point(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+    value = row.get("loss") if name == "training loss" else (row.get("validation") or {}).get(name)
+    if not isinstance(value, int | float) or not isinstance(row.get("tokens"), int | float):
+        return None
+    return float(row["tokens"]), float(value)
+
+
+def _over_seeds(records: Records, arm: str, name: str) -> list[dict[str, Any]]:
+    """One row for each number of tokens at which every seed was scored."""
+    by_tokens: dict[float, list[float]] = {}
+    own = _curves_of(records, arm, name)
+    for curve in own.values():
+        for place, value in curve:
+            by_tokens.setdefault(place, []).append(value)
+    return [
+        {
+            "arm": arm,
+            "figure": name,
+            "tokens": int(place),
+            "mean": math.fsum(values) / len(values),
+            "lowest": min(values),
+            "highest": max(values),
+            "seeds": len(values),
+        }
+        for place, values in sorted(by_tokens.items())
+        if len(values) == len([curve for curve in own.values() if curve])
+    ]
+
+
+def _picture(records: Records, name: str, rows: list[dict[str, Any]]) -> Picture:
+    arms = list(records.metrics)
+    series = []
+    for arm in arms:
+        own = [row for row in rows if row["arm"] == arm]
+        if own:
+            means, lows, highs = ([r[key] for r in own] for key in ("mean", "lowest", "highest"))
+            several = own[0]["seeds"] > 1
+            line = Line(arm, [row["tokens"] for row in own], means)
+            series.append(Line(*(arm, line.x, means, lows, highs)) if several else line)
+    ends = ", ".join(f"{line.name} {line.y[-1]:.3f}" for line in series)
+    units = {"bits_per_byte": "bits per byte", "loss": "nats per token"}
+    unit = units.get(name.rpartition("/")[2], "nats per token")
+    return Picture(
+        name,
+        f"{name} against training tokens; at the end {ends}",
+        lambda axis: lines(axis, series, arms, x="training tokens", y=unit),
+    )

@@ -1,0 +1,181 @@
+"""A study's conclusion: what was planned, tuned and found at every rung, and how loss scales."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from wuneng.report.plots import Interval, Line, forest, lines
+from wuneng.report.records import Records
+from wuneng.report.section import Picture, Section
+from wuneng.statistics import Point, conclude, fit_scaling, paired_by_seed, scaling_bands
+
+__all__ = ["study_sections"]
+
+
+def study_sections(records: Records) -> Iterator[Section]:
+    """Plan, differences at every rung, arms, scaling and tuning, as far as there are any."""
+    study = records.study
+    if study is None:
+        return
+    sections = (_plan(study), _differences(study), _arms(study), _scaling(study), _tuning(study))
+    yield from (section for section in sections if section is not None)
+
+
+def _plan(study: Mapping[str, Any]) -> Section:
+    plan = study["plan"]
+    changes = [str(change) for change in plan.get("changes") or ()]
+    rows = [
+        {"what": key, "value": study.get(key)}
+        for key in ("primary", "smallest_effect", "match", "reference")
+    ]
+    rows.insert(0, {"what": "sha256", "value": plan.get("sha256")})
+    rows += [{"what": "changed afterwards", "value": change} for change in changes]
+    text = "Written and hashed before the first step; " + (
+        "what changed since is named." if changes else "nothing was changed since."
+    )
+    return Section("plan", "Plan", (text,), tuple(rows))
+
+
+def _differences(study: Mapping[str, Any]) -> Section | None:
+    """First arm minus each other in the figure that decides, seed by seed, and what that allows to
+    be said."""
+    rows = []
+    for rung in study["rungs"]:
+        for found in rung["differences"]:
+            ours, theirs = (rung["arms"][arm] for arm in found["arms"])
+            margin = study["smallest_effect"] * abs(ours["mean"])
+            again = paired_by_seed(np.array(ours["per_seed"]), np.array(theirs["per_seed"]))
+            said = conclude(again, margin, higher_is_better=study["higher_is_better"])
+            low, high = found["interval"] or (None, None)
+            rows.append(
+                {
+                    "rung": rung["rung"],
+                    "arm": found["arms"][0],
+                    "against": found["arms"][1],
+                    "difference": found["difference"],
+                    "low": low,
+                    "high": high,
+                    "p": found["p"],
+                    "seeds": found["seeds"],
+                    "smallest_effect": margin,
+                    "conclusion": said.value,
+                }
+            )
+    if not rows:
+        return None
+    shown = [
+        Interval(
+            f"{row['rung']}: {row['arm']} − {row['against']}",
+            *(row["difference"], row["low"], row["high"]),
+        )
+        for row in rows
+    ]
+    better = f"{'right' if study['higher_is_better'] else 'left'}: the first arm is better"
+    told = "; ".join(f"{one.name} {one.value:+.4f}" for one in shown)
+    primary = str(study["primary"])
+    picture = Picture(
+        primary,
+        f"Differences in {primary} at every rung, {better}: {told}",
+        lambda axis: forest(axis, shown, x=f"difference ({better})"),
+        height=1.3 + 0.26 * len(shown),
+    )
+    text = (
+        f"{primary}, paired by seed, with 95 % intervals; equivalence by two one-sided tests at "
+        f"the smallest effect that matters, {100 * study['smallest_effect']:g} % of the first "
+        "arm's figure.",
+    )
+    return Section("study-differences", "The figure that decides", text, tuple(rows), (picture,))
+
+
+def _arms(study: Mapping[str, Any]) -> Section:
+    costs = (
+        *("parameters", "training_flops", "tokens", "cache_bytes", "state_bytes", "seconds"),
+        *("tokens_per_second", "mean", "spread", "standard_error"),
+    )
+    rows = tuple(
+        {"rung": rung["rung"], "arm": arm, "diverged": entry is None}
+        | {key: (entry or {}).get(key) for key in costs}
+        | {"seeds": len((entry or {}).get("seeds") or ())}
+        | {"tuned": json.dumps((entry or {}).get("tuned") or {})}
+        | {"at_edge": ", ".join((entry or {}).get("at_edge") or ())}
+        for rung in study["rungs"]
+        for arm, entry in rung["arms"].items()
+    )
+    text = (f"Each arm with its own best settings; mean and spread are of {study['primary']}.",)
+    return Section("study-arms", "The arms at every rung", text, rows)
+
+
+def _tuning(study: Mapping[str, Any]) -> Section | None:
+    rows = tuple(
+        {"rung": rung["rung"], "arm": arm, "values": json.dumps(tried["values"]), "figure": value}
+        for rung in study["rungs"]
+        for tried in (rung.get("tuning") or {}).get("tried") or ()
+        for arm, value in tried["figures"].items()
+    )
+    text = ("Every value that was tried, scored on the tuning split.",)
+    return Section("tuning", "Tuning", text, rows) if rows else None
+
+
+def _scaling(study: Mapping[str, Any]) -> Section | None:
+    """Loss against size and tokens; only where there are several rungs, and lower is better."""
+    arms = list(dict.fromkeys(arm for rung in study["rungs"] for arm in rung["arms"]))
+    if study["higher_is_better"] or len(study["rungs"]) < 2:
+        return None
+    rows, series = [], []
+    for arm in arms:
+        entries = [entry for rung in study["rungs"] if (entry := rung["arms"].get(arm))]
+        points = [
+            Point(seed, entry["parameters"], entry["tokens"], loss)
+            for entry in entries
+            for seed, loss in zip(entry["seeds"], entry["per_seed"], strict=True)
+        ]
+        places = [(entry["parameters"], entry["tokens"]) for entry in entries]
+        fit, bands = fit_scaling(points), scaling_bands(points, places)
+        for number, entry in enumerate(entries):
+            rows.append(
+                {
+                    "arm": arm,
+                    "parameters": entry["parameters"],
+                    "tokens": entry["tokens"],
+                    "training_flops": entry["training_flops"],
+                    "mean": entry["mean"],
+                    "fitted": None if fit is None else fit.loss(*places[number]),
+                    "low": None if bands is None else float(bands[number, 0]),
+                    "high": None if bands is None else float(bands[number, 1]),
+                    "offset": None if fit is None else fit.offset,
+                    "alpha": None if fit is None else fit.alpha,
+                    "beta": None if fit is None else fit.beta,
+                }
+            )
+        series.append(_line(arm, [row for row in rows if row["arm"] == arm]))
+    told = "; ".join(f"{line.name} {line.y[-1]:.4f} at {line.x[-1]:.2e}" for line in series)
+    picture = Picture(
+        str(study["primary"]),
+        f"{study['primary']} against training FLOPs: {told}",
+        lambda axis: lines(
+            axis,
+            series,
+            arms,
+            x="training FLOPs",
+            y=str(study["primary"]),
+            log_x=True,
+            log_y=True,
+        ),
+    )
+    text = (
+        "L = E + C N^-alpha D^-beta, fitted to every seed of every rung; bands resample seeds. "
+        "Where sizes and tokens only grow together, or too few rungs differ, nothing is fitted.",
+    )
+    return Section("scaling", "Loss against size and tokens", text, tuple(rows), (picture,))
+
+
+def _line(arm: str, rows: list[dict[str, Any]]) -> Line:
+    ordered = sorted(rows, key=lambda row: row["training_flops"])
+    x, y = ([row[key] for row in ordered] for key in ("training_flops", "mean"))
+    if any(row["low"] is None for row in ordered):
+        return Line(arm, x, y)
+    return Line(arm, x, y, *([row[key] for row in ordered] for key in ("low", "high")))

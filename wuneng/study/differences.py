@@ -1,0 +1,108 @@
+"""How far the first arm of a study and another are apart, seed by seed, and what that shows.
+
+The primary figure is concluded upon: better, worse, no difference that matters (two one-sided tests
+at the study's smallest effect), or undecided. Of the exploratory ones there are many, so that their
+p-values are Holm's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wuneng.statistics import (
+    PairedDifference,
+    TokensSaved,
+    conclude,
+    equivalence,
+    holm,
+    paired_by_seed,
+    tokens_saved,
+)
+from wuneng.study.planning import StudyPlan
+
+__all__ = ["difference"]
+
+Curves = Mapping[int, Sequence[tuple[float, float]]]
+
+
+def difference(
+    plan: StudyPlan,
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    our_curves: Curves,
+    their_curves: Curves,
+) -> dict[str, Any]:
+    """First minus other arm, ready for JSON.
+
+    Args:
+        ours, theirs: arms as results.json of a run has them, from the same seeds.
+        our_curves, their_curves: (tokens, primary figure) of each validation, by seed.
+    """
+    primary = plan.study.primary
+    found = _paired(ours, theirs, primary)
+    margin = plan.study.smallest_effect * abs(float(ours["quality"][primary]))
+    record = {**_told(found), "seeds": len(ours["seeds"])}
+    if margin > 0:
+        same = equivalence(found, margin)
+        interval = [same.low, same.high] if math.isfinite(same.high - same.low) else None
+        record["equivalence"] = {"p": same.p, "margin": margin, "interval": interval}
+    concluded = conclude(found, margin or None, higher_is_better=plan.higher_is_better)
+    record["conclusion"] = concluded.value
+    saved = None if plan.higher_is_better else tokens_saved(our_curves, their_curves)
+    record["tokens_saved"] = None if saved is None else _saved(saved)
+    record["exploratory"] = _exploratory(ours, theirs, primary)
+    return record
+
+
+def _paired(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> PairedDifference:
+    one, other = (
+        np.array([seed["quality"][name] for seed in arm["per_seed"]], dtype=np.float64)
+        for arm in (ours, theirs)
+    )
+    return paired_by_seed(one, other)
+
+
+def _told(found: PairedDifference) -> dict[str, Any]:
+    return {
+        "difference": found.difference,
+        "interval": list(found.interval) if found.interval else None,
+        "p": found.p,
+        "test": found.test,
+    }
+
+
+def _exploratory(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], primary: str
+) -> dict[str, dict[str, Any]]:
+    both = [name for name in ours["quality"] if name in theirs["quality"] and name != primary]
+    told = {
+        name: _told(_paired(ours, theirs, name))
+        for name in both
+        if all(_finite(seed, name) for arm in (ours, theirs) for seed in arm["per_seed"])
+    }
+    adjusted = holm([one["p"] for one in told.values()])
+    return {
+        name: {**one, "p_holm": p} for (name, one), p in zip(told.items(), adjusted, strict=True)
+    }
+
+
+def _finite(seed: Mapping[str, Any], name: str) -> bool:
+    value = seed["quality"].get(name)
+    return value is not None and math.isfinite(value)
+
+
+def _saved(found: TokensSaved) -> dict[str, Any]:
+    interval = None
+    if found.interval is not None:
+        low, high = found.interval
+        interval = [low if math.isfinite(low) else None, high]
+    return {
+        "saved": found.saved,
+        "interval": interval,
+        "orders": found.orders,
+        "censored": found.censored,
+    }

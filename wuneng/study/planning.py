@@ -1,0 +1,192 @@
+"""What a study is going to do: written down and hashed before its first step.
+
+    study-plan.json     {"sha256": of the plan, "plan": {...}}
+
+The hash goes into results.json. A plan or recipe that was changed afterwards is still carried out,
+and what changed is named there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wuneng.errors import DataError, RecipeError, nearest
+from wuneng.recipe import Recipe, Study, SyntheticData, WrittenRecipe
+from wuneng.records import RunDirectory, read_json, write_json
+from wuneng.statistics import minimum_detectable_effect
+from wuneng.study.rungs import Rung, matched_arms, rungs_of
+from wuneng.train.plan import RunPlan, plan_run
+from wuneng.train.starting_point import Sources
+
+__all__ = ["PLAN", "StudyPlan", "plan_study", "recorded_plan", "variant_of"]
+
+PLAN = "study-plan.json"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study resolved."""
+
+    written: WrittenRecipe
+    rungs: tuple[Rung, ...]
+    runs: Mapping[str, RunPlan] = field(compare=False)
+    """By the rung's name: the arms at that rung."""
+
+    @property
+    def study(self) -> Study:
+        """Its settings."""
+        assert self.written.recipe.study is not None
+        return self.written.recipe.study
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        """From the recipe's seed on."""
+        first = self.written.recipe.seeds[0]
+        return list(range(first, first + self.study.tuning_seeds)) if self.study.tune else []
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that no tuning has seen."""
+        first = self.written.recipe.seeds[0] + len(self.tuning_seeds)
+        return list(range(first, first + self.study.seeds))
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the primary figure."""
+        return "/accuracy@" in self.study.primary
+
+    @property
+    def detectable(self) -> float:
+        """The difference that these seeds show four times in five, as a share of the figure, if
+        the figure moves from seed to seed by ``study.seed_spread``."""
+        spread = self.study.seed_spread * math.sqrt(2)
+        return minimum_detectable_effect(spread, self.study.seeds)
+
+    def record(self) -> dict[str, Any]:
+        """What is hashed: all that decides what will be compared, and how."""
+        study, recipe = self.study, self.written.recipe
+        return {
+            "schema": 1,
+            "name": recipe.name,
+            "primary": study.primary,
+            "smallest_effect": study.smallest_effect,
+            "seed_spread": study.seed_spread,
+            "minimum_detectable_effect": round(self.detectable, 6),
+            "match": study.match,
+            "tune": {path: list(values) for path, values in study.tune.items()},
+            "tuning_seeds": self.tuning_seeds,
+            "seeds": self.seeds,
+            "reference": recipe.reference_arm,
+            "arms": list(recipe.arms),
+            "rungs": [self._rung(rung) for rung in self.rungs],
+            "recipe": _without_machine(self.written.source.data),
+        }
+
+    def _rung(self, rung: Rung) -> dict[str, Any]:
+        plan = self.runs[rung.name]
+        return {
+            "rung": rung.name,
+            "size": rung.size,
+            "tokens_per_parameter": rung.tokens_per_parameter,
+            "steps": plan.training.total_steps,
+            "tokens": plan.training.total_tokens,
+            "parameters": {name: arm.facts.parameters for name, arm in plan.arms.items()},
+            "training_flops": {
+                name: arm.facts.flops_per_token * plan.training.total_tokens
+                for name, arm in plan.arms.items()
+            },
+        }
+
+
+def plan_study(written: WrittenRecipe, sources: Sources | None = None) -> StudyPlan:
+    """Resolve a study: its rungs, and the arms at each.
+
+    Raises:
+        RecipeError: an arm cannot be sized, or no such figure is measured.
+        DataError: files that the recipe names are missing.
+    """
+    assert written.recipe.study is not None
+    _check_primary(written.recipe, written.recipe.study.primary)
+    rungs = tuple(rungs_of(written, sources))
+    runs = {
+        rung.name: plan_run(variant_of(written, rung, {}), sources, text="present")
+        for rung in rungs
+    }
+    return StudyPlan(written, rungs, runs)
+
+
+def variant_of(
+    written: WrittenRecipe, rung: Rung, values: Mapping[str, Any], *, part: str = "all"
+) -> Recipe:
+    """The run at ``rung`` with ``values``; ``part`` of the held-out text is scored."""
+    changes = {**rung.changes, **matched_arms(written), **values}
+    if written.recipe.data.kind == "text":
+        changes["data.validation_part"] = part
+    return written.variant(changes, why="study")
+
+
+def recorded_plan(directory: RunDirectory, plan: StudyPlan) -> dict[str, Any]:
+    """Write study-plan.json, or hold the plan against the one that was written at the start.
+
+    Returns:
+        ``sha256`` of the first plan, and ``changes`` since, in words.
+
+    Raises:
+        DataError: the file is not what was written.
+    """
+    path, now = directory.path / PLAN, plan.record()
+    if not path.exists():
+        write_json(path, {"sha256": _hash(now), "plan": now})
+        return {"sha256": _hash(now), "changes": []}
+    stored = read_json(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("plan"), dict):
+        raise DataError(f"{path} is not the plan of a study. Start anew with --resume never")
+    changes = []
+    if _hash(stored["plan"]) != stored.get("sha256"):
+        changes.append(f"{PLAN} was edited after it was written")
+    changes += list(_differences(stored["plan"], json.loads(json.dumps(now)), ""))
+    return {"sha256": stored.get("sha256"), "changes": changes}
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{path}: {old} was planned, {new} is carried out"
+
+
+def _hash(plan: Mapping[str, Any]) -> str:
+    text = json.dumps(plan, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _without_machine(written: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without what the machine decides or nobody measures."""
+    kept = {k: v for k, v in written.items() if k not in ("description", "device", "loggers")}
+    training = {k: v for k, v in written["training"].items() if k != "num_threads"}
+    return {**kept, "training": training}
+
+
+def _check_primary(recipe: Recipe, primary: str) -> None:
+    figures = ["text/bits_per_byte", "text/loss", "text/perplexity"]
+    if isinstance(recipe.data, SyntheticData):
+        figures = []
+        for task in recipe.data.tasks:
+            label = task.label
+            lengths = (
+                recipe.training.sequence_length * times
+                for times in recipe.evaluation.length_multiples
+            )
+            figures += [f"{label}/loss", *(f"{label}/accuracy@{length}" for length in lengths)]
+    if primary not in figures:
+        raise RecipeError(
+            f"study.primary: expected one of {', '.join(figures)}, got {primary!r}."
+            f"{nearest(primary, figures)}"
+        )

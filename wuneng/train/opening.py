@@ -1,0 +1,184 @@
+"""A run made ready to train: its directory claimed, what the machine decides settled, its records
+begun.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wuneng.device import environment, pick_device
+from wuneng.errors import DamagedError, DataError, InputError
+from wuneng.recipe import Recipe, dump_recipe
+from wuneng.records import RunDirectory, read_json, write_json, write_text_atomic
+from wuneng.records import verify as verify_files
+from wuneng.records.atomic import remove_leftovers
+from wuneng.records.lock import LOCK
+from wuneng.train.arm_run import Session
+from wuneng.train.display import Display
+from wuneng.train.loggers import check_installed
+from wuneng.train.lora import check_peft
+from wuneng.train.outline import RunOutline
+from wuneng.train.plan import RunPlan, plan_run
+from wuneng.train.results import write_results
+from wuneng.train.resume import claimed_run
+from wuneng.train.starting_point import Sources
+from wuneng.train.units import Unit, unfinished
+from wuneng.train.workers import Workers
+
+__all__ = ["OpenRun", "Opening", "not_begun_in_vain", "open_records", "open_run", "settled"]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a command brings to the runs that it opens."""
+
+    display: Display
+    command_line: Sequence[str] | None
+    """Goes into environment.json; None: this process's."""
+    sources: Sources | None
+    check: bool
+    """Compare files of finished arms with their checksums."""
+    workers: Workers
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that nobody else trains."""
+
+    directory: RunDirectory
+    outline: RunOutline
+    """Its arms and seeds."""
+    session: Session
+    device: str
+    """As its recipe names it."""
+    threads: int | None
+    """That it was started with."""
+    planned: Callable[[Collection[str]], RunPlan]
+    """What these arms are."""
+    prefix: str = ""
+    """Put before the names of its units, where several runs are trained together."""
+
+    def pending(self) -> list[Unit]:
+        """What is still to be trained."""
+        return unfinished(self.outline, self.session)
+
+    def write_results(self, study: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """results.json, made of what every arm left; DamagedError where that was altered.
+
+        ``study``: what was decided before it, as ``write_results`` has it.
+        """
+        if self.session.check:
+            _check_old_results(self.directory, self.session.display)
+        return write_results(self.directory, self.outline, check=self.session.check, study=study)
+
+
+@contextmanager
+def open_run(
+    recipe: Recipe,
+    out: Path | None,
+    resume: str,
+    runs_root: Path,
+    opening: Opening,
+    prefix: str = "",
+) -> Iterator[OpenRun]:
+    """A new run, or the one to continue, locked while the block runs; ``latest`` points to it.
+
+    A new one that bad input stops before its first arm is removed again.
+
+    Raises:
+        InputError: the recipe does not fit this machine, or the run to be resumed.
+        DamagedError, InUse, DiskError: as ``claimed_run``.
+    """
+    display = opening.display
+    check_installed(recipe.loggers)
+    if any(arm.lora for arm in recipe.arms.values()):
+        check_peft()
+    devices = opening.workers.devices(recipe.device)  # complains before a directory is made
+    with claimed_run(recipe, out, resume, runs_root, check=opening.check) as (directory, stored):
+        jobs = min(len(devices), len(recipe.arms) * len(recipe.seeds))
+        recipe = settled(recipe, jobs) if stored is None else stored
+        with not_begun_in_vain(directory, stored is None):
+            written = dump_recipe(recipe) if stored is None else None
+            open_records(directory, written, opening.command_line, display)
+            session = Session(directory, pick_device(recipe.device), display, opening.check)
+            yield OpenRun(
+                directory=directory,
+                outline=RunOutline.of(recipe),
+                session=session,
+                device=recipe.device,
+                threads=recipe.training.num_threads,
+                planned=lambda arms: plan_run(recipe, opening.sources, arms=arms, text="read"),
+                prefix=prefix,
+            )
+
+
+def settled(recipe: Recipe, jobs: int = 1) -> Recipe:
+    """The recipe with what the machine decides written down, so that the run can be repeated.
+
+    Args:
+        jobs: how many arms train side by side; torch's threads are divided among them.
+    """
+    threads = recipe.training.num_threads or max(1, torch.get_num_threads() // jobs)
+    training = recipe.training.model_copy(update={"num_threads": threads})
+    device = str(pick_device(recipe.device))
+    return recipe.model_copy(update={"device": device, "training": training})
+
+
+def open_records(
+    directory: RunDirectory, recipe: str | None, line: Sequence[str] | None, display: Display
+) -> None:
+    """recipe.yaml and environment.json; a resumed run (no ``recipe``) adds its session to the
+    latter.
+
+    environment.json only describes: a damaged one is set aside and never blocks a run.
+    """
+    remove_leftovers(directory.path)
+    session = environment(sys.argv if line is None else line)
+    if recipe is not None:
+        write_text_atomic(directory.recipe, recipe)
+    elif os.path.lexists(directory.environment):
+        try:
+            first = read_json(directory.environment)
+            first.setdefault("resumed", []).append(session)
+            session = first
+        except (DataError, AttributeError) as error:  # not JSON, or other JSON than ours
+            reason = error if isinstance(error, DataError) else "not what was written"
+            aside = directory.environment.with_suffix(".damaged.json")
+            directory.environment.replace(aside)
+            display.warn(f"{directory.environment} is damaged ({reason}); kept as {aside.name}")
+    write_json(directory.environment, session)
+
+
+@contextmanager
+def not_begun_in_vain(directory: RunDirectory, new: bool) -> Iterator[None]:
+    """Remove a new run that bad input stopped before its first arm: its name is free again.
+
+    One that was there before stays: its recipe may be what the user wrote.
+    """
+    try:
+        yield
+    except InputError:
+        own = {directory.recipe, directory.environment, directory.path / LOCK}
+        with suppress(OSError):
+            if new and set(directory.path.iterdir()) <= own:
+                for file in own:
+                    file.unlink(missing_ok=True)
+                directory.path.rmdir()
+        raise
+
+
+def _check_old_results(directory: RunDirectory, display: Display) -> None:
+    """Warn of a results.json that was altered: it is about to be made anew from its arms."""
+    try:
+        if directory.results.exists():
+            verify_files(directory.path, [directory.results.name])
+    except DamagedError as error:
+        display.warn(f"{str(error).partition('. ')[0]}; it is made anew from what the arms left")

@@ -1,0 +1,100 @@
+"""``wuneng report``: one page about a run, an evaluation, a benchmark, or several together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wuneng_cli import options
+from wuneng_cli.render import print_json, print_line
+
+__all__ = ["leave_report", "register", "report"]
+
+_EXAMPLES = """Examples:
+
+\b
+  wuneng report                                    the latest run
+  wuneng report runs/text runs/bench/text          a run and its speed on one page
+  wuneng report runs/a runs/b --out compared
+  wuneng report runs/text --format md              words and tables, for an appendix
+
+The page is one file: no network, no script, light and dark. Beside it are report.json and
+report-data/*.csv with every number of it.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(
+        "report", short_help="Write a page about runs, evals and benchmarks.", epilog=_EXAMPLES
+    )(report)
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN...",
+            help="Directories of runs, evaluations or benchmarks. [default: the latest run]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where the page goes. [default: the first RUN]"),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="html|md", help="A page, or Markdown.")
+    ] = "html",
+    verify: options.Verify = True,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write report.html about one directory or several: the answer with its interval, learning
+    curves, tokens saved, differences, tasks, controls, speed, settings and environment, as far as
+    the records have them.
+    """
+    from wuneng.device import require_one_process
+    from wuneng.records import RUNS_ROOT, prove_writable
+    from wuneng.report import build_report, write_curves, write_report
+    from wuneng.report.records import read_family
+    from wuneng.report.write import report_record
+
+    require_one_process()
+    if form not in ("html", "md"):
+        raise typer.BadParameter(f"expected html or md, got {form!r}", param_hint="--format")
+    places = runs or [RUNS_ROOT / "latest"]
+    found = [one for place in places for one in read_family(place, check=verify)]
+    directory = out or found[0].path
+    prove_writable(directory, "--out")
+    built = build_report(found)
+    if out is None:
+        for one in found:
+            write_curves(one)
+    page = write_report(built, directory, "md" if form == "md" else "html")
+    if as_json:
+        print_json({"file": str(page), **report_record(built)})
+    elif not quiet:
+        for part in built.parts:
+            for section in part.sections[:1]:
+                print_line(section.text[0] if section.text else part.records.name)
+        print_line(f"\nThe report is {page}.")
+
+
+def leave_report(directory: Path) -> Path | None:
+    """The page of a command that has just written its records into ``directory``; None, with a word
+    on stderr, where it could not be written: the records are what counts."""
+    from wuneng.errors import WuNengError
+    from wuneng.report import build_report, write_curves, write_report
+    from wuneng.report.records import read_family
+
+    try:
+        records = read_family(directory, check=False)
+        for one in records:
+            write_curves(one)
+        return write_report(build_report(records), directory)
+    except WuNengError as error:
+        print_line(f"no report was written: {error}", stderr=True)
+        return None
