@@ -40,6 +40,8 @@ def test_a_request_survives_json() -> None:
         ({"against": "mah"}, "--against: .* Did you mean 'mha'"),
         ({"dtype": "fp8"}, "--dtype: expected auto, fp32, bf16, fp16"),
         ({"threads": 0}, "--threads: expected 1 or more, got 0"),
+        ({"batch": "9" * 23}, r"at most 2\*\*62 and at least 1, got '99999"),
+        ({"seq_len": "9" * 5000}, "--seq-len: expected numbers such as 16 or 8k"),
         ({"threads": 99999999999}, "--threads: expected at most 16384, got 99999999999"),
         ({"heads": 10**30}, "--heads: expected at most 4611686018427387904, got 1000"),
         ({"model": "a", "preset": "7b"}, "--model and --preset"),

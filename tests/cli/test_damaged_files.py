@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from wuneng.data.tokenizer import check_tokenizer
 from wuneng.records import CHECKSUMS
 from wuneng_cli.main import app
 
@@ -137,6 +138,25 @@ def test_a_damaged_conversion_is_not_loaded(place: Path, damage: str) -> None:
     refused(wuneng("generate", "copy", "--prompt", "The", "-q"), file)
     changes = ("--set", "init_from=copy", "--set", "model={}", "--set", "arms={a: {train: none}}")
     refused(wuneng("train", "small.yaml", *changes, "-q"), file)
+
+
+@damages
+def test_a_damaged_tokenizer_is_not_taken_from_a_model(place: Path, damage: str) -> None:
+    """Neither for another run nor for a conversion; the weights beside it do not matter."""
+    file = Path("copy/tokenizer.json")
+    flip(Path("copy/model.safetensors"))
+    Path("x.pth").touch()
+    named = ("copy", str(file)) if damage != "removed" else ("copy",)
+    check_tokenizer("copy")
+    DAMAGE[damage](file)
+    for tokenizer in named:
+        arguments = ("--set", f"data.tokenizer={tokenizer}", "--set", "name=other", "-q")
+        refused(wuneng("train", "small.yaml", *arguments), file)
+        assert not Path("runs/other").exists()
+    done = wuneng("convert", "x.pth", "out", "--tokenizer", "copy")
+    refused(done, file, SKIP["convert"])
+    done = wuneng("convert", "x.pth", "out", "--tokenizer", "copy", "--no-checksums")
+    assert "x.pth: cannot be read as weights" in done.stderr
 
 
 @damages

@@ -98,6 +98,36 @@ def test_the_record(tmp_path: Path) -> None:
     assert unverified["verified"] is False
 
 
+def test_generation_settings_that_a_state_cannot_follow(tmp_path: Path) -> None:
+    """What is written writes, by its own file, what the source writes."""
+    source = save_source(tmp_path / "source")
+    file = source / "generation_config.json"
+    plain = json.loads(file.read_text()) | {"repetition_penalty": 1.3}
+    ids = torch.tensor([[5, 9, 2]])
+    rest = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    rest["attention_mask"] = torch.ones_like(ids)
+    file.write_text(json.dumps(plain))
+    expected = AutoModelForCausalLM.from_pretrained(source).generate(ids, **rest)
+    for number, unfit in enumerate(
+        (
+            {"cache_implementation": "static"},
+            {"cache_implementation": "quantized", "cache_config": {"nbits": 4}},
+            {"prompt_lookup_num_tokens": 3},
+        )
+    ):
+        file.write_text(json.dumps(plain | unfit))
+        notes: list[str] = []
+        out = tmp_path / f"out{number}"
+        convert(Request(str(source), out), notes.append)
+        assert any(f"left out {next(iter(unfit))}" in note for note in notes), unfit
+        assert json.loads((out / file.name).read_text()) == plain
+        found = AutoModelForCausalLM.from_pretrained(out).generate(ids, **rest)
+        assert torch.equal(found, expected), unfit
+    file.write_text(json.dumps(plain | {"cache_implementation": "dynamic"}))
+    convert(Request(str(source), tmp_path / "kept"), notes.append)
+    assert (tmp_path / "kept" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_values_that_float16_cannot_hold_are_named(tmp_path: Path) -> None:
     source = save_source(tmp_path / "source", dtype=torch.bfloat16)
     tensors = tensors_of(source)

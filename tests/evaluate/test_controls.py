@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.small import BASE, in_pieces, small_model
-from wuneng import WuNengConfig, WuNengForCausalLM, kinds
-from wuneng.errors import InputError, ModelError
-from wuneng.evaluate.controls.names import Control, Head, parse_state_control
+from tests.model.small import in_pieces, small_model
+from wuneng import WuNengForCausalLM
+from wuneng.evaluate.controls.names import Control
 from wuneng.evaluate.controls.switch import controlled, heads_of, why_not
 from wuneng.layers.state.base import StateHeads
 from wuneng.ops import wkv7
@@ -280,60 +279,3 @@ def test_all_attention_heads_silenced_are_silent_attention() -> None:
         for block in model.model.layers:
             block.self_attn.v_proj.weight.zero_()  # shared with the state heads: not the same
     assert not torch.allclose(logits(model, tokens), together, atol=1e-6)
-
-
-def test_what_a_model_has_not_is_refused_by_name() -> None:
-    plain = small_model("mha")
-    for name in ("zero", "permute", "donor", "layers", "frozen:4", "reset:4"):
-        control = parse_state_control(name)
-        with pytest.raises(ModelError, match=f"{name}: the model has no state heads"):
-            controlled(plain, control).__enter__()
-    pure = small_model("pure-state")
-    with pytest.raises(ModelError, match="attention: the model has no attention heads"):
-        controlled(pure, Control("attention")).__enter__()
-    one = small_model("state-in-second-layer")
-    with pytest.raises(ModelError, match="layers: only one layer has state heads"):
-        controlled(one, Control("layers")).__enter__()
-    missing = Control("head", head=Head("state", 0, 0))
-    with pytest.raises(ModelError, match=r"the model has no state head 0\.0"):
-        controlled(one, missing).__enter__()
-
-
-class Private(StateHeads):
-    """A kind that keeps its recurrence to itself."""
-
-    def read(self, x: Tensor, attention: Any, layout: Any, slot: Any) -> Tensor:
-        return self.readout(self.r_proj(x).unflatten(-1, (self.heads, self.head_dim)).cumsum(1))
-
-
-def test_a_kind_whose_recurrence_cannot_be_reached_is_named() -> None:
-    kinds.register("state", "private")(Private)
-    try:
-        config = WuNengConfig(**(BASE | {"state_kind": "private", "token_shift": "none"}))
-        model = WuNengForCausalLM(config).eval()
-    finally:
-        del kinds._REGISTERED["state"]["private"]
-    with controlled(model, Control("zero")):
-        logits(model, ids(2))
-    with (
-        controlled(model, Control("reset", 4)),
-        pytest.raises(ModelError, match="reset:4: state heads of kind private do not run"),
-    ):
-        logits(model, ids(2))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("donnor", "Did you mean 'donor'"),
-        ("frozen", "frozen needs a number of tokens, as in frozen:64"),
-        ("reset:0", "reset takes a number of tokens from 1, as in reset:64, got 'reset:0'"),
-        ("reset:-3", "reset takes a number of tokens"),
-        ("reset:many", "reset takes a number of tokens"),
-        ("donor:3", "donor takes no number, got 'donor:3'"),
-    ],
-)
-def test_mistaken_names(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_state_control(text)
-    assert parse_state_control("reset:1k") == Control("reset", 1024)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.evaluate.scoring_cases import (
     greedy_requests,
     requests,
 )
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.evaluate.harness import run_tasks
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.scoring import can_share, score_answers
@@ -107,25 +110,30 @@ def test_other_models_are_left_to_the_harness(
     assert not HarnessModel(loaded, companion=True).share
 
 
+def _taken(items: list[Any]) -> torch.Tensor:
+    """The log likelihoods of all items, which are taken out of them."""
+    values = [item["outcome"].pop("loglikelihoods") for item in items]
+    return torch.tensor([x for scores in values for x in scores], dtype=torch.float64)
+
+
 def test_tasks_score_alike_with_and_without_sharing(
     load: Load, wuneng_directory: Path, all_files: Path, tmp_path: Path
 ) -> None:
     suite = ["arc", "hellaswag", "piqa", "winogrande", "obqa", "boolq", "copa", "lambada", "mmlu"]
     tasks = load_tasks(suite, data_dir=all_files, workspace=tmp_path, num_fewshot=0)
     loaded = load(wuneng_directory)
-    shared, alone = (
-        run_tasks(HarnessModel(loaded, share=share), tasks, log_items=True)
-        for share in (True, False)
+    wide = replace(loaded, model=copy.deepcopy(loaded.model).double())
+    shared, alone, exact = (
+        run_tasks(HarnessModel(model, share=share), tasks, log_items=True)
+        for model, share in ((loaded, True), (loaded, False), (wide, False))
     )
     for name, outcomes in alone.items():
         for metric, one in outcomes.metrics.items():
             value = shared[name].metrics[metric].estimate().value
             assert value == pytest.approx(one.estimate().value, rel=1e-4), (name, metric)
+        found, plain, truth = (_taken(side[name].items) for side in (shared, alone, exact))
+        assert_as_exact(found.float(), plain.float(), truth, name, floor=CHUNKED_FLOOR)
         for item, other in zip(shared[name].items, outcomes.items, strict=True):
-            scores = other["outcome"].pop("loglikelihoods")
-            assert item["outcome"].pop("loglikelihoods") == pytest.approx(
-                scores, rel=2e-5, abs=1e-4
-            )
             if not name.startswith("lambada"):
                 assert item == other
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from tests.model.small import BASE, disturbed, in_pieces
+from tests.model.small import BASE, disturbed, in_pieces, plainly
+from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM, kinds
 from wuneng.kinds import load_kind, register
 from wuneng.layers.middle import base
@@ -67,9 +68,9 @@ def test_its_formula_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     torch.testing.assert_close(branch, expected)
     ids = torch.arange(20)[None]
-    with torch.no_grad():
-        whole = model(ids).logits
-    torch.testing.assert_close(in_pieces(model, ids, [9, 1, 1, 9]), whole, rtol=1e-4, atol=1e-5)
+    plain = plainly(model, lambda m: in_pieces(m, ids, [20]))
+    for lengths in ([20], [9, 1, 1, 9]):
+        assert_as_exact(in_pieces(model, ids, lengths), *plain, lengths, floor=CHUNKED_FLOOR)
     model.train()(ids, labels=ids).loss.backward()
     assert layer.product_weight.grad.abs().sum() > 0
 

@@ -97,10 +97,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+#: State heads of the other kinds and short convolutions, which pass code of their own.
+OTHER_KINDS: dict[str, dict[str, Any]] = {
+    "kda": {
+        "state_kind": "kda",
+        "state_output_gate": True,
+        "token_shift": "none",
+        "state_short_conv": 4,
+    },
+    "gated-delta": {"state_kind": "gated_delta", "state_output_gate": True},
+    "short-conv": {"state_short_conv": 3, "attention_short_conv": 2, "token_shift": "none"},
+}
+
+
 def small_model(variant: str = "default", **overrides: Any) -> WuNengForCausalLM:
     """A small model of the named variant; zero-initialised parameters are shaken awake."""
     torch.manual_seed(0)
-    config = WuNengConfig(**(BASE | VARIANTS[variant] | overrides))
+    config = WuNengConfig(**(BASE | (VARIANTS | OTHER_KINDS)[variant] | overrides))
     return disturbed(WuNengForCausalLM(config).eval())
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.model.exactness import assert_as_near, exact
-from tests.model.small import small_model
+from tests.model.small import OTHER_KINDS, small_model
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
-VARIANTS = ["default", "gate-and-value-residual", "snapshots", "pure-rwkv7", "mha"]
+VARIANTS = ["default", "gate-and-value-residual", "snapshots", "pure-rwkv7", "mha", *OTHER_KINDS]
 TARGETS = {
     "attention": ["q_proj", "v_proj"],
     "all": "all-linear",
@@ -53,10 +53,10 @@ def test_wrapped_equals_merged(variant: str, name: str) -> None:
     assert_as_near(found, adapted, truth)
 
 
-@pytest.mark.parametrize(("variant", "name"), [("default", "all"), ("pure-rwkv7", "all")])
-def test_wrapped_models_decode_with_their_cache(variant: str, name: str) -> None:
+@pytest.mark.parametrize("variant", ["default", "pure-rwkv7", *OTHER_KINDS])
+def test_wrapped_models_decode_with_their_cache(variant: str) -> None:
     ids = torch.randint(1, 61, (2, 9))
-    model = wrapped(variant, TARGETS[name])
+    model = wrapped(variant, TARGETS["all"])
     settings: dict[str, Any] = {"max_new_tokens": 15, "do_sample": False, "pad_token_id": 0}
     settings |= {"eos_token_id": None, "attention_mask": torch.ones_like(ids)}
     without = model.generate(input_ids=ids, use_cache=False, **settings)

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from tests.model.small import plainly, small_model
+from tests.model.small import OTHER_KINDS, plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
+from wuneng import WuNengForCausalLM
 from wuneng.layers.middle.gated import Gated as CrossHead
-from wuneng.layers.state.rwkv7 import RWKV7 as StateHeads
+from wuneng.layers.short_conv import ShortConv
+from wuneng.layers.state.base import StateHeads
 from wuneng.model.call_arguments import cache_of
 
 VARIANTS = [
@@ -21,7 +23,11 @@ VARIANTS = [
     "snapshots",
     "pre-shift-own",
     "pure-state",
+    *OTHER_KINDS,
 ]
+HEAD_NORMS = ("g_norm", "o_norm")
+#: Parameters that state heads of one kind or another have beside their modules.
+OWN = ("w1", "k_k", "A_log", "dt_bias")
 IDS = torch.randint(0, 61, (2, 14), generator=torch.Generator().manual_seed(4))
 
 
@@ -47,9 +53,11 @@ def heads_of(model):
 
 
 def watched(model):
-    """Every module inside the state and middle heads, and these themselves, by name."""
+    """Every module inside the state and middle heads, these themselves, and attention's short
+    convolutions, by name."""
     for name, module in model.named_modules():
-        if any(part in name.split(".") for part in ("state_heads", "cross_head")):
+        inside = any(part in name.split(".") for part in ("state_heads", "cross_head"))
+        if inside or isinstance(module, ShortConv):
             yield name, module
 
 
@@ -98,12 +106,12 @@ def test_a_norm_that_is_saved_by_an_adapter_still_norms(variant):
     config = peft.LoraConfig(target_modules=["r_proj"], modules_to_save=["norm"])
     adapted = peft.get_peft_model(model, config)
     wrapped = [n for n, m in adapted.named_modules() if type(m).__name__ == "ModulesToSaveWrapper"]
-    assert any(n.endswith("g_norm") for n in wrapped)
+    assert any(n.endswith(HEAD_NORMS) for n in wrapped)
     assert_same(adapted.base_model.model, small_model(variant))
     # What is trained is what is used.
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "g_norm" in name and "modules_to_save" in name:
+            if any(norm in name for norm in HEAD_NORMS) and "modules_to_save" in name:
                 parameter.zero_()
     assert (logits(adapted.base_model.model) - expected).abs().max() > 1e-3
 
@@ -128,7 +136,7 @@ def test_pruned_weights_are_zero(variant):
     model = small_model(variant)
     zeroed = copy.deepcopy(model)
     for module, other in zip(heads_of(model), heads_of(zeroed), strict=True):
-        names = ["w1", "k_k"] if isinstance(module, StateHeads) else ["scale"]
+        names = [n for n in OWN if hasattr(module, n)] or ["scale"]
         for name in names:
             prune.random_unstructured(module, name, amount=0.5)
             with torch.no_grad():
@@ -138,6 +146,11 @@ def test_pruned_weights_are_zero(variant):
         twin = other.r_proj if isinstance(other, StateHeads) else other.branch_proj
         with torch.no_grad():
             twin.weight.mul_(inner.weight_mask)
+    for (_, module), (_, other) in zip(list(watched(model)), list(watched(zeroed)), strict=True):
+        if isinstance(module, ShortConv):
+            prune.random_unstructured(module, "weight", amount=0.5)
+            with torch.no_grad():
+                other.weight.mul_(module.weight_mask)
     assert_same(model, zeroed)
 
 
@@ -152,7 +165,7 @@ def test_parametrised_weights_are_what_the_parametrisation_says(variant):
     halved = copy.deepcopy(model)
     for (_, module), (_, other) in zip(list(watched(model)), list(watched(halved)), strict=True):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if not isinstance(module, StateHeads) or name in ("w1", "a2", "k_a", "r_k"):
+            if not isinstance(module, StateHeads) or name in (*OWN, "a2", "k_a", "r_k"):
                 parametrize.register_parametrization(module, name, _Halved())
                 with torch.no_grad():
                     getattr(other, name).copy_(parameter / 2)
@@ -175,6 +188,27 @@ def test_weights_that_are_kept_elsewhere(tmp_path):
         assert_same(offloaded, small_model(variant))
         on_disk = accelerate.disk_offload(model, tmp_path / variant, execution_device="cpu")
         assert_same(on_disk, small_model(variant))
+
+
+@pytest.mark.parametrize("variant", ["default", "mha", "pure-state", *OTHER_KINDS])
+def test_a_model_that_is_loaded_to_the_disk(variant, tmp_path):
+    pytest.importorskip("accelerate")
+    model = small_model(variant)
+    model.save_pretrained(tmp_path / "model")
+    places = dict.fromkeys([f"model.{name}" for name, _ in model.model.named_children()], "cpu")
+    places = {**places, "model.layers": "disk", "lm_head": "cpu"}
+    loaded = WuNengForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=str(tmp_path / "folder")
+    )
+    assert all(p.is_meta for p in loaded.model.layers.parameters())
+    assert_same(loaded.eval(), model)
+    written = loaded.generate(
+        IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4, do_sample=False, pad_token_id=0
+    )
+    expected = model.generate(
+        IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4, do_sample=False, pad_token_id=0
+    )
+    assert torch.equal(written, expected)
 
 
 class Scaled(torch.Tensor):

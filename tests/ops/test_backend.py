@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.precision import assert_as_exact
 from wuneng import ops
 from wuneng.errors import BackendError, InputError
 from wuneng.ops import LowRank, backend, using
@@ -183,27 +184,30 @@ def test_the_steps_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     token = [X[:, 0]] * 6
     state = torch.randn(1, 2, 16, 16)
     expected = ops.wkv7_step(*token, state)
+    exact = ops.wkv7_step(*(x.double() for x in token), state.double())
     interface = importlib.import_module("wuneng.ops.wkv7.interface")
     monkeypatch.setattr(interface, "step", None)
     with using("reference"):
         found = ops.wkv7_step(*token, state)
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y)
+    assert_as_exact(found, expected, exact)
 
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_the_head_step_by_the_formulas(in_place: bool) -> None:
     """Mixed dtypes, a carry, and memory that is overwritten or not."""
     x = X[:, :1].flatten(2).bfloat16()
-    weights = ops.HeadWeights(*[X[0, 1]] * 8)
     options = ops.HeadOptions(2, 16, norm_eps=1e-5, letters="kv")
-    given = (ops.HeadInputs(*[x] * 7), weights, options)
-    expected = state_head_step(*given, torch.ones(1, 2, 16, 16), x.new_ones(1, 64))
+
+    def formulas(x: Tensor, weight: Tensor) -> Any:
+        given = (ops.HeadInputs(*[x] * 7), ops.HeadWeights(*[weight] * 8), options)
+        return state_head_step(*given, weight.new_ones(1, 2, 16, 16), x.new_ones(1, 64))
+
+    given = (ops.HeadInputs(*[x] * 7), ops.HeadWeights(*[X[0, 1]] * 8), options)
+    expected, exact = formulas(x, X[0, 1]), formulas(x.double(), X[0, 1].double())
     state, carry = torch.ones(1, 2, 16, 16), x.new_ones(1, 64)
     with using("reference"):
         out = state_head_step(*given, state, carry, in_place=in_place)
     assert (out.state is state, out.carry is carry) == (in_place, in_place)
     assert out.readout.dtype == torch.bfloat16
     assert out.carry is not None
-    for found, right in zip(out[:3], expected[:3], strict=True):
-        torch.testing.assert_close(found, right, rtol=0.02, atol=1e-3)
+    assert_as_exact(out[:3], expected[:3], exact[:3])

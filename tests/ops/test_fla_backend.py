@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.wkv7_cases import INPUT_NAMES
+from tests.precision import assert_as_exact
 from wuneng.errors import BackendError
 from wuneng.ops import HeadInputs, HeadOptions, HeadWeights, Snapshots, state_head, using, wkv7
 from wuneng.ops.wkv7.reference import wkv7_reference
@@ -81,16 +82,17 @@ def inputs(batch: int = 2, tokens: int = 11, dtype: torch.dtype = torch.float32)
 
 
 def test_outputs_states_and_gradients(calls: Calls) -> None:
-    leaves = [x.requires_grad_() for x in inputs()]
-    state = torch.randn(2, 3, 8, 8, requires_grad=True)
-    found = wkv7(*leaves, initial_state=state, backend="fla")
-    expected = wkv7(*leaves, initial_state=state, backend="reference")
-    seeds = [torch.randn_like(x) for x in expected]
-    sides = [torch.autograd.grad(out, [*leaves, state], seeds) for out in (found, expected)]
-    for name, x, y in zip((*INPUT_NAMES, "state"), *sides, strict=True):
-        torch.testing.assert_close(x, y, msg=name)
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y)
+    given = [*inputs(), torch.randn(2, 3, 8, 8)]
+    seeds = [torch.randn(2, 11, 3, 8), torch.randn(2, 3, 8, 8)]
+
+    def side(backend: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        *leaves, state = [x.to(dtype).requires_grad_() for x in given]
+        out = wkv7(*leaves, initial_state=state, backend=backend)
+        into = torch.autograd.grad(out, [*leaves, state], [seed.to(dtype) for seed in seeds])
+        values = [*(x.detach() for x in out), *into]
+        return dict(zip(("y", "final", *INPUT_NAMES, "state"), values, strict=True))
+
+    assert_as_exact(side("fla"), side("reference"), side("reference", torch.float64))
     (call,) = calls
     assert call["scale"] == 1.0
     assert not {"safe_gate", "chunk_size", "lower_bound"} & set(call), "wrong on equal tokens"
@@ -100,10 +102,13 @@ def test_packed_documents_continued(calls: Calls) -> None:
     given, bounds = inputs(1, 20), torch.tensor([0, 7, 8, 20], dtype=torch.int32)
     first = wkv7(*given, cu_seqlens=bounds, backend="fla")
     again = wkv7(*given, cu_seqlens=bounds, initial_state=first[1], backend="fla")
-    expected = wkv7(*given, cu_seqlens=bounds, backend="reference")
-    expected = wkv7(*given, cu_seqlens=bounds, initial_state=expected[1], backend="reference")
-    for x, y in zip(again, expected, strict=True):
-        torch.testing.assert_close(x, y)
+
+    def expected(dtype: torch.dtype) -> list[Tensor]:
+        x = [value.to(dtype) for value in given]
+        state = wkv7(*x, cu_seqlens=bounds, backend="reference")[1]
+        return list(wkv7(*x, cu_seqlens=bounds, initial_state=state, backend="reference"))
+
+    assert_as_exact(again, expected(torch.float32), expected(torch.float64))
     assert len(calls) == 2
 
 
@@ -128,15 +133,17 @@ def test_no_tokens(calls: Calls) -> None:
 def test_state_heads(tokens: int, calls: Calls) -> None:
     """Asked for around a layer it is the recurrence, of a single token too; the rest is torch's."""
     x, weights = inputs(2, tokens), torch.rand(3, 8)
-    heads = HeadInputs(*(u.flatten(2) for u in x[:5]))
-    given = (heads, HeadWeights(*[weights] * 8), HeadOptions(3, 8, norm_eps=1e-5))
-    with torch.no_grad():
-        with using("fla"):
+
+    def side(backend: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        heads = HeadInputs(*(u.flatten(2).to(dtype) for u in x[:5]))
+        given = (heads, HeadWeights(*[weights.to(dtype)] * 8), HeadOptions(3, 8, norm_eps=1e-5))
+        with torch.no_grad(), using(backend):
             found = state_head(*given)
-        expected = state_head(*given, backend="reference")
+        return [found.readout, found.state]
+
+    found = side("fla")
     assert len(calls) == 1
-    torch.testing.assert_close(found.readout, expected.readout, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.state, expected.state, rtol=1e-4, atol=1e-5)
+    assert_as_exact(found, side("reference"), side("reference", torch.float64))
 
 
 def test_what_it_cannot_do(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from wuneng.bench.gate import GateResult, judge, relative_error
 from wuneng.model.call_arguments import cache_of, with_cache
+from wuneng.model.head_loss import ask, summed_cross_entropy
 from wuneng.ops import using
-from wuneng.train.head_loss import ask, summed_cross_entropy
 
 __all__ = ["Twin", "decode_gate", "gradient_gate", "prefill_gate"]
 

@@ -56,7 +56,7 @@ def fla_config(config: WuNengConfig) -> WuNengConfig:
             f"--against fla: RWKV-7 needs heads that fill the width; heads of {size} do not fill "
             f"{config.hidden_size}"
         )
-    from wuneng.convert.rwkv7 import RWKV7_WIRING
+    from wuneng.convert.rwkv7 import RWKV7_INITIAL, RWKV7_WIRING
 
     heads = config.hidden_size // size
     return WuNengConfig(
@@ -71,6 +71,7 @@ def fla_config(config: WuNengConfig) -> WuNengConfig:
         embedding_norm=True,
         tie_word_embeddings=config.tie_word_embeddings,
         max_position_embeddings=config.max_position_embeddings,
+        **RWKV7_INITIAL,
         **RWKV7_WIRING,
     )
 

@@ -35,7 +35,7 @@ DEFAULT_LENGTH = "4k"
 DEFAULT_SECONDS = 40.0
 
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2}
-_LENGTH = re.compile(r"(\d+)\s*([kKmM]?)")
+_LENGTH = re.compile(r"([0-9]{1,20})\s*([kKmM]?)")
 _SHORTEST = 16
 _SHORTEST_SUBLENGTH = 128
 
@@ -133,10 +133,10 @@ def parse_lengths(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     for item in text.split(","):
         match = _LENGTH.fullmatch(item.strip())
         length = int(match[1]) * _FACTORS[match[2].lower()] if match else 0
-        if length < least:
+        if not least <= length <= LARGEST_COUNT:
             raise InputError(
-                f"{option}: expected numbers such as 16 or 8k (k = 1024), at least {least}, "
-                f"got {item.strip()!r}"
+                f"{option}: expected numbers such as 16 or 8k (k = 1024), at most 2**62 and "
+                f"at least {least}, got {shortened(item.strip())!r}"
             )
         lengths.add(length)
     return tuple(sorted(lengths))

@@ -18,6 +18,7 @@ import torch
 
 from wuneng.convert.companions import check_same_tokens, copy_companions
 from wuneng.convert.comparison import Check, require_all, worst
+from wuneng.convert.generation_file import leave_out_unfit
 from wuneng.convert.plan import Plan
 from wuneng.convert.probe import Probe, make_probe
 from wuneng.convert.shard_writer import bytes_of, write_shards
@@ -165,6 +166,8 @@ def carry_out(conversion: Conversion, destination: Path, *, verify: bool, note: 
             else copy_companions(conversion.companions, temporary)
         )
         conversion.write(temporary)
+        if isinstance(conversion.config, WuNengConfig) and (left := leave_out_unfit(temporary)):
+            note(left)
         checks: list[Check] = []
         inputs = None
         if verify:

@@ -16,6 +16,7 @@ from wuneng.convert.pure_state import from_rwkv7
 from wuneng.convert.resave import to_wuneng
 from wuneng.convert.source import Located, locate
 from wuneng.convert.transformer import from_transformer
+from wuneng.data.tokenizer import check_tokenizer
 from wuneng.errors import InputError, nearest
 from wuneng.records import verify
 
@@ -43,7 +44,8 @@ class Request:
         stock: for ``transformers``: True insists on a stock architecture, False on remote code;
             None takes stock where nothing is lost.
         verify: compare logits before the destination appears.
-        check_source: compare the source's files with their checksums, where it has some.
+        check_source: compare the source's and the tokenizer's files with their checksums, where
+            there are some.
         new_apart: whether new heads get a file of their own: the others then hold the same bytes
             whatever is added, and several conversions of one source can share them.
         skip_check: the option that leaves that out, for the error over a damaged file.
@@ -86,6 +88,8 @@ def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> O
         for origin in (located, locate(request.state_from) if request.state_from else None):
             if origin is not None and not origin.is_file:
                 verify(origin.path, skip=request.skip_check)
+        if request.tokenizer is not None:
+            check_tokenizer(str(request.tokenizer), request.skip_check)
     _check_options(request, located)
     if request.to == "dcp":
         return write_dcp(located, request.destination, verify=request.verify, note=note)

@@ -23,7 +23,7 @@ from wuneng.errors import ModelError, shortened
 from wuneng.model import WuNengConfig
 from wuneng.older_files import BEFORE
 
-__all__ = ["RWKV7_WIRING", "Rwkv7", "read_rwkv7"]
+__all__ = ["RWKV7_INITIAL", "RWKV7_WIRING", "Rwkv7", "read_rwkv7"]
 
 #: What makes RWKV-7 of a WuNeng, whatever its sizes.
 RWKV7_WIRING: dict[str, Any] = {
@@ -31,6 +31,13 @@ RWKV7_WIRING: dict[str, Any] = {
     "num_key_value_heads": 0,
     "ffn": "rwkv7",
     "norm": "layernorm",
+}
+
+#: Initial values that RWKV-LM draws, which no checkpoint states.
+RWKV7_INITIAL: dict[str, Any] = {
+    **BEFORE,
+    "initializer_range": 0.02,
+    "state_branch_init": "normal",
 }
 
 _TOP = {
@@ -198,9 +205,7 @@ def _config(
         tie_word_embeddings=_is_tied(shapes, where, settings),
         max_position_embeddings=int((settings or {}).get("max_position_embeddings") or 4096),
         value_rank=value_rank,
-        initializer_range=0.02,  # which no checkpoint states
-        state_branch_init="normal",
-        **BEFORE,
+        **RWKV7_INITIAL,
         **RWKV7_WIRING,
         **ranks,
         **_token_ids(settings),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wuneng.errors import DataError, ModelError, nearest, reason, shortened
+from wuneng.records import verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,6 +21,7 @@ __all__ = [
     "END_OF_TEXT",
     "byte_alphabet",
     "byte_tokenizer",
+    "check_tokenizer",
     "load_tokenizer",
     "train_byte_pair_tokenizer",
 ]
@@ -29,6 +31,13 @@ END_OF_TEXT = "<|endoftext|>"
 
 #: A BPE is learned from this much text at most: its merges no longer move, its memory would.
 _BYTE_PAIR_TEXT = 100_000_000
+
+#: What transformers reads of a directory for a tokenizer.
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "config.json"),
+    "chat_template.jinja",
+)
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -131,6 +140,27 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise DataError(f"{field}: the tokenizer {name!r} has no fast form (no tokenizer.json)")
     return loaded
+
+
+def check_tokenizer(name: str, skip: str = "--no-verify") -> None:
+    """Compare the files of a tokenizer with the checksums beside them, where there are some.
+
+    Args:
+        name: as ``load_tokenizer`` takes it; what is no directory or file here has none.
+        skip: the option of the command that leaves this check out.
+
+    Raises:
+        DamagedError: a file is not what was written.
+    """
+    try:
+        path = Path(name).expanduser()
+        found = path.exists()
+    except (OSError, RuntimeError, ValueError):
+        return  # whoever loads it says so
+    if found and path.is_dir():
+        verify(path, _FILES, skip=skip)
+    elif found:
+        verify(path.parent, [path.name], skip=skip)
 
 
 def _wrapped(tokenizer: object) -> PreTrainedTokenizerFast:

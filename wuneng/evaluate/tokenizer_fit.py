@@ -53,8 +53,8 @@ def check_rows(path: Path, tokenizer: Any, rows: int) -> None:
     shown = ", ".join(f"{beyond[index]!r} ({index})" for index in sorted(beyond)[:3])
     more = ", ..." if len(beyond) > 3 else ""
     raise ModelError(
-        f"{path}: the tokenizer has {len(tokenizer):,} tokens, ids up to {max(beyond):,}, the "
-        f"model only {rows:,} rows in its embedding; without one: {shown}{more}. They do not "
+        f"{path}: the tokenizer has {len(tokenizer):,} tokens, the model only {rows:,} rows in its "
+        f"embedding, and ids go up to {max(beyond):,}; without one: {shown}{more}. They do not "
         "belong together, or tokens were added and the model was not resized "
         f"(`model.resize_token_embeddings({max(beyond) + 1})`, and save it)."
     )

@@ -23,6 +23,8 @@ _OUTPUT_FIELDS = {field.name for field in dataclasses.fields(BaseModelOutputWith
 #: What the installed transformers calls a cache: ``past_key_values`` up to 5.23, then ``cache``.
 CACHE_NAME = "cache" if "cache" in _OUTPUT_FIELDS else "past_key_values"
 
+#: What ``generate`` may be told of its cache: nothing, or that it grows with the text.
+CACHE_KINDS = (None, "dynamic", "hybrid")
 #: Packed rows as flash attention takes them. Attention reads a text before itself alone, so that
 #: queries and keys have the same documents.
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k")

@@ -26,11 +26,9 @@ from wuneng.model.field_defaults import (
 )
 from wuneng.model.field_types import CHOICES, choice_problem, is_finite_number, type_problem
 
+_GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu")
 #: What recipes offer. A converted model keeps whatever activation transformers knows.
-USUAL_ACTIVATIONS = (
-    *("silu", "gelu", "gelu_new", "gelu_pytorch_tanh"),
-    *("quick_gelu", "relu", "relu2", "mish"),
-)
+USUAL_ACTIVATIONS = ("silu", *_GELUS, "relu", "relu2", "mish")
 
 
 class WuNengConfig(PreTrainedConfig):

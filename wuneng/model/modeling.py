@@ -32,6 +32,7 @@ from wuneng.layers.layout import SequenceLayout
 from wuneng.model.cache import WuNengCache
 from wuneng.model.call_arguments import (
     BOUNDARIES,
+    CACHE_KINDS,
     CACHE_NAME,
     cache_of,
     given_cache,
@@ -294,7 +295,7 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
     ) -> Any:
         """Give ``generate`` the hybrid cache in place of transformers' own."""
         implementation = generation_config.cache_implementation
-        if implementation not in (None, "dynamic", "hybrid"):
+        if implementation not in CACHE_KINDS:
             raise ValueError(
                 f"cache_implementation {implementation!r} cannot hold a recurrent state; "
                 "leave it out to use the hybrid cache."

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from wuneng.data.batch import IGNORED
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
+from wuneng.model.head_loss import HeadLoss, hidden_and_head, is_plain_head
 from wuneng.ops.linear_cross_entropy import linear_distillation
 from wuneng.ops.linear_cross_entropy.reference import distillation
 from wuneng.recipe import Distillation
 from wuneng.recipe.arms import Arm
-from wuneng.train.head_loss import HeadLoss, hidden_and_head, is_plain_head
 from wuneng.train.starting_point import PLAIN, Sources
 
 __all__ = ["Teacher", "teacher_config", "teacher_name"]

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from wuneng.data.tokenizer import check_tokenizer
 from wuneng.device import environment, pick_device
 from wuneng.errors import DamagedError, DataError, InputError
-from wuneng.recipe import Recipe, dump_recipe
+from wuneng.recipe import Recipe, TextData, dump_recipe
 from wuneng.records import RunDirectory, read_json, write_json, write_text_atomic
 from wuneng.records import verify as verify_files
 from wuneng.records.atomic import remove_leftovers
@@ -115,9 +116,17 @@ def open_run(
                 session=session,
                 device=recipe.device,
                 threads=recipe.training.num_threads,
-                planned=lambda arms: plan_run(recipe, opening.sources, arms=arms, text="read"),
+                planned=lambda arms: _planned(recipe, opening, arms),
                 prefix=prefix,
             )
+
+
+def _planned(recipe: Recipe, opening: Opening, arms: Collection[str]) -> RunPlan:
+    """What ``arms`` are. DamagedError where the tokenizer's files are not what was written."""
+    named = recipe.data.tokenizer if isinstance(recipe.data, TextData) else None
+    if opening.check and isinstance(named, str):
+        check_tokenizer(named)
+    return plan_run(recipe, opening.sources, arms=arms, text="read")
 
 
 def settled(recipe: Recipe, jobs: int = 1) -> Recipe:

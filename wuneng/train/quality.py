@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.errors import NonFiniteError
 from wuneng.model.finite import what_is_not_finite
+from wuneng.model.head_loss import ask, token_scores, uncompiled
 from wuneng.train.figures import RowScores, columns
-from wuneng.train.head_loss import ask, token_scores, uncompiled
 from wuneng.train.step import Numerics, micro_batches
 
 __all__ = ["Quality", "measure"]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.errors import DataError, NonFiniteError, RunError
+from wuneng.model.head_loss import ask, summed_cross_entropy, uncompiled
 from wuneng.recipe import Training
 from wuneng.train.distillation import Teacher
-from wuneng.train.head_loss import ask, summed_cross_entropy, uncompiled
 
 __all__ = [
     "Numerics",

@@ -2,9 +2,10 @@
 
 from wuneng.ops.linear_cross_entropy.by_hand import chunks
 from wuneng.ops.linear_cross_entropy.interface import (
+    IGNORED,
     WHOLE_BYTES,
     linear_cross_entropy,
     linear_distillation,
 )
 
-__all__ = ["WHOLE_BYTES", "chunks", "linear_cross_entropy", "linear_distillation"]
+__all__ = ["IGNORED", "WHOLE_BYTES", "chunks", "linear_cross_entropy", "linear_distillation"]

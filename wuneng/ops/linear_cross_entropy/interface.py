@@ -15,6 +15,8 @@ from wuneng.ops.linear_cross_entropy.by_hand import in_chunks, product_dtype
 from wuneng.ops.linear_cross_entropy.reference import at_least_float32
 from wuneng.ops.plain import are_plain
 
+#: The label of a position that is not scored, torch's own.
+IGNORED = -100
 #: Float logits of fewer bytes are made whole: nothing is gained by cutting them.
 WHOLE_BYTES = 32 << 20
 
@@ -24,7 +26,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
-    ignored: int = -100,
+    ignored: int = IGNORED,
     whole_bytes: int = WHOLE_BYTES,
     backend: str | None = None,
 ) -> Tensor:
@@ -57,7 +59,7 @@ def linear_distillation(
     temperature: float,
     kl: float,
     ce: float,
-    ignored: int = -100,
+    ignored: int = IGNORED,
     whole_bytes: int = WHOLE_BYTES,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wuneng.data.batch import IGNORED
 from wuneng.layers.plain_modules import is_plain
-from wuneng.ops.linear_cross_entropy import WHOLE_BYTES, chunks, linear_cross_entropy
+from wuneng.ops.linear_cross_entropy import IGNORED, WHOLE_BYTES, chunks, linear_cross_entropy
 from wuneng.ops.linear_cross_entropy.reference import at_least_float32, cross_entropy
 
 __all__ = [
