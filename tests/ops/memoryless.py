@@ -74,7 +74,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What runs in the kernel's place: fake tensors cannot be indexed in a torch without CUDA."""
     names: list[str] = []
 
-    def torch_step(*_: Any) -> HeadOutputs:
+    def torch_step(*_: Any, **__: Any) -> HeadOutputs:
         names.append("torch")
         return HeadOutputs(torch.ones(1), torch.ones(1))
 
