@@ -83,7 +83,7 @@ def test_one_token_without_gradients_takes_the_step(monkeypatch: pytest.MonkeyPa
     interface = importlib.import_module("wuneng.ops.wkv7.interface")
     calls = []
     step = interface.step
-    monkeypatch.setattr(interface, "step", lambda *xs: calls.append(xs) or step(*xs))
+    monkeypatch.setattr(interface, "step", lambda *xs, **how: calls.append(xs) or step(*xs, **how))
     given = arguments(ProjectionCase(batch=2, tokens=1))
     with torch.no_grad():
         found = wkv7_from_projections(*given, a_max=1.0, backend="chunked")
