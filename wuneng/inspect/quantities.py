@@ -40,13 +40,14 @@ class HalfLife(NamedTuple):
 def half_life(w: Tensor) -> HalfLife:
     """Decay half-life of every head, in tokens.
 
-    Of a channel: ln 2 / -(mean over tokens of its log decay), the number of such tokens after which
-    half of what it held is left, were nothing removed or written. Infinite where nothing decays.
+    Of a channel: log(1/2) / (mean over tokens of its log decay), the number of such tokens after
+    which half of what it held is left, were nothing removed or written. Infinite where nothing
+    decays.
 
     Args:
         w: log decays ``[T, S, N]``, at most 0.
     """
-    kept = math.log(2) / -w.double().mean(0)
+    kept = math.log(0.5) / w.double().mean(0)
     ordered = kept.abs().sort(-1).values  # -0.0 decays by nothing, not by minus nothing
     lower, upper = ordered[:, (w.shape[-1] - 1) // 2], ordered[:, w.shape[-1] // 2]
     return HalfLife(ordered[:, 0], (lower + upper) / 2, ordered[:, -1])
