@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from tests.ops.state_head_cases import (
 from tests.precision import CHUNKED_FLOOR, FLOOR, assert_as_exact
 from wuneng.ops import state_head, wkv7
 
+#: Gradients of the outputs that each case is tried with.
+DRAWS = 4
 BACKENDS = [pytest.param("native", marks=needs_compiler), "chunked"]
 
 
@@ -54,15 +58,24 @@ def test_outputs_and_every_gradient(
     exact = make(case)
     rough = {n: x.float() for n, x in exact.items()}
     shapes = [x.shape for x in oracle(case, rough)[:2]]
-    generator = torch.Generator().manual_seed(0)
-    seeds = tuple(torch.randn(shape, generator=generator) for shape in shapes)
-    found = results(case, rough, operator, seeds)
+    draws = [(torch.randn(shapes[0]), torch.randn(shapes[1])) for _ in range(DRAWS)]
+    found = over_draws(case, rough, operator, draws)
     if "carry" in found:
         exact_carry = oracle(case, rough)[2]
         assert exact_carry is not None
-        assert torch.equal(found["carry"], exact_carry)
-    sides = (found, results(case, rough, oracle, seeds), results(case, exact, oracle, seeds))
+        assert torch.equal(found["carry"][0], exact_carry)
+    sides = (found, *(over_draws(case, tensors, oracle, draws) for tensors in (rough, exact)))
     assert_as_exact(*sides, what=case, floor=FLOOR if backend == "native" else CHUNKED_FLOOR)
+
+
+def over_draws(
+    case: Case, tensors: dict[str, Tensor], function: Any, draws: list[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Every result for each of the output gradients. Where the norm cancels what a token's
+    gradient would be, all that is left is how the sums were rounded; one draw of the formula may be
+    a lucky one, and the worst of several is what it loses in this case."""
+    found = [results(case, tensors, function, seeds) for seeds in draws]
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
 
 @needs_compiler
