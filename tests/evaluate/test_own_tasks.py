@@ -147,6 +147,18 @@ def test_the_heads_are_looked_at_over_a_held_out_row(quick: Path) -> None:
     assert "--task: expected recall, parity, got 'party'. Did you mean 'parity'?" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "option",
+    [("--data-dir", "."), ("--include-path", "none"), ("--num-fewshot", "2"), ("--lengths", "64")],
+    ids=lambda option: option[0],
+)
+def test_options_of_other_tasks_are_refused(quick: Path, option: tuple[str, str]) -> None:
+    result = invoke("eval", "--tasks", "synthetic", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is for tasks of lm-evaluation-harness" in result.stderr
+    assert "synthetic alone" in result.stderr
+
+
 def test_an_arm_by_name_and_a_limit(quick: Path) -> None:
     result = invoke("eval", "--arm", "mha", "--limit", 5, "--json")
     assert result.exit_code == 0, result.output

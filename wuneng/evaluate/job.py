@@ -100,6 +100,8 @@ def prepared(
         if request.baseline is not None:
             verify(request.baseline)
     names = [name for name in request.tasks if name not in (VALIDATION, SYNTHETIC)]
+    if request.tasks and not names:
+        _refuse_options_of_tasks(request)
     if names or VALIDATION in request.tasks:
         for path in (request.model, request.baseline):
             # A model that is not even there is reported when it is loaded.
@@ -281,3 +283,19 @@ def _remarks(label: str, model: HarnessModel) -> list[str]:
             "question; they are scored from where the two encodings part."
         )
     return remarks
+
+
+def _refuse_options_of_tasks(request: EvaluationRequest) -> None:
+    """TaskError for an option that would do nothing, where no task of the harness is asked for."""
+    given = {
+        "--data-dir": request.data_dir,
+        "--include-path": request.include_path,
+        "--num-fewshot": request.num_fewshot,
+        "--lengths": request.lengths,
+        "--fields": request.fields,
+    }
+    if idle := [option for option, value in given.items() if value is not None]:
+        raise TaskError(
+            f"{idle[0]} is for tasks of lm-evaluation-harness and questions, and --tasks asks for "
+            f"{' and '.join(request.tasks)} alone: leave it out, or name a task"
+        )
