@@ -109,6 +109,7 @@ def control_tables() -> Iterator[Table]:
             EvaluationRequest("m", names),  # type: ignore[arg-type]
             {"label": f"upgrade/{LONG_ARM}", "parameters": SEVEN_B},
             [UnderControl(c, compare(right, [outcomes(n) for n in names])) for c in controls],
+            {},
             [],
         )
     )

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from wuneng.errors import InputError, ModelError
+from wuneng.errors import InputError, ModelError, NonFiniteError
 from wuneng.evaluate.comparison import compare
 from wuneng.evaluate.controls.attribution import attribute
-from wuneng.evaluate.controls.names import Control
+from wuneng.evaluate.controls.names import KEEP, Control
 from wuneng.evaluate.controls.wanted import controls_for, parse_controls
+from wuneng.evaluate.job import Job
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
 
 STATE = ["zero", "permute", "donor", "layers"]
@@ -60,6 +61,35 @@ def test_all_controls_on_text_and_harness_tasks(
     for part in ("under control", "as it is", "reset:16", "each head alone silenced", "state 1.1"):
         assert part in done.stdout, part
     assert "the right state" in done.stdout
+
+
+def test_a_control_that_does_not_stay_finite_spoils_no_other(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What grows beyond all numbers is said; where everything does, there is nothing to report."""
+    score = Job.score
+    endless = {"zero", "state head 1.0"}
+
+    def scored(job: Job, loaded: Any, control: Control = KEEP) -> Any:
+        if str(control) in endless:
+            raise NonFiniteError("row 0: NaN or infinite")
+        return score(job, loaded, control)
+
+    monkeypatch.setattr(Job, "score", scored)
+    asked = ("eval", "--tasks", "validation", "--limit", 4, "--controls")
+    done = invoke(*asked, "zero,reset:4,heads")
+    assert done.exit_code == 0, done.output
+    assert "zero: no figures, the model does not stay finite so (row 0: NaN" in done.stdout
+    record = json.loads((here / "controls.json").read_text())
+    assert set(record["not_finite"]) == endless
+    figure = record["tasks"]["validation"]["metrics"]["bits_per_byte"]
+    assert list(figure["controls"]) == ["reset:4"]
+    assert figure["heads"]["state"][1][0] is None
+    assert figure["heads"]["state"][1][1]["difference"]
+    assert (here / "report.html").is_file()
+    done = invoke(*asked, "zero")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "error: row 0: NaN or infinite" in done.stderr
 
 
 def test_one_control_alone_says_the_same(here: Path) -> None:

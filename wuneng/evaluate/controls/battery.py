@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from wuneng.errors import NonFiniteError
 from wuneng.evaluate.comparison import TaskComparison, compare, corrected
 from wuneng.evaluate.controls.names import Control
 from wuneng.evaluate.controls.wanted import Wanted, controls_for
@@ -38,12 +39,15 @@ class ControlsReport:
         model: the model, described.
         found: in the order asked for. p-values are corrected over all controls but single heads,
             which are exploratory and have none.
+        not_finite: by control, why it has no figures: a state that is kept from what it was
+            trained with may grow beyond all numbers, which is a finding and no fault.
         notes: remarks that belong beside the figures.
     """
 
     request: EvaluationRequest
     model: dict[str, Any]
     found: list[UnderControl]
+    not_finite: dict[str, str]
     notes: list[str]
 
     def of(self, *kinds: str) -> list[UnderControl]:
@@ -65,7 +69,8 @@ def run_controls(
         request: its ``baseline`` and ``state`` are not used.
 
     Other arguments and errors as :func:`wuneng.evaluate.session.run_evaluation`; ModelError also
-    for a control that does not fit the model.
+    for a control that does not fit the model, NonFiniteError for the model as it is and where no
+    control leaves it finite.
     """
     with prepared(request, device, notify=notify, progress=progress) as job:
         loaded = job.load(request.model)
@@ -77,15 +82,21 @@ def run_controls(
             f"{loaded.model.num_parameters():,} parameters, {device}"
         )
         right = job.score(loaded)
-        found = []
+        found, not_finite = [], {}
         for number, control in enumerate(controls, start=1):
             notify(f"{number} of {len(controls)}: {control}")
-            found.append(UnderControl(control, compare(right, job.score(loaded, control))))
+            try:
+                found.append(UnderControl(control, compare(right, job.score(loaded, control))))
+            except NonFiniteError as error:
+                not_finite[str(control)] = str(error)
+                if len(not_finite) == len(controls):
+                    raise
         described = loaded.describe()
     together = [one for one in found if one.control.head is None]
     pooled = corrected([task for one in together for task in one.tasks])
     assert len(pooled) == sum(len(one.tasks) for one in together)
-    return ControlsReport(request, described, found, [*job.notes, *remarks])
+    notes = [*job.notes, *remarks]
+    return ControlsReport(request, described, found, not_finite, notes)
 
 
 def _longest(job: Job, loaded: LoadedModel) -> int:

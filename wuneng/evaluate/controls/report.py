@@ -51,6 +51,7 @@ def controls_record(report: ControlsReport) -> dict[str, Any]:
         "model": report.model,
         "settings": settings_record(report.request),
         "tasks": tasks,
+        "not_finite": report.not_finite,
         "attribution": [vars(one) for one in attributions(report)],
         "notes": report.notes,
     }
@@ -113,6 +114,8 @@ def remarks(report: ControlsReport) -> Iterator[str]:
     """Lines that belong under the tables."""
     for one in attributions(report):
         yield one.sentence
+    for control, why in report.not_finite.items():
+        yield f"{control}: no figures, the model does not stay finite so ({why})."
     if report.request.limit is not None:
         yield f"limited to {report.request.limit} items of each task: a rough look only."
     yield from report.notes
