@@ -40,7 +40,7 @@ from wuneng.model.call_arguments import (
     refuse_unknown,
     with_cache,
 )
-from wuneng.model.call_shapes import check_shapes
+from wuneng.model.call_shapes import check_shapes, kept_positions
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.initialisation import initialise
 from wuneng.model.masks import attention_masks
@@ -167,6 +167,8 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
             TypeError: a cache of another kind; an argument that nothing here reads.
         """
         refuse_unknown(kwargs)
+        if use_cache not in (None, False, True):
+            raise ValueError(f"use_cache: expected True or False, got {use_cache!r}")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -250,7 +252,7 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         head, and what it returns stands as ``loss``. Over a large vocabulary it need not make all
         logits at once. Arguments and errors otherwise as :meth:`WuNengModel.forward`.
         """
-        of_loss = loss_arguments(kwargs, labels, head_loss)
+        of_loss, kept = loss_arguments(kwargs, labels, head_loss), kept_positions(logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -264,10 +266,7 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if isinstance(logits_to_keep, int):
-            hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        else:
-            hidden = hidden[:, logits_to_keep]
+        hidden = hidden[:, kept]
         logits = self.lm_head(hidden) if head_loss is None else None
         loss = None if head_loss is None else head_loss(hidden, self.lm_head)
         if labels is not None or of_loss.get("shift_labels") is not None:
