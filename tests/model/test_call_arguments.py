@@ -141,9 +141,9 @@ def test_a_model_with_state_is_causal(value):
 
 def test_a_switch_and_a_number_of_positions_are_what_they_should_be():
     model, ids = small_model(), torch.randint(0, 61, (1, 9))
-    with torch.no_grad(), pytest.raises(ValueError, match="use_cache: .*got 'no'"):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"use_cache: .*got 'no'"):
         model(ids, use_cache="no")
-    with torch.no_grad(), pytest.raises(ValueError, match="logits_to_keep: .*got -1"):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"logits_to_keep: .*got -1"):
         model(ids, logits_to_keep=-1)
     with torch.no_grad():
         whole = model(ids).logits

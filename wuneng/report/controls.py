@@ -105,6 +105,7 @@ def _map(title: str, values: list[list[float | None]], metric: str) -> Picture:
     _, layer, head, most = max(known)
     return Picture(
         title,
-        f"{title}, layers by heads; most changes without head {head} of layer {layer}: {most:+z.4f}",
+        f"{title}, layers by heads; most changes without head {head} of layer {layer}: "
+        f"{most:+z.4f}",
         lambda axis: heat_map(axis, values, colour=f"change in {metric}"),
     )
