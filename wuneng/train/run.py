@@ -7,16 +7,17 @@ kills the process in between, the same command takes up where the last checkpoin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuneng.device import require_one_process
+from wuneng.distributed.joining import joined
+from wuneng.distributed.launched import launched
 from wuneng.errors import InputError, NonFiniteError
 from wuneng.recipe import Recipe
 from wuneng.records import RUNS_ROOT, RunDirectory
-from wuneng.train.display import Display, make_display
+from wuneng.train.display import Display, UnseenDisplay, make_display
 from wuneng.train.failures import UnitsFailed
 from wuneng.train.opening import Opening, OpenRun, open_run
 from wuneng.train.paired_table import paired_table
@@ -97,7 +98,7 @@ def run(
         DiskError: the disk is full; the last good checkpoint stands.
         Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
     """
-    require_one_process()
+    info = launched()
     if not recipe.is_single:
         raise InputError(
             f"{recipe.name} has sweep or study, and so states several runs: `wuneng train` and "
@@ -105,14 +106,24 @@ def run(
         )
     display = make_display() if display is None else display
     place = out.path if isinstance(out, RunDirectory) else out
-    opening = Opening(display, command_line, sources, verify, workers or Workers())
-    with closing(display), open_run(recipe, place, resume, runs_root, opening) as opened:
+    workers = workers or Workers()
+    if info is not None:
+        if (workers.number or 1) > 1:
+            raise InputError(
+                f"--jobs {workers.number}: expected none where several processes train each arm "
+                "together"
+            )
+        workers = Workers(1, workers.within)
+        display = display if info.rank == 0 else UnseenDisplay()
+    with ExitStack() as held:
+        held.enter_context(closing(display))
+        processes = held.enter_context(joined(info, recipe.device, recipe.parallel.timeout))
+        opening = Opening(display, command_line, sources, verify, workers, processes)
+        opened = held.enter_context(open_run(recipe, place, resume, runs_root, opening))
         directory = opened.directory
         try:
             pending = opened.pending()
-            failures = train_pending(
-                [(opened, pending)], opening, lambda: directory.update_latest(runs_root)
-            )
+            failures = train_pending([(opened, pending)], opening, lambda: opened.begun(runs_root))
         except Interrupted as stopped:
             where = how_to_resume(directory.path)
             raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
@@ -125,5 +136,5 @@ def run(
 
 def finish(opened: OpenRun, runs_root: Path) -> Results:
     """results.json of a run whose arms are all trained."""
-    opened.directory.update_latest(runs_root)
+    opened.begun(runs_root)
     return Results(opened.directory.path, opened.write_results())
