@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import signal
+from dataclasses import dataclass
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,22 @@ from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.wrapping import cut
 from wuneng.model import WuNengForCausalLM
 from wuneng.recipe import BUILT_IN_ARMS, load_recipe
+from wuneng.train import step as step_module
+from wuneng.train.display import QuietDisplay
+from wuneng.train.opening import Opening
 from wuneng.train.optimizer import build_optimizer
 from wuneng.train.plan import RunPlan, plan_run
+from wuneng.train.run import run_opened
+from wuneng.train.signals import Interrupted
 from wuneng.train.step import Numerics, prepare_model, take_step
 from wuneng.train.trainer_state import seed_everything
+from wuneng.train.workers import Workers
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 #: Rows that no 2, 3 or 4 processes share evenly.
 ROWS, LENGTH = 5, 24
+#: Of the quickstart's model, where every arm is tried in a moment.
+SMALLER = ("model.hidden_size=32", "model.decay_rank=4", "model.rate_rank=4")
 
 
 @dataclass(frozen=True)
@@ -31,11 +42,11 @@ class Case:
 
     arm: str = "wuneng"
     degrees: Degrees = SINGLE
-    steps: int = 4
-    dtype: torch.dtype = torch.float32
-    changes: dict[str, Any] = field(default_factory=dict)
+    steps: int = 3
+    changes: tuple[str, ...] = SMALLER
     """Of the recipe."""
     rows: int = ROWS
+    dtype: torch.dtype = torch.float32
 
 
 @cache
@@ -57,27 +68,56 @@ def packed_batch(number: int, rows: int, vocabulary: int) -> Batch:
     return Batch(tokens[:, :-1], labels, ends.cumsum(1).int(), "text", LENGTH)
 
 
-def train(processes: Processes, case: Case) -> dict[str, Any]:
-    """The losses and gradient norms of every step, and the weights at the end."""
-    plan = planned(tuple(f"{name}={value}" for name, value in case.changes.items()))
-    arm = plan.arms[case.arm]
-    settings = arm.training
+def losses(processes: Processes, case: Case) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every step."""
+    arm = planned(case.changes).arms[case.arm]
+    settings, device = arm.training, torch.device("cpu")
     seed_everything(0)
     model = WuNengForCausalLM(arm.config).to(case.dtype)
-    device = torch.device("cpu")
     cut(model, processes, case.degrees, device)
     optimizer = build_optimizer(model, settings)
     numerics = Numerics(device, processes=processes, degrees=case.degrees)
     called = prepare_model(model, settings, numerics)
-    losses, norms = [], []
+    found = []
     for step in range(1, case.steps + 1):
         batch = packed_batch(step, case.rows, arm.config.vocab_size)
         outcome = take_step(called, optimizer, batch, settings, numerics, step=step, arm=case.arm)
-        losses.append(outcome.loss)
-        norms.append(outcome.grad_norm)
-    return {"losses": losses, "norms": norms}
+        found.append((outcome.loss, outcome.grad_norm))
+    return found
 
 
-def alone(case: Case) -> dict[str, Any]:
-    """``train`` in this process."""
-    return train(ALONE, case)
+@cache
+def alone(case: Case) -> list[tuple[float, float]]:
+    """``losses`` in this process."""
+    return losses(ALONE, case)
+
+
+def run_text(
+    processes: Processes, recipe: Path, changes: tuple[str, ...], stop: tuple[int, int] | None
+) -> tuple[str, list[tuple[int, list[str]]]]:
+    """Train or continue ``recipe``; (how it ended, the rows that this process scored at each step).
+
+    Args:
+        stop: this step, and the process that is sent SIGTERM at it.
+    """
+    seen: list[tuple[int, list[str]]] = []
+    take = step_module._backward
+
+    def noting(model: Any, batch: Batch, training: Any, numerics: Numerics, *rest: Any) -> Any:
+        mine = numerics.share(batch)
+        scored = (mine.labels != IGNORED).any(1)
+        seen.append((len(seen), [str(row.tolist()) for row in mine.input_ids[scored]]))
+        if stop is not None and (len(seen), processes.rank) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(model, batch, training, numerics, *rest)
+
+    display = QuietDisplay(StringIO())
+    opening = Opening(display, None, None, True, Workers(1), processes)
+    step_module._backward = noting
+    try:
+        run_opened(load_recipe(recipe, changes), None, "auto", recipe.parent / "runs", opening)
+    except Interrupted as stopped:
+        return str(stopped), seen
+    finally:
+        step_module._backward = take
+    return "finished", seen

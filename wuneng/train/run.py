@@ -7,7 +7,7 @@ kills the process in between, the same command takes up where the last checkpoin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,13 +99,7 @@ def run(
         Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
     """
     info = launched()
-    if not recipe.is_single:
-        raise InputError(
-            f"{recipe.name} has sweep or study, and so states several runs: `wuneng train` and "
-            "wuneng.study train it"
-        )
     display = make_display() if display is None else display
-    place = out.path if isinstance(out, RunDirectory) else out
     workers = workers or Workers()
     if info is not None:
         if (workers.number or 1) > 1:
@@ -115,11 +109,25 @@ def run(
             )
         workers = Workers(1, workers.within)
         display = display if info.rank == 0 else UnseenDisplay()
-    with ExitStack() as held:
-        held.enter_context(closing(display))
-        processes = held.enter_context(joined(info, recipe.device, recipe.parallel.timeout))
+    place = out.path if isinstance(out, RunDirectory) else out
+    with (
+        closing(display),
+        joined(info, recipe.device, recipe.parallel.timeout) as processes,
+    ):
         opening = Opening(display, command_line, sources, verify, workers, processes)
-        opened = held.enter_context(open_run(recipe, place, resume, runs_root, opening))
+        return run_opened(recipe, place, resume, runs_root, opening)
+
+
+def run_opened(
+    recipe: Recipe, place: Path | None, resume: str, runs_root: Path, opening: Opening
+) -> Results:
+    """:func:`run` with what a command brings, in each of ``opening.processes``."""
+    if not recipe.is_single:
+        raise InputError(
+            f"{recipe.name} has sweep or study, and so states several runs: `wuneng train` and "
+            "wuneng.study train it"
+        )
+    with open_run(recipe, place, resume, runs_root, opening) as opened:
         directory = opened.directory
         try:
             pending = opened.pending()
