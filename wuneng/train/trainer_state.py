@@ -14,6 +14,9 @@ from wuneng.errors import CheckpointError
 
 __all__ = ["TrainerState", "capture_rng", "draw_apart", "restore_rng", "seed_everything"]
 
+#: Fields that the checkpoints of earlier versions lack.
+_ADDED_LATER = {"waited_seconds"}
+
 
 @dataclass
 class TrainerState:
@@ -31,6 +34,8 @@ class TrainerState:
     """The part of ``tokens`` that tokens per second is about: all but those of compiling steps."""
     timed_seconds: float = 0.0
     """What their batches and steps took; validation and saving are left out."""
+    waited_seconds: float = 0.0
+    """Those of ``timed_seconds`` that were waited for batches."""
     total_steps: int = 0
     schedule: dict[str, Any] = field(default_factory=dict)
     """The learning-rate settings in force, for readers: the schedule itself is stateless."""
@@ -46,6 +51,11 @@ class TrainerState:
     best: dict[str, Any] = field(default_factory=dict)
     """``{"step", "name", "value"}`` of the lowest validation loss so far."""
 
+    @property
+    def data_wait(self) -> float:
+        """The share of the steps' time that was waited for batches."""
+        return self.waited_seconds / self.timed_seconds if self.timed_seconds else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """The state as plain values."""
         return asdict(self)
@@ -58,7 +68,7 @@ class TrainerState:
             CheckpointError: keys are missing or unknown.
         """
         names = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        if not isinstance(values, dict) or not names - _ADDED_LATER <= set(values) <= names:
             raise CheckpointError("has other keys than this version writes")
         return cls(**values)
 
