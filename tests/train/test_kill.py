@@ -124,7 +124,7 @@ def outcome(place: Path) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for arm in ARMS:
         parts[f"{arm} metrics"] = [
-            {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
+            {k: v for k, v in row.items() if k not in ("seconds", "data_wait", "tokens_per_second")}
             for row in read_jsonl(run / arm / "metrics.jsonl")
         ]
         parts[f"{arm} weights"] = (run / arm / "model" / "model.safetensors").read_bytes()

@@ -18,7 +18,7 @@ from wuneng.train.display import Progress
 from wuneng.train.loop import ArmJob, ArmTraining
 from wuneng.train.signals import Interrupted, StopSignals
 
-UNTIMED = ("tokens_per_second", "seconds")
+UNTIMED = ("tokens_per_second", "data_wait", "seconds")
 
 
 def train(job: ArmJob, watcher: Watcher | None = None) -> ArmTraining:

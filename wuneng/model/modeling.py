@@ -41,7 +41,7 @@ from wuneng.model.call_arguments import (
     with_cache,
 )
 from wuneng.model.call_layout import whole_call
-from wuneng.model.call_shapes import check_shapes
+from wuneng.model.call_shapes import check_shapes, kept_positions
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.context_call import piece_call
 from wuneng.model.context_loss import loss_of_piece, refuse_head_arguments
@@ -170,6 +170,8 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
             TypeError: a cache of another kind; an argument that nothing here reads.
         """
         refuse_unknown(kwargs)
+        if use_cache not in (None, False, True):
+            raise ValueError(f"use_cache: expected True or False, got {use_cache!r}")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -242,7 +244,7 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         context parallelism ``head_loss`` sees this rank's piece, and the loss of ``labels`` is that
         of the whole sequence.
         """
-        of_loss = loss_arguments(kwargs, labels, head_loss)
+        of_loss, kept = loss_arguments(kwargs, labels, head_loss), kept_positions(logits_to_keep)
         context = active_context()
         if context is not None:
             shifted = of_loss.get("shift_labels")
@@ -261,10 +263,7 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if isinstance(logits_to_keep, int):
-            hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        else:
-            hidden = hidden[:, logits_to_keep]
+        hidden = hidden[:, kept]
         logits = self.lm_head(hidden) if head_loss is None else None
         loss = None if head_loss is None else head_loss(hidden, self.lm_head)
         if labels is not None or of_loss.get("shift_labels") is not None:

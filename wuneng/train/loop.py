@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from wuneng.data.batch import TrainingData, ValidationData, same_data
+from wuneng.data.prefetch import Prefetched
 from wuneng.errors import CheckpointError
 from wuneng.recipe import OptimizerSettings, Training
 from wuneng.records import ArmDirectory, append_jsonl, truncate_jsonl_after
@@ -27,7 +28,7 @@ from wuneng.train.quality import measure
 from wuneng.train.schedule import learning_rate_at, steps_before_decay
 from wuneng.train.signals import Interrupted, StopSignals
 from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
-from wuneng.train.trainer_state import TrainerState, capture_rng, restore_rng
+from wuneng.train.trainer_state import TrainerState, capture_rng, draw_apart, restore_rng
 
 __all__ = ["ArmJob", "ArmTraining"]
 
@@ -58,12 +59,15 @@ class _Pace:
 
     tokens: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
+    """Those of ``seconds`` that went by before the batch was there."""
     session_steps: int = 0
     session_seconds: float = 0.0
 
-    def add(self, tokens: int, seconds: float, *, typical: bool) -> None:
+    def add(self, tokens: int, seconds: float, waited: float, *, typical: bool) -> None:
         self.tokens += tokens
         self.seconds += seconds
+        self.waited += waited
         if typical:
             self.session_steps += 1
             self.session_seconds += seconds
@@ -71,6 +75,13 @@ class _Pace:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def data_wait(self) -> float:
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def log(self) -> None:
+        self.tokens, self.seconds, self.waited = 0, 0.0, 0.0
 
     def seconds_for(self, steps: int) -> float:
         return steps * self.session_seconds / max(1, self.session_steps)
@@ -88,7 +99,7 @@ class ArmTraining:
     def __post_init__(self) -> None:
         job = self.job
         self.optimizer = build_optimizer(job.model, job.training)
-        self.called = prepare_model(job.model, job.training)
+        self.called = prepare_model(job.model, job.training, job.numerics)
         self.total_steps = job.training.total_steps
         self._decay_begins = _decay_begins(job.training)
         self._pace = _Pace()
@@ -103,20 +114,27 @@ class ArmTraining:
             NonFiniteError, DiskError, CheckpointError: see ``step`` and ``checkpoint``.
         """
         self._start_or_resume()
-        while self.state.step < self.total_steps:
+        left = self.total_steps - self.state.step
+        with Prefetched(self.job.train, left) as self._batches:
+            while self.state.step < self.total_steps:
+                self.leave_if_asked()
+                learning_rate, outcome = self._step()
+                figures = self._validate_if_due()
+                self._record(learning_rate, outcome, figures)
+                if self._checkpoint_due():
+                    self._save()
+            self._save()
             self.leave_if_asked()
-            learning_rate, outcome = self._step()
-            figures = self._validate_if_due()
-            self._record(learning_rate, outcome, figures)
-            if self._checkpoint_due():
-                self._save()
-        self._save()
-        self.leave_if_asked()
+        waited = f"{self.state.data_wait:.1%} of its steps' time was waited for data"
+        self.display.note(f"{self.job.arm} (seed {self.job.seed}): {waited}")
         return self.state
 
     def _start_or_resume(self) -> None:
         job = self.job
-        found = checkpoint.latest_usable(job.directory.checkpoints, self.display.warn)
+        processes = job.numerics.processes
+        found = processes.first(
+            lambda: checkpoint.latest_usable(job.directory.checkpoints, self.display.warn)
+        )
         if found is None:
             self.state = TrainerState(job.arm, job.seed, total_steps=self.total_steps)
             self.state.schedule = job.training.model_dump(
@@ -125,8 +143,11 @@ class ArmTraining:
             self.state.data_description = job.data_description
         else:
             self._resume(found)
+        draw_apart(processes.rank)
         # Lines after the checkpoint are of steps that are taken again: they would be doubled.
-        damaged = truncate_jsonl_after(job.directory.metrics, self.state.step)
+        damaged = processes.first(
+            lambda: truncate_jsonl_after(job.directory.metrics, self.state.step)
+        )
         if damaged:
             lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             self.display.warn(f"{job.directory.metrics}: damaged and left out: line {lines}")
@@ -156,14 +177,14 @@ class ArmTraining:
 
     def _step(self) -> tuple[float, StepOutcome]:
         job, state = self.job, self.state
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), self._batches.waited
         learning_rate = learning_rate_at(state.step, self.total_steps, job.training)
         set_learning_rate(self.optimizer, learning_rate)
         try:
             outcome = take_step(
                 self.called,
                 self.optimizer,
-                job.train.next_batch(),
+                self._batches.next_batch(),
                 job.training,
                 job.numerics,
                 step=state.step + 1,
@@ -175,7 +196,7 @@ class ArmTraining:
             if failure is None:
                 raise
             raise failure from error
-        elapsed = time.perf_counter() - began
+        elapsed, waited = time.perf_counter() - began, self._batches.waited - waited
         # Compiling belongs to wall time, but says nothing of how fast the arm is.
         typical = not (job.training.compile and self._first_of_session)
         self._first_of_session = False
@@ -184,7 +205,8 @@ class ArmTraining:
         if typical:
             state.timed_tokens += outcome.tokens
             state.timed_seconds += elapsed
-        self._pace.add(outcome.tokens, elapsed, typical=typical)
+            state.waited_seconds += waited
+        self._pace.add(outcome.tokens, elapsed, waited, typical=typical)
         return learning_rate, outcome
 
     def _validate_if_due(self) -> dict[str, float]:
@@ -223,7 +245,7 @@ class ArmTraining:
                 validation=figures,
             )
         )
-        if not logged:
+        if not logged or not job.numerics.processes.is_first:
             return
         row: dict[str, Any] = {
             "arm": job.arm,
@@ -234,6 +256,7 @@ class ArmTraining:
             "lr": learning_rate,
             "grad_norm": outcome.grad_norm,
             "tokens_per_second": round(pace.tokens_per_second, 1),
+            "data_wait": round(pace.data_wait, 4),
             "seconds": round(state.seconds, 3),
         }
         row.update(outcome.parts)
@@ -244,7 +267,7 @@ class ArmTraining:
         append_jsonl(job.directory.metrics, row)
         for logger in job.loggers:
             logger.log(row)
-        pace.tokens, pace.seconds = 0, 0.0
+        pace.log()
 
     def _checkpoint_due(self) -> bool:
         every = self.job.training.checkpoint_every
@@ -253,28 +276,31 @@ class ArmTraining:
 
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted if a signal has come."""
-        if self.stop.requested is None:
+        number = self.job.numerics.processes.agreed_signal(self.stop.requested)
+        if number is None:
             return
         self._save()
         raise Interrupted(
             f"stopped by a signal; arm {self.job.arm!r}, seed {self.job.seed}, is saved at step "
             f"{self.state.step} of {self.total_steps}",
-            self.stop.requested,
+            number,
         )
 
     def _save(self) -> None:
         """Write a checkpoint of this step unless there is one already."""
         keep, place = self.job.training.keep_checkpoints, self.job.directory.checkpoints
+        processes = self.job.numerics.processes
         if self._saved_step == self.state.step:
             # A process that was killed after it had saved left the older ones.
-            checkpoint.rotate(place, self.state.step, keep, self._decay_begins)
+            step = self.state.step
+            processes.first(lambda: checkpoint.rotate(place, step, keep, self._decay_begins))
             return
         state, scaler = self.state, self.job.numerics.scaler
         state.seconds = time.perf_counter() - self._clock
-        state.data = self.job.train.state_dict()
+        state.data = self._batches.state_dict()
         state.scaler = scaler.state_dict() if scaler is not None else {}
         state.rng = capture_rng()
-        if self.job.directory.metrics.exists():
+        if processes.is_first and self.job.directory.metrics.exists():
             flush(self.job.directory.metrics)  # its lines are not written again after a resume
         checkpoint.save(
             place,
@@ -283,6 +309,7 @@ class ArmTraining:
             state,
             keep=keep,
             protected=self._decay_begins,
+            processes=processes,
         )
         self._saved_step = state.step
 
