@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +18,17 @@ from wuneng.data.files import STDLIB, file_kind, find_files
 from wuneng.data.streamed import StreamedDataset
 from wuneng.errors import DataError, nearest, reason
 from wuneng.foreign.regular import open_regular
-from wuneng.recipe.data import HubDataset
+from wuneng.recipe.data import HubDataset, MixturePart, part_names
 
-__all__ = ["DocumentSource", "FileSource", "StoredDataset", "open_source"]
+__all__ = [
+    "DocumentSource",
+    "FileSource",
+    "MixedSources",
+    "Source",
+    "StoredDataset",
+    "open_mixture",
+    "open_source",
+]
 
 
 class DocumentSource(Protocol):
@@ -60,6 +69,36 @@ def open_source(
             )
         return StoredDataset(loaded, setting, field, max_documents)
     return FileSource(setting, field, text_field, max_documents)
+
+
+Source = DocumentSource | StreamedDataset
+
+
+@dataclass(frozen=True)
+class MixedSources:
+    """Several sources, and the share of the training tokens that each is to have."""
+
+    sources: tuple[Source, ...]
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def shares(self) -> list[float]:
+        """The weights, which add up to 1."""
+        return [weight / sum(self.weights) for weight in self.weights]
+
+
+def open_mixture(
+    parts: list[MixturePart], text_field: str, max_documents: int | None
+) -> MixedSources:
+    """The sources of ``data.train`` where that is a mixture. Raises as ``open_source``."""
+    sources = [
+        open_source(part.path, f"data.train.{index}.path", text_field, max_documents)
+        for index, part in enumerate(parts)
+    ]
+    return MixedSources(
+        tuple(sources), tuple(part_names(parts)), tuple(part.weight for part in parts)
+    )
 
 
 class FileSource:

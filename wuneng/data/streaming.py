@@ -83,6 +83,10 @@ class StreamedTraining:
             row_bytes=tuple(spelled.sum(axis=1).tolist()),
         )
 
+    def tokens_of_last(self) -> int:
+        """Tokens of a batch: its rows are full."""
+        return self.shape[0] * self.shape[1]
+
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins."""
         if self._pending:
