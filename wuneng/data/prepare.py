@@ -61,7 +61,7 @@ def prepare_text(
     when the token cache cannot be written.
     """
     root = cache_root(data.cache_dir)
-    train, validation = _open_sources(data)
+    train, validation = _open_sources(data, seed)
     if tokenizer is None:
         tokenizer = choose_tokenizer(data, train, validation, root)
     encoder = Encoder(tokenizer)
@@ -114,16 +114,16 @@ def _validation(
     )
 
 
-def _open_sources(data: TextData) -> tuple[Source | MixedSources, Source | None]:
+def _open_sources(data: TextData, seed: int = 0) -> tuple[Source | MixedSources, Source | None]:
     """Training and validation text; None where the latter is held out of the former."""
     if data.questions is not None:
         return open_questions(data)
     train: Source | MixedSources
     if data.mixture is not None:
-        train = open_mixture(data.mixture, data.text_field, data.max_documents)
+        train = open_mixture(data.mixture, data.text_field, data.max_documents, seed)
     else:
         one = cast("list[str] | HubDataset", data.train)
-        train = open_source(one, "data.train", data.text_field, data.max_documents)
+        train = open_source(one, "data.train", data.text_field, data.max_documents, seed)
     if data.validation is None:
         return train, None
     other = open_source(data.validation, "data.validation", data.text_field, data.max_documents)
@@ -214,7 +214,7 @@ class _Preparation:
             sample = self._finite(validation)
         other = self._tokenized(sample)
         scored = self._part(other)
-        self.notes.append(f"training: {train.name}, in its own order")
+        self.notes.append(f"training: {train.name}, {train.order}")
         self._note("validation", sample.name, other, scored)
         known = set(other.digests.tolist())
 

@@ -132,8 +132,8 @@ class StreamedTraining:
                 yield group
             if from_start and not anything:
                 raise DataError(f"{self.source.field}: no training text in {self.source.name}")
-            self._position = _START
             self._epoch += 1
+            self._position = {**_START, "pass": self._epoch}
 
     def _read_pass(self) -> Iterator[tuple[list[str], Position]]:
         """Groups of documents of one pass, each with the position behind it."""

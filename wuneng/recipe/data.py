@@ -124,7 +124,8 @@ class TextData(Settings):
     """``text``."""
     train: TrainingSource
     """Files, globs and directories (.txt .md .py .jsonl .jsonl.gz .parquet), the word ``stdlib``
-    for Python's own library sources, or ``{dataset: NAME}``; a mixture of several as a list of
+    for Python's own library sources, URLs (``s3://``, ``https://``, ...) that are read while
+    training, or ``{dataset: NAME}``; a mixture of several as a list of
     ``{path: ..., weight: ...}``."""
     validation: TextSource | None = None
     """The same for validation; default a fraction of the training documents."""
@@ -165,7 +166,7 @@ class TextData(Settings):
         if self.mixture:
             fields = [(f"data.train.{i}.path", part.path) for i, part in enumerate(self.mixture)]
         for field, found in (*fields, ("data.validation", self.validation)):
-            if isinstance(found, list):
+            if isinstance(found, list) and not all("://" in source for source in found):
                 yield field, found
 
 
