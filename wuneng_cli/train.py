@@ -27,6 +27,7 @@ EXAMPLES = """Examples:
   wuneng train recipes/text.yaml --set data.train=books/ --set training.steps=2k
   wuneng train recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
   wuneng train recipes/text.yaml --jobs 2      two arms at the same time
+  wuneng train recipes/text.yaml --processes 2    every arm in two processes together
   wuneng train recipes/fineweb-130m.yaml --dry-run
   wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama --set data.train=texts/
   wuneng train runs/quickstart/recipe.yaml --out again    repeat a finished run
@@ -68,6 +69,18 @@ def train(
             "they share its threads. [default: one for each GPU, on a CPU one]",
         ),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Train every arm in N processes of this machine together, one for each GPU or "
+            "some of the CPU's cores, as the recipe's parallel: says. On several machines: "
+            "torchrun -m wuneng_cli train.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -93,11 +106,23 @@ def train(
     Everything lands in a run directory: the resolved recipe, metrics.jsonl, checkpoints and the
     trained model of each arm, and results.json with the arms side by side.
     """
-    from wuneng.device import require_one_process
+    from wuneng_cli.processes import seen, start
+
+    if dry_run:
+        written = _written(recipe, changes, device)
+        _print_plan(written, measure=measure, as_json=output.as_json, verbose=output.verbose)
+        return
+    with seen():
+        written = _written(recipe, changes, device)
+        start(processes, jobs, written.recipe)
+        _train(
+            written, out, resume, jobs, verify=verify, as_json=output.as_json, quiet=output.quiet
+        )
+
+
+def _written(recipe: Path, changes: list[str] | None, device: str | None) -> WrittenRecipe:
     from wuneng.recipe import read_written
 
-    if not dry_run:
-        require_one_process()
     overrides = list(changes or [])
     if device is not None:
         overrides.append(f"device={device}")
@@ -105,12 +130,7 @@ def train(
     from wuneng.ops.backend import check_environment
 
     check_environment()
-    if dry_run:
-        _print_plan(written, measure=measure, as_json=output.as_json, verbose=output.verbose)
-    else:
-        _train(
-            written, out, resume, jobs, verify=verify, as_json=output.as_json, quiet=output.quiet
-        )
+    return written
 
 
 def _print_plan(written: WrittenRecipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
@@ -163,6 +183,7 @@ def _train(
     from wuneng.study import StudyResults, SweepResults, run_study, run_sweep
     from wuneng.train import Workers, make_display, run
     from wuneng_cli.dry_run import sources_of
+    from wuneng_cli.processes import is_first
     from wuneng_cli.silence import silenced
 
     display = make_display(quiet=quiet, to_stderr=as_json)
@@ -185,6 +206,8 @@ def _train(
     else:
         train_all = run_sweep if written.recipe.study is None else run_study
         results, following = train_all(written, out, resume, **settings), []
+    if not is_first():
+        return
     page = leave_report(results.directory)
     if as_json:
         print_json({"directory": str(results.directory), **results.record})

@@ -62,6 +62,7 @@ class Server:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "agg",
+            "WUNENG_REPORT": "1",  # the page is killed as well
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.kill.server"],

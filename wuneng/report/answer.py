@@ -49,7 +49,8 @@ def _headline(records: Records) -> tuple[str, dict[str, Any]]:
     row |= {"low": low, "high": high, "seeds": seeds, "smallest_effect": margin}
     words = f"{main} {number(float(ours))} against {baseline} {number(float(theirs))} in {name}"
     if low is not None and high is not None:
-        words += f" (difference {row['difference']:+.4g}, 95 % interval {low:+.4g} to {high:+.4g})"
+        gain = row["difference"]
+        words += f" (difference {gain:+z.4g}, 95 % interval {low:+z.4g} to {high:+z.4g})"
     saved = _saved(records, main, baseline, name)
     if saved is not None:
         row |= {"tokens_saved": saved.saved}

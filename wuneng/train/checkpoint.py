@@ -21,6 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from wuneng.distributed.processes import ALONE, Processes
+from wuneng.distributed.whole import cut_like, whole_tensors
+from wuneng.distributed.wrapping import put_away
 from wuneng.errors import CheckpointError, DamagedError
 from wuneng.foreign.regular import read_regular_text
 from wuneng.records.atomic import directory_written_atomically, remove_directory, remove_leftovers
@@ -56,25 +59,40 @@ def save(
     *,
     keep: int,
     protected: int | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Write ``parent/step-<state.step>``, and only then delete all but the newest ``keep``.
 
-    The checkpoint of step ``protected`` stays besides.
+    The checkpoint of step ``protected`` stays besides. Where several ``processes`` train together
+    all of them call this, and the first writes.
 
     Checkpoints of later steps (found altered when the run was resumed before them) go as well.
 
     Raises:
         DiskError: no room; every earlier checkpoint is still there.
     """
-    weights, moments = model_tensors(model), named_state(model, optimizer)
-    needed = _MARGIN + sum(t.nbytes for part in (weights, moments) for t in part.values())
+    put_away(model)
+    first = processes.is_first
+    weights = whole_tensors(model_tensors(model), keep=first)
+    moments = whole_tensors(named_state(model, optimizer), keep=first)
     final = parent / f"step-{state.step}"
+
+    def write() -> Path:
+        _write(final, weights, moments, state)
+        rotate(parent, state.step, keep, protected)
+        return final
+
+    return processes.first(write)
+
+
+def _write(
+    final: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainerState
+) -> None:
+    needed = _MARGIN + sum(t.nbytes for part in (weights, moments) for t in part.values())
     with directory_written_atomically(final, needed, checksums=MANIFEST) as temporary:
         save_file({name: t.contiguous() for name, t in weights.items()}, temporary / MODEL)
         save_file(moments, temporary / OPTIMIZER)
         (temporary / TRAINER).write_text(json.dumps(state.to_json()), encoding="utf-8")
-    rotate(parent, state.step, keep, protected)
-    return final
 
 
 def verify(path: Path) -> Checkpoint:
@@ -120,6 +138,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     Raises:
         CheckpointError: names or shapes differ from the model's.
     """
+    put_away(model)
     stored, own = load_file(checkpoint.path / MODEL), model_tensors(model)
     if missing := sorted(set(own) ^ set(stored)):
         raise CheckpointError(
@@ -132,7 +151,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
                     f"{checkpoint.path / MODEL}: {name} is {_kind(stored[name])}, "
                     f"the model's is {_kind(tensor)}"
                 )
-            tensor.copy_(stored[name])
+            tensor.copy_(cut_like(stored[name], tensor))
     load_named_state(model, optimizer, load_file(checkpoint.path / OPTIMIZER))
 
 

@@ -28,7 +28,7 @@ from wuneng.train.quality import measure
 from wuneng.train.schedule import learning_rate_at, steps_before_decay
 from wuneng.train.signals import Interrupted, StopSignals
 from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
-from wuneng.train.trainer_state import TrainerState, capture_rng, restore_rng
+from wuneng.train.trainer_state import TrainerState, capture_rng, draw_apart, restore_rng
 
 __all__ = ["ArmJob", "ArmTraining"]
 
@@ -99,7 +99,7 @@ class ArmTraining:
     def __post_init__(self) -> None:
         job = self.job
         self.optimizer = build_optimizer(job.model, job.training)
-        self.called = prepare_model(job.model, job.training)
+        self.called = prepare_model(job.model, job.training, job.numerics)
         self.total_steps = job.training.total_steps
         self._decay_begins = _decay_begins(job.training)
         self._pace = _Pace()
@@ -131,7 +131,10 @@ class ArmTraining:
 
     def _start_or_resume(self) -> None:
         job = self.job
-        found = checkpoint.latest_usable(job.directory.checkpoints, self.display.warn)
+        processes = job.numerics.processes
+        found = processes.first(
+            lambda: checkpoint.latest_usable(job.directory.checkpoints, self.display.warn)
+        )
         if found is None:
             self.state = TrainerState(job.arm, job.seed, total_steps=self.total_steps)
             self.state.schedule = job.training.model_dump(
@@ -140,8 +143,11 @@ class ArmTraining:
             self.state.data_description = job.data_description
         else:
             self._resume(found)
+        draw_apart(processes.rank)
         # Lines after the checkpoint are of steps that are taken again: they would be doubled.
-        damaged = truncate_jsonl_after(job.directory.metrics, self.state.step)
+        damaged = processes.first(
+            lambda: truncate_jsonl_after(job.directory.metrics, self.state.step)
+        )
         if damaged:
             lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             self.display.warn(f"{job.directory.metrics}: damaged and left out: line {lines}")
@@ -239,7 +245,7 @@ class ArmTraining:
                 validation=figures,
             )
         )
-        if not logged:
+        if not logged or not job.numerics.processes.is_first:
             return
         row: dict[str, Any] = {
             "arm": job.arm,
@@ -270,28 +276,31 @@ class ArmTraining:
 
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted if a signal has come."""
-        if self.stop.requested is None:
+        number = self.job.numerics.processes.agreed_signal(self.stop.requested)
+        if number is None:
             return
         self._save()
         raise Interrupted(
             f"stopped by a signal; arm {self.job.arm!r}, seed {self.job.seed}, is saved at step "
             f"{self.state.step} of {self.total_steps}",
-            self.stop.requested,
+            number,
         )
 
     def _save(self) -> None:
         """Write a checkpoint of this step unless there is one already."""
         keep, place = self.job.training.keep_checkpoints, self.job.directory.checkpoints
+        processes = self.job.numerics.processes
         if self._saved_step == self.state.step:
             # A process that was killed after it had saved left the older ones.
-            checkpoint.rotate(place, self.state.step, keep, self._decay_begins)
+            step = self.state.step
+            processes.first(lambda: checkpoint.rotate(place, step, keep, self._decay_begins))
             return
         state, scaler = self.state, self.job.numerics.scaler
         state.seconds = time.perf_counter() - self._clock
         state.data = self._batches.state_dict()
         state.scaler = scaler.state_dict() if scaler is not None else {}
         state.rng = capture_rng()
-        if self.job.directory.metrics.exists():
+        if processes.is_first and self.job.directory.metrics.exists():
             flush(self.job.directory.metrics)  # its lines are not written again after a resume
         checkpoint.save(
             place,
@@ -300,6 +309,7 @@ class ArmTraining:
             state,
             keep=keep,
             protected=self._decay_begins,
+            processes=processes,
         )
         self._saved_step = state.step
 

@@ -12,7 +12,7 @@ import torch
 
 from wuneng.errors import CheckpointError
 
-__all__ = ["TrainerState", "capture_rng", "restore_rng", "seed_everything"]
+__all__ = ["TrainerState", "capture_rng", "draw_apart", "restore_rng", "seed_everything"]
 
 #: Fields that the checkpoints of earlier versions lack.
 _ADDED_LATER = {"waited_seconds"}
@@ -92,6 +92,15 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def draw_apart(rank: int) -> None:
+    """Let the generators of torch in process ``rank`` go on differently from those of the first,
+    which has the same state: what one draws for its rows another must not draw for its own."""
+    if rank:
+        same = torch.Generator()
+        same.set_state(torch.get_rng_state())
+        torch.manual_seed(int(torch.randint(2**62, (), generator=same)) + rank)
 
 
 def capture_rng() -> dict[str, Any]:
