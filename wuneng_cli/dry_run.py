@@ -87,6 +87,13 @@ def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
         f"{planned['tokens_per_step']:,}; seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))}; vocabulary {planned['vocab_size']:,}"
     )
+    for source in planned["sources"]:
+        epochs = source["epochs"]
+        read = "how often is known once it is tokenised"
+        if epochs is not None:
+            read = f"about {epochs:.2g} times the source"
+        share = f"{source['share']:.1%} of the tokens from {source['name']}"
+        yield f"{share}: {source['tokens']:,}, {read}"
     disk = len(seeds) * sum(arm["disk_bytes"] for arm in arms.values())
     times = [arm["seconds"] for arm in arms.values()]
     whole = f"all of it: {short_bytes(disk)} on disk"

@@ -154,6 +154,31 @@ def test_a_killed_build_leaves_nothing_that_counts(
     assert len(entry(cache)) == 6  # and what was left is gone
 
 
+@pytest.mark.parametrize("damage", ["shrinks", "vanishes", "garbage"])
+def test_a_file_that_is_damaged_half_way_and_restored(
+    cache: Path, write_jsonl: Write, stories: list[str], encoder: Encoder, damage: str
+) -> None:
+    class Damaged(FileSource):
+        def documents(self) -> Iterator[str]:
+            for number, text in enumerate(super().documents()):
+                yield text
+                if number == 30:
+                    second = self.files[1]
+                    if damage == "vanishes":
+                        second.unlink()
+                    else:
+                        whole = second.read_bytes()
+                        second.write_bytes(whole[:700] if damage == "shrinks" else b"\xff" * 700)
+
+    paths = [write_jsonl(name, stories) for name in ("a.jsonl", "b.jsonl")]
+    whole = paths[1].read_bytes()
+    with pytest.raises(DataError, match=r"b\.jsonl(, line \d+: |: cannot be read)"):
+        tokenized(Damaged([str(p) for p in paths], "data.train", "text", None), encoder, cache)
+    assert not list((cache / "tokens").iterdir())
+    paths[1].write_bytes(whole)
+    assert len(tokenized(source(*paths), encoder, cache).digests) == 2 * len(stories)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_how_far_it_is_is_told(cache: Path, tmp_path: Path, encoder: Encoder, suffix: str) -> None:
     paths = [tmp_path / f"{name}{suffix}" for name in "ab"]

@@ -43,6 +43,8 @@ class Batch:
     row_bytes: tuple[int, ...] = ()
     """B numbers: the UTF-8 bytes that each row's scored labels spell, the denominators of bits per
     byte; empty for tasks whose tokens are not text."""
+    source: str = ""
+    """Where the text is of several sources, the one that all rows are of."""
 
     @property
     def target_bytes(self) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wuneng.data.cache_directory import is_intact, publish
-from wuneng.data.sources import DocumentSource
+from wuneng.data.sources import DocumentSource, MixedSources, Source
 from wuneng.data.split import choose_validation, document_digest, falls_in_validation
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.tokenizer import load_tokenizer, train_byte_pair_tokenizer
@@ -27,8 +27,8 @@ _FIELD = "data.tokenizer"
 
 def choose_tokenizer(
     data: TextData,
-    train: DocumentSource | StreamedDataset,
-    validation: DocumentSource | StreamedDataset | None,
+    train: Source | MixedSources,
+    validation: Source | None,
     root: Path,
 ) -> PreTrainedTokenizerFast:
     """Load ``data.tokenizer``, or learn it from the training documents (kept below ``root``).
@@ -38,10 +38,14 @@ def choose_tokenizer(
     if not isinstance(data.tokenizer, TrainedTokenizer):
         return load_tokenizer(data.tokenizer, _FIELD)
     size = data.tokenizer.train_bpe
-    if isinstance(train, StreamedDataset) or isinstance(validation, StreamedDataset):
+    sources = train.sources if isinstance(train, MixedSources) else (train,)
+    stored = [source for source in sources if not isinstance(source, StreamedDataset)]
+    if len(stored) < len(sources) or isinstance(validation, StreamedDataset):
         # What a stream holds is known by reading it only, so there is nothing to look up.
         return _learned(data, train, validation, size)
-    parts = (_VERSION, size, train.content_key(), data.validation_fraction)
+    keys = [source.content_key() for source in stored]
+    content = (keys, train.shares) if isinstance(train, MixedSources) else keys[0]
+    parts = (_VERSION, size, content, data.validation_fraction)
     other = validation.content_key() if validation else ""
     key = hashlib.sha256(repr((*parts, other)).encode("utf-8")).hexdigest()
     entry = root / "tokenizers" / key[:40]
@@ -53,17 +57,37 @@ def choose_tokenizer(
 
 def _learned(
     data: TextData,
-    train: DocumentSource | StreamedDataset,
-    validation: DocumentSource | StreamedDataset | None,
+    train: Source | MixedSources,
+    validation: Source | None,
     size: int,
 ) -> PreTrainedTokenizerFast:
-    documents = _training_documents(train, validation, data.validation_fraction)
+    mixed = train if isinstance(train, MixedSources) else MixedSources((train,), ("",), (1.0,))
+    documents = _in_proportion(
+        [
+            _training_documents(source, validation, data.validation_fraction)
+            for source in mixed.sources
+        ],
+        mixed.weights,
+    )
     return train_byte_pair_tokenizer(documents, size, f"{_FIELD}.train_bpe")
 
 
+def _in_proportion(sources: Sequence[Iterator[str]], weights: Sequence[float]) -> Iterator[str]:
+    """Documents of all sources, so that each gives its share of the characters until it ends."""
+    given = dict.fromkeys(range(len(sources)), 0)
+    while given:
+        behind = min(given, key=lambda index: given[index] / weights[index])
+        text = next(sources[behind], None)
+        if text is None:
+            del given[behind]
+        else:
+            given[behind] += len(text)
+            yield text
+
+
 def _training_documents(
-    train: DocumentSource | StreamedDataset,
-    validation: DocumentSource | StreamedDataset | None,
+    train: Source,
+    validation: Source | None,
     fraction: float,
 ) -> Iterator[str]:
     """The documents of ``train`` that training will see."""
@@ -85,7 +109,7 @@ def _training_documents(
 
 
 def _excluded(
-    train: DocumentSource | StreamedDataset, validation: DocumentSource | None, fraction: float
+    train: Source, validation: DocumentSource | None, fraction: float
 ) -> tuple[set[int], bool]:
     """Hashes of the documents that are held out, and whether ``train`` is one document only."""
     if validation is not None:

@@ -18,14 +18,22 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from wuneng.data.files import file_kind
 from wuneng.data.lines import lines_of, open_bytes, place_in_file
 from wuneng.errors import DataError, file_errors, nearest, reason, shortened
 from wuneng.foreign.regular import read_regular
 
-__all__ = ["json_records", "read_documents", "readable", "text_of"]
+__all__ = [
+    "json_lines",
+    "json_records",
+    "parquet_texts",
+    "read_documents",
+    "readable",
+    "text_of",
+    "whole_text",
+]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ROWS_AT_ONCE = 256
@@ -45,9 +53,9 @@ def read_documents(
     kind = file_kind(path)
     with readable(path):
         if kind == ".parquet":
-            documents = _parquet_documents(path, text_field, told)
+            documents = parquet_texts(path, text_field, path, told)
         elif kind in (".txt", ".md", ".py"):
-            documents = _whole_file(path)
+            documents = whole_text(read_regular(path), path)
         else:
             documents = _json_documents(path, text_field, told)
         yield from (document for document in documents if document)
@@ -90,8 +98,8 @@ def text_of(record: object, text_field: str, place: str) -> str:
     return text
 
 
-def _whole_file(path: Path) -> Iterator[str]:
-    content = read_regular(path)
+def whole_text(content: bytes, path: Path | str) -> Iterator[str]:
+    """The one document of a text file. DataError where it is not UTF-8."""
     start = len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0
     try:
         yield content[start:].decode("utf-8")
@@ -116,18 +124,24 @@ def json_records(
     """
     size = max(1, path.stat().st_size)
     with open_bytes(path) as stream:
-        offset = 0
-        for number, line in enumerate(lines_of(stream, path), start=1):
-            content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+        for number, found in enumerate(json_lines(stream, path), start=1):
             if number % _LINES_BETWEEN == 0:
                 told(min(1.0, place_in_file(stream) / size))
-            if content.strip():
-                record = _json_record(content, path, number, offset + len(line) - len(content))
-                yield record, f"{path}, line {number}"
-            offset += len(line)
+            yield found
 
 
-def _json_record(line: bytes, path: Path, number: int, offset: int) -> Any:
+def json_lines(stream: IO[bytes], path: Path | str) -> Iterator[tuple[Any, str]]:
+    """As ``json_records``, of an open file that messages call ``path``."""
+    offset = 0
+    for number, line in enumerate(lines_of(stream, path), start=1):
+        content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+        if content.strip():
+            record = _json_record(content, path, number, offset + len(line) - len(content))
+            yield record, f"{path}, line {number}"
+        offset += len(line)
+
+
+def _json_record(line: bytes, path: Path | str, number: int, offset: int) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -140,13 +154,19 @@ def _json_record(line: bytes, path: Path, number: int, offset: int) -> Any:
         raise DataError(f"{path}, line {number}: not valid JSON: {reason(error)}") from None
 
 
-def _parquet_documents(path: Path, text_field: str, told: Callable[[float], None]) -> Iterator[str]:
+def parquet_texts(
+    source: Path | IO[bytes],
+    text_field: str,
+    path: Path | str,
+    told: Callable[[float], None] = lambda share: None,
+) -> Iterator[str]:
+    """The rows' texts of a parquet file that messages call ``path``. DataError as documents."""
     import pyarrow.parquet as parquet
 
     # Arrow raises its own errors, and Python's over values that are not what their type says.
     with (
         file_errors(f"{path}: not a readable parquet file", DataError),
-        parquet.ParquetFile(path) as file,
+        parquet.ParquetFile(source) as file,
     ):
         columns = file.schema_arrow.names
         if text_field not in columns:
@@ -157,7 +177,7 @@ def _parquet_documents(path: Path, text_field: str, told: Callable[[float], None
 
 
 def _column_documents(
-    batches: Iterable[Any], text_field: str, path: Path, told: Callable[[int], None]
+    batches: Iterable[Any], text_field: str, path: Path | str, told: Callable[[int], None]
 ) -> Iterator[str]:
     row = 0
     for batch in batches:
@@ -172,7 +192,7 @@ def _column_documents(
             yield text_of({text_field: text}, text_field, place)
 
 
-def _not_utf8(path: Path, line: int, offset: int, byte: int) -> str:
+def _not_utf8(path: Path | str, line: int, offset: int, byte: int) -> str:
     return f"{path}, line {line}: expected UTF-8 text, got byte 0x{byte:02x} at offset {offset}"
 
 

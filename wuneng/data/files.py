@@ -10,12 +10,19 @@ from __future__ import annotations
 import glob
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from wuneng.errors import DataError, nearest, reason, shortened
 from wuneng.foreign.regular import read_regular_text
 
-__all__ = ["READABLE", "STDLIB", "file_kind", "find_files", "standard_library_files"]
+__all__ = [
+    "READABLE",
+    "STDLIB",
+    "file_kind",
+    "find_files",
+    "readable_kinds",
+    "standard_library_files",
+]
 
 #: Kinds of file that can be read, by suffix.
 READABLE = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -27,7 +34,7 @@ STDLIB = "stdlib"
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
 
 
-def file_kind(path: Path) -> str | None:
+def file_kind(path: PurePath) -> str | None:
     """The member of ``READABLE`` that the file's name ends with, or None."""
     name = path.name.lower()
     # ".jsonl.gz" must win over a shorter suffix, hence the longest first.
@@ -86,7 +93,7 @@ def _files_below(directory: Path, field: str) -> list[Path]:
     files = [path for path in _walk(directory, set()) if file_kind(path)]
     if not files:
         raise DataError(
-            f"{field}: directory {directory} holds no readable file; looked for {_kinds()}"
+            f"{field}: directory {directory} holds no readable file; looked for {readable_kinds()}"
         )
     return files
 
@@ -95,14 +102,18 @@ def _files_matching(pattern: str, field: str) -> list[Path]:
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     files = [match for match in matches if match.is_file() and file_kind(match)]
     if not files:
-        reason = f"the {len(matches)} matches are none of {_kinds()}" if matches else "no match"
+        reason = (
+            f"the {len(matches)} matches are none of {readable_kinds()}" if matches else "no match"
+        )
         raise DataError(f"{field}: glob {pattern!r} finds no readable file ({reason})")
     return files
 
 
 def _named_file(path: Path, field: str) -> Path:
     if file_kind(path) is None:
-        raise DataError(f"{field}: {path} is of no kind that can be read; expected {_kinds()}")
+        raise DataError(
+            f"{field}: {path} is of no kind that can be read; expected {readable_kinds()}"
+        )
     if not path.is_file():
         raise DataError(f"{field}: {path}: expected a regular file, not a pipe or a device")
     if path.stat().st_size == 0:
@@ -139,5 +150,6 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _kinds() -> str:
+def readable_kinds() -> str:
+    """``READABLE`` in words."""
     return ", ".join(READABLE)

@@ -26,7 +26,7 @@ def open_bytes(path: Path) -> AbstractContextManager[IO[bytes]]:
     return file
 
 
-def lines_of(stream: IO[bytes], path: Path) -> Iterator[bytes]:
+def lines_of(stream: IO[bytes], path: Path | str) -> Iterator[bytes]:
     """The lines with their ends. DataError for one above ``LONGEST_LINE``."""
     number = 0
     while line := stream.readline(LONGEST_LINE + 1):

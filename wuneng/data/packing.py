@@ -58,6 +58,10 @@ class PackedRows:
         """Rows, the last and perhaps shorter one included."""
         return -(-self.tokens // self.sequence_length)
 
+    def tokens_of(self, row: int) -> int:
+        """T, or fewer in the last row."""
+        return min(self.sequence_length, self.tokens - row * self.sequence_length)
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The rows of these numbers, in this order, as a Batch of ``[len(rows), T]``."""
         shape = (len(rows), self.sequence_length)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wuneng.data.batch import EPOCHS, Prepared, TrainingData
+from wuneng.data.batch import EPOCHS, Prepared, TrainingData, ValidationData
 from wuneng.data.cache_directory import cache_root
 from wuneng.data.corpus_tokenizer import choose_tokenizer
 from wuneng.data.encoding import Encoder
+from wuneng.data.mixture import MixedTraining, MixedValidation, ValidationPart
 from wuneng.data.packing import PackedRows
 from wuneng.data.question_rows import question_rows
 from wuneng.data.questions import QuestionSource, open_questions
 from wuneng.data.segments import Segments, cut_document, segments_of
-from wuneng.data.sources import DocumentSource, open_source
+from wuneng.data.sources import DocumentSource, MixedSources, Source, open_mixture, open_source
 from wuneng.data.split import choose_half, choose_validation, falls_in_validation
 from wuneng.data.stream_sample import held_out_sample, leading_sample
 from wuneng.data.streamed import StreamedDataset
@@ -26,7 +28,7 @@ from wuneng.data.text_batches import Rows, TextTraining, TextValidation
 from wuneng.data.token_cache import Corpus, Watch, tokenized
 from wuneng.data.tokenizer import load_tokenizer
 from wuneng.errors import DataError
-from wuneng.recipe.data import TextData, TrainedTokenizer
+from wuneng.recipe.data import HubDataset, TextData, TrainedTokenizer
 from wuneng.recipe.training import EndEvaluation, Training
 
 if TYPE_CHECKING:
@@ -59,27 +61,28 @@ def prepare_text(
     when the token cache cannot be written.
     """
     root = cache_root(data.cache_dir)
-    train, validation = _open_sources(data)
+    train, validation = _open_sources(data, seed)
     if tokenizer is None:
         tokenizer = choose_tokenizer(data, train, validation, root)
     encoder = Encoder(tokenizer)
     job = _Preparation(data, training, evaluation, seed, encoder, root, watch)
-    scored: Rows
+    scored: Rows | list[Rows]
     if isinstance(train, QuestionSource):
         kept, scored, notes = question_rows(train, validation, data, encoder, training)
         batches: TrainingData = TextTraining(kept, training.batch_size, seed, len(tokenizer))
         job.notes += notes
-    elif isinstance(train, StreamedDataset):
-        batches, scored = job.streamed(train, validation)
+    elif isinstance(train, MixedSources):
+        batches, scored = job.mixed(train, validation)
     else:
-        batches, scored = job.stored(train, validation)
+        batches, scored = job.of_one(train, validation)
     rows = evaluation.batch_size or training.batch_size
     limit = evaluation.max_batches * rows if evaluation.max_batches else None
     watched = max(1, _TOKENS_WATCHED // training.sequence_length)
+    names = train.names if isinstance(train, MixedSources) else ()
     return Prepared(
         train=batches,
-        validation=TextValidation(scored, rows, min(watched, limit or watched)),
-        final=TextValidation(scored, rows, limit),
+        validation=_validation(scored, names, rows, min(watched, limit or watched)),
+        final=_validation(scored, names, rows, limit),
         tokenizer=tokenizer,
         vocab_size=job.encoder.vocab_size,
         description="\n".join(job.notes),
@@ -96,13 +99,31 @@ def text_tokenizer(data: TextData) -> PreTrainedTokenizerFast:
     return load_tokenizer(data.tokenizer)
 
 
-def _open_sources(
-    data: TextData,
-) -> tuple[DocumentSource | StreamedDataset, DocumentSource | StreamedDataset | None]:
+def _validation(
+    scored: Rows | list[Rows], names: Sequence[str], batch_size: int, max_rows: int | None
+) -> ValidationData:
+    """At most ``max_rows`` of the rows that are scored; of a list, as many of each one."""
+    if not isinstance(scored, list):
+        return TextValidation(scored, batch_size, max_rows)
+    each = None if max_rows is None else max(1, max_rows // len(scored))
+    return MixedValidation(
+        [
+            ValidationPart(name, TextValidation(rows, batch_size, each))
+            for name, rows in zip(names, scored, strict=True)
+        ]
+    )
+
+
+def _open_sources(data: TextData, seed: int = 0) -> tuple[Source | MixedSources, Source | None]:
     """Training and validation text; None where the latter is held out of the former."""
     if data.questions is not None:
         return open_questions(data)
-    train = open_source(data.train, "data.train", data.text_field, data.max_documents)
+    train: Source | MixedSources
+    if data.mixture is not None:
+        train = open_mixture(data.mixture, data.text_field, data.max_documents, seed)
+    else:
+        one = cast("list[str] | HubDataset", data.train)
+        train = open_source(one, "data.train", data.text_field, data.max_documents, seed)
     if data.validation is None:
         return train, None
     other = open_source(data.validation, "data.validation", data.text_field, data.max_documents)
@@ -128,10 +149,37 @@ class _Preparation:
     root: Path
     watch: Watch | None = None
     notes: list[str] = field(default_factory=list)
+    rows: int | None = None
+    """Rows of a batch, where not ``training.batch_size``."""
+    share: float = 1.0
+    """Of the run's tokens that are of the source at hand."""
+
+    def mixed(
+        self, train: MixedSources, validation: Source | None
+    ) -> tuple[TrainingData, Rows | list[Rows]]:
+        """Batches of all sources. Where nothing else is validation text, it is held out of each
+        source for itself and scored by source."""
+        opened: list[tuple[Any, Rows]] = []
+        for number, (source, share) in enumerate(zip(train.sources, train.shares, strict=True)):
+            self.notes.append(f"{share:.1%} of the tokens: {train.names[number]}")
+            # Sources of as many rows would be read in the same order of rows.
+            part = replace(self, seed=self.seed ^ (number << 32), rows=1, share=share)
+            opened.append(part.of_one(source, validation))
+        sources, scored = zip(*opened, strict=True)
+        batches = MixedTraining(sources, train.shares, self.training.batch_size)
+        return batches, list(scored) if validation is None else scored[0]
+
+    def of_one(
+        self, train: Source, validation: Source | None
+    ) -> tuple[TextTraining | StreamedTraining, Rows]:
+        """Batches and validation rows of one source."""
+        if isinstance(train, StreamedDataset):
+            return self.streamed(train, validation)
+        return self.stored(train, validation)
 
     def stored(
-        self, train: DocumentSource, validation: DocumentSource | StreamedDataset | None
-    ) -> tuple[TrainingData, PackedRows]:
+        self, train: DocumentSource, validation: Source | None
+    ) -> tuple[TextTraining, PackedRows]:
         """Batches and validation rows of a source that is read, tokenised and kept."""
         corpus = self._tokenized(train)
         if validation is None:
@@ -144,18 +192,20 @@ class _Preparation:
         self._note("validation", how, other, scored)
         if kept.tokens < self.training.sequence_length:
             raise DataError(
-                f"data.train: {train.name} has {kept.tokens} training tokens, fewer than one "
+                f"{train.field}: {train.name} has {kept.tokens} training tokens, fewer than one "
                 f"sequence of training.sequence_length = {self.training.sequence_length}"
             )
         rows = self._packed(corpus, kept)
-        wanted = self.training.total_steps * self.training.batch_size
-        self.notes.append(f"{EPOCHS}{wanted / len(rows):.3g} times the training text")
-        batches = TextTraining(rows, self.training.batch_size, self.seed, self.encoder.vocab_size)
+        wanted = self.share * self.training.total_steps * self.training.batch_size
+        whose = "the training text" if self.share == 1.0 else train.name
+        self.notes.append(f"{EPOCHS}{wanted / len(rows):.3g} times {whose}")
+        batch_size = self.rows or self.training.batch_size
+        batches = TextTraining(rows, batch_size, self.seed, self.encoder.vocab_size)
         return batches, self._packed(other, scored)
 
     def streamed(
-        self, train: StreamedDataset, validation: DocumentSource | StreamedDataset | None
-    ) -> tuple[TrainingData, PackedRows]:
+        self, train: StreamedDataset, validation: Source | None
+    ) -> tuple[StreamedTraining, PackedRows]:
         """Batches of a source that is read while training; validation text is read first."""
         fraction = self.data.validation_fraction
         if validation is None:
@@ -164,7 +214,7 @@ class _Preparation:
             sample = self._finite(validation)
         other = self._tokenized(sample)
         scored = self._part(other)
-        self.notes.append(f"training: {train.name}, in its own order")
+        self.notes.append(f"training: {train.name}, {train.order}")
         self._note("validation", sample.name, other, scored)
         known = set(other.digests.tolist())
 
@@ -179,7 +229,7 @@ class _Preparation:
             train,
             self.encoder,
             self.training.sequence_length,
-            self.training.batch_size,
+            self.rows or self.training.batch_size,
             wanted,
             boundaries=self.data.pack_documents,
         )
@@ -224,7 +274,7 @@ class _Preparation:
             self.notes.append(f"{shared.sum()} documents are also in validation: not trained on")
         return segments_of(corpus, self.encoder, ~shared)
 
-    def _finite(self, source: DocumentSource | StreamedDataset) -> DocumentSource:
+    def _finite(self, source: Source) -> DocumentSource:
         if isinstance(source, StreamedDataset):
             return leading_sample(source, self._characters_scored())
         return source

@@ -67,6 +67,10 @@ class QuestionRows:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def tokens_of(self, row: int) -> int:
+        """Tokens of the questions in a row."""
+        return sum(len(tokens) for tokens, _ in self._rows[row])
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The rows of these numbers, in this order, as a Batch of ``[len(rows), T]``."""
         shape = (len(rows), self.sequence_length)

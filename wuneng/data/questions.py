@@ -70,12 +70,10 @@ class QuestionSource(FileSource):
 def open_questions(data: TextData) -> tuple[QuestionSource, QuestionSource | None]:
     """Training and validation questions; None where the latter are held out of the former."""
     assert data.questions is not None
-    opened = []
-    for name, setting in (("train", data.train), ("validation", data.validation)):
-        if isinstance(setting, list):
-            opened.append(
-                QuestionSource(setting, f"data.{name}", data.questions, data.max_documents)
-            )
+    opened = [
+        QuestionSource(files, field, data.questions, data.max_documents)
+        for field, files in data.named_files()
+    ]
     return opened[0], opened[1] if len(opened) > 1 else None
 
 

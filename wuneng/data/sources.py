@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from wuneng.data.documents import read_documents, text_of
 from wuneng.data.files import STDLIB, file_kind, find_files
+from wuneng.data.remote import RemoteFiles, is_url
 from wuneng.data.streamed import StreamedDataset
 from wuneng.errors import DataError, nearest, reason
 from wuneng.foreign.regular import open_regular
-from wuneng.recipe.data import HubDataset
+from wuneng.recipe.data import HubDataset, MixturePart, part_names
 
-__all__ = ["DocumentSource", "FileSource", "StoredDataset", "open_source"]
+__all__ = [
+    "DocumentSource",
+    "FileSource",
+    "MixedSources",
+    "Source",
+    "StoredDataset",
+    "open_mixture",
+    "open_source",
+]
 
 
 class DocumentSource(Protocol):
@@ -46,9 +56,15 @@ class DocumentSource(Protocol):
 
 
 def open_source(
-    setting: list[str] | HubDataset, field: str, text_field: str, max_documents: int | None
+    setting: list[str] | HubDataset,
+    field: str,
+    text_field: str,
+    max_documents: int | None,
+    seed: int = 0,
 ) -> DocumentSource | StreamedDataset:
     """The source that the recipe's ``field`` (``data.train``, ``data.validation``) describes.
+
+    ``seed`` orders what is read while training.
 
     Raises DataError for missing files and data sets that cannot be had.
     """
@@ -59,7 +75,45 @@ def open_source(
                 loaded, setting.dataset, setting.text_field, field, max_documents
             )
         return StoredDataset(loaded, setting, field, max_documents)
+    remote = [source for source in setting if is_url(source)]
+    if remote and len(remote) < len(setting):
+        raise DataError(
+            f"{field}: {remote[0]!r} is read while training and {setting[0]!r} before it: give "
+            "each a part of a mixture, [{path: ...}, {path: ...}]"
+        )
+    if remote:
+        return RemoteFiles(remote, field, text_field, max_documents, seed)
     return FileSource(setting, field, text_field, max_documents)
+
+
+Source = DocumentSource | StreamedDataset
+
+
+@dataclass(frozen=True)
+class MixedSources:
+    """Several sources, and the share of the training tokens that each is to have."""
+
+    sources: tuple[Source, ...]
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def shares(self) -> list[float]:
+        """The weights, which add up to 1."""
+        return [weight / sum(self.weights) for weight in self.weights]
+
+
+def open_mixture(
+    parts: list[MixturePart], text_field: str, max_documents: int | None, seed: int = 0
+) -> MixedSources:
+    """The sources of ``data.train`` where that is a mixture. Raises as ``open_source``."""
+    sources = [
+        open_source(part.path, f"data.train.{index}.path", text_field, max_documents, seed)
+        for index, part in enumerate(parts)
+    ]
+    return MixedSources(
+        tuple(sources), tuple(part_names(parts)), tuple(part.weight for part in parts)
+    )
 
 
 class FileSource:

@@ -23,6 +23,8 @@ again, the data set's own ``state`` one row earlier with the ``digest`` of that 
 class StreamedDataset:
     """The documents of an iterable data set of ``datasets``."""
 
+    order = "in its own order"
+
     def __init__(
         self, dataset: Any, name: str, text_field: str, field: str, max_documents: int | None
     ) -> None:

@@ -83,6 +83,10 @@ class StreamedTraining:
             row_bytes=tuple(spelled.sum(axis=1).tolist()),
         )
 
+    def tokens_of_last(self) -> int:
+        """Tokens of a batch: its rows are full."""
+        return self.shape[0] * self.shape[1]
+
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins."""
         if self._pending:
@@ -128,8 +132,8 @@ class StreamedTraining:
                 yield group
             if from_start and not anything:
                 raise DataError(f"{self.source.field}: no training text in {self.source.name}")
-            self._position = _START
             self._epoch += 1
+            self._position = {**_START, "pass": self._epoch}
 
     def _read_pass(self) -> Iterator[tuple[list[str], Position]]:
         """Groups of documents of one pass, each with the position behind it."""

@@ -40,6 +40,10 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
+    def tokens_of(self, row: int) -> int:
+        """Tokens of one row, without what fills it up."""
+        ...
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The rows of these numbers, in this order."""
         ...
@@ -58,6 +62,7 @@ class TextTraining:
         self.seed = seed
         self.step = 0
         self._orders: dict[int, NDArray[np.int64]] = {}
+        self._last = np.zeros(0, dtype=np.int64)
 
     def next_batch(self) -> Batch:
         """``batch_size`` rows; at an epoch's end some are of this epoch, some of the next."""
@@ -66,7 +71,12 @@ class TextTraining:
         chosen = [self._order(int(e))[w] for e, w in zip(epochs, within, strict=True)]
         self._orders = {e: o for e, o in self._orders.items() if e >= int(epochs[-1])}
         self.step += 1
-        return self.rows.batch(np.array(chosen, dtype=np.int64))
+        self._last = np.array(chosen, dtype=np.int64)
+        return self.rows.batch(self._last)
+
+    def tokens_of_last(self) -> int:
+        """Tokens of the batch that was given last, without what fills its rows up."""
+        return sum(self.rows.tokens_of(int(row)) for row in self._last)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of the next batch, and what text it is of."""

@@ -23,7 +23,7 @@ from wuneng.data.split import document_digest
 from wuneng.device import usable_cores
 from wuneng.errors import DataError
 
-__all__ = ["Corpus", "Watch", "tokenized"]
+__all__ = ["Corpus", "Watch", "cached", "tokenized"]
 
 _VERSION = 2
 
@@ -69,10 +69,7 @@ def tokenized(
     Raises DataError when the source has no text or changes while it is read, DiskError when the
     cache cannot be written.
     """
-    content = source.content_key()
-    identity = f"{_VERSION}\0{content}\0{encoder.digest}\0{encoder.dtype}"
-    key = hashlib.sha256(identity.encode("utf-8")).hexdigest()
-    entry = root / "tokens" / key[:40]
+    content, key, entry = _entry(source, encoder, root)
     if not is_intact(entry):
 
         def fill(directory: Path) -> None:
@@ -82,6 +79,20 @@ def tokenized(
 
         publish(entry, fill)
     return _open(entry, encoder, key)
+
+
+def cached(source: DocumentSource, encoder: Encoder, root: Path) -> Corpus | None:
+    """As ``tokenized``, but None where the tokens are not in the cache."""
+    _, key, entry = _entry(source, encoder, root)
+    return _open(entry, encoder, key) if is_intact(entry) else None
+
+
+def _entry(source: DocumentSource, encoder: Encoder, root: Path) -> tuple[str, str, Path]:
+    """The key of the source's content, that of its tokens, and where they are kept."""
+    content = source.content_key()
+    identity = f"{_VERSION}\0{content}\0{encoder.digest}\0{encoder.dtype}"
+    key = hashlib.sha256(identity.encode("utf-8")).hexdigest()
+    return content, key, root / "tokens" / key[:40]
 
 
 def _open(entry: Path, encoder: Encoder, key: str) -> Corpus:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wuneng.layer_pattern import expand_layers, layer_problem
-from wuneng.recipe.data import HubDataset, SyntheticData, TextData
+from wuneng.recipe.data import HubDataset, MixturePart, SyntheticData, TextData
 from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.rope import rope_problems
 from wuneng.recipe.source import FieldPath
@@ -157,7 +157,10 @@ def data_problems(data: TextData | SyntheticData) -> Iterator[Problem]:
     """What contradicts itself in ``data:``; paths start at its fields."""
     if isinstance(data, TextData):
         for name in ("train", "validation") if data.questions else ():
-            if isinstance(getattr(data, name), HubDataset):
+            found = getattr(data, name)
+            if isinstance(found, list) and isinstance(found[0], MixturePart):
+                yield (name,), "expected .jsonl files where there are questions, got a mixture"
+            if isinstance(found, HubDataset):
                 yield (name,), "expected .jsonl files where there are questions, got a data set"
         return
     labels: dict[str, int] = {}

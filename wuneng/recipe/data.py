@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag
 
 from wuneng.recipe.settings import Settings
-from wuneng.recipe.sizes import Fraction, PositiveCount, Vocabulary
+from wuneng.recipe.sizes import Fraction, PositiveCount, Real, Vocabulary
 from wuneng.recipe.task_settings import Name, Task
 
 __all__ = [
     "Data",
     "HubDataset",
+    "MixturePart",
     "QuestionFields",
     "SyntheticData",
     "TextData",
     "TrainedTokenizer",
+    "part_names",
 ]
 
 
@@ -51,15 +55,53 @@ class TrainedTokenizer(Settings):
     """Vocabulary size of a byte-level BPE: 256 bytes, the end of a document, and merges."""
 
 
+PartName = Annotated[Name, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 FileList = Annotated[list[Name], Field(min_length=1), BeforeValidator(_as_list)]
 TextSource = Annotated[
     Annotated[FileList, Tag("<plain>")] | Annotated[HubDataset, Tag("<mapping>")],
     Discriminator(_kind_of),
 ]
+
+
+class MixturePart(Settings):
+    """One of several sources of training text, and the share of it."""
+
+    path: TextSource
+    """What ``data.train`` may be: files, globs, directories, or ``{dataset: NAME}``."""
+    weight: Annotated[Real, Field(gt=0.0)] = 1.0
+    """Share of the tokens that are trained on, relative to the other weights."""
+    name: PartName | None = None
+    """What the source is called; default the name of its file, directory or data set."""
+
+
+def _kind_of_training(value: Any) -> str:
+    """As ``_kind_of``, where a list may be of mappings."""
+    first = value[0] if isinstance(value, list) and value else None
+    return "<mixture>" if isinstance(first, dict | Settings) else _kind_of(value)
+
+
+TrainingSource = Annotated[
+    Annotated[FileList, Tag("<plain>")]
+    | Annotated[HubDataset, Tag("<mapping>")]
+    | Annotated[list[MixturePart], Tag("<mixture>")],
+    Discriminator(_kind_of_training),
+]
 TokenizerChoice = Annotated[
     Annotated[Name, Tag("<plain>")] | Annotated[TrainedTokenizer, Tag("<mapping>")],
     Discriminator(_kind_of),
 ]
+
+
+def part_names(parts: list[MixturePart]) -> list[str]:
+    """What each source of a mixture is called: no two alike."""
+    names: list[str] = []
+    for part in parts:
+        first = part.path.dataset if isinstance(part.path, HubDataset) else part.path[0]
+        stem = first.rstrip("/").rpartition("/")[2].partition(".")[0]
+        name = part.name or re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "source"
+        alike = sum(name in (known, known.rpartition("-")[0]) for known in names)
+        names.append(f"{name}-{alike + 1}" if alike else name)
+    return names
 
 
 class QuestionFields(Settings):
@@ -80,9 +122,11 @@ class TextData(Settings):
 
     kind: Literal["text"] = "text"
     """``text``."""
-    train: TextSource
+    train: TrainingSource
     """Files, globs and directories (.txt .md .py .jsonl .jsonl.gz .parquet), the word ``stdlib``
-    for Python's own library sources, or ``{dataset: NAME}``."""
+    for Python's own library sources, URLs (``s3://``, ``https://``, ...) that are read while
+    training, or ``{dataset: NAME}``; a mixture of several as a list of
+    ``{path: ..., weight: ...}``."""
     validation: TextSource | None = None
     """The same for validation; default a fraction of the training documents."""
     validation_fraction: Annotated[Fraction, Field(gt=0.0, lt=1.0)] = 0.05
@@ -108,6 +152,22 @@ class TextData(Settings):
     cache_dir: Name | None = None
     """Tokenised text goes here; default $WUNENG_CACHE, else the user's cache
     (``~/.cache/wuneng``); `wuneng cache` lists it."""
+
+    @property
+    def mixture(self) -> list[MixturePart] | None:
+        """The parts of ``train`` where it is a mixture."""
+        if not isinstance(self.train, list):
+            return None
+        return [part for part in self.train if isinstance(part, MixturePart)] or None
+
+    def named_files(self) -> Iterator[tuple[str, list[str]]]:
+        """Every field that names files, globs and directories, and what it names."""
+        fields: list[tuple[str, Any]] = [("data.train", self.train)]
+        if self.mixture:
+            fields = [(f"data.train.{i}.path", part.path) for i, part in enumerate(self.mixture)]
+        for field, found in (*fields, ("data.validation", self.validation)):
+            if isinstance(found, list) and not all("://" in source for source in found):
+                yield field, found
 
 
 class SyntheticData(Settings):

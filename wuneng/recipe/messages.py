@@ -8,6 +8,7 @@ from typing import Any, Union
 from pydantic import BaseModel, ValidationError
 
 from wuneng.errors import nearest, shortened
+from wuneng.recipe.data import MixturePart
 from wuneng.recipe.schema import Recipe
 from wuneng.recipe.settings import settings_classes
 from wuneng.recipe.source import FieldPath, Source, dotted
@@ -109,4 +110,4 @@ def _answers_to(settings: type[BaseModel], tag: str) -> bool:
     for field in ("kind", "task"):
         if field in settings.model_fields:
             return settings.model_fields[field].default == tag.strip("<>")
-    return tag == "<mapping>"
+    return tag == ("<mixture>" if issubclass(settings, MixturePart) else "<mapping>")

@@ -8,6 +8,7 @@ from typing import Any
 
 from wuneng.device import autocast_dtype, pick_device
 from wuneng.model.counting import memory_estimate, total_parameters
+from wuneng.recipe import TextData
 from wuneng.train.plan import ArmPlan, RunPlan
 from wuneng.train.schedule import steps_before_decay
 from wuneng.train.starting_point import PLAIN, Sources
@@ -27,10 +28,20 @@ def estimate(plan: RunPlan, *, measure: bool = False) -> dict[str, Any]:
         "tokens_per_step": training.tokens_per_step,
         "steps": training.total_steps,
         "tokens": training.total_tokens,
+        "sources": _sources_of_text(plan),
         "arms": {
             name: _arm(arm, plan.device, plan.sources, measure) for name, arm in plan.arms.items()
         },
     }
+
+
+def _sources_of_text(plan: RunPlan) -> list[dict[str, Any]]:
+    """What is read of each source of a mixture."""
+    if not isinstance(plan.data, TextData) or plan.data.mixture is None:
+        return []
+    from wuneng.data.shares import source_shares
+
+    return source_shares(plan.data, plan.training, plan.vocabulary.tokenizer)
 
 
 def _arm(arm: ArmPlan, device: str, sources: Sources, measure: bool) -> dict[str, Any]:

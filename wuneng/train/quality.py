@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -49,15 +49,17 @@ def measure(
     Raises NonFiniteError, with the row and the layer, where scored logits are NaN or infinite.
     """
     tallies: dict[str, dict[str, RowScores]] = {}
+    wholes: dict[str, str] = {}
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             for batch in batches:
                 before_batch()
-                tally = tallies.setdefault(batch.task, {}).setdefault(
-                    str(batch.length), RowScores()
-                )
+                name = f"{batch.task}.{batch.source}" if batch.source else batch.task
+                if batch.source:
+                    wholes[name] = batch.task
+                tally = tallies.setdefault(name, {}).setdefault(str(batch.length), RowScores())
                 sizes = iter(batch.row_bytes)
                 for piece in micro_batches(batch, micro_batch_size):
                     _score(model, piece, numerics, tally)
@@ -66,7 +68,21 @@ def measure(
     finally:
         put_away(model)
         model.train(was_training)
-    return _quality(tallies)
+    return _quality(_with_wholes(tallies, wholes))
+
+
+def _with_wholes(
+    tallies: dict[str, dict[str, RowScores]], wholes: dict[str, str]
+) -> dict[str, dict[str, RowScores]]:
+    """``tallies``, ahead of them those of all sources together: ``wholes`` says what a source's
+    task is a part of."""
+    found: dict[str, dict[str, RowScores]] = {}
+    for part, whole in wholes.items():
+        for length, scores in tallies[part].items():
+            pooled = found.setdefault(whole, {}).setdefault(length, RowScores())
+            for item in fields(RowScores):
+                getattr(pooled, item.name).extend(getattr(scores, item.name))
+    return {**found, **tallies}
 
 
 def _score(

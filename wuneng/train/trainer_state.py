@@ -78,6 +78,8 @@ class TrainerState:
         losses = {name: value for name, value in figures.items() if name.endswith("/loss")}
         if not losses:
             return
+        if "text/loss" in losses:  # of several sources together, which follow one by one
+            losses = {"text/loss": losses["text/loss"]}
         name, value = "loss", sum(losses.values()) / len(losses)
         if len(losses) == 1:
             name = next(iter(losses))

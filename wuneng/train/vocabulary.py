@@ -92,6 +92,5 @@ def text_vocabulary(
 def _find_files(data: TextData) -> None:
     from wuneng.data.files import find_files
 
-    for field, files in (("data.train", data.train), ("data.validation", data.validation)):
-        if isinstance(files, list):
-            find_files(files, field)
+    for field, files in data.named_files():
+        find_files(files, field)
