@@ -47,6 +47,7 @@ class Case(NamedTuple):
     packed: bool = False
     ranks: int = 4
     dtype: torch.dtype = torch.float64
+    tokens: int = TOKENS
 
     def model(self) -> WuNengForCausalLM:
         torch.manual_seed(0)
@@ -73,13 +74,14 @@ def cases() -> dict[str, Case]:
     scaled = {"rope_parameters": SCALED["dynamic"], "max_position_embeddings": 16}
     found["dynamic rope"] = Case({"num_state_heads": 0, "num_hidden_layers": 1} | scaled)
     found["eager"] = Case({"sliding_window": 6, "attn_implementation": "eager"}, packed=True)
+    found["pieces shorter than a convolution"] = Case(arm("kda"), tokens=5)
     for name in ("wuneng", "rwkv7", "kda"):
         found[f"{name} float32"] = Case(arm(name), packed=True, dtype=torch.float32)
     return found
 
 
-def batch() -> dict[str, Tensor]:
-    """Ids, labels (already shifted, some of them not scored) and documents ``[2, TOKENS]``."""
+def batch(tokens: int = TOKENS) -> dict[str, Tensor]:
+    """Ids, labels (already shifted, some of them not scored) and documents ``[2, tokens]``."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, BASE["vocab_size"], (2, TOKENS + 1), generator=generator)
     labels = ids[:, 1:].clone()
@@ -88,13 +90,14 @@ def batch() -> dict[str, Tensor]:
     for row, starts in enumerate(STARTS):
         for start in starts:
             documents[row, start:] += 1
-    return {"input_ids": ids[:, :-1], "shifted": labels, "document_ids": documents}
+    whole = {"input_ids": ids[:, :-1], "shifted": labels, "document_ids": documents}
+    return {name: x[:, :tokens] for name, x in whole.items()}
 
 
 def computed(case: Case, group: Any = None, *, widened: bool = False) -> dict[str, Tensor]:
     """Logits, loss and gradients: of one process, or of this rank and its group; ``widened``: in
     float64, of the case's own weights."""
-    given = batch()
+    given = batch(case.tokens)
     scored = (given["shifted"] != IGNORED).sum()
     if not case.packed:
         del given["document_ids"]

@@ -134,12 +134,13 @@ def agreed(
     owns, *columns = zip(*gather_integers(told, context).tolist(), strict=True)
     for (what, mine), values in zip(alike.items(), columns, strict=True):
         if len(set(values)) > 1:
-            found = [f"{value} on rank {rank}" for rank, value in enumerate(values)]
+            found, where = [f"{n} on rank {rank}" for rank, n in enumerate(values)], "every rank"
             if isinstance(mine, bool):
                 found = [f"rank {rank} has {what}" for rank, given in enumerate(values) if given]
+                where = "every rank, or on none"
             raise ValueError(
-                f"context_parallel: expected the same {what} on every rank, or on none, got "
-                f"{', '.join(found)} of {context.ranks} ranks"
+                f"context_parallel: expected the same {what} on {where}, got {', '.join(found)} "
+                f"of {context.ranks} ranks"
             )
     return owns
 

@@ -65,6 +65,10 @@ def loss_of_piece(
     if scored is None:
         scored = gather_integers((shifted != ignored).sum()[None], context).sum()
     share = loss_function(
-        logits=logits, labels=None, shift_labels=shifted, num_items_in_batch=scored, **given
+        logits=logits,
+        labels=None,
+        shift_labels=shifted.contiguous(),  # a slice of the whole, as a rule
+        num_items_in_batch=scored,
+        **given,
     )
     return summed_over_ranks(share, context)

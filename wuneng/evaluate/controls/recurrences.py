@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.layers.context_layout import PieceLayout
 from wuneng.layers.layout import SequenceLayout
 from wuneng.ops import Recurrence, Snapshots
 
@@ -39,8 +40,10 @@ class LayerCall:
     _places: Tensor | None = None
 
     def remember(self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """A forward pre-hook."""
+        """A forward pre-hook. ValueError where a sequence is cut in pieces over several ranks."""
         given = {**dict(zip(_ARGUMENTS, arguments, strict=False)), **named}
+        if isinstance(given["layout"], PieceLayout):
+            raise ValueError("context_parallel: a control of the state needs whole sequences")
         self.layout, self.slot, self._places = given["layout"], given.get("slot"), None
 
     def places(self, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 ``recurrence`` (WKV-7 of a piece).
 """
 
-from wuneng.ops.context.active import Context, active_context, context_parallel, single_process
+from wuneng.ops.context.active import Context, active_context, context_parallel
 from wuneng.ops.context.collectives import (
     from_previous_rank,
     gather_integers,
@@ -28,7 +28,6 @@ __all__ = [
     "make_piece",
     "piece_lengths",
     "piece_of",
-    "single_process",
     "sum_gradients",
     "summed_over_ranks",
     "wkv7_of_piece",

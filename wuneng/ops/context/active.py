@@ -71,19 +71,6 @@ def context_parallel(group: ProcessGroup | DeviceMesh | None = None) -> Iterator
         _traced = before
 
 
-@contextmanager
-def single_process() -> Iterator[None]:
-    """In the body, models compute whole sequences whatever context is active outside."""
-    global _traced
-    token = _innermost.set(None)
-    before, _traced = _traced, None
-    try:
-        yield
-    finally:
-        _innermost.reset(token)
-        _traced = before
-
-
 def active_context() -> Context | None:
     """That of the innermost :func:`context_parallel`; None outside, and for a single process."""
     return _traced if torch.compiler.is_compiling() else _innermost.get()

@@ -64,21 +64,25 @@ def wkv7_of_piece(
     runs = _Runs(inputs, piece, snapshots, options, dtype)
     y, end, ring = runs.from_zero(cu_seqlens, sequences)
     read, transition, boundaries = runs.from_identity()
-    before = states_before(end[piece.last], transition, piece)
-    rows = _by_row(y, batch)
-    reach = piece.reach
-    added = _read(read, before)
-    if snapshots is not None and snapshots.count:
-        own, spans = ring[piece.last], piece.spans(piece.context.rank)
-        added_to_ring = before[:, None] @ boundaries
-        own = own + torch.where(spans[:, None, None, None, None], added_to_ring, 0)
-        older = rings_before(own, snapshots.every, piece)
-        added = added + runs.read_ring(older)
+    # Autocast would round states, which are never rounded.
+    with torch.autocast(v.device.type, enabled=False):
+        before = states_before(end[piece.last], transition, piece)
+        added = _read(read, before)
+        if snapshots is not None and snapshots.count:
+            own, spans = ring[piece.last], piece.spans(piece.context.rank)
+            passed_on = before[:, None] @ boundaries
+            own = own + torch.where(spans[:, None, None, None, None], passed_on, 0)
+            added = added + runs.read_ring(rings_before(own, snapshots.every, piece))
+        y = _with_added(_by_row(y, batch), added, piece).view_as(v)
+    return (y, None) if snapshots is None else (y, None, None)
+
+
+def _with_added(y: Tensor, added: Tensor, piece: Piece) -> Tensor:
+    """``y`` ``[B, T, S, N]`` with what its first columns have of the ranks before."""
     if piece.within is not None:
         added = torch.where(piece.within[:, :, None, None], added, 0)
-    head = (rows[:, :reach].to(dtype) + added).to(v.dtype)
-    y = torch.cat([head, rows[:, reach:]], dim=1).view_as(v)
-    return (y, None) if snapshots is None else (y, None, None)
+    head = (y[:, : piece.reach].to(added.dtype) + added).to(y.dtype)
+    return torch.cat([head, y[:, piece.reach :]], dim=1)
 
 
 class _Runs:
