@@ -58,7 +58,7 @@ def test_of_four_the_right_one_is_named_by_all(processes: Pool, tmp_path: Path, 
 def test_a_process_that_hangs_is_named(processes: Pool, tmp_path: Path) -> None:
     path = recipe(tmp_path / "run")
     began = time.monotonic()
-    processes.begin(2, faults.at_step, path, 1, 3, faults.hanging, beat=BEAT, seconds=3)
+    processes.begin(2, faults.at_step, path, 1, 3, faults.hanging, beat=BEAT, seconds=8)
     error = processes.end(1)[0]
     assert isinstance(error, MissingProcess)
     assert "process 1 of 2 is alive, but does not come to where the others wait" in str(error)
@@ -67,7 +67,7 @@ def test_a_process_that_hangs_is_named(processes: Pool, tmp_path: Path) -> None:
 
 def test_a_process_that_is_stopped_is_named(processes: Pool, tmp_path: Path) -> None:
     path = recipe(tmp_path / "run")
-    processes.begin(2, faults.at_step, path, 1, 3, faults.stopped, beat=BEAT, seconds=3)
+    processes.begin(2, faults.at_step, path, 1, 3, faults.stopped, beat=BEAT, seconds=8)
     assert "process 1 of 2 was killed or does not run any more" in str(processes.end(1)[0])
 
 
