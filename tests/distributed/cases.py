@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from wuneng.data.batch import IGNORED, Batch
+from wuneng.device import autocast_dtype
 from wuneng.distributed.degrees import SINGLE, Degrees
 from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.wrapping import cut
@@ -76,7 +77,8 @@ def losses(processes: Processes, case: Case) -> list[tuple[float, float]]:
     model = WuNengForCausalLM(arm.config).to(case.dtype)
     cut(model, processes, case.degrees, device)
     optimizer = build_optimizer(model, settings)
-    numerics = Numerics(device, processes=processes, degrees=case.degrees)
+    precision = autocast_dtype(settings.precision, device)
+    numerics = Numerics.pick(device, precision, processes, case.degrees)
     called = prepare_model(model, settings, numerics)
     found = []
     for step in range(1, case.steps + 1):

@@ -41,6 +41,11 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat_on, daemon=True)
         self._thread.start()
 
+    @property
+    def patience(self) -> float:
+        """Seconds without a beat after which a process counts as silent."""
+        return _BEATS_OF_SILENCE * self._seconds
+
     def stop(self) -> None:
         """No beats any more."""
         self._stopped.set()
@@ -69,7 +74,7 @@ class Heartbeat:
         self._asking.set(f"waits/{self._rank}", "1")
         others = [rank for rank in range(self._size) if rank != self._rank]
         before = {rank: self._read(rank) for rank in others}
-        time.sleep(_BEATS_OF_SILENCE * self._seconds)
+        time.sleep(self.patience)
         silent = [rank for rank in others if self._read(rank) == before[rank]]
         if silent:
             what = "was killed or does not run any more"

@@ -16,10 +16,11 @@ from wuneng.device import pick_device
 from wuneng.distributed.heartbeat import Heartbeat
 from wuneng.distributed.launched import Launched
 from wuneng.distributed.processes import ALONE, Processes, Together
-from wuneng.errors import MissingProcess, RunError, WuNengError
+from wuneng.errors import MissingProcess, WuNengError
 
 __all__ = ["joined", "joined_over"]
 
+_SECONDS_TO_HEAR = 5.0
 _CONNECTION_ERRORS = ("gloo", "NCCL", "Connection closed", "Connection reset", "TCPStore")
 
 
@@ -79,7 +80,7 @@ def joined_over(
         if kind == "cuda":
             votes = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
         together = Together(info, store, heartbeat, votes)
-        with _named_failures(together):
+        with _named_failures(together, store, info):
             yield together
         _leave(store, info)
     finally:
@@ -104,7 +105,7 @@ def _wait_for_all(store: Any, info: Launched, seconds: float) -> None:
 
 
 @contextmanager
-def _named_failures(together: Together) -> Iterator[None]:
+def _named_failures(together: Together, store: Any, info: Launched) -> Iterator[None]:
     """Errors of broken connections name who is missing; of others the other processes are told."""
     try:
         yield
@@ -118,18 +119,17 @@ def _named_failures(together: Together) -> Iterator[None]:
         raise
     except WuNengError as error:
         together.heartbeat.farewell(str(error))
+        _leave(store, info)
         raise
     except BaseException as error:
         together.heartbeat.farewell(f"{type(error).__name__}: {error}")
         raise
 
 
-def _leave(store: Any, info: Launched, seconds: float = 60.0) -> None:
-    """The first process keeps the store: it waits until the others need it no more."""
-    store.set(f"done/{info.rank}", "1")
-    if info.rank == 0:
-        keys = [f"done/{rank}" for rank in range(info.size)]
-        try:
-            store.wait(keys, timedelta(seconds=seconds))
-        except RuntimeError as error:
-            raise RunError(f"processes did not end: {error}") from None
+def _leave(store: Any, info: Launched) -> None:
+    """The first process may keep the store: it stays while the others may have to read it."""
+    with suppress(RuntimeError):  # who has gone needs it no more
+        store.set(f"done/{info.rank}", "1")
+        if info.rank == 0:
+            keys = [f"done/{rank}" for rank in range(info.size)]
+            store.wait(keys, timedelta(seconds=_SECONDS_TO_HEAR))

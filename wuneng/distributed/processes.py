@@ -26,8 +26,6 @@ from wuneng.errors import InputError, MissingProcess, RunError, WuNengError
 __all__ = ["ALONE", "Processes", "Together"]
 
 T = TypeVar("T")
-_LOOK = timedelta(seconds=5)
-"""Between two looks at the first process while the others wait for what it does."""
 
 
 class Processes:
@@ -114,7 +112,7 @@ class Together(Processes):
         beats = -2
         while True:
             try:
-                self._store.wait([key], _LOOK)
+                self._store.wait([key], timedelta(seconds=self.heartbeat.patience))
                 break
             except RuntimeError:  # time is up, or the store is gone
                 try:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from wuneng.foreign import is_trusted
+from wuneng.train.arm_run import Session
 from wuneng.train.failures import Failure
 from wuneng.train.opening import Opening, OpenRun
 from wuneng.train.plan import RunPlan
 from wuneng.train.side_by_side import SideBySide
+from wuneng.train.spread import arm_degrees
 from wuneng.train.unit_process import UnitJob
 from wuneng.train.units import (
     Unit,
@@ -56,7 +58,14 @@ def _planned(run: OpenRun, units: Sequence[Unit], opening: Opening) -> Planned:
         plan = run.planned({unit.arm for unit in units})
         say_where_tokens_are_kept(plan.data, opening.display)
         check_precision(plan, run.session.device)
+        _check_spread(plan, run.session)
     return run, units, plan
+
+
+def _check_spread(plan: RunPlan, session: Session) -> None:
+    """InputError for an arm that these processes cannot train together."""
+    for arm in plan.arms.values():
+        arm_degrees(arm, session.parallel, session.processes, session.device)
 
 
 def _in_turn(
