@@ -28,6 +28,7 @@ __all__ = [
     "host_memory",
     "pick_device",
     "require_one_process",
+    "usable_cores",
 ]
 
 # What torchrun, accelerate and the MPI launchers tell each process that they start.
@@ -130,7 +131,7 @@ def environment(command_line: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": usable_cores(),
         "accelerators": _accelerators(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git_commit": _git_commit(),
@@ -167,7 +168,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))

@@ -71,7 +71,15 @@ def test_a_stopped_run_ends_with_the_same_bits(run: Path, tmp_path: Path) -> Non
         assert all(torch.equal(found[name], value) for name, value in kept.items()), arm
 
 
-@pytest.mark.parametrize("arm", ["interleaved", "gated-delta", "kda", "mha-conv", "mha-heads"])
+# A text's arms have a tokenizer beside them; that the tasks' have none is the same for all.
+@pytest.mark.parametrize(
+    ("run", "arm"),
+    [
+        *(("bytes", arm) for arm in ("interleaved", "gated-delta", "kda", "mha-conv", "mha-heads")),
+        ("synthetic", "kda"),
+    ],
+    indirect=["run"],
+)
 def test_an_arm_becomes_a_directory_that_loads(run: Path, arm: str, tmp_path: Path) -> None:
     """With its own code, or as a stock model; proved by the conversion alone in its process."""
     out = tmp_path / "out"

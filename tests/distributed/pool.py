@@ -101,6 +101,8 @@ def _serve(pipe: Connection) -> None:
             error.add_note(traceback.format_exc())
             found = error
         pipe.send_bytes(_pickled(found))
+        if isinstance(found, BaseException):
+            os._exit(1)  # as a run does: its connections close
 
 
 def _pickled(found: Any) -> bytes:

@@ -126,6 +126,7 @@ class Watcher:
     steps: list[Progress] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    readings: list[tuple[str, float]] = field(default_factory=list)
     running: list[tuple[tuple[str, ...], int, int]] = field(default_factory=list)
 
     def stepped(self, progress: Progress) -> None:
@@ -141,6 +142,9 @@ class Watcher:
 
     def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
         self.running.append((tuple(running), done, units))
+
+    def reading(self, what: str, share: float) -> None:
+        self.readings.append((what, share))
 
     def close(self) -> None:
         pass

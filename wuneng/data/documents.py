@@ -15,13 +15,13 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from wuneng.data.files import file_kind
-from wuneng.data.lines import lines_of, open_bytes
+from wuneng.data.lines import lines_of, open_bytes, place_in_file
 from wuneng.errors import DataError, file_errors, nearest, reason, shortened
 from wuneng.foreign.regular import read_regular
 
@@ -29,10 +29,15 @@ __all__ = ["json_records", "read_documents", "readable", "text_of"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ROWS_AT_ONCE = 256
+_LINES_BETWEEN = 8
 
 
-def read_documents(path: Path, text_field: str) -> Iterator[str]:
+def read_documents(
+    path: Path, text_field: str, told: Callable[[float], None] = lambda share: None
+) -> Iterator[str]:
     """Yield the documents of ``path``, whose kind its suffix tells.
+
+    ``told`` hears now and then which share of the file, 0 to 1, has been read.
 
     Raises DataError with file and line for text that is not UTF-8, broken JSON, a missing or
     non-string ``text_field``, a damaged archive and a file that cannot be read.
@@ -40,11 +45,11 @@ def read_documents(path: Path, text_field: str) -> Iterator[str]:
     kind = file_kind(path)
     with readable(path):
         if kind == ".parquet":
-            documents = _parquet_documents(path, text_field)
+            documents = _parquet_documents(path, text_field, told)
         elif kind in (".txt", ".md", ".py"):
             documents = _whole_file(path)
         else:
-            documents = _json_documents(path, text_field)
+            documents = _json_documents(path, text_field, told)
         yield from (document for document in documents if document)
 
 
@@ -96,19 +101,26 @@ def _whole_file(path: Path) -> Iterator[str]:
         raise DataError(_not_utf8(path, line, offset, content[offset])) from None
 
 
-def _json_documents(path: Path, text_field: str) -> Iterator[str]:
-    return (text_of(record, text_field, place) for record, place in json_records(path))
+def _json_documents(path: Path, text_field: str, told: Callable[[float], None]) -> Iterator[str]:
+    return (text_of(record, text_field, place) for record, place in json_records(path, told))
 
 
-def json_records(path: Path) -> Iterator[tuple[Any, str]]:
+def json_records(
+    path: Path, told: Callable[[float], None] = lambda share: None
+) -> Iterator[tuple[Any, str]]:
     """The JSON value of every line that is not blank, and its place for messages.
+
+    ``told``: as ``read_documents``.
 
     Raises DataError with file and line for what is no JSON in UTF-8; file errors as they come.
     """
+    size = max(1, path.stat().st_size)
     with open_bytes(path) as stream:
         offset = 0
         for number, line in enumerate(lines_of(stream, path), start=1):
             content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            if number % _LINES_BETWEEN == 0:
+                told(min(1.0, place_in_file(stream) / size))
             if content.strip():
                 record = _json_record(content, path, number, offset + len(line) - len(content))
                 yield record, f"{path}, line {number}"
@@ -128,7 +140,7 @@ def _json_record(line: bytes, path: Path, number: int, offset: int) -> Any:
         raise DataError(f"{path}, line {number}: not valid JSON: {reason(error)}") from None
 
 
-def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
+def _parquet_documents(path: Path, text_field: str, told: Callable[[float], None]) -> Iterator[str]:
     import pyarrow.parquet as parquet
 
     # Arrow raises its own errors, and Python's over values that are not what their type says.
@@ -140,12 +152,16 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
         if text_field not in columns:
             text_of(dict.fromkeys(columns), text_field, str(path))  # raises
         batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[text_field])
-        yield from _column_documents(batches, text_field, path)
+        rows = max(1, file.metadata.num_rows)
+        yield from _column_documents(batches, text_field, path, lambda row: told(row / rows))
 
 
-def _column_documents(batches: Iterable[Any], text_field: str, path: Path) -> Iterator[str]:
+def _column_documents(
+    batches: Iterable[Any], text_field: str, path: Path, told: Callable[[int], None]
+) -> Iterator[str]:
     row = 0
     for batch in batches:
+        told(row)
         for value in batch.column(0):
             row += 1
             place = f"{path}, row {row}"

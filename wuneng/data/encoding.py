@@ -24,13 +24,21 @@ from wuneng.model.token_ids import vocabulary_size
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "UnencodableError"]
 
 # End marks that published tokenizer.json files have without declaring them.
 _KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 # Documents above this are cut into pieces before they are tokenised, which bounds memory.
 _PIECE_CHARACTERS = 1 << 20
+
+
+class UnencodableError(DataError):
+    """The tokenizer fails over a text: that of the document numbered ``document``, from 1."""
+
+    def __init__(self, message: str, document: int) -> None:
+        super().__init__(message)
+        self.document = document
 
 
 class Encoder:
@@ -53,7 +61,8 @@ class Encoder:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True
-        self._spells_bytes = _is_byte_tokenizer(tokenizer)
+        self.spells_bytes = _is_byte_tokenizer(tokenizer)
+        """Whether encoding is a copy of the text's bytes."""
 
     @property
     def two_marks(self) -> bool:
@@ -62,21 +71,41 @@ class Encoder:
 
     def encode(self, documents: Sequence[str]) -> list[NDArray[np.unsignedinteger]]:
         """One array ``[tokens]`` of ``self.dtype`` per document, marks included."""
-        if self._spells_bytes:
+        if self.spells_bytes:
             return [
-                self._marked(np.frombuffer(text.encode("utf-8"), np.uint8)) for text in documents
+                self.marked(np.frombuffer(text.encode("utf-8"), np.uint8)) for text in documents
             ]
-        pieces = [list(_pieces(document)) for document in documents]
+        pieces = [list(self.pieces(document)) for document in documents]
         everything = [piece for parts in pieces for piece in parts]
         with file_errors("the tokenizer cannot encode the text", DataError):
             found = self._backend.encode_batch_fast(everything, add_special_tokens=False)
         encodings = iter(found)
         return [
-            self._marked(np.concatenate([np.array(next(encodings).ids, np.int64) for _ in parts]))
+            self.marked(np.concatenate([np.array(next(encodings).ids, np.int64) for _ in parts]))
             for parts in pieces
         ]
 
-    def _marked(self, text: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
+    def pieces(self, document: str) -> Iterator[str]:
+        """What of a document is tokenised at a time: all of it, unless it is very long."""
+        return _pieces(document)
+
+    def encode_pieces(self, pieces: Sequence[tuple[int, str]]) -> list[NDArray[np.unsignedinteger]]:
+        """The tokens of each text without marks, by one thread alone.
+
+        UnencodableError has the number that stands beside the text.
+        """
+        found = []
+        for number, text in pieces:
+            try:
+                with file_errors("the tokenizer cannot encode the text", DataError):
+                    encoding = self._backend.encode_batch_fast([text], add_special_tokens=False)[0]
+            except DataError as error:
+                raise UnencodableError(str(error), number) from None
+            found.append(np.array(encoding.ids, self.dtype))
+        return found
+
+    def marked(self, text: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
+        """The tokens of a document's text between their marks, as ``self.dtype``."""
         marked = np.empty(1 + len(text) + self.two_marks, dtype=self.dtype)
         marked[0] = self.start
         marked[1 : 1 + len(text)] = text

@@ -11,7 +11,7 @@ from typing import IO, cast
 from wuneng.errors import DataError
 from wuneng.foreign.regular import open_regular
 
-__all__ = ["LONGEST_LINE", "lines_of", "open_bytes"]
+__all__ = ["LONGEST_LINE", "lines_of", "open_bytes", "place_in_file"]
 
 #: No document is longer. A packed file of 3 MB can unpack to a line of 3 GB.
 LONGEST_LINE = 128 << 20
@@ -37,3 +37,9 @@ def lines_of(stream: IO[bytes], path: Path) -> Iterator[bytes]:
                 "object a line"
             )
         yield line
+
+
+def place_in_file(stream: IO[bytes]) -> int:
+    """Bytes of the file that were read for what ``stream`` gave, packed as they are there."""
+    file: IO[bytes] = stream.fileobj if isinstance(stream, gzip.GzipFile) else stream
+    return file.tell()

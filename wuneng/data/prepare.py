@@ -23,7 +23,7 @@ from wuneng.data.stream_sample import held_out_sample, leading_sample
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.streaming import StreamedTraining
 from wuneng.data.text_batches import Rows, TextTraining, TextValidation
-from wuneng.data.token_cache import Corpus, tokenized
+from wuneng.data.token_cache import Corpus, Watch, tokenized
 from wuneng.data.tokenizer import load_tokenizer
 from wuneng.errors import DataError
 from wuneng.recipe.data import TextData, TrainedTokenizer
@@ -47,11 +47,13 @@ def prepare_text(
     evaluation: EndEvaluation,
     seed: int,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    watch: Watch | None = None,
 ) -> Prepared:
     """Read, split, tokenise and pack the text of a recipe.
 
     ``seed`` orders the training rows and nothing else: the split is the same for every seed.
     ``tokenizer`` takes the place of ``data.tokenizer`` (to score another model on the same text).
+    ``watch`` is told how far the tokenising of a source is.
 
     Raises DataError for text that is missing, malformed or too short for one sequence, DiskError
     when the token cache cannot be written.
@@ -61,7 +63,7 @@ def prepare_text(
     if tokenizer is None:
         tokenizer = choose_tokenizer(data, train, validation, root)
     encoder = Encoder(tokenizer)
-    job = _Preparation(data, training, evaluation, seed, encoder, root)
+    job = _Preparation(data, training, evaluation, seed, encoder, root, watch)
     scored: Rows
     if isinstance(train, QuestionSource):
         kept, scored, notes = question_rows(train, validation, data, encoder, training)
@@ -124,17 +126,18 @@ class _Preparation:
     seed: int
     encoder: Encoder
     root: Path
+    watch: Watch | None = None
     notes: list[str] = field(default_factory=list)
 
     def stored(
         self, train: DocumentSource, validation: DocumentSource | StreamedDataset | None
     ) -> tuple[TrainingData, PackedRows]:
         """Batches and validation rows of a source that is read, tokenised and kept."""
-        corpus = tokenized(train, self.encoder, self.root)
+        corpus = self._tokenized(train)
         if validation is None:
             other, kept, scored, how = (corpus, *self._split(corpus))
         else:
-            other = tokenized(self._finite(validation), self.encoder, self.root)
+            other = self._tokenized(self._finite(validation))
             kept = self._without_shared(corpus, other)
             scored, how = self._part(other), validation.name
         self._note("training", train.name, corpus, kept)
@@ -159,7 +162,7 @@ class _Preparation:
             sample: DocumentSource = held_out_sample(train, fraction, self._characters_scored())
         else:
             sample = self._finite(validation)
-        other = tokenized(sample, self.encoder, self.root)
+        other = self._tokenized(sample)
         scored = self._part(other)
         self.notes.append(f"training: {train.name}, in its own order")
         self._note("validation", sample.name, other, scored)
@@ -181,6 +184,10 @@ class _Preparation:
             boundaries=self.data.pack_documents,
         )
         return batches, self._packed(other, scored)
+
+    def _tokenized(self, source: DocumentSource) -> Corpus:
+        workers = self.data.workers
+        return tokenized(source, self.encoder, self.root, workers=workers, watch=self.watch)
 
     def _split(self, corpus: Corpus) -> tuple[Segments, Segments, str]:
         fraction = self.data.validation_fraction

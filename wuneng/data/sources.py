@@ -7,7 +7,7 @@ A source yields its documents in an order that never changes, and can say what i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,8 @@ class DocumentSource(Protocol):
     """The recipe's field, for messages."""
     name: str
     """What was read, for people."""
+    share_read: float
+    """Which share of it, 0 to 1, the pass over the documents that was begun last has read."""
 
     def documents(self) -> Iterator[str]:
         """The documents, streamed, in an order that never changes."""
@@ -36,6 +38,10 @@ class DocumentSource(Protocol):
 
     def content_key(self) -> str:
         """Equal for equal documents; different once a byte of them has changed."""
+        ...
+
+    def place(self, document: int) -> str:
+        """Where the document of this number, from 1, stands: a file where there are some."""
         ...
 
 
@@ -67,11 +73,39 @@ class FileSource:
         self.text_field = text_field
         self.max_documents = max_documents
         self.name = _named(sources, len(self.files))
+        self.share_read = 0.0
 
     def documents(self) -> Iterator[str]:
         """Every file's documents, one file after the other."""
-        everything = (text for path in self.files for text in read_documents(path, self.text_field))
+        everything = (
+            text
+            for path, told in self._begun()
+            for text in read_documents(path, self.text_field, told)
+        )
         return islice(everything, self.max_documents)
+
+    def _begun(self) -> Iterator[tuple[Path, Callable[[float], None]]]:
+        """Every file when its turn comes, and whom to tell how much of it has been read."""
+        sizes = [path.stat().st_size if path.exists() else 0 for path in self.files]
+        before = 0
+        for path, size in zip(self.files, sizes, strict=True):
+
+            def told(share: float, before: int = before, size: int = size) -> None:
+                self.share_read = (before + share * size) / max(1, sum(sizes))
+
+            told(0.0)
+            yield path, told
+            before += size
+
+    def place(self, document: int) -> str:
+        """The file, found by reading again."""
+        left = document
+        for path in self.files:
+            inside = sum(1 for _ in islice(read_documents(path, self.text_field), left))
+            if inside == left:
+                return f"{path}, document {left}"
+            left -= inside
+        return f"{self.name}, document {document}"
 
     def _identity(self) -> object:
         """What besides the files' bytes determines the documents."""
@@ -100,6 +134,7 @@ class StoredDataset:
         self._dataset = dataset
         self._text_field = setting.text_field
         self._max_documents = max_documents
+        self.share_read = 0.0
         if setting.text_field not in dataset.column_names:
             text_of(dict.fromkeys(dataset.column_names), setting.text_field, self.name)  # raises
 
@@ -119,6 +154,7 @@ class StoredDataset:
                 raise DataError(f"{place}: cannot be read: {reason(error)}") from None
             if record is None:
                 return
+            self.share_read = row / len(self._dataset)
             yield text_of(record, self._text_field, f"{self.name}, row {row}")
 
     def content_key(self) -> str:
@@ -129,6 +165,10 @@ class StoredDataset:
             key.update(f"{len(content)}:".encode("ascii"))
             key.update(content)
         return key.hexdigest()
+
+    def place(self, document: int) -> str:
+        """By its number among the rows that hold text."""
+        return f"{self.name}, document {document}"
 
 
 def _load_dataset(setting: HubDataset, field: str) -> Any:

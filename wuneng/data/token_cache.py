@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wuneng.data.cache_directory import is_intact, publish
-from wuneng.data.encoding import Encoder
+from wuneng.data.encoding import Encoder, UnencodableError
+from wuneng.data.parallel_encoding import Tokens, encoded
 from wuneng.data.sources import DocumentSource
 from wuneng.data.split import document_digest
+from wuneng.device import usable_cores
 from wuneng.errors import DataError
 
-__all__ = ["Corpus", "tokenized"]
+__all__ = ["Corpus", "Watch", "tokenized"]
 
 _VERSION = 2
-_TOGETHER_DOCUMENTS = 256
-_TOGETHER_CHARACTERS = 1 << 20
+
+#: Told what is read and the share of it, 0 to 1, that has been.
+Watch = Callable[[str, float], None]
+
 _PER_DOCUMENT = ("offsets", "digests", "byte_counts", "corrections")
 
 
@@ -48,8 +52,19 @@ class Corpus:
     """Identifies the content and the tokenizer."""
 
 
-def tokenized(source: DocumentSource, encoder: Encoder, root: Path) -> Corpus:
+def tokenized(
+    source: DocumentSource,
+    encoder: Encoder,
+    root: Path,
+    *,
+    workers: int | None = None,
+    watch: Watch | None = None,
+) -> Corpus:
     """The tokens of ``source``, from the cache below ``root`` or made now and kept there.
+
+    Args:
+        workers: threads that tokenise; default one for each core that the process may use.
+        watch: told how far it is, if anything has to be tokenised.
 
     Raises DataError when the source has no text or changes while it is read, DiskError when the
     cache cannot be written.
@@ -61,7 +76,7 @@ def tokenized(source: DocumentSource, encoder: Encoder, root: Path) -> Corpus:
     if not is_intact(entry):
 
         def fill(directory: Path) -> None:
-            _write(directory, source, encoder)
+            _write(directory, source, encoder, workers or usable_cores(), watch)
             if source.content_key() != content:
                 raise DataError(f"{source.field}: {source.name} changed while it was being read")
 
@@ -77,12 +92,20 @@ def _open(entry: Path, encoder: Encoder, key: str) -> Corpus:
     return Corpus(tokens, offsets, digests, byte_counts, corrections, key)
 
 
-def _write(directory: Path, source: DocumentSource, encoder: Encoder) -> None:
+def _write(
+    directory: Path,
+    source: DocumentSource,
+    encoder: Encoder,
+    workers: int,
+    watch: Watch | None,
+) -> None:
     offsets, digests = array("q", [0]), array("Q")
     byte_counts, corrections = array("q"), array("q")
     with (directory / "tokens.bin").open("wb") as file:
-        for documents in _together(source.documents()):
-            for document, tokens in zip(documents, encoder.encode(documents), strict=True):
+        for group in _named(encoded(source.documents(), encoder, workers), source):
+            if watch is not None:
+                watch(source.name, source.share_read)
+            for document, tokens in group:
                 file.write(tokens.tobytes())
                 offsets.append(offsets[-1] + len(tokens))
                 digests.append(document_digest(document))
@@ -91,21 +114,20 @@ def _write(directory: Path, source: DocumentSource, encoder: Encoder) -> None:
                 corrections.append(byte_counts[-1] - spelled)
     if not byte_counts:
         raise DataError(f"{source.field}: no text in {source.name}")
+    if watch is not None:
+        watch(source.name, 1.0)
     for name, values in zip(
         _PER_DOCUMENT, (offsets, digests, byte_counts, corrections), strict=True
     ):
         np.save(directory / f"{name}.npy", np.array(values))
 
 
-def _together(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in groups that are worth tokenising at once and fit in memory."""
-    group: list[str] = []
-    characters = 0
-    for document in documents:
-        group.append(document)
-        characters += len(document)
-        if len(group) >= _TOGETHER_DOCUMENTS or characters >= _TOGETHER_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
+Group = list[tuple[str, Tokens]]
+
+
+def _named(groups: Iterable[Group], source: DocumentSource) -> Iterator[Group]:
+    """``groups``; what cannot be encoded of them is said with where it was read."""
+    try:
+        yield from groups
+    except UnencodableError as error:
+        raise DataError(f"{source.field}: {source.place(error.document)}: {error}") from None

@@ -2,9 +2,9 @@
 
 A collective operation that fails says that some connection broke or that time is up, not whose
 fault it was: its neighbours in a ring see one that has died, those further on see its neighbours
-leave. So a thread of every process says once a second in the store that the process is alive, and
-how many collectives its main thread has come to. A process that is killed or stopped says nothing
-any more; one that hangs, or is in an endless loop, came to fewer collectives than the others.
+leave. So a thread of every process says once a second in the store that the process is alive. A
+process that is killed or stopped says nothing any more. Those that wait in vain say so as well; one
+that hangs, or is in an endless loop, is alive and does not.
 """
 
 from __future__ import annotations
@@ -14,19 +14,12 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Heartbeat"]
 
 _SECONDS = 1.0
-_SILENT_AFTER = 4 * _SECONDS
-
-
-@dataclass(frozen=True)
-class _Beat:
-    number: int
-    collectives: int
+_BEATS_OF_SILENCE = 4
 
 
 class Heartbeat:
@@ -41,8 +34,6 @@ class Heartbeat:
         self._store, self._seconds = store.clone(), seconds
         self._asking = store.clone()
         self._rank, self._size = rank, size
-        self.collectives = 0
-        """That the main thread has come to."""
         self._number = 0
         self._stopped = threading.Event()
         store.set(f"who/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
@@ -68,36 +59,28 @@ class Heartbeat:
         try:
             return self._missing()
         except Exception:  # the store is kept by the first process, or by torchrun beside it
-            return {0: "the store that it kept cannot be reached any more"}
+            return {0: "or the launcher, which keeps the store of all, is gone"}
 
     def _missing(self) -> dict[int, str]:
         left = {rank: self._text(f"left/{rank}") for rank in range(self._size)}
-        found = {rank: f"it stopped: {why}" for rank, why in left.items() if why}
+        found = {rank: f"stopped: {why}" for rank, why in left.items() if why}
         if found:
             return found
-        first = {rank: self._read(rank) for rank in range(self._size)}
-        time.sleep(_SILENT_AFTER * self._seconds / _SECONDS)
-        last = {rank: self._read(rank) for rank in range(self._size)}
-        for rank in range(self._size):
-            before, now = first[rank], last[rank]
-            if now is None:
-                found[rank] = "it was never there"
-            elif rank != self._rank and before == now:
-                found[rank] = "it was killed or does not run any more"
-        if found:
-            return {rank: f"{what}{self._named(rank)}" for rank, what in found.items()}
-        reached = {rank: beat.collectives for rank, beat in last.items() if beat is not None}
-        most = max(reached.values())
-        return {
-            rank: f"it is alive, but does not come to where the others wait{self._named(rank)}"
-            for rank, count in reached.items()
-            if count < most
-        }
+        self._asking.set(f"waits/{self._rank}", "1")
+        others = [rank for rank in range(self._size) if rank != self._rank]
+        before = {rank: self._read(rank) for rank in others}
+        time.sleep(_BEATS_OF_SILENCE * self._seconds)
+        silent = [rank for rank in others if self._read(rank) == before[rank]]
+        if silent:
+            what = "was killed or does not run any more"
+        else:
+            silent = [rank for rank in others if not self._text(f"waits/{rank}")]
+            what = "is alive, but does not come to where the others wait"
+        return {rank: f"{what}{self._named(rank)}" for rank in silent}
 
     def is_silent(self, rank: int, beats: int) -> tuple[bool, int]:
         """Whether ``rank`` has not beaten since its beat number ``beats``, and its newest."""
-        beat = self._read(rank)
-        number = -1 if beat is None else beat.number
+        number = self._read(rank)
         return number == beats, number
 
     def _named(self, rank: int) -> str:
@@ -113,11 +96,10 @@ class Heartbeat:
 
     def _beat(self) -> None:
         self._number += 1
-        self._store.set(f"beat/{self._rank}", f"{self._number} {self.collectives}")
+        self._store.set(f"beat/{self._rank}", str(self._number))
 
-    def _read(self, rank: int) -> _Beat | None:
-        text = self._text(f"beat/{rank}")
-        return _Beat(*map(int, text.split())) if text else None
+    def _read(self, rank: int) -> int:
+        return int(self._text(f"beat/{rank}") or -1)
 
     def _text(self, key: str) -> str:
         if not self._asking.check([key]):

@@ -16,7 +16,7 @@ from wuneng.device import pick_device
 from wuneng.distributed.heartbeat import Heartbeat
 from wuneng.distributed.launched import Launched
 from wuneng.distributed.processes import ALONE, Processes, Together
-from wuneng.errors import MissingProcess, RunError
+from wuneng.errors import MissingProcess, RunError, WuNengError
 
 __all__ = ["joined", "joined_over"]
 
@@ -116,8 +116,11 @@ def _named_failures(together: Together) -> Iterator[None]:
             raise together.missing(text) from error
         together.heartbeat.farewell(f"{type(error).__name__}: {text}")
         raise
+    except WuNengError as error:
+        together.heartbeat.farewell(str(error))
+        raise
     except BaseException as error:
-        together.heartbeat.farewell(str(error) or type(error).__name__)
+        together.heartbeat.farewell(f"{type(error).__name__}: {error}")
         raise
 
 

@@ -134,7 +134,6 @@ class Together(Processes):
         return kept[0] if kept else act()
 
     def gathered(self, values: Tensor) -> Tensor:
-        self.heartbeat.collectives += 1
         if values.device.type != "cpu":
             # A process that does not come is found here: waiting for the device would be endless.
             dist.barrier(self._votes)

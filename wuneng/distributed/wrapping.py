@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,12 +63,15 @@ def joined_copies(
     from torch.nn.parallel import DistributedDataParallel
 
     group = processes.mesh(degrees, device)["replicate"].get_group()
+    known = signature(DistributedDataParallel.__init__).parameters
+    later = "forward_sync_buffers"  # what torch calls it from 2.13 on
+    never: dict[str, Any] = {later if later in known else "broadcast_buffers": False}
     copies = DistributedDataParallel(
         model,
         device_ids=None if device.type == "cpu" else [device],
         process_group=group,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **never,
     )
     # A function of its own: DDP would read the annotations of `_summed`, which are strings here.
     copies.register_comm_hook(group, lambda group, bucket: _summed(group, bucket))

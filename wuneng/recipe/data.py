@@ -102,6 +102,9 @@ class TextData(Settings):
     ``{}`` for the usual names of their fields."""
     max_documents: PositiveCount | None = None
     """Read at most this many documents of each source."""
+    workers: PositiveCount | None = None
+    """Threads that tokenise text before it is trained on; default one for each core. The tokens
+    do not depend on it."""
     cache_dir: Name | None = None
     """Tokenised text goes here; default $WUNENG_CACHE, else the user's cache
     (``~/.cache/wuneng``); `wuneng cache` lists it."""

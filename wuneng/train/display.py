@@ -7,6 +7,7 @@ come through in every mode.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Protocol, TextIO
 
@@ -20,6 +21,7 @@ from rich.text import Text
 from wuneng.foreign import print_line, shown_line
 from wuneng.foreign.terminal import PlainConsole
 from wuneng.train.progress import Progress, clock, short_number
+from wuneng.train.reading_bar import ReadingBar
 from wuneng.train.units_panel import UnitsPanel
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "make_display",
 ]
 
+
+_SECONDS_BETWEEN_LINES = 15.0
 
 _WIDE = 84
 """Columns from which the panel has three: name, figure, and what stands beside it."""
@@ -55,6 +59,10 @@ class Display(Protocol):
     def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
         """Which units train at this moment, and how many of all are finished; told where several
         train at the same time, whenever that changes."""
+        ...
+
+    def reading(self, what: str, share: float) -> None:
+        """Which share of a text, 0 to 1, has been tokenised; 1 ends it."""
         ...
 
     def close(self) -> None:
@@ -89,6 +97,9 @@ class QuietDisplay:
     def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
         """Nothing."""
 
+    def reading(self, what: str, share: float) -> None:
+        """Nothing."""
+
     def warn(self, message: str) -> None:
         """One line."""
         print_line(f"warning: {message}", file=self._stream)
@@ -109,6 +120,16 @@ class UnseenDisplay(QuietDisplay):
 
 class PlainDisplay(QuietDisplay):
     """One line for every logged step: for pipes, files and logs of a cluster."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._told = time.monotonic()
+
+    def reading(self, what: str, share: float) -> None:
+        """A line now and then, and none where it is quick."""
+        if time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            print_line(f"tokenising {what}: {share:.0%}", file=self._stream)
 
     def stepped(self, progress: Progress) -> None:
         """A line if the step is logged."""
@@ -136,6 +157,7 @@ class PanelDisplay:
         self._progress: Progress | None = None
         self._validation: dict[str, float] = {}
         self._live: Live | None = None
+        self._bar: ReadingBar | None = None
 
     def stepped(self, progress: Progress) -> None:
         """Remember the step; the panel's own clock draws it."""
@@ -163,6 +185,18 @@ class PanelDisplay:
             )
             self._live.start()
 
+    def reading(self, what: str, share: float) -> None:
+        """A bar, which goes away when all is read."""
+        self._bar = self._bar or ReadingBar(self._console)
+        self._bar.show(what, share)
+        if share >= 1.0:
+            self._end_reading()
+
+    def _end_reading(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
     def note(self, message: str) -> None:
         """A line above the panel."""
         self._console.print(message, highlight=False, markup=False)
@@ -173,6 +207,7 @@ class PanelDisplay:
 
     def close(self) -> None:
         """Take the panel away."""
+        self._end_reading()
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -160,5 +160,8 @@ class _Relay:
     def side_by_side(self, running: Sequence[str], done: int, units: int) -> None:
         """This process trains one."""
 
+    def reading(self, what: str, share: float) -> None:
+        """Several processes wait for the same text: whoever watches is told of training alone."""
+
     def close(self) -> None:
         """Nothing to undo."""

@@ -122,7 +122,8 @@ def train_in_turn(
     """
     failures = []
     for seed in dict.fromkeys(unit.seed for unit in units):
-        data = session.processes.one_first(partial(prepare, plan, seed))
+        reading = partial(prepare, plan, seed, session.display.reading)
+        data = session.processes.one_first(reading)
         begun()
         session.display.note(data.description)
         beginning = copy.deepcopy(data.train.state_dict())
@@ -150,13 +151,16 @@ def _train(plan: RunPlan, unit: Unit, data: Prepared, session: Session) -> None:
         run_arm(plan, plan.arms[unit.arm], unit.seed, data, session)
 
 
-def prepare(plan: RunPlan, seed: int) -> Prepared:
-    """The batches of one seed. Raises as ``prepare_text`` and ``prepare_synthetic``."""
+def prepare(
+    plan: RunPlan, seed: int, watch: Callable[[str, float], None] | None = None
+) -> Prepared:
+    """The batches of one seed. Raises as ``prepare_text``, whose ``watch`` this is, and
+    ``prepare_synthetic``."""
     data, training, evaluation = plan.data, plan.training, plan.evaluation
     if isinstance(data, TextData):
         from wuneng.data import prepare_text
 
-        return prepare_text(data, training, evaluation, seed, plan.vocabulary.tokenizer)
+        return prepare_text(data, training, evaluation, seed, plan.vocabulary.tokenizer, watch)
     from wuneng.synthetic import prepare_synthetic
 
     return prepare_synthetic(data, training, evaluation, seed, training.total_steps)

@@ -1,0 +1,89 @@
+"""Processes that fail on purpose, each at a step or while saving."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.distributed.cases import run_text
+from wuneng.data.batch import Batch
+from wuneng.distributed.processes import Processes
+from wuneng.train import checkpoint
+from wuneng.train import step as step_module
+from wuneng.train.step import Numerics
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopped() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hanging() -> None:
+    time.sleep(1000)
+
+
+def raising() -> None:
+    raise ZeroDivisionError("of one process alone")
+
+
+def at_step(processes: Processes, recipe: Path, rank: int, step: int, fault: Any) -> Any:
+    """``fault()`` in process ``rank`` in the middle of step ``step``."""
+    ask, calls = step_module.ask, [0]
+
+    def asked(*arguments: Any) -> torch.Tensor:
+        calls[0] += 1
+        if (processes.rank, calls[0]) == (rank, step):
+            fault()
+        return ask(*arguments)
+
+    step_module.ask = asked
+    try:
+        return run_text(processes, recipe, ("parallel.shard=2",), None)
+    finally:
+        step_module.ask = ask
+
+
+def while_saving(processes: Processes, recipe: Path, rank: int, fault: Any) -> Any:
+    """``fault()`` in process ``rank`` while the first writes its second checkpoint."""
+    save, calls = checkpoint.whole_tensors, [0]
+
+    def saved(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3 and processes.rank == rank:
+            fault()
+        return save(*arguments, **named)
+
+    checkpoint.whole_tensors = saved
+    try:
+        return run_text(processes, recipe, (), None)
+    finally:
+        checkpoint.whole_tensors = save
+
+
+def not_finite(processes: Processes, recipe: Path, rank: int) -> Any:
+    """The third step's share of process ``rank`` has a loss that is not a number."""
+    share, calls = Numerics.share, [0]
+
+    def shared(self: Numerics, batch: Batch) -> Batch:
+        calls[0] += 1
+        return share(self, batch)
+
+    ask = step_module.ask
+
+    def asked(*arguments: Any) -> torch.Tensor:
+        found = ask(*arguments)
+        return found * float("nan") if (processes.rank, calls[0]) == (rank, 6) else found
+
+    Numerics.share, step_module.ask = shared, asked  # type: ignore[method-assign]
+    try:
+        return run_text(processes, recipe, (), None)
+    finally:
+        Numerics.share, step_module.ask = share, ask  # type: ignore[method-assign]

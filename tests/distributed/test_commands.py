@@ -1,0 +1,124 @@
+"""`wuneng train --processes`, and the same under torchrun: one is seen, all end alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.train.small_run import RECIPE
+from wuneng.records import read_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+CLI = [sys.executable, "-m", "wuneng_cli"]
+
+
+def written(place: Path, **training: Any) -> Path:
+    path = place / "small.yaml"
+    changed = {**RECIPE, "arms": ["wuneng"], "training": {**RECIPE["training"], **training}}
+    path.write_text(yaml.safe_dump(changed))
+    return path
+
+
+def started(command: list[str], place: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
+
+
+def test_one_of_two_prints(tmp_path: Path) -> None:
+    command = [*CLI, "train", str(written(tmp_path)), "--processes", "2", "--json"]
+    code, out, err = ended(started(command, tmp_path))
+    assert code == 0, err
+    run = Path(json.loads(out)["directory"])
+    assert "2 processes (DDP, replicate 2 x shard 1)" in err
+    steps = [row["step"] for row in read_jsonl(tmp_path / run / "wuneng" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--jobs", "2"], "--jobs 2: expected none beside several processes"),
+        (["--set", "parallel.shard=3"], "parallel.shard: expected a divisor"),
+        (["--set", "sweep={training.learning_rate: [1e-3, 2e-3]}"], "has sweep or study"),
+    ],
+)
+def test_what_cannot_be_is_said_once_and_before(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    command = [*CLI, "train", str(written(tmp_path)), "--processes", "2", *arguments]
+    code, out, err = ended(started(command, tmp_path))
+    assert (code, out) == (2, "")
+    assert err.count("error: ") == 1
+    assert message in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
+
+
+def test_more_processes_than_rows_leave_nothing_behind(tmp_path: Path) -> None:
+    """Found out by the processes, after the run was opened."""
+    command = [*CLI, "train", str(written(tmp_path, batch_size=1)), "--processes", "2"]
+    code, _, err = ended(started(command, tmp_path))
+    assert code == 2
+    assert err.count("error: training.batch_size: expected at least one sequence") == 1
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_ctrl_c_saves_in_all_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    long = [*CLI, "train", str(written(tmp_path, steps=4000, log_every=1)), "--processes", "2"]
+    process = started(long, tmp_path)
+    metrics = tmp_path / "runs" / "small" / "wuneng" / "metrics.jsonl"
+    while not metrics.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    code, _, err = ended(process)
+    assert code == 130
+    assert err.count("is saved at step") == 1
+    done = read_jsonl(metrics)[-1]["step"]
+    checkpoints = metrics.parent / "checkpoints"
+    assert f"step-{done}" in {path.name for path in checkpoints.iterdir()}
+
+
+def kill_a_process_of(launcher: int) -> None:
+    """One that trains: the last that the launcher started."""
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True, check=True
+    )
+    os.kill(max(map(int, children.stdout.split())), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_all_again_after_one_was_killed(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    recipe = written(tmp_path, steps=400, checkpoint_every=10)
+    command = [*torchrun, "--max-restarts", "1", "-m", "wuneng_cli", "train", str(recipe)]
+    process = started([*command, "--resume", "never"], tmp_path)
+    metrics = tmp_path / "runs" / "small" / "wuneng" / "metrics.jsonl"
+    while not (metrics.exists() and len(read_jsonl(metrics)) > 20):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    kill_a_process_of(process.pid)
+    code, out, err = ended(process)
+    assert code == 0, err[-2000:]
+    assert "continuing after step" in out
+    assert [row["step"] for row in read_jsonl(metrics)] == list(range(1, 401))
+    assert len(list((tmp_path / "runs").glob("small*"))) == 1
