@@ -67,7 +67,8 @@ def cases() -> dict[str, Case]:
     found = {}
     for name in BUILT_IN_ARMS:
         found[f"{name} packed 4"] = Case(arm(name), packed=True)
-        found[f"{name} whole 2"] = Case(arm(name), ranks=2)
+        layers = {} if name in ("interleaved", "rwkv7") else {"num_hidden_layers": 1}
+        found[f"{name} whole 2"] = Case(arm(name) | layers, ranks=2)
     for number, name in enumerate(WIRINGS):
         packed = number % 2 == 1
         found[f"{name} wiring"] = Case((VARIANTS | OTHER_KINDS)[name], packed, 4 - 2 * packed)

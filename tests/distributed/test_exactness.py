@@ -28,6 +28,10 @@ WAYS = [
     pytest.param(FSDP, id="fsdp 2"),
     pytest.param(HSDP, id="hsdp 2x2"),
 ]
+CONTEXTS = [
+    pytest.param(Degrees(context=2), id="context 2"),
+    pytest.param(Degrees(context=4), id="context 4"),
+]
 EPS = torch.finfo(torch.float32).eps
 
 
@@ -62,14 +66,26 @@ def test_copies(processes: Pool, degrees: Degrees, arm: str) -> None:
     check(processes, Case(arm, degrees))
 
 
+@pytest.mark.parametrize(
+    ("arm", "degrees"),
+    [
+        ("wuneng", Degrees(context=4)),
+        ("mha-conv", Degrees(shard=2, context=2)),
+        ("rwkv7", Degrees(replicate=2, context=2)),
+    ],
+)
+def test_sequences_are_cut(processes: Pool, degrees: Degrees, arm: str) -> None:
+    check(processes, Case(arm, degrees))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", BUILT_IN_ARMS)
-@pytest.mark.parametrize("degrees", WAYS)
+@pytest.mark.parametrize("degrees", [*WAYS, *CONTEXTS])
 def test_fifty_steps_of_the_quickstart(processes: Pool, degrees: Degrees, arm: str) -> None:
     check(processes, Case(arm, degrees, steps=50, changes=()))
 
 
-@pytest.mark.parametrize("degrees", [DDP, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("degrees", [DDP, FSDP, Degrees(context=2)], ids=["ddp", "fsdp", "context"])
 @pytest.mark.parametrize(
     "change",
     [

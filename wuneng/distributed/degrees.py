@@ -31,10 +31,22 @@ class Degrees:
         """Parts that a batch is cut into."""
         return self.replicate * self.shard
 
+    @property
+    def of_weights(self) -> Degrees:
+        """How weights are held: by processes that share a sequence as by any others, each its
+        shard where weights are cut, else a copy."""
+        if self.shard > 1:
+            return Degrees(self.replicate, self.shard * self.context)
+        return Degrees(self.replicate * self.context)
+
     def __str__(self) -> str:
-        kinds = {(False, False): "one process", (True, False): "DDP", (False, True): "FSDP"}
-        kind = kinds.get((self.replicate > 1, self.shard > 1), "HSDP")
-        return f"{kind}, replicate {self.replicate} x shard {self.shard}" if self.size > 1 else kind
+        if self.size == 1:
+            return "one process"
+        held = self.of_weights
+        kinds = {(True, False): "DDP", (False, True): "FSDP"}
+        kind = kinds.get((held.replicate > 1, held.shard > 1), "HSDP")
+        cut = f" x context {self.context}" if self.context > 1 else ""
+        return f"{kind}, replicate {self.replicate} x shard {self.shard}{cut}"
 
 
 #: One process.

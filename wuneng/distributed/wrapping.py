@@ -37,6 +37,7 @@ def cut(model: nn.Module, processes: Processes, degrees: Degrees, device: torch.
 
     Its parameters become ``DTensor``s, whole only while their layer computes.
     """
+    degrees = degrees.of_weights
     if degrees.shard == 1:
         return
     from torch.distributed.fsdp import fully_shard
@@ -56,6 +57,7 @@ def joined_copies(
 ) -> nn.Module:
     """What to call in place of ``model`` so that its copies add up their gradients; ``model``
     itself where it has no copies, or was cut and does so by itself."""
+    degrees = degrees.of_weights
     if degrees.shard > 1 or degrees.replicate == 1:
         return model
     from torch.nn.parallel import DistributedDataParallel

@@ -29,8 +29,8 @@ def refuse_under_context(config: Any, cache: Any, said: Mapping[str, Any]) -> No
     """Refuse what a piece of a sequence cannot have.
 
     Raises:
-        ValueError: a cache; boundaries of documents in a flattened batch; an attention
-            implementation, or a kind of heads, that is not for pieces.
+        ValueError: a cache; boundaries of documents in a flattened batch; otherwise as
+            :func:`check_context`.
     """
     if cache is not None:
         raise ValueError(
@@ -40,8 +40,18 @@ def refuse_under_context(config: Any, cache: Any, said: Mapping[str, Any]) -> No
     for name in BOUNDARIES:
         if said.get(name) is not None:
             raise ValueError(f"context_parallel: {name} cannot be cut; give document_ids")
+    check_context(config)
+
+
+def check_context(config: Any) -> None:
+    """Refuse a configuration that is not for pieces.
+
+    Raises:
+        ValueError: an attention implementation (where it is chosen already), or a kind of heads.
+    """
     implementation = config._attn_implementation
-    if config.num_attention_heads and implementation not in IMPLEMENTATIONS:
+    unfit = implementation is not None and implementation not in IMPLEMENTATIONS
+    if config.num_attention_heads and unfit:
         raise ValueError(
             f"context_parallel: expected attn_implementation {' or '.join(IMPLEMENTATIONS)}, got "
             f"{implementation!r}"

@@ -25,13 +25,9 @@ def _degree(value: Any) -> Any:
 
 
 def _context(value: Any) -> Any:
-    if type(value) is int and value == 1:
-        return value
-    raise PydanticCustomError(
-        "context",
-        "{expected}",
-        {"expected": "1: a sequence is not divided among processes (context parallelism) yet"},
-    )
+    if value != "auto":
+        return _degree(value)
+    raise PydanticCustomError("context", "{expected}", {"expected": "a number of processes from 1"})
 
 
 Degree = Annotated[Literal["auto"] | int, BeforeValidator(_degree)]
@@ -49,6 +45,7 @@ class Parallel(Settings):
     """Processes among which weights, gradients and optimiser states are cut (FSDP). ``auto``: one,
     or those of a host where they would fill more than a quarter of a device's memory."""
     context: Annotated[int, BeforeValidator(_context)] = 1
-    """Processes among which a sequence is cut: 1."""
+    """Processes among which every sequence is cut, each with consecutive tokens of it (context
+    parallelism): for sequences that are too long for one device."""
     timeout: Annotated[Real, Field(gt=0.0)] = 600.0
     """Seconds that a process waits for the others before it says which one is missing."""

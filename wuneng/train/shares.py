@@ -1,6 +1,7 @@
-"""Which rows of a batch a process trains on.
+"""Which rows of a batch a process trains on, and which piece of them.
 
-Every process draws the whole batch, the same one, and takes neighbouring rows of it. So the order
+Every process draws the whole batch, the same one, and takes neighbouring rows of it, or with
+``parallel.context`` consecutive tokens of such rows. So the order
 of the samples does not depend on how many processes there are, and each of them knows without
 asking how many tokens the whole batch scores.
 """
@@ -8,14 +9,16 @@ asking how many tokens the whole batch scores.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.errors import InputError
+from wuneng.ops.context import piece_lengths
 
-__all__ = ["check_rows", "share_of"]
+__all__ = ["check_length", "check_rows", "piece_of_rows", "share_of"]
 
 
 def share_of(batch: Batch, number: int, parts: int) -> Batch:
@@ -42,6 +45,32 @@ def share_of(batch: Batch, number: int, parts: int) -> Batch:
         document_ids=None if batch.document_ids is None else taken(batch.document_ids),
         row_bytes=(),
     )
+
+
+def piece_of_rows(batch: Batch, number: int, parts: int) -> Batch:
+    """Part ``number`` of ``parts`` of every row's tokens: consecutive ones. Labels are those of the
+    tokens, which are shifted already. Bytes are not counted."""
+    if parts == 1:
+        return batch
+    ends = [0, *accumulate(piece_lengths(batch.input_ids.shape[1], parts))]
+    own = slice(ends[number], ends[number + 1])
+    documents = batch.document_ids
+    return replace(
+        batch,
+        input_ids=batch.input_ids[:, own],
+        labels=batch.labels[:, own],
+        document_ids=None if documents is None else documents[:, own],
+        row_bytes=(),
+    )
+
+
+def check_length(length: int, parts: int) -> None:
+    """InputError where some process would have no token of a sequence."""
+    if length < parts:
+        raise InputError(
+            f"training.sequence_length: expected a token or more for each of the {parts} processes "
+            f"that parallel.context cuts a sequence for, got {length}"
+        )
 
 
 def check_rows(batch_size: int, parts: int) -> None:

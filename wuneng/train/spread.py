@@ -8,9 +8,10 @@ from wuneng.device import autocast_dtype, host_memory
 from wuneng.distributed.degrees import SINGLE, Degrees, degrees_for
 from wuneng.distributed.processes import Processes
 from wuneng.errors import InputError
+from wuneng.model.context_call import check_context
 from wuneng.recipe import Parallel
 from wuneng.train.plan import ArmPlan
-from wuneng.train.shares import check_rows
+from wuneng.train.shares import check_length, check_rows
 
 __all__ = ["arm_degrees"]
 
@@ -40,6 +41,8 @@ def arm_degrees(
         )
     )
     check_rows(arm.training.batch_size, degrees.data)
+    if degrees.context > 1:
+        _check_pieces(arm, degrees.context)
     if degrees.shard > 1 and autocast_dtype(arm.training.precision, device) is torch.float16:
         raise InputError(
             f"arms.{arm.name}: training.precision fp16 is not for weights that are cut among "
@@ -47,6 +50,20 @@ def arm_degrees(
             "them. Use bf16, or parallel.shard: 1"
         )
     return degrees
+
+
+def _check_pieces(arm: ArmPlan, context: int) -> None:
+    """InputError where the arm's sequences cannot be cut for ``context`` processes."""
+    what = f"arms.{arm.name}: parallel.context {context}"
+    check_length(arm.training.sequence_length, context)
+    if arm.training.compile:
+        raise InputError(f"{what}: set training.compile to false; pieces are not compiled yet")
+    if arm.teacher is not None:
+        raise InputError(f"{what}: a teacher (distill) reads whole sequences; set it to 1")
+    try:
+        check_context(arm.config)
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from None
 
 
 def _memory(device: torch.device, host_size: int) -> float:

@@ -22,9 +22,10 @@ from wuneng.distributed.whole import whole
 from wuneng.distributed.wrapping import compile_blocks, joined_copies, synchronised
 from wuneng.errors import DataError, NonFiniteError, RunError
 from wuneng.model.head_loss import ask, summed_cross_entropy, unwrapped
+from wuneng.ops.context import context_parallel
 from wuneng.recipe import Training
 from wuneng.train.distillation import Teacher
-from wuneng.train.shares import share_of
+from wuneng.train.shares import piece_of_rows, share_of
 
 __all__ = [
     "Numerics",
@@ -67,8 +68,16 @@ class Numerics:
         return cls(device, autocast_dtype, scaler, processes, degrees)
 
     def share(self, batch: Batch) -> Batch:
-        """The rows of ``batch`` that this process trains on."""
-        return share_of(batch, self.processes.rank // self.degrees.context, self.degrees.data)
+        """The rows of ``batch`` that this process trains on, or its piece of them."""
+        number, place = divmod(self.processes.rank, self.degrees.context)
+        rows = share_of(batch, number, self.degrees.data)
+        return piece_of_rows(rows, place, self.degrees.context)
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        """In which the model computes its piece of a sequence, where processes share one."""
+        if self.degrees.context == 1:
+            return contextlib.nullcontext()
+        return context_parallel(self.processes.mesh(self.degrees, self.device)["context"])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model is called."""
@@ -200,7 +209,7 @@ def _backward(
         assert input_ids is not None
         assert labels is not None
         with synchronised(model, number == len(pieces)):
-            with numerics.autocast():
+            with numerics.autocast(), numerics.context():
                 wanted = (
                     summed_cross_entropy(labels)
                     if teacher is None
