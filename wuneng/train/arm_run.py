@@ -6,9 +6,9 @@ checkpoint on, when the run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -91,9 +91,15 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         merge_adapters(model)
     _save_model(place, model, data.tokenizer)
     rows = read_jsonl(place.metrics)
-    final_loss = rows[-1]["loss"] if rows else None
+    if arm.training.keep_best and state.best:
+        state.best["kept"] = True
     save_rows(place, quality)
-    save_record(place, arm_record(arm.name, arm.facts, state, quality, final_loss))
+    save_record(place, arm_record(arm.name, arm.facts, state, quality, final_loss(rows)))
+
+
+def final_loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The last loss among rows of metrics.jsonl; that of a skipped batch may be no number."""
+    return next((row["loss"] for row in reversed(rows) if row.get("loss") is not None), None)
 
 
 def _model(

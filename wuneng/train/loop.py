@@ -24,8 +24,10 @@ from wuneng.train.distillation import Teacher
 from wuneng.train.loggers import Logger
 from wuneng.train.optimizer import build_optimizer, set_learning_rate
 from wuneng.train.quality import measure
-from wuneng.train.schedule import learning_rate_at, steps_before_decay
+from wuneng.train.saving import Saver
+from wuneng.train.schedule import learning_rate_at
 from wuneng.train.signals import Interrupted, StopSignals
+from wuneng.train.skipping import Skipping
 from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
 from wuneng.train.trainer_state import TrainerState, capture_rng, restore_rng
 
@@ -90,7 +92,8 @@ class ArmTraining:
         self.optimizer = build_optimizer(job.model, job.training)
         self.called = prepare_model(job.model, job.training)
         self.total_steps = job.training.total_steps
-        self._decay_begins = _decay_begins(job.training)
+        place = job.directory.checkpoints
+        self._saver = Saver(place, job.model, self.optimizer, job.training, self.display.warn)
         self._pace = _Pace()
         self._saved_step = -1
         self._first_of_session = True
@@ -103,14 +106,15 @@ class ArmTraining:
             NonFiniteError, DiskError, CheckpointError: see ``step`` and ``checkpoint``.
         """
         self._start_or_resume()
-        while self.state.step < self.total_steps:
-            self.leave_if_asked()
-            learning_rate, outcome = self._step()
-            figures = self._validate_if_due()
-            self._record(learning_rate, outcome, figures)
-            if self._checkpoint_due():
-                self._save()
-        self._save()
+        with self._saver:
+            while self.state.step < self.total_steps:
+                self.leave_if_asked()
+                learning_rate, outcome = self._step()
+                figures = self._validate_if_due()
+                self._record(learning_rate, outcome, figures)
+                if self._saver.due(self.state):
+                    self._save()
+            self._save()
         self.leave_if_asked()
         return self.state
 
@@ -130,6 +134,7 @@ class ArmTraining:
         if damaged:
             lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             self.display.warn(f"{job.directory.metrics}: damaged and left out: line {lines}")
+        self._skipping = Skipping(job.training, self.state.skipping)
         self._clock = time.perf_counter() - self.state.seconds
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
@@ -169,6 +174,7 @@ class ArmTraining:
                 step=state.step + 1,
                 arm=job.arm,
                 teacher=job.teacher,
+                skipping=self._skipping,
             )
         except Exception as error:
             failure = compilation_error(error)
@@ -207,7 +213,8 @@ class ArmTraining:
         job, state, pace = self.job, self.state, self._pace
         state.seconds = time.perf_counter() - self._clock
         edge = state.step in (1, self.total_steps)
-        logged = edge or bool(figures) or state.step % job.training.log_every == 0
+        due = edge or state.step % job.training.log_every == 0
+        logged = due or bool(figures) or bool(outcome.reason)
         self.display.stepped(
             Progress(
                 arm=job.arm,
@@ -221,6 +228,8 @@ class ArmTraining:
                 seconds_left=pace.seconds_for(self.total_steps - state.step),
                 logged=logged,
                 validation=figures,
+                skipped=outcome.reason,
+                skipped_batches=self._skipping.batches,
             )
         )
         if not logged:
@@ -239,6 +248,8 @@ class ArmTraining:
         row.update(outcome.parts)
         if outcome.skipped:
             row["skipped"] = True
+        if outcome.reason:
+            row["skipped_because"] = outcome.reason
         if figures:
             row["validation"] = figures
         append_jsonl(job.directory.metrics, row)
@@ -246,16 +257,17 @@ class ArmTraining:
             logger.log(row)
         pace.tokens, pace.seconds = 0, 0.0
 
-    def _checkpoint_due(self) -> bool:
-        every = self.job.training.checkpoint_every
-        due = bool(every) and self.state.step % every == 0
-        return due or self.state.step == self._decay_begins
-
     def leave_if_asked(self) -> None:
-        """Save and raise Interrupted if a signal has come."""
+        """Save and raise Interrupted if a signal has come.
+
+        Raises:
+            DiskError: also where a checkpoint that is written aside could not be.
+        """
+        self._saver.check()
         if self.stop.requested is None:
             return
         self._save()
+        self._saver.finish()
         raise Interrupted(
             f"stopped by a signal; arm {self.job.arm!r}, seed {self.job.seed}, is saved at step "
             f"{self.state.step} of {self.total_steps}",
@@ -264,10 +276,8 @@ class ArmTraining:
 
     def _save(self) -> None:
         """Write a checkpoint of this step unless there is one already."""
-        keep, place = self.job.training.keep_checkpoints, self.job.directory.checkpoints
         if self._saved_step == self.state.step:
-            # A process that was killed after it had saved left the older ones.
-            checkpoint.rotate(place, self.state.step, keep, self._decay_begins)
+            self._saver.tidy(self.state)
             return
         state, scaler = self.state, self.job.numerics.scaler
         state.seconds = time.perf_counter() - self._clock
@@ -276,19 +286,5 @@ class ArmTraining:
         state.rng = capture_rng()
         if self.job.directory.metrics.exists():
             flush(self.job.directory.metrics)  # its lines are not written again after a resume
-        checkpoint.save(
-            place,
-            self.job.model,
-            self.optimizer,
-            state,
-            keep=keep,
-            protected=self._decay_begins,
-        )
+        self._saver.save(state)
         self._saved_step = state.step
-
-
-def _decay_begins(training: Training) -> int | None:
-    """The step at which a longer run parts from this one: its checkpoint is kept."""
-    if training.schedule != "wsd":
-        return None
-    return steps_before_decay(training.total_steps, training) or None

@@ -15,6 +15,10 @@ from wuneng.errors import CheckpointError
 __all__ = ["TrainerState", "capture_rng", "restore_rng", "seed_everything"]
 
 
+#: Fields that checkpoints of earlier versions lack.
+_NEWER = {"skipping"}
+
+
 @dataclass
 class TrainerState:
     """Progress of one arm; JSON-able, stored in every checkpoint as ``trainer.json``."""
@@ -45,6 +49,8 @@ class TrainerState:
     """``{"step": n, <quality name>: value, ...}`` in the order measured."""
     best: dict[str, Any] = field(default_factory=dict)
     """``{"step", "name", "value"}`` of the lowest validation loss so far."""
+    skipping: dict[str, Any] = field(default_factory=dict)
+    """``Skipping.memory``."""
 
     def to_json(self) -> dict[str, Any]:
         """The state as plain values."""
@@ -58,7 +64,7 @@ class TrainerState:
             CheckpointError: keys are missing or unknown.
         """
         names = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        if not isinstance(values, dict) or not names - _NEWER <= set(values) <= names:
             raise CheckpointError("has other keys than this version writes")
         return cls(**values)
 
