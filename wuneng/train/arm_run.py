@@ -84,6 +84,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
             plan.loggers, place.path, f"{plan.outline.name}/{arm.name}/seed-{seed}"
         ),
         teacher=teacher,
+        flops_per_token=arm.facts.flops_per_token,
     )
     rows_at_once = plan.evaluation.batch_size or arm.training.micro_batch_size
     state, quality = _train_and_score(job, data, display, rows_at_once, trains=arm.trains)

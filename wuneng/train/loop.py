@@ -16,12 +16,14 @@ from torch import nn
 from wuneng.data.batch import TrainingData, ValidationData, same_data
 from wuneng.errors import CheckpointError
 from wuneng.recipe import OptimizerSettings, Training
-from wuneng.records import ArmDirectory, append_jsonl, truncate_jsonl_after
+from wuneng.records import ArmDirectory, append_jsonl, read_jsonl, truncate_jsonl_after
 from wuneng.records.durable import flush
 from wuneng.train import checkpoint
 from wuneng.train.display import Display, Progress
 from wuneng.train.distillation import Teacher
 from wuneng.train.loggers import Logger
+from wuneng.train.machine_figures import machine_figures, reset_peak
+from wuneng.train.observing import Observer
 from wuneng.train.optimizer import build_optimizer, set_learning_rate
 from wuneng.train.quality import measure
 from wuneng.train.saving import Saver
@@ -51,6 +53,8 @@ class ArmJob:
     directory: ArmDirectory
     numerics: Numerics
     loggers: Sequence[Logger] = ()
+    flops_per_token: float = 0.0
+    """Of training, for the share of the device's arithmetic that is used; 0: not known."""
     teacher: Teacher | None = None
 
 
@@ -90,6 +94,7 @@ class ArmTraining:
     def __post_init__(self) -> None:
         job = self.job
         self.optimizer = build_optimizer(job.model, job.training)
+        self._observer = Observer(job.model, job.training, job.numerics, job.validation)
         self.called = prepare_model(job.model, job.training)
         self.total_steps = job.training.total_steps
         place = job.directory.checkpoints
@@ -135,6 +140,10 @@ class ArmTraining:
             lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             self.display.warn(f"{job.directory.metrics}: damaged and left out: line {lines}")
         self._skipping = Skipping(job.training, self.state.skipping)
+        rows = read_jsonl(job.directory.metrics) if job.loggers else []
+        for logger in job.loggers:
+            logger.begin(rows)
+        reset_peak(job.numerics.device)
         self._clock = time.perf_counter() - self.state.seconds
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
@@ -246,6 +255,12 @@ class ArmTraining:
             "seconds": round(state.seconds, 3),
         }
         row.update(outcome.parts)
+        row.update(self._observer.figures(state.step, outcome))
+        row |= machine_figures(
+            job.numerics.device,
+            job.numerics.autocast_dtype,
+            pace.tokens_per_second * job.flops_per_token,
+        )
         if outcome.skipped:
             row["skipped"] = True
         if outcome.reason:
