@@ -81,8 +81,7 @@ def test_csv_after_a_resume_has_every_step_once(tmp_path: Path) -> None:
     for row, line in zip(table, lines, strict=True):
         whole = flat(line)
         assert {name for name, cell in row.items() if cell} == set(whole)
-        assert float(row["loss"]) == whole["loss"]
-        assert float(row["grad_norms/embedding" if "grad_norms/embedding" in whole else "lr"]) > 0
+        assert {name: float(row[name]) for name in numbers(line)} == numbers(line)
 
 
 def test_a_column_that_comes_later(tmp_path: Path) -> None:
