@@ -31,6 +31,8 @@ os.environ.pop("COLUMNS", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A page takes a second or two, in hundreds of commands: tests that look at one ask for ``pages``.
+os.environ["WUNENG_REPORT"] = "0"
 # The first import of Triton (transformers does it, for a conftest.py further down perhaps) settles
 # whether kernels run on a GPU or in its interpreter on the CPU: `pytest -m gpu` runs them on the
 # GPU, anything else does not.
@@ -49,6 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in marked:
         item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands leave their report.html and curves, as they do by themselves."""
+    monkeypatch.setenv("WUNENG_REPORT", "1")
 
 
 @pytest.fixture(scope="session")

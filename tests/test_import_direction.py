@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
     {"wuneng.model"},
     {"wuneng.layers"},
     {"wuneng.ops"},
-    {"wuneng.tables", "wuneng.pictures"},
+    {"wuneng.tables", "wuneng.pictures", "wuneng.distributed"},
     {
         "wuneng.recipe",
         "wuneng.records",

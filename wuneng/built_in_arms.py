@@ -42,6 +42,7 @@ class BuiltInArm(NamedTuple):
 #: RWKV-7's time mix, whatever its sizes: of the arm, and of checkpoints that are converted.
 RWKV7_TIME_MIX: Changes = {
     "num_attention_heads": 0,
+    "attention_token_shift": False,
     "state_key_source": "own",
     "state_value_source": "own",
     "token_shift": "pre",
@@ -79,6 +80,7 @@ def _plain(base: Any) -> Changes:
         "snapshots": 0,
         "layers": None,
         "attention_short_conv": 0,
+        "attention_token_shift": False,
     }
 
 

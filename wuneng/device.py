@@ -21,10 +21,17 @@ from wuneng.errors import InputError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast_dtype", "environment", "pick_device", "require_one_process"]
+__all__ = [
+    "WORLD_SIZES",
+    "autocast_dtype",
+    "environment",
+    "host_memory",
+    "pick_device",
+    "require_one_process",
+]
 
 # What torchrun, accelerate and the MPI launchers tell each process that they start.
-_WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _KINDS = ("auto", "cpu", "cuda", "mps")
 _PACKAGES = (
     "wuneng",
@@ -95,14 +102,23 @@ def require_one_process() -> None:
     Raises:
         InputError: the launcher's variable says that there are several.
     """
-    for name in _WORLD_SIZES:
+    for name in WORLD_SIZES:
         size = os.environ.get(name, "")
         if size.isdecimal() and int(size) > 1:
             raise InputError(
-                f"{name} is {size}: expected one process, got {size}. The work is not divided "
-                "among processes yet, each would repeat all of it. Start it without the launcher "
-                "(torchrun, accelerate, mpirun); --device cuda:N chooses among several GPUs"
+                f"{name} is {size}: expected one process, got {size}. Of several, which train one "
+                "arm together, `wuneng train` of a single run alone makes use; each would repeat "
+                "all of this. Start it without the launcher (torchrun, accelerate, mpirun); "
+                "--device cuda:N chooses among several GPUs"
             )
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # not told on every system
+        return 1 << 34
 
 
 def environment(command_line: Sequence[str]) -> dict[str, Any]:

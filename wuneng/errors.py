@@ -10,6 +10,7 @@
     │   └── TaskError           an evaluation task that is unknown or not available
     └── RunError                exit code 1: something failed while running
         ├── NonFiniteError      a loss or gradient became NaN or infinite
+        ├── MissingProcess      of several that train together, one is gone or hangs
         ├── CheckpointError     no usable checkpoint, or one that does not fit the run
         └── DiskError           the disk is full or refuses to be written
 
@@ -31,6 +32,7 @@ __all__ = [
     "DataError",
     "DiskError",
     "InputError",
+    "MissingProcess",
     "ModelError",
     "NonFiniteError",
     "RecipeError",
@@ -97,6 +99,10 @@ class RunError(WuNengError):
 
 class NonFiniteError(RunError):
     """The loss or the gradient norm is NaN or infinite."""
+
+
+class MissingProcess(RunError):
+    """A process that the others wait for is gone, or does not come to where they are."""
 
 
 class CheckpointError(RunError):

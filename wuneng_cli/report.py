@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -77,8 +78,13 @@ def report(
 
 
 def leave_report(directory: Path) -> Path | None:
-    """The page of a command that has just written its records into ``directory``; None, with a word
-    on stderr, where it could not be written: the records are what counts."""
+    """The page of a command that has just written its records into ``directory``.
+
+    None where ``WUNENG_REPORT`` is 0, or, with a word on stderr, where it could not be written: the
+    records are what counts.
+    """
+    if os.environ.get("WUNENG_REPORT") == "0":
+        return None
     from wuneng.errors import WuNengError
     from wuneng.report import build_report, write_curves, write_report
     from wuneng.report.records import read_family

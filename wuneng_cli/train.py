@@ -16,6 +16,7 @@ from wuneng_cli.report import leave_report
 if TYPE_CHECKING:
     from wuneng.recipe import WrittenRecipe
     from wuneng.train import Results
+    from wuneng.train.step_range import StepRange
 
 __all__ = ["EXAMPLES", "SHORT_HELP", "train"]
 
@@ -27,6 +28,7 @@ EXAMPLES = """Examples:
   wuneng train recipes/text.yaml --set data.train=books/ --set training.steps=2k
   wuneng train recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
   wuneng train recipes/text.yaml --jobs 2      two arms at the same time
+  wuneng train recipes/text.yaml --processes 2    every arm in two processes together
   wuneng train recipes/fineweb-130m.yaml --dry-run
   wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama --set data.train=texts/
   wuneng train runs/quickstart/recipe.yaml --out again    repeat a finished run
@@ -68,6 +70,27 @@ def train(
             "they share its threads. [default: one for each GPU, on a CPU one]",
         ),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Train every arm in N processes of this machine together, one for each GPU or "
+            "some of the CPU's cores, as the recipe's parallel: says. On several machines: "
+            "torchrun -m wuneng_cli train.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="FIRST-LAST",
+            help="Record these steps of every arm with torch's profiler: a trace for Perfetto and "
+            "where the time went, by part of the model and by operator, in <arm>/profile.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -93,11 +116,27 @@ def train(
     Everything lands in a run directory: the resolved recipe, metrics.jsonl, checkpoints and the
     trained model of each arm, and results.json with the arms side by side.
     """
-    from wuneng.device import require_one_process
+    from wuneng_cli.processes import seen, start
+
+    if dry_run:
+        written = _written(recipe, changes, device)
+        _print_plan(written, measure=measure, as_json=output.as_json, verbose=output.verbose)
+        return
+    with seen():
+        written = _written(recipe, changes, device)
+        profiled = _profiled(profile, written)
+        start(processes, jobs, written.recipe)
+        _train(
+            *(written, out, resume, jobs, profiled),
+            verify=verify,
+            as_json=output.as_json,
+            quiet=output.quiet,
+        )
+
+
+def _written(recipe: Path, changes: list[str] | None, device: str | None) -> WrittenRecipe:
     from wuneng.recipe import read_written
 
-    if not dry_run:
-        require_one_process()
     overrides = list(changes or [])
     if device is not None:
         overrides.append(f"device={device}")
@@ -105,12 +144,19 @@ def train(
     from wuneng.ops.backend import check_environment
 
     check_environment()
-    if dry_run:
-        _print_plan(written, measure=measure, as_json=output.as_json, verbose=output.verbose)
-    else:
-        _train(
-            written, out, resume, jobs, verify=verify, as_json=output.as_json, quiet=output.quiet
-        )
+    return written
+
+
+def _profiled(text: str | None, written: WrittenRecipe) -> StepRange | None:
+    """The steps that ``--profile`` asks for. InputError where the recipe has none such."""
+    if text is None:
+        return None
+    from wuneng.errors import InputError
+    from wuneng.train.step_range import step_range
+
+    if not written.recipe.is_single:
+        raise InputError("--profile: expected a recipe of one run, got one with sweep or study")
+    return step_range(text, written.recipe.training.total_steps, "--profile")
 
 
 def _print_plan(written: WrittenRecipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
@@ -154,6 +200,7 @@ def _train(
     out: Path | None,
     resume: str,
     jobs: int | None,
+    profiled: StepRange | None,
     *,
     verify: bool,
     as_json: bool,
@@ -162,7 +209,9 @@ def _train(
     from wuneng.records.user_cache import OLD_CACHE
     from wuneng.study import StudyResults, SweepResults, run_study, run_sweep
     from wuneng.train import Workers, make_display, run
+    from wuneng.train.profile_table import profile_tables, read_profiles
     from wuneng_cli.dry_run import sources_of
+    from wuneng_cli.processes import is_first
     from wuneng_cli.silence import silenced
 
     display = make_display(quiet=quiet, to_stderr=as_json)
@@ -180,16 +229,20 @@ def _train(
     }
     results: Results | SweepResults | StudyResults
     if written.recipe.is_single:
-        results = run(written.recipe, out, resume, **settings)
+        results = run(written.recipe, out, resume, profile=profiled, **settings)
         following = _next(results, written.recipe.data.kind)
     else:
         train_all = run_sweep if written.recipe.study is None else run_study
         results, following = train_all(written, out, resume, **settings), []
-    page = leave_report(results.directory)
-    if as_json:
-        print_json({"directory": str(results.directory), **results.record})
+    if not is_first():
         return
-    for table in results.tables:
+    page = leave_report(results.directory)
+    profiles = {} if profiled is None else read_profiles(results.directory)
+    if as_json:
+        found = {"directory": str(results.directory), **results.record}
+        print_json({**found, **({"profile": profiles} if profiles else {})})
+        return
+    for table in (*results.tables, *profile_tables(profiles)):
         print_renderable(table)
     print_text(results.sentence)
     shown = f"; {page.name} shows it" if page else ""

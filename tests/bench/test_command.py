@@ -44,6 +44,7 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.usefixtures("pages")
 def test_the_answer_first_then_files(planted: PlantedClock, tmp_path: Path) -> None:
     result = run(*SHORT)
     assert result.exit_code == 0, result.output

@@ -42,7 +42,7 @@ def test_a_sweep_says_what_it_takes() -> None:
     assert planned["plan"] is None
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "pages")
 def test_a_study_leaves_a_page_about_its_rungs() -> None:
     code, out, err = outcome("train", "tiny.yaml", "--set", f"study={STUDY}", "--quiet")
     assert code == 0, err

@@ -132,6 +132,7 @@ def test_a_bug_keeps_its_traceback(tiny: str, monkeypatch: pytest.MonkeyPatch) -
         run(tiny)
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_run_from_end_to_end(tiny: str) -> None:
     code, out, err = run(tiny, "--json", "--device", "cpu")
     assert code == 0, err

@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 from functools import partial
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,29 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
         kept += recipe.training.schedule == "wsd"  # the one from before the decay
         assert arm["disk_bytes"] == 4 * arm["parameters"] * (1 + 3 * kept)
         assert (arm["seconds"], arm["not_measured"]) == (None, "--no-measure")
+
+
+@pytest.mark.parametrize("name", ["study-bytes", "study-reasoning", "study-fineweb"])
+def test_shipped_studies_can_be_planned(name: str) -> None:
+    """Every arm is tuned as often as any other, of the same size at each rung, and what the seeds
+    can show is said."""
+    path = RECIPES / f"{name}.yaml"
+    code, out, err = run(str(path), "--dry-run", "--json", "--no-measure")
+    assert (code, err) == (0, "")
+    planned, recipe = json.loads(out), load_recipe(path)
+    assert recipe.study is not None
+    grid = [len(values) for values in recipe.study.tune.values()]
+    wanted = {"tune": prod(grid) * recipe.study.tuning_seeds, "compare": recipe.study.seeds}
+    rungs = {row["place"] for row in planned["runs"]}
+    ladder = recipe.study.ladder
+    assert len(rungs) == (len(ladder.sizes) * len(ladder.tokens_per_parameter) if ladder else 1)
+    for rung in rungs:
+        rows = [row for row in planned["runs"] if row["place"] == rung]
+        assert {(row["stage"], row["arm"]) for row in rows} == set(product(wanted, recipe.arms))
+        assert all(row["runs"] == wanted[row["stage"]] for row in rows)
+        sizes = [row["parameters"] for row in rows]
+        assert max(sizes) <= 1.01 * min(sizes), "the arms are not matched"
+    assert 0 < planned["plan"]["minimum_detectable_effect"] < 0.02
 
 
 def test_the_large_recipe_keeps_its_promises() -> None:

@@ -63,6 +63,7 @@ def test_all_controls_on_text_and_harness_tasks(
     assert "the right state" in done.stdout
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_control_that_does_not_stay_finite_spoils_no_other(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from wuneng.evaluate.tasks import ALIASES
 Invoke = Callable[..., Result]
 
 
+@pytest.mark.usefixtures("pages")
 def test_one_model(wuneng: Invoke, llama_directory: Path, all_files: Path, tmp_path: Path) -> None:
     result = wuneng(
         "eval", llama_directory, "--tasks", "arc,copa", "--data-dir", all_files, "--limit", 4

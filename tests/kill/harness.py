@@ -38,7 +38,7 @@ training: {steps: 3, sequence_length: 16, batch_size: 2, micro_batch_size: 1, nu
 device: cpu
 """
 #: Of metrics, records and results: what depends on the clock, not on the computation.
-_TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "environment")
+_TIMES = ("seconds", "tokens_per_second", "data_wait", "peak_memory_bytes", "environment")
 
 
 class Server:
@@ -62,6 +62,7 @@ class Server:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "agg",
+            "WUNENG_REPORT": "1",  # the page is killed as well
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.kill.server"],

@@ -139,6 +139,20 @@ def test_a_model_with_state_is_causal(value):
         small_model()(torch.tensor([[1, 2, 3]]), is_causal=value)
 
 
+def test_a_switch_and_a_number_of_positions_are_what_they_should_be():
+    model, ids = small_model(), torch.randint(0, 61, (1, 9))
+    with torch.no_grad(), pytest.raises(ValueError, match=r"use_cache: .*got 'no'"):
+        model(ids, use_cache="no")
+    with torch.no_grad(), pytest.raises(ValueError, match=r"logits_to_keep: .*got -1"):
+        model(ids, logits_to_keep=-1)
+    with torch.no_grad():
+        whole = model(ids).logits
+        for kept, expected in ((0, whole), (2, whole[:, -2:])):
+            torch.testing.assert_close(model(ids, logits_to_keep=kept).logits, expected)
+        some = torch.tensor([0, 4])
+        torch.testing.assert_close(model(ids, logits_to_keep=some).logits, whole[:, some])
+
+
 @pytest.mark.parametrize("variant", ["default", "mha", "sliding", "pure-state"])
 def test_a_mask_is_as_wide_as_what_is_attended_to(variant):
     model = small_model(variant)

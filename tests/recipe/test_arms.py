@@ -32,9 +32,12 @@ def problems(model: dict[str, Any], arms: Any = ("wuneng",), **training: Any) ->
     return str(caught.value)
 
 
-def test_plain_attention_has_no_state() -> None:
-    found = recipe({"snapshots": 2}, ["wuneng", "mha", "mha-shift"])
-    for name, shift in (("mha", False), ("mha-shift", True)):
+@pytest.mark.parametrize("wide", [False, True])
+def test_plain_attention_has_no_state(wide: bool) -> None:
+    """Nor the shift that the model's own attention may have, but for the arm named after it."""
+    shifts = {"mha": False, "mha-shift": True, "mha-conv": False, "mha-heads": False}
+    found = recipe({"snapshots": 2, "attention_token_shift": wide}, ["wuneng", *shifts])
+    for name, shift in shifts.items():
         model = found.arm_model(name)
         assert (model.num_state_heads, model.cross_head, model.snapshots) == (0, "none", 0)
         assert model.attention_token_shift is shift

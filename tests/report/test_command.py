@@ -110,9 +110,18 @@ def test_scores_and_times_that_were_edited_are_refused(name: str, tmp_path: Path
     read_records(tmp_path)
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_report_that_cannot_be_written_spoils_nothing(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (runs / "first" / "report-data").write_text("in the way")
     assert leave_report(runs / "first") is None
     assert "no report was written: " in capsys.readouterr().err
+
+
+def test_no_page_where_none_is_wanted(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WUNENG_REPORT", "0")
+    assert leave_report(runs / "first") is None
+    assert not (runs / "first" / "report.html").exists()
+    monkeypatch.setenv("WUNENG_REPORT", "")  # an empty variable counts as unset
+    assert leave_report(runs / "first") == runs / "first" / "report.html"

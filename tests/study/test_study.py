@@ -255,6 +255,6 @@ def test_the_shipped_study_is_planned() -> None:
     assert not set(plan.seeds) & set(plan.tuning_seeds)
     for rung in plan.rungs:
         arms = plan.runs[rung.name].arms
-        assert list(arms) == ["wuneng", "mha", "mha-shift", "no-middle", "replace"]
+        assert list(arms) == ["wuneng", "mha", "mha-shift", "middle", "state-only"]
         counts = [arm.facts.parameters for arm in arms.values()]
         assert max(counts) / min(counts) < 1.01

@@ -165,8 +165,6 @@ def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
     built_in = BUILT_IN_ARMS["mha" if arm == "llama" else arm]
     _check_heads(config, arm)
     derived = config.changed(built_in.changes(config))
-    if arm in ("mha", "llama"):
-        derived.attention_token_shift = False
     if arm == "llama":
         check_llama(derived)
     return match(derived, config, built_in.match)

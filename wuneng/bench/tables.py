@@ -182,7 +182,7 @@ def comparison_table(comparison: Comparison, *, every: bool = True) -> Table:
         show = (
             short_bytes if change.quantity == "memory" else (lambda ms: f"{_milliseconds(ms)} ms")
         )
-        verdict = "none" if change.verdict == "none" else f"{change.relative:+.0%}"
+        verdict = "none" if change.verdict == "none" else f"{change.relative:+z.0%}"
         table.add_row(*case, show(change.old), show(change.new), verdict, f"± {change.allowed:.0%}")
     return table
 

@@ -101,6 +101,7 @@ class Attention(nn.Module):
         q_BHTN, k_BGTN = _rotate(q_BHTN, cos, sin), _rotate(k_BGTN, cos, sin)
         if past_key_values is not None:
             k_BGTN, v_BGTN = past_key_values.update(k_BGTN, v_BGTN, self.layer_idx)
+        k_BGTN, v_BGTN = layout.seen_by(k_BGTN, v_BGTN, self.sliding_window)
         output, weights = attend(
             self,
             q_BHTN,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wuneng.ops import last_token, previous_token, token_shift
+from wuneng.ops import Recurrence, last_token, previous_token, token_shift
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,26 @@ class SequenceLayout:
         if self.cu_seqlens is None and carry is None:
             return token_shift(x, mu)
         return torch.lerp(x, self.previous(x, carry), mu)
+
+    def before(self, *x: Tensor) -> Tensor | None:
+        """The token before this call's first of every sequence, where another process has it.
+
+        Args:
+            x: packed values, as :meth:`previous`.
+
+        Returns:
+            ``[sequences, all their channels]``; None where sequences begin in this process.
+        """
+        return None
+
+    def runs(self, recurrence: Recurrence | None) -> Recurrence | None:
+        """What is to run in place of :func:`wuneng.ops.wkv7`; None is itself."""
+        return recurrence
+
+    def seen_by(self, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """The keys and values ``[B, G, any, N]`` that the queries of this call see, from those of
+        its own tokens ``[B, G, T, N]``, with a sliding window or without."""
+        return key, value
 
     def last(self, x: Tensor, carry: Tensor | None) -> Tensor:
         """Each sequence's last token ``[sequences, C]``; an empty sequence keeps its carry."""

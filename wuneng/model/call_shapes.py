@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["check_shapes", "check_tokens", "is_padding", "mask_of_pairs"]
+__all__ = ["check_shapes", "check_tokens", "is_padding", "kept_positions", "mask_of_pairs"]
 
 
 def check_shapes(rows: Tensor, seen: int, attention_mask: Any, position_ids: Any) -> None:
@@ -50,6 +50,22 @@ def check_tokens(ids: Any, rows: Tensor, name: str) -> None:
         )
     if ids.is_floating_point():
         raise ValueError(f"{name}: expected integers, got {ids.dtype}")
+
+
+def kept_positions(logits_to_keep: int | Tensor) -> slice | Tensor:
+    """The positions whose logits are asked for: a number of the last ones, 0 for all, or indices.
+
+    Raises:
+        ValueError: a negative number, which would leave out the first ones.
+    """
+    if not isinstance(logits_to_keep, int):
+        return logits_to_keep
+    if logits_to_keep < 0:
+        raise ValueError(
+            f"logits_to_keep: expected 0 for all positions or a number of last ones, "
+            f"got {logits_to_keep}"
+        )
+    return slice(-logits_to_keep or None, None)
 
 
 def is_padding(attention_mask: Any) -> bool:

@@ -25,7 +25,7 @@ __all__ = [
     "is_plain_head",
     "summed_cross_entropy",
     "token_scores",
-    "uncompiled",
+    "unwrapped",
 ]
 
 #: Of a head that does not say how many logits it makes.
@@ -40,7 +40,7 @@ def ask(model: nn.Module, input_ids: Tensor, documents: Tensor | None, wanted: H
     A model of another class is asked for its logits, which are then all that there is of a head.
     """
     given = {"input_ids": input_ids, "document_ids": documents, "use_cache": False}
-    if getattr(getattr(uncompiled(model), "config", None), "model_type", None) == "wuneng":
+    if getattr(getattr(unwrapped(model), "config", None), "model_type", None) == "wuneng":
         found: Tensor = model(**given, head_loss=wanted).loss
         return found
     return wanted(model(**given).logits, nn.Identity())
@@ -60,8 +60,10 @@ def hidden_and_head(
     return kept[0]
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """What ``torch.compile`` was given: the names of its parts are those that were saved."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What ``torch.compile`` or DDP was given: the names of its parts are those that were saved."""
+    if type(model).__name__ == "DistributedDataParallel":  # not imported: slow, and seldom there
+        model = model.module  # type: ignore[assignment]
     inner: nn.Module = getattr(model, "_orig_mod", model)
     return inner
 

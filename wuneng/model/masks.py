@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from wuneng.layers.context_layout import PieceLayout
 from wuneng.model.call_arguments import with_cache
 
 
@@ -24,10 +25,7 @@ def attention_masks(
     Each is whatever the configured attention implementation takes (None where it is plain causal).
     ``document_ids`` ``[B, T]`` keeps packed documents apart.
     """
-    sliding = [False]
-    if config.sliding_window is not None:
-        attending = (i for i in range(config.num_hidden_layers) if config.has_attention(i))
-        sliding = [config.is_sliding(layer) for layer in attending]
+    sliding = _kinds(config)
     arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": embeddings,
@@ -38,10 +36,10 @@ def attention_masks(
     masks: dict[str, Any] = {}
     if document_ids is not None and config._attn_implementation in ("sdpa", "eager"):
         if False in sliding:
-            masks["full"] = _document_mask(config, embeddings, document_ids, None)
+            masks["full"] = _tokens_mask(config, embeddings, document_ids, None)
         if True in sliding:
             window = config.sliding_window
-            masks["sliding"] = _document_mask(config, embeddings, document_ids, window)
+            masks["sliding"] = _tokens_mask(config, embeddings, document_ids, window)
         return masks
     if document_ids is not None:
         arguments["and_mask_function"] = _same_document(document_ids)
@@ -59,21 +57,62 @@ def _same_document(document_ids: Tensor) -> Any:
     return same
 
 
-def _document_mask(
-    config: Any, embeddings: Tensor, document_ids: Tensor, window: int | None
+def piece_masks(
+    config: Any, embeddings: Tensor, document_ids: Tensor | None, layout: PieceLayout
+) -> dict[str, Any]:
+    """As :func:`attention_masks`, of a rank's piece: its queries by the keys that it sees.
+
+    Explicit even where it is plain causal: an implementation that is told of causality alone would
+    line the first query up with the first key.
+
+    Args:
+        document_ids: ``[B, all tokens]`` of the whole sequence, or None.
+    """
+    masks = {}
+    for sliding in set(_kinds(config)):
+        window = config.sliding_window if sliding else None
+        masks["sliding" if sliding else "full"] = _tokens_mask(
+            *(config, embeddings, document_ids, window),
+            queries=layout.piece.tokens,
+            keys=layout.keys(window),
+        )
+    return masks
+
+
+def _kinds(config: Any) -> list[bool]:
+    """Of each layer with attention whether it has a sliding window."""
+    if config.sliding_window is None:
+        return [False]
+    attending = (i for i in range(config.num_hidden_layers) if config.has_attention(i))
+    return [config.is_sliding(layer) for layer in attending]
+
+
+def _tokens_mask(
+    config: Any,
+    embeddings: Tensor,
+    document_ids: Tensor | None,
+    window: int | None,
+    *,
+    queries: slice | None = None,
+    keys: slice | None = None,
 ) -> Tensor:
-    """``[B, 1, T, T]`` mask: causal, within one document, within the window.
+    """``[B or 1, 1, queries, keys]`` mask: causal, within one document, within the window. Queries
+    and keys are tokens of the whole sequence, all of them where nobody says.
 
     Built directly: transformers' composable masks go through vmap, which costs more than the
     attention itself at these lengths on a CPU.
     """
-    length = document_ids.shape[1]
-    index = torch.arange(length, device=document_ids.device)
-    distance = index[:, None] - index[None, :]
+    if queries is None or keys is None:
+        assert document_ids is not None
+        queries = keys = slice(0, document_ids.shape[1])
+    index = torch.arange(max(queries.stop, keys.stop), device=embeddings.device)
+    distance = index[queries, None] - index[None, keys]
     allowed = distance >= 0
     if window is not None:
         allowed &= distance < window
-    allowed = allowed & (document_ids[:, :, None] == document_ids[:, None, :])
+    allowed = allowed[None]
+    if document_ids is not None:
+        allowed = allowed & (document_ids[:, queries, None] == document_ids[:, None, keys])
     if config._attn_implementation == "sdpa":
         return allowed[:, None]
     lowest = torch.finfo(embeddings.dtype).min

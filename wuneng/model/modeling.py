@@ -40,12 +40,14 @@ from wuneng.model.call_arguments import (
     refuse_unknown,
     with_cache,
 )
-from wuneng.model.call_shapes import check_shapes
+from wuneng.model.call_layout import whole_call
+from wuneng.model.call_shapes import check_shapes, kept_positions
 from wuneng.model.configuration import WuNengConfig
+from wuneng.model.context_call import piece_call
+from wuneng.model.context_loss import loss_of_piece, refuse_head_arguments
 from wuneng.model.initialisation import initialise
-from wuneng.model.masks import attention_masks
 from wuneng.model.structure import BlockParts, ModelParts, output_projection
-from wuneng.model.token_layout import packed_documents, positions, sequence_layout
+from wuneng.ops.context import active_context
 
 
 class WuNengBlock(GradientCheckpointingLayer, BlockParts):
@@ -154,19 +156,22 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
             input_ids: ``[B, T]`` int64.
             attention_mask: ``[B, past + T]``, zero at pads.
             past_key_values, cache: the cache of earlier calls under either of transformers' names.
-            use_cache: make a cache where none is given; packed documents never make one.
+            use_cache: make a cache where none is given; packed documents never make one, nor do
+                pieces of sequences (:func:`wuneng.ops.context.context_parallel`).
             document_ids: ``[B, T]`` integers for packed rows: neither attention nor state crosses
                 from one value to the next. ``seq_idx``, ``cu_seq_lens_q`` or ``position_ids`` that
                 restart within a row say the same, as elsewhere in transformers.
 
         Raises:
             ValueError: both or neither of ``input_ids`` and ``inputs_embeds``; a mask or positions
-                of another width; packed documents
-                together with a cache, or with a pad inside one of them; a mask of pairs for a model
-                with state.
+                of another width; packed documents together with a cache, or with a pad inside one
+                of them; a mask of pairs for a model with state; what a piece of a sequence cannot
+                have (:mod:`wuneng.model.context_call`).
             TypeError: a cache of another kind; an argument that nothing here reads.
         """
         refuse_unknown(kwargs)
+        if use_cache not in (None, False, True):
+            raise ValueError(f"use_cache: expected True or False, got {use_cache!r}")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -175,27 +180,14 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
             raise ValueError("Activation checkpointing would advance the cache twice: pass none.")
         seen = 0 if past is None else past.get_seq_length()
         check_shapes(hidden, seen, attention_mask, position_ids)
-        said = {"document_ids": document_ids, "seq_idx": seq_idx}
-        said |= {name: kwargs.get(name) for name in BOUNDARIES}
-        document_ids = packed_documents(hidden, attention_mask, position_ids, said)
-        if document_ids is not None:
-            attention_mask = None  # its pads are documents of their own
-            if past is not None:
-                raise ValueError(
-                    "Packed documents (document_ids, restarting position_ids) cannot be combined "
-                    "with a cache."
-                )
-        elif use_cache and past is None:
-            past = WuNengCache(self.config)
-        position_ids = positions(hidden, position_ids, seen, document_ids)
-        layout = sequence_layout(self.config, hidden, attention_mask, document_ids)
-        masks: dict[str, Any] = {}
-        position_embeddings = None
-        if self.config.num_attention_heads:
-            masks = attention_masks(
-                self.config, hidden, attention_mask, past, position_ids, document_ids
-            )
-            position_embeddings = self.rotary_emb(hidden, position_ids=position_ids)
+        documents = {"document_ids": document_ids, "seq_idx": seq_idx}
+        documents |= {name: kwargs.get(name) for name in BOUNDARIES}
+        context = active_context()
+        given = (hidden, attention_mask, position_ids, documents, past)
+        if context is None:
+            layout, masks, position_embeddings, past = whole_call(self, *given, use_cache)
+        else:
+            layout, masks, position_embeddings, past = piece_call(context, self, *given)
         if self.config.embedding_norm:
             hidden = self.embed_norm(hidden)
         first_value: Tensor | None = None
@@ -248,9 +240,16 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
 
         With ``head_loss`` no logits: it is called with the last hidden states ``[B, T, D]`` and the
         head, and what it returns stands as ``loss``. Over a large vocabulary it need not make all
-        logits at once. Arguments and errors otherwise as :meth:`WuNengModel.forward`.
+        logits at once. Arguments and errors otherwise as :meth:`WuNengModel.forward`. Under
+        context parallelism ``head_loss`` sees this rank's piece, and the loss of ``labels`` is that
+        of the whole sequence.
         """
-        of_loss = loss_arguments(kwargs, labels, head_loss)
+        of_loss, kept = loss_arguments(kwargs, labels, head_loss), kept_positions(logits_to_keep)
+        context = active_context()
+        if context is not None:
+            shifted = of_loss.get("shift_labels")
+            asked = (use_cache, logits_to_keep, labels, shifted)
+            refuse_head_arguments(context, self.device, *asked)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -264,15 +263,15 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if isinstance(logits_to_keep, int):
-            hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        else:
-            hidden = hidden[:, logits_to_keep]
+        hidden = hidden[:, kept]
         logits = self.lm_head(hidden) if head_loss is None else None
         loss = None if head_loss is None else head_loss(hidden, self.lm_head)
         if labels is not None or of_loss.get("shift_labels") is not None:
             arguments = {**kwargs, **of_loss, "vocab_size": self.config.vocab_size}
-            loss = self.loss_function(logits=logits, labels=labels, **arguments)
+            if context is None:
+                loss = self.loss_function(logits=logits, labels=labels, **arguments)
+            else:
+                loss = loss_of_piece(context, self.loss_function, logits, labels, arguments)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -294,6 +293,8 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
     ) -> Any:
         """Give ``generate`` the hybrid cache in place of transformers' own."""
+        if active_context() is not None:
+            raise ValueError("context_parallel: generate() runs in one process, outside it.")
         implementation = generation_config.cache_implementation
         if implementation not in CACHE_KINDS:
             raise ValueError(

@@ -5,6 +5,7 @@ from wuneng.recipe.data import HubDataset, QuestionFields, SyntheticData, TextDa
 from wuneng.recipe.dump import dump_recipe
 from wuneng.recipe.load import WrittenRecipe, load_recipe, read_written
 from wuneng.recipe.model import ModelSettings
+from wuneng.recipe.parallel import Parallel
 from wuneng.recipe.schema import SOURCE_TOKENIZER, Recipe
 from wuneng.recipe.sizes import parse_size
 from wuneng.recipe.study import Ladder, Study
@@ -25,6 +26,7 @@ __all__ = [
     "LoraSettings",
     "ModelSettings",
     "OptimizerSettings",
+    "Parallel",
     "Point",
     "QuestionFields",
     "RecallTask",

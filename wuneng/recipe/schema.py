@@ -14,6 +14,7 @@ from wuneng.recipe.arms import DEFAULT_ARMS, Arm, resolve_model
 from wuneng.recipe.consistency import Problem, data_problems
 from wuneng.recipe.data import Data, TextData
 from wuneng.recipe.model import ModelSettings
+from wuneng.recipe.parallel import Parallel
 from wuneng.recipe.resolve import SHARED_STARTS, arm_problems, arm_training, resolve_arms
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import LARGEST_COUNT, Count
@@ -40,7 +41,7 @@ _RESERVED = (
 
 
 #: Fields that a sweep cannot vary.
-_OF_THE_WHOLE = ("name", "description", "device", "loggers", "seed")
+_OF_THE_WHOLE = ("name", "description", "device", "parallel", "loggers", "seed")
 
 
 def _directory_name(value: Any) -> Any:
@@ -122,6 +123,8 @@ class Recipe(Settings):
     """What is measured at the end."""
     device: Annotated[str, BeforeValidator(_device_name)] = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
+    parallel: Parallel = Parallel()
+    """How several processes share the training of an arm."""
     loggers: list[Literal["tensorboard", "wandb", "csv"]] = Field(default_factory=list)
     """Where metrics go beside metrics.jsonl."""
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)

@@ -24,7 +24,7 @@ class OptimizerSettings(Settings):
     """Peak learning rate."""
     learning_rates: dict[Regex, PositiveReal] = Field(default_factory=dict)
     """Multipliers for groups of parameters: regular expressions searched for in their names, of
-    which the first that is found counts."""
+    which the first that is found counts; given up where they take longer than five seconds."""
     min_learning_rate_ratio: Fraction = 0.1
     """Learning rate at the end, as a fraction of the peak (cosine and wsd)."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"

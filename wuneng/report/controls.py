@@ -81,7 +81,7 @@ def _row(task: str, metric: str, name: str, one: Mapping[str, Any]) -> dict[str,
 
 def _forest(title: str, shown: list[Interval], higher: bool) -> Picture:
     worse = f"{'left' if higher else 'right'}: the control is worse"
-    told = "; ".join(f"{one.name} {one.value:+.4f}" for one in shown)
+    told = "; ".join(f"{one.name} {one.value:+z.4f}" for one in shown)
     return Picture(
         title,
         f"What each control changes in {title}, {worse}: {told}",
@@ -105,6 +105,7 @@ def _map(title: str, values: list[list[float | None]], metric: str) -> Picture:
     _, layer, head, most = max(known)
     return Picture(
         title,
-        f"{title}, layers by heads; most changes without head {head} of layer {layer}: {most:+.4f}",
+        f"{title}, layers by heads; most changes without head {head} of layer {layer}: "
+        f"{most:+z.4f}",
         lambda axis: heat_map(axis, values, colour=f"change in {metric}"),
     )

@@ -122,7 +122,7 @@ def _forest(rows: Sequence[dict[str, Any]], accurate: bool) -> Picture:
         for row in rows
     ]
     better = "right: the first arm is better" if accurate else "left: the first arm is better"
-    told = "; ".join(f"{one.name} {one.value:+.4f}" for one in shown)
+    told = "; ".join(f"{one.name} {one.value:+z.4f}" for one in shown)
     unit = "accuracy" if accurate else "loss"
     return Picture(
         f"differences in {unit}",

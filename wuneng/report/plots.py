@@ -45,6 +45,8 @@ def lines(
     log_y: bool = False,
 ) -> None:
     """Every line in its arm's colour; ``arms`` are those of the whole run, in one order."""
+    from matplotlib.ticker import EngFormatter
+
     styles = styles_of(list(arms))
     handles = []
     for line in series:
@@ -57,6 +59,9 @@ def lines(
             )
     if log_x:
         _log_ticks(axis, sorted({place for line in series for place in line.x}))
+    else:
+        # 1.5M at every tick, where matplotlib would write 1.5 and, in a corner, 1e6.
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     if log_y:
         axis.set_yscale("log")
         plain_numbers(axis.yaxis)

@@ -75,7 +75,7 @@ def _differences(study: Mapping[str, Any]) -> Section | None:
         for row in rows
     ]
     better = f"{'right' if study['higher_is_better'] else 'left'}: the first arm is better"
-    told = "; ".join(f"{one.name} {one.value:+.4f}" for one in shown)
+    told = "; ".join(f"{one.name} {one.value:+z.4f}" for one in shown)
     primary = str(study["primary"])
     picture = Picture(
         primary,

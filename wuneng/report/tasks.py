@@ -77,7 +77,7 @@ def _pictures(rows: tuple[dict[str, Any], ...]) -> Iterator[Picture]:
         ]
         if own:
             better = f"{'right' if higher else 'left'}: the model is better"
-            told = "; ".join(f"{one.name} {one.value:+.4f}" for one in own)
+            told = "; ".join(f"{one.name} {one.value:+z.4f}" for one in own)
             yield _forest(own, better, told)
 
 

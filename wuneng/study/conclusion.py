@@ -176,18 +176,18 @@ def _verdict(found: Mapping[str, Any]) -> str:
     if saved is None:
         return text
     share, interval = saved["saved"], saved["interval"]
-    text += f"; tokens saved {'at most ' if saved['censored'] else ''}{share:+.0%}"
+    text += f"; tokens saved {'at most ' if saved['censored'] else ''}{share:+z.0%}"
     if interval is None or interval[0] is None:
         return text
-    return f"{text} ({interval[0]:+.0%} to {interval[1]:+.0%})"
+    return f"{text} ({interval[0]:+z.0%} to {interval[1]:+z.0%})"
 
 
 def _apart(found: Mapping[str, Any]) -> str:
-    text = f"{found['difference']:+.4f}"
+    text = f"{found['difference']:+z.4f}"
     if found["interval"] is None:
         return text
     low, high = found["interval"]
-    return f"{text} ({low:+.4f} to {high:+.4f})"
+    return f"{text} ({low:+z.4f} to {high:+z.4f})"
 
 
 def _named(values: Mapping[str, Any]) -> str:

@@ -7,14 +7,18 @@ checkpoint on, when the run is resumed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
+from wuneng.distributed.processes import ALONE, Processes
+from wuneng.distributed.whole import outline_of, whole_model
+from wuneng.distributed.wrapping import cut
 from wuneng.model.quiet import quiet_transformers
+from wuneng.recipe import Parallel
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, read_jsonl, refuse_links
 from wuneng.records.atomic import directory_written_atomically, remove_leftovers
 from wuneng.records.sharing import share_files
@@ -28,8 +32,10 @@ from wuneng.train.plan import ArmFacts, ArmPlan, RunPlan, TeacherPlan
 from wuneng.train.quality import Quality, measure
 from wuneng.train.results import arm_record, save_record, save_rows
 from wuneng.train.signals import Interrupted, StopSignals, stop_warning
+from wuneng.train.spread import arm_degrees
 from wuneng.train.starting_point import PLAIN, Sources, load_start
 from wuneng.train.step import Numerics
+from wuneng.train.step_range import StepRange
 from wuneng.train.trainable import freeze
 from wuneng.train.trainer_state import TrainerState, seed_everything
 
@@ -50,6 +56,12 @@ class Session:
     display: Display
     check: bool = True
     """Compare finished arms, and the models that arms start from, with their checksums."""
+    processes: Processes = ALONE
+    """That train each unit together."""
+    parallel: Parallel = field(default_factory=Parallel)
+    """How they share an arm."""
+    profile: StepRange | None = None
+    """Steps of each unit that are profiled."""
 
 
 def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Session) -> None:
@@ -59,17 +71,23 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         Interrupted: a signal came; the arm is saved.
         InputError, NonFiniteError, DiskError, CheckpointError: as ``wuneng.train.run``.
     """
-    device, display = session.device, session.display
+    device, display, processes = session.device, session.display, session.processes
     place = plan.outline.place(session.run, arm.name, seed)
-    refuse_links(place.path, place.checkpoints, place.model, place.start, place.teacher)
-    remove_leftovers(place.path)
-    (place.path / CHECKSUMS).unlink(missing_ok=True)  # of files that are written anew
+    processes.first(lambda: _clear(place))
+    degrees = arm_degrees(arm, session.parallel, processes, device)
     steps = arm.training.total_steps
-    display.note(f"{arm.name} (seed {seed}): {_in_words(arm.facts, steps)} on {device}")
+    where = f"{device}, {processes.size} processes ({degrees})" if processes.size > 1 else device
+    display.note(f"{arm.name} (seed {seed}): {_in_words(arm.facts, steps)} on {where}")
     teacher = None
     if arm.teacher is not None:
-        teacher = _teacher(arm.teacher, seed, place, plan.sources, session)
-    model = _model(arm, seed, place, plan.sources, plan.outline, session).to(device)
+        known = arm.teacher
+        teacher = processes.one_first(lambda: _teacher(known, seed, place, plan.sources, session))
+    model = processes.one_first(
+        lambda: _model(arm, seed, place, plan.sources, plan.outline, session)
+    )
+    outline = outline_of(model) if degrees.shard > 1 else None
+    model = model.to(device)
+    cut(model, processes, degrees, device)
     job = ArmJob(
         arm=arm.name,
         seed=seed,
@@ -79,23 +97,41 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         validation=data.validation,
         data_description=data.description,
         directory=place,
-        numerics=Numerics.pick(device, autocast_dtype(arm.training.precision, device)),
+        numerics=Numerics.pick(
+            device, autocast_dtype(arm.training.precision, device), processes, degrees
+        ),
         loggers=open_loggers(
-            plan.loggers, place.path, f"{plan.outline.name}/{arm.name}/seed-{seed}"
+            plan.loggers if processes.is_first else (),
+            place.path,
+            f"{plan.outline.name}/{arm.name}/seed-{seed}",
         ),
         teacher=teacher,
+        profile=session.profile,
         flops_per_token=arm.facts.flops_per_token,
     )
     rows_at_once = plan.evaluation.batch_size or arm.training.micro_batch_size
     state, quality = _train_and_score(job, data, display, rows_at_once, trains=arm.trains)
-    if arm.adapters is not None:
-        merge_adapters(model)
-    _save_model(place, model, data.tokenizer)
-    rows = read_jsonl(place.metrics)
-    if arm.training.keep_best and state.best:
-        state.best["kept"] = True
-    save_rows(place, quality)
-    save_record(place, arm_record(arm.name, arm.facts, state, quality, final_loss(rows)))
+    found = whole_model(outline, model, keep=processes.is_first) if outline is not None else model
+
+    def leave() -> None:
+        assert found is not None
+        if arm.adapters is not None:
+            merge_adapters(found)
+        _save_model(place, found, data.tokenizer)
+        rows = read_jsonl(place.metrics)
+        if arm.training.keep_best and state.best:
+            state.best["kept"] = True
+        save_rows(place, quality)
+        save_record(place, arm_record(arm.name, arm.facts, state, quality, final_loss(rows)))
+
+    processes.first(leave)
+
+
+def _clear(place: ArmDirectory) -> None:
+    """Ready to be trained in, whatever an earlier process left."""
+    refuse_links(place.path, place.checkpoints, place.model, place.start, place.teacher)
+    remove_leftovers(place.path)
+    (place.path / CHECKSUMS).unlink(missing_ok=True)  # of files that are written anew
 
 
 def final_loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
@@ -174,10 +210,10 @@ def _leaving(job: ArmJob, stop: StopSignals) -> Callable[[], None]:
     """Raises Interrupted if a signal has come while an arm that does not train is scored."""
 
     def leave_if_asked() -> None:
-        if stop.requested is not None:
+        number = job.numerics.processes.agreed_signal(stop.requested)
+        if number is not None:
             raise Interrupted(
-                f"stopped by a signal while arm {job.arm!r}, seed {job.seed}, was scored",
-                stop.requested,
+                f"stopped by a signal while arm {job.arm!r}, seed {job.seed}, was scored", number
             )
 
     return leave_if_asked

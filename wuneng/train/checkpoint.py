@@ -21,6 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from wuneng.distributed.processes import ALONE, Processes
+from wuneng.distributed.whole import cut_like, whole_tensors
+from wuneng.distributed.wrapping import put_away
 from wuneng.errors import CheckpointError, DamagedError
 from wuneng.foreign.regular import read_regular_text
 from wuneng.records.atomic import directory_written_atomically, remove_directory, remove_leftovers
@@ -76,15 +79,25 @@ class Content:
         return replace(self, weights=weights, moments=moments)
 
 
-def content(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainerState) -> Content:
+def content(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainerState,
+    processes: Processes = ALONE,
+) -> Content:
     """What a checkpoint of this moment holds; its parameters and moments are the originals, which
-    the optimiser's next step changes."""
+    the optimiser's next step changes, unless they were cut among ``processes``. All of these call
+    this, and the first gets the tensors."""
+    put_away(model)
     trained = {name for name, _ in model.named_parameters()}
-    weights = {
+    own = {
         name: tensor if name in trained else tensor.clone()  # a forward pass may change a buffer
         for name, tensor in model_tensors(model).items()
     }
-    return Content(state.step, weights, named_state(model, optimizer), json.dumps(state.to_json()))
+    first = processes.is_first
+    weights = whole_tensors(own, keep=first)
+    moments = whole_tensors(named_state(model, optimizer), keep=first)
+    return Content(state.step, weights, moments, json.dumps(state.to_json()))
 
 
 def save(
@@ -94,17 +107,25 @@ def save(
     state: TrainerState,
     *,
     keep: int,
+    processes: Processes = ALONE,
 ) -> Path:
     """Write ``parent/step-<state.step>``, and only then delete all but the newest ``keep``.
+
+    Where several ``processes`` train together all of them call this, and the first writes.
 
     Checkpoints of later steps (found altered when the run was resumed before them) go as well.
 
     Raises:
         DiskError: no room; every earlier checkpoint is still there.
     """
-    final = write(parent, content(model, optimizer, state))
-    rotate(parent, state.step, keep)
-    return final
+    held = content(model, optimizer, state, processes)
+
+    def leave() -> Path:
+        final = write(parent, held)
+        rotate(parent, state.step, keep)
+        return final
+
+    return processes.first(leave)
 
 
 def write(parent: Path, held: Content) -> Path:
@@ -166,6 +187,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     Raises:
         CheckpointError: names or shapes differ from the model's.
     """
+    put_away(model)
     stored, own = load_file(checkpoint.path / MODEL), model_tensors(model)
     if missing := sorted(set(own) ^ set(stored)):
         raise CheckpointError(
@@ -178,7 +200,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
                     f"{checkpoint.path / MODEL}: {name} is {_kind(stored[name])}, "
                     f"the model's is {_kind(tensor)}"
                 )
-            tensor.copy_(stored[name])
+            tensor.copy_(cut_like(stored[name], tensor))
     load_named_state(model, optimizer, load_file(checkpoint.path / OPTIMIZER))
 
 

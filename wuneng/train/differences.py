@@ -65,9 +65,9 @@ def spelled(found: Difference) -> str:
 
 def in_numbers(found: Difference, digits: int = 4) -> str:
     """``-0.1030 (-0.1079 to -0.0982)``; without an interval the value alone."""
-    text = f"{found.value:+.{digits}f}"
+    text = f"{found.value:+z.{digits}f}"
     if found.interval:
-        text += f" ({found.interval[0]:+.{digits}f} to {found.interval[1]:+.{digits}f})"
+        text += f" ({found.interval[0]:+z.{digits}f} to {found.interval[1]:+z.{digits}f})"
     return text
 
 

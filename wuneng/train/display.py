@@ -22,7 +22,15 @@ from wuneng.foreign.terminal import PlainConsole
 from wuneng.train.progress import Progress, clock, short_number
 from wuneng.train.units_panel import UnitsPanel
 
-__all__ = ["Display", "PanelDisplay", "PlainDisplay", "Progress", "QuietDisplay", "make_display"]
+__all__ = [
+    "Display",
+    "PanelDisplay",
+    "PlainDisplay",
+    "Progress",
+    "QuietDisplay",
+    "UnseenDisplay",
+    "make_display",
+]
 
 
 _WIDE = 84
@@ -87,6 +95,16 @@ class QuietDisplay:
 
     def close(self) -> None:
         """Nothing to undo."""
+
+
+class UnseenDisplay(QuietDisplay):
+    """Nothing at all: of a process beside the one that is seen."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def warn(self, message: str) -> None:
+        """Nothing."""
 
 
 class PlainDisplay(QuietDisplay):

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.profiler import record_function
 
 from wuneng.data.batch import TrainingData, ValidationData, same_data
+from wuneng.data.prefetch import Prefetched
 from wuneng.errors import CheckpointError
 from wuneng.recipe import OptimizerSettings, Training
 from wuneng.records import ArmDirectory, append_jsonl, read_jsonl, truncate_jsonl_after
@@ -25,13 +27,17 @@ from wuneng.train.loggers import Logger
 from wuneng.train.machine_figures import machine_figures, reset_peak
 from wuneng.train.observing import Observer
 from wuneng.train.optimizer import build_optimizer, set_learning_rate
+from wuneng.train.pace import Pace
 from wuneng.train.quality import measure
 from wuneng.train.saving import Saver
 from wuneng.train.schedule import learning_rate_at
 from wuneng.train.signals import Interrupted, StopSignals
 from wuneng.train.skipping import Skipping
 from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
-from wuneng.train.trainer_state import TrainerState, capture_rng, restore_rng
+from wuneng.train.step_profile import StepProfile
+from wuneng.train.step_range import StepRange
+from wuneng.train.time_by_part import DATA, PREFIX
+from wuneng.train.trainer_state import TrainerState, capture_rng, draw_apart, restore_rng
 
 __all__ = ["ArmJob", "ArmTraining"]
 
@@ -53,33 +59,11 @@ class ArmJob:
     directory: ArmDirectory
     numerics: Numerics
     loggers: Sequence[Logger] = ()
+    profile: StepRange | None = None
+    """Steps that are profiled."""
     flops_per_token: float = 0.0
     """Of training, for the share of the device's arithmetic that is used; 0: not known."""
     teacher: Teacher | None = None
-
-
-@dataclass
-class _Pace:
-    """Tokens and seconds since the last logged step; steps and seconds of this session."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-    session_steps: int = 0
-    session_seconds: float = 0.0
-
-    def add(self, tokens: int, seconds: float, *, typical: bool) -> None:
-        self.tokens += tokens
-        self.seconds += seconds
-        if typical:
-            self.session_steps += 1
-            self.session_seconds += seconds
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    def seconds_for(self, steps: int) -> float:
-        return steps * self.session_seconds / max(1, self.session_steps)
 
 
 @dataclass
@@ -95,11 +79,22 @@ class ArmTraining:
         job = self.job
         self.optimizer = build_optimizer(job.model, job.training)
         self._observer = Observer(job.model, job.training, job.numerics, job.validation)
-        self.called = prepare_model(job.model, job.training)
+        self.called = prepare_model(job.model, job.training, job.numerics)
         self.total_steps = job.training.total_steps
         place = job.directory.checkpoints
-        self._saver = Saver(place, job.model, self.optimizer, job.training, self.display.warn)
-        self._pace = _Pace()
+        self._saver = Saver(
+            *(place, job.model, self.optimizer, job.training),
+            warn=self.display.warn,
+            processes=job.numerics.processes,
+        )
+        self._profiling = StepProfile(
+            job.profile if job.numerics.processes.is_first else None,
+            job.directory.path / "profile",
+            None if job.training.compile else job.model,
+            job.numerics.device,
+            self.display.warn,
+        )
+        self._pace = Pace()
         self._saved_step = -1
         self._first_of_session = True
 
@@ -111,21 +106,29 @@ class ArmTraining:
             NonFiniteError, DiskError, CheckpointError: see ``step`` and ``checkpoint``.
         """
         self._start_or_resume()
-        with self._saver:
+        left = self.total_steps - self.state.step
+        with Prefetched(self.job.train, left) as self._batches, self._saver, self._profiling:
             while self.state.step < self.total_steps:
                 self.leave_if_asked()
-                learning_rate, outcome = self._step()
+                with self._profiling.of(self.state.step + 1):
+                    learning_rate, outcome = self._step()
                 figures = self._validate_if_due()
                 self._record(learning_rate, outcome, figures)
                 if self._saver.due(self.state):
                     self._save()
             self._save()
-        self.leave_if_asked()
+            self._saver.finish()
+            self.leave_if_asked()
+        waited = f"{self.state.data_wait:.1%} of its steps' time was waited for data"
+        self.display.note(f"{self.job.arm} (seed {self.job.seed}): {waited}")
         return self.state
 
     def _start_or_resume(self) -> None:
         job = self.job
-        found = checkpoint.latest_usable(job.directory.checkpoints, self.display.warn)
+        processes = job.numerics.processes
+        found = processes.first(
+            lambda: checkpoint.latest_usable(job.directory.checkpoints, self.display.warn)
+        )
         if found is None:
             self.state = TrainerState(job.arm, job.seed, total_steps=self.total_steps)
             self.state.schedule = job.training.model_dump(
@@ -134,8 +137,11 @@ class ArmTraining:
             self.state.data_description = job.data_description
         else:
             self._resume(found)
+        draw_apart(processes.rank)
         # Lines after the checkpoint are of steps that are taken again: they would be doubled.
-        damaged = truncate_jsonl_after(job.directory.metrics, self.state.step)
+        damaged = processes.first(
+            lambda: truncate_jsonl_after(job.directory.metrics, self.state.step)
+        )
         if damaged:
             lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             self.display.warn(f"{job.directory.metrics}: damaged and left out: line {lines}")
@@ -170,14 +176,16 @@ class ArmTraining:
 
     def _step(self) -> tuple[float, StepOutcome]:
         job, state = self.job, self.state
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), self._batches.waited
         learning_rate = learning_rate_at(state.step, self.total_steps, job.training)
         set_learning_rate(self.optimizer, learning_rate)
+        with record_function(PREFIX + DATA):  # heard by a profile alone
+            batch = self._batches.next_batch()
         try:
             outcome = take_step(
                 self.called,
                 self.optimizer,
-                job.train.next_batch(),
+                batch,
                 job.training,
                 job.numerics,
                 step=state.step + 1,
@@ -190,7 +198,7 @@ class ArmTraining:
             if failure is None:
                 raise
             raise failure from error
-        elapsed = time.perf_counter() - began
+        elapsed, waited = time.perf_counter() - began, self._batches.waited - waited
         # Compiling belongs to wall time, but says nothing of how fast the arm is.
         typical = not (job.training.compile and self._first_of_session)
         self._first_of_session = False
@@ -199,7 +207,8 @@ class ArmTraining:
         if typical:
             state.timed_tokens += outcome.tokens
             state.timed_seconds += elapsed
-        self._pace.add(outcome.tokens, elapsed, typical=typical)
+            state.waited_seconds += waited
+        self._pace.add(outcome.tokens, elapsed, waited, typical=typical)
         return learning_rate, outcome
 
     def _validate_if_due(self) -> dict[str, float]:
@@ -243,6 +252,9 @@ class ArmTraining:
         )
         if not logged:
             return
+        observed = self._observer.figures(state.step, outcome)  # by all processes together
+        if not job.numerics.processes.is_first:
+            return
         row: dict[str, Any] = {
             "arm": job.arm,
             "seed": job.seed,
@@ -252,14 +264,15 @@ class ArmTraining:
             "lr": learning_rate,
             "grad_norm": outcome.grad_norm,
             "tokens_per_second": round(pace.tokens_per_second, 1),
+            "data_wait": round(pace.data_wait, 4),
             "seconds": round(state.seconds, 3),
         }
         row.update(outcome.parts)
-        row.update(self._observer.figures(state.step, outcome))
+        row.update(observed)
         row |= machine_figures(
             job.numerics.device,
             job.numerics.autocast_dtype,
-            pace.tokens_per_second * job.flops_per_token,
+            pace.tokens_per_second * job.flops_per_token / job.numerics.processes.size,
         )
         if outcome.skipped:
             row["skipped"] = True
@@ -270,7 +283,7 @@ class ArmTraining:
         append_jsonl(job.directory.metrics, row)
         for logger in job.loggers:
             logger.log(row)
-        pace.tokens, pace.seconds = 0, 0.0
+        pace.log()
 
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted if a signal has come.
@@ -279,27 +292,29 @@ class ArmTraining:
             DiskError: also where a checkpoint that is written aside could not be.
         """
         self._saver.check()
-        if self.stop.requested is None:
+        number = self.job.numerics.processes.agreed_signal(self.stop.requested)
+        if number is None:
             return
         self._save()
         self._saver.finish()
         raise Interrupted(
             f"stopped by a signal; arm {self.job.arm!r}, seed {self.job.seed}, is saved at step "
             f"{self.state.step} of {self.total_steps}",
-            self.stop.requested,
+            number,
         )
 
     def _save(self) -> None:
         """Write a checkpoint of this step unless there is one already."""
+        processes = self.job.numerics.processes
         if self._saved_step == self.state.step:
             self._saver.tidy(self.state)
             return
         state, scaler = self.state, self.job.numerics.scaler
         state.seconds = time.perf_counter() - self._clock
-        state.data = self.job.train.state_dict()
+        state.data = self._batches.state_dict()
         state.scaler = scaler.state_dict() if scaler is not None else {}
         state.rng = capture_rng()
-        if self.job.directory.metrics.exists():
+        if processes.is_first and self.job.directory.metrics.exists():
             flush(self.job.directory.metrics)  # its lines are not written again after a resume
         self._saver.save(state)
         self._saved_step = state.step

@@ -8,7 +8,6 @@ somewhat longer.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -16,7 +15,7 @@ from statistics import median
 import torch
 
 from wuneng.data.batch import Batch
-from wuneng.device import autocast_dtype, pick_device
+from wuneng.device import autocast_dtype, host_memory, pick_device
 from wuneng.errors import WuNengError
 from wuneng.model.counting import total_parameters, training_flops_per_token
 from wuneng.train.optimizer import build_optimizer
@@ -56,7 +55,10 @@ def measured_speed(arm: ArmPlan, device_name: str) -> Speed:
     per_token = training_flops_per_token(config, length)
     if device.type == "cpu":
         length = min(length, max(_SHORTEST, int(_STEP_FLOPS / per_token)))
-        if per_token * _SHORTEST > 2 * _STEP_FLOPS or 16 * total_parameters(config) > _memory() / 2:
+        if (
+            per_token * _SHORTEST > 2 * _STEP_FLOPS
+            or 16 * total_parameters(config) > host_memory() / 2
+        ):
             return Speed(None, "too large for this machine's processor")
     before = torch.get_num_threads()
     torch.set_num_threads(training.num_threads or before)
@@ -100,11 +102,3 @@ def _timed(arm: ArmPlan, numerics: Numerics, length: int) -> tuple[int, float]:
         while time.perf_counter() < end:
             times.append(seconds(rows))
     return rows * length, median(times)
-
-
-def _memory() -> int:
-    """Bytes of this machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):  # not told on every system
-        return 1 << 34

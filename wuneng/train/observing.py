@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.data.batch import ValidationData
+from wuneng.distributed.whole import whole
+from wuneng.distributed.wrapping import put_away
 from wuneng.layers.recurrence_watch import (
     channel_half_life,
     in_context_rate,
@@ -78,7 +80,8 @@ class Observer:
         for part, parameters in self._parts.items():
             gradients = [p.grad for p in parameters if p.grad is not None]
             if gradients:
-                norms[part] = nn.utils.get_total_norm(gradients, foreach=foreach).float()
+                norm = nn.utils.get_total_norm(gradients, foreach=foreach)
+                norms[part] = whole(norm).float()
         clip, scale = self._training.clip, 1.0
         if clip and not outcome.reason:  # torch scaled every gradient by clip / (norm + 1e-6)
             scale = max(1.0, (outcome.grad_norm + 1e-6) / clip)
@@ -100,6 +103,7 @@ class Observer:
                 stack.enter_context(self._numerics.autocast())
                 hidden_and_head(self._model, row, documents)
         finally:
+            put_away(self._model)
             self._model.train(training)
         if not rates:
             return {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from wuneng.data.tokenizer import check_tokenizer
 from wuneng.device import environment, pick_device
+from wuneng.distributed.processes import ALONE, Processes
 from wuneng.errors import DamagedError, DataError, InputError
 from wuneng.recipe import Recipe, TextData, dump_recipe
 from wuneng.records import RunDirectory, read_json, write_json, write_text_atomic
@@ -31,6 +32,7 @@ from wuneng.train.plan import RunPlan, plan_run
 from wuneng.train.results import write_results
 from wuneng.train.resume import claimed_run
 from wuneng.train.starting_point import Sources
+from wuneng.train.step_range import StepRange
 from wuneng.train.units import Unit, unfinished
 from wuneng.train.workers import Workers
 
@@ -48,6 +50,10 @@ class Opening:
     check: bool
     """Compare files of finished arms with their checksums."""
     workers: Workers
+    processes: Processes = ALONE
+    """That train each unit together."""
+    profile: StepRange | None = None
+    """Steps of each unit that are profiled."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,25 @@ class OpenRun:
 
     def pending(self) -> list[Unit]:
         """What is still to be trained."""
-        return unfinished(self.outline, self.session)
+        return self.session.processes.first(lambda: unfinished(self.outline, self.session))
 
     def write_results(self, study: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """results.json, made of what every arm left; DamagedError where that was altered.
 
         ``study``: what was decided before it, as ``write_results`` has it.
         """
-        if self.session.check:
-            _check_old_results(self.directory, self.session.display)
-        return write_results(self.directory, self.outline, check=self.session.check, study=study)
+
+        def write() -> dict[str, Any]:
+            check = self.session.check
+            if check:
+                _check_old_results(self.directory, self.session.display)
+            return write_results(self.directory, self.outline, check=check, study=study)
+
+        return self.session.processes.first(write)
+
+    def begun(self, runs_root: Path) -> None:
+        """``latest`` points to it."""
+        self.session.processes.first(lambda: self.directory.update_latest(runs_root))
 
 
 @contextmanager
@@ -92,33 +107,51 @@ def open_run(
 ) -> Iterator[OpenRun]:
     """A new run, or the one to continue, locked while the block runs; ``latest`` points to it.
 
-    A new one that bad input stops before its first arm is removed again.
+    A new one that bad input stops before its first arm is removed again. Of several processes the
+    first opens it, and the others work in what it opened.
 
     Raises:
         InputError: the recipe does not fit this machine, or the run to be resumed.
         DamagedError, InUse, DiskError: as ``claimed_run``.
     """
-    display = opening.display
+    processes = opening.processes
     check_installed(recipe.loggers)
     if any(arm.lora for arm in recipe.arms.values()):
         check_peft()
     devices = opening.workers.devices(recipe.device)  # complains before a directory is made
-    with claimed_run(recipe, out, resume, runs_root, check=opening.check) as (directory, stored):
-        jobs = min(len(devices), len(recipe.arms) * len(recipe.seeds))
-        recipe = settled(recipe, jobs) if stored is None else stored
-        with not_begun_in_vain(directory, stored is None):
-            written = dump_recipe(recipe) if stored is None else None
-            open_records(directory, written, opening.command_line, display)
-            session = Session(directory, pick_device(recipe.device), display, opening.check)
-            yield OpenRun(
-                directory=directory,
-                outline=RunOutline.of(recipe),
-                session=session,
-                device=recipe.device,
-                threads=recipe.training.num_threads,
-                planned=lambda arms: _planned(recipe, opening, arms),
-                prefix=prefix,
-            )
+    jobs = min(len(devices), len(recipe.arms) * len(recipe.seeds))
+    if processes.restarts and resume == "never":
+        resume = "auto"  # all were started again after a failure: what they had begun is theirs
+    with ExitStack() as held:
+
+        def claim() -> tuple[RunDirectory, Recipe]:
+            claimed = claimed_run(recipe, out, resume, runs_root, check=opening.check)
+            directory, stored = held.enter_context(claimed)
+            settled_recipe = settled(recipe, jobs) if stored is None else stored
+            held.enter_context(not_begun_in_vain(directory, stored is None))
+            written = dump_recipe(settled_recipe) if stored is None else None
+            open_records(directory, written, opening.command_line, opening.display)
+            return directory, settled_recipe
+
+        directory, own = processes.first(claim)
+        device = processes.device(own.device)
+        yield OpenRun(
+            directory=directory,
+            outline=RunOutline.of(own),
+            session=Session(
+                directory,
+                device,
+                opening.display,
+                opening.check,
+                processes,
+                recipe.parallel,
+                opening.profile,
+            ),
+            device=own.device,
+            threads=own.training.num_threads,
+            planned=lambda arms: processes.one_first(lambda: _planned(own, opening, arms)),
+            prefix=prefix,
+        )
 
 
 def _planned(recipe: Recipe, opening: Opening, arms: Collection[str]) -> RunPlan:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wuneng.distributed.whole import cut_like
 from wuneng.errors import CheckpointError
 from wuneng.model.parameter_groups import groups_of
 from wuneng.recipe import Training
@@ -137,6 +138,8 @@ def load_named_state(
         parameter = parameters.get(name)
         if parameter is None or (value.dim() and value.shape != parameter.shape):
             raise CheckpointError(f"the optimiser state {key!r} does not fit this model")
+        if value.dim():
+            value = cut_like(value, parameter)
         by_parameter.setdefault(parameter, {})[quantity] = value
     state = optimizer.state_dict()
     loaded: dict[int, dict[str, Any]] = {}

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.data.batch import IGNORED, Batch
+from wuneng.distributed.wrapping import put_away
 from wuneng.errors import NonFiniteError
 from wuneng.model.finite import what_is_not_finite
-from wuneng.model.head_loss import ask, token_scores, uncompiled
+from wuneng.model.head_loss import ask, token_scores, unwrapped
 from wuneng.train.figures import RowScores, columns
 from wuneng.train.step import Numerics, micro_batches
 
@@ -63,6 +64,7 @@ def measure(
                     if batch.row_bytes:
                         _count_bytes(piece[1], sizes, tally)
     finally:
+        put_away(model)
         model.train(was_training)
     return _quality(tallies)
 
@@ -82,7 +84,7 @@ def _score(
     scored = labels != IGNORED
     bad = (finite == 0) & scored
     if bad.any():
-        raise _not_finite(uncompiled(model), numerics, input_ids, documents, bad, tally)
+        raise _not_finite(unwrapped(model), numerics, input_ids, documents, bad, tally)
     counts, rights = scored.sum(1).tolist(), right.sum(1).int().tolist()
     # Sums over a row in float64: thousands of small terms, and perplexities are compared closely.
     row_nats = nats.to("cpu", torch.float64).sum(1).tolist()

@@ -52,6 +52,7 @@ _FIELDS: dict[str, tuple[bool, Callable[[Any], bool], str]] = {
     "tokens": (True, _positive, "a number of 0 or more"),
     "seconds": (True, _positive, "a number of 0 or more"),
     "tokens_per_second": (True, _positive, "a number of 0 or more"),
+    "data_wait": (False, _positive, "a number of 0 or more"),
     "learning_rate": (False, _number, "a number"),
     "final_loss": (True, _number_or_none, "a number or null"),
     "best_validation": (True, _best, "an object of step, name and value"),

@@ -39,7 +39,7 @@ __all__ = [
     "write_results",
 ]
 
-_AVERAGED = ("tokens", "training_flops", "seconds", "tokens_per_second", "final_loss")
+_AVERAGED = ("tokens", "training_flops", "seconds", "tokens_per_second", "data_wait", "final_loss")
 
 
 def arm_record(
@@ -65,6 +65,7 @@ def arm_record(
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
         "tokens_per_second": round(rate, 1),
+        "data_wait": round(state.data_wait, 4),
         "learning_rate": facts.learning_rate,
         "final_loss": final_loss,
         "best_validation": state.best,
@@ -179,7 +180,8 @@ def combine(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if skipped := sum(record.get("skipped_batches", 0) for record in records):
         entry["skipped_batches"] = skipped
     for key in _AVERAGED:
-        entry[key] = over_seeds([record[key] for record in records]).mean
+        if values := [record[key] for record in records if key in record]:  # data_wait came later
+            entry[key] = over_seeds(values).mean
     quality = {
         name: over_seeds([record["quality"][name] for record in records])
         for name in first["quality"]

@@ -4,8 +4,8 @@
     never    a new one
     DIR      that run, which must be of the same recipe; it may have more steps (``extension``)
 
-Two recipes are the same when every field that can change a figure is: ``name``, ``description``
-and ``loggers`` may differ, and so may fields left to the machine (``device: auto``, no
+Two recipes are the same when every field that can change a figure is: ``name``, ``description``,
+``loggers`` and ``parallel`` may differ, and so may fields left to the machine (``device: auto``, no
 ``num_threads``), for which the run keeps what it was started with.
 """
 
@@ -24,7 +24,7 @@ from wuneng.train.extension import extend
 
 __all__ = ["choose_run", "claimed_run", "differences"]
 
-_FREE_FIELDS = ("name", "description", "loggers")
+_FREE_FIELDS = ("name", "description", "loggers", "parallel")
 
 
 @contextmanager

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuneng.device import require_one_process
+from wuneng.distributed.joining import joined
+from wuneng.distributed.launched import launched
 from wuneng.errors import InputError, NonFiniteError
 from wuneng.recipe import Recipe
 from wuneng.records import RUNS_ROOT, RunDirectory
-from wuneng.train.display import Display, make_display
+from wuneng.train.display import Display, UnseenDisplay, make_display
 from wuneng.train.failures import UnitsFailed
 from wuneng.train.opening import Opening, OpenRun, open_run
 from wuneng.train.paired_table import paired_table
 from wuneng.train.pending import train_pending
 from wuneng.train.signals import Interrupted, how_to_resume
 from wuneng.train.starting_point import Sources
+from wuneng.train.step_range import StepRange
 from wuneng.train.summary import results_table
 from wuneng.train.workers import Workers
 
@@ -72,6 +74,7 @@ def run(
     sources: Sources | None = None,
     verify: bool = True,
     workers: Workers | None = None,
+    profile: StepRange | None = None,
 ) -> Results:
     """Train every arm of ``recipe`` from every seed and compare them.
 
@@ -86,6 +89,7 @@ def run(
             models that are WuNeng already.
         verify: compare what finished arms left, and models that arms start from, with their
             checksums.
+        profile: steps of every arm that torch's profiler watches (``<arm>/profile``).
         workers: how many arms train side by side; default one for each GPU, on the CPU one.
 
     Raises:
@@ -97,22 +101,40 @@ def run(
         DiskError: the disk is full; the last good checkpoint stands.
         Interrupted: a signal came; what was done is saved (``exit_code`` 130 or 143).
     """
-    require_one_process()
+    info = launched()
+    display = make_display() if display is None else display
+    workers = workers or Workers()
+    if info is not None:
+        if (workers.number or 1) > 1:
+            raise InputError(
+                f"--jobs {workers.number}: expected none where several processes train each arm "
+                "together"
+            )
+        workers = Workers(1, workers.within)
+        display = display if info.rank == 0 else UnseenDisplay()
+    place = out.path if isinstance(out, RunDirectory) else out
+    with (
+        closing(display),
+        joined(info, recipe.device, recipe.parallel.timeout) as processes,
+    ):
+        opening = Opening(display, command_line, sources, verify, workers, processes, profile)
+        return run_opened(recipe, place, resume, runs_root, opening)
+
+
+def run_opened(
+    recipe: Recipe, place: Path | None, resume: str, runs_root: Path, opening: Opening
+) -> Results:
+    """:func:`run` with what a command brings, in each of ``opening.processes``."""
     if not recipe.is_single:
         raise InputError(
             f"{recipe.name} has sweep or study, and so states several runs: `wuneng train` and "
             "wuneng.study train it"
         )
-    display = make_display() if display is None else display
-    place = out.path if isinstance(out, RunDirectory) else out
-    opening = Opening(display, command_line, sources, verify, workers or Workers())
-    with closing(display), open_run(recipe, place, resume, runs_root, opening) as opened:
+    with open_run(recipe, place, resume, runs_root, opening) as opened:
         directory = opened.directory
         try:
             pending = opened.pending()
-            failures = train_pending(
-                [(opened, pending)], opening, lambda: directory.update_latest(runs_root)
-            )
+            failures = train_pending([(opened, pending)], opening, lambda: opened.begun(runs_root))
         except Interrupted as stopped:
             where = how_to_resume(directory.path)
             raise Interrupted(f"{stopped}. {where}", stopped.signal_number) from None
@@ -125,5 +147,5 @@ def run(
 
 def finish(opened: OpenRun, runs_root: Path) -> Results:
     """results.json of a run whose arms are all trained."""
-    opened.directory.update_latest(runs_root)
+    opened.begun(runs_root)
     return Results(opened.directory.path, opened.write_results())

@@ -21,6 +21,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
+from wuneng.distributed.processes import ALONE, Processes
 from wuneng.recipe import Training
 from wuneng.train import checkpoint
 from wuneng.train.schedule import steps_before_decay
@@ -39,10 +40,12 @@ class Saver:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         training: Training,
+        *,
         warn: Callable[[str], None],
+        processes: Processes = ALONE,
     ) -> None:
         self._place, self._model, self._optimizer = place, model, optimizer
-        self._training, self._warn = training, warn
+        self._training, self._warn, self._processes = training, warn, processes
         self._decay_begins = _decay_begins(training)
         self._writer: _Writer | None = None
         self._waited = 0.0
@@ -68,27 +71,38 @@ class Saver:
         the one before."""
         self.finish()
         began = time.perf_counter()
-        content = checkpoint.content(self._model, self._optimizer, state)
-        stays = self._staying(state)
-        if self._training.async_checkpoints:
-            self._writer = _Writer(self._place, content, lambda: self._rotate(state.step, stays))
-        else:
-            checkpoint.write(self._place, content)
-            self._rotate(state.step, stays)
+        content = checkpoint.content(self._model, self._optimizer, state, self._processes)
+        step, stays = state.step, self._staying(state)
+        if not self._training.async_checkpoints:
+            self._processes.first(lambda: self._write(content, stays))
+        elif self._processes.is_first:
+            self._writer = _Writer(self._place, content, lambda: self._rotate(step, stays))
         self._waited += time.perf_counter() - began
+
+    def _write(self, content: checkpoint.Content, stays: Callable[[int], bool]) -> None:
+        checkpoint.write(self._place, content)
+        self._rotate(content.step, stays)
 
     def tidy(self, state: TrainerState) -> None:
         """Delete what a process that was killed after it had saved ``state`` left."""
         self.finish()
-        self._rotate(state.step, self._staying(state))
+        stays = self._staying(state)
+        self._processes.first(lambda: self._rotate(state.step, stays))
 
     def check(self) -> None:
-        """Raise what writing aside has failed with, if it has."""
-        if self._writer is not None and self._writer.failed:
+        """Raise what writing aside has failed with, if it has. Several processes hear of it at the
+        next checkpoint: one alone must not leave the others."""
+        failed = self._writer is not None and self._writer.failed
+        if failed and self._processes.size == 1:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until everything is written. Raises as ``checkpoint.write``."""
+        """Wait until everything is written; all processes together. Raises as
+        ``checkpoint.write``."""
+        if self._training.async_checkpoints:
+            self._processes.first(self._finish)
+
+    def _finish(self) -> None:
         self._wait()
         writer, self._writer = self._writer, None
         if writer is not None and writer.error is not None:
@@ -122,7 +136,7 @@ class Saver:
             self.finish()
         elif isinstance(error, Exception) and not isinstance(error, Interrupted):
             try:  # what went wrong first is told; a second Ctrl-C waits for nothing
-                self.finish()
+                self._finish()
             except Exception as second:
                 self._warn(str(second))
 

@@ -16,10 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.data.batch import IGNORED, Batch
+from wuneng.distributed.degrees import SINGLE, Degrees
+from wuneng.distributed.processes import ALONE, Processes
+from wuneng.distributed.whole import whole
+from wuneng.distributed.wrapping import compile_blocks, joined_copies, synchronised
 from wuneng.errors import DataError, NonFiniteError, RunError
-from wuneng.model.head_loss import ask, summed_cross_entropy, uncompiled
+from wuneng.model.head_loss import ask, summed_cross_entropy, unwrapped
 from wuneng.recipe import Training
 from wuneng.train.distillation import Teacher
+from wuneng.train.shares import share_of
 from wuneng.train.skipping import Skipping
 
 __all__ = [
@@ -45,12 +50,26 @@ class Numerics:
     """None: everything in float32."""
     scaler: torch.amp.GradScaler | None = None
     """Only for float16, whose gradients underflow unscaled."""
+    processes: Processes = ALONE
+    """That train it together."""
+    degrees: Degrees = SINGLE
+    """How they share the model and the batch."""
 
     @classmethod
-    def pick(cls, device: torch.device, autocast_dtype: torch.dtype | None) -> Numerics:
+    def pick(
+        cls,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None,
+        processes: Processes = ALONE,
+        degrees: Degrees = SINGLE,
+    ) -> Numerics:
         """Numerics for a device; float16 gets a gradient scaler."""
         scaler = torch.amp.GradScaler(device.type) if autocast_dtype is torch.float16 else None
-        return cls(device, autocast_dtype, scaler)
+        return cls(device, autocast_dtype, scaler, processes, degrees)
+
+    def share(self, batch: Batch) -> Batch:
+        """The rows of ``batch`` that this process trains on."""
+        return share_of(batch, self.processes.rank // self.degrees.context, self.degrees.data)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model is called."""
@@ -78,8 +97,11 @@ class StepOutcome:
     """With a teacher: ``kl`` and ``ce``, in nats per scored token, before they are weighted."""
 
 
-def prepare_model(model: nn.Module, training: Training) -> nn.Module:
-    """Switch on activation checkpointing and compilation as the recipe asks.
+def prepare_model(
+    model: nn.Module, training: Training, numerics: Numerics | None = None
+) -> nn.Module:
+    """Switch on activation checkpointing and compilation as the recipe asks, and join the copies of
+    several processes.
 
     Returns the module to call; its parameters are those of ``model``, which stays the one to save.
     """
@@ -91,6 +113,10 @@ def prepare_model(model: nn.Module, training: Training) -> nn.Module:
             transformer.activation_checkpointing_enable(activation_checkpointing_kwargs=kind)
         else:  # transformers before the method was renamed
             transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
+    if numerics is not None and numerics.processes.size > 1:
+        if training.compile:
+            compile_blocks(model)
+        return joined_copies(model, numerics.processes, numerics.degrees, numerics.device)
     return torch.compile(model) if training.compile else model  # type: ignore[return-value]
 
 
@@ -134,19 +160,20 @@ def take_step(
     if scored == 0:
         raise DataError(f"step {step}: no token of the batch (task {batch.task!r}) is scored")
     optimizer.zero_grad(set_to_none=True)
-    loss, *parts = _backward(model, batch, training, numerics, scored, teacher)
+    each = _backward(model, batch, training, numerics, scored, teacher)
+    loss, *parts = each.sum(0)
     if numerics.scaler is not None:
         numerics.scaler.unscale_(optimizer)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     foreach = numerics.device.type in ("cpu", "cuda")
-    norm = nn.utils.get_total_norm(gradients, foreach=foreach)
+    norm = whole(nn.utils.get_total_norm(gradients, foreach=foreach))
     loss_value, norm_value, *shares = torch.stack([loss, norm.to(loss), *parts]).tolist()
     problem = _problem(loss_value, norm_value, model, numerics)
     judged = (skipping or Skipping(training)).judge(loss_value, norm_value, problem)
     if judged.stops:
+        where = f"step {step}, arm {arm!r}{_whose(each[:, 0])}"
         raise NonFiniteError(
-            f"step {step}, arm {arm!r}: {judged.reason}; the weights were not updated. "
-            f"{_what_to_try(numerics)}"
+            f"{where}: {judged.reason}; the weights were not updated. {_what_to_try(numerics)}"
         )
     named = dict(zip(("kl", "ce"), shares, strict=False))
     if judged.reason:
@@ -179,28 +206,31 @@ def _backward(
     scored: int,
     teacher: Teacher | None,
 ) -> Tensor:
-    """Accumulate gradients over the micro-batches; returns the batch's loss, float32 ``[1]``.
+    """Accumulate gradients over the micro-batches; returns what every process (here one) adds to
+    the batch's loss, float32 ``[processes, 1]``.
 
-    With a teacher ``[3]``: its divergence and the cross-entropy follow.
+    With a teacher ``[processes, 3]``: its divergence and the cross-entropy follow.
     """
     device = numerics.device
     total = torch.zeros(1 if teacher is None else 3, device=device)
-    for piece in micro_batches(batch, training.micro_batch_size):
+    pieces = list(micro_batches(numerics.share(batch), training.micro_batch_size))
+    for number, piece in enumerate(pieces, 1):
         input_ids, labels, documents = (None if x is None else x.to(device) for x in piece)
         assert input_ids is not None
         assert labels is not None
-        with numerics.autocast():
-            wanted = (
-                summed_cross_entropy(labels)
-                if teacher is None
-                else teacher.loss(input_ids, documents, labels)
-            )
-            found = ask(model, input_ids, documents, wanted)
-        loss, *parts = found if found.dim() else (found,)
-        loss = loss / scored
-        (loss if numerics.scaler is None else numerics.scaler.scale(loss)).backward()
+        with synchronised(model, number == len(pieces)):
+            with numerics.autocast():
+                wanted = (
+                    summed_cross_entropy(labels)
+                    if teacher is None
+                    else teacher.loss(input_ids, documents, labels)
+                )
+                found = ask(model, input_ids, documents, wanted)
+            loss, *parts = found if found.dim() else (found,)
+            loss = loss / scored
+            (loss if numerics.scaler is None else numerics.scaler.scale(loss)).backward()
         total += torch.stack([loss.detach(), *(part / scored for part in parts)])
-    return total
+    return numerics.processes.gathered(total)
 
 
 def _update(optimizer: torch.optim.Optimizer, numerics: Numerics) -> bool:
@@ -224,13 +254,20 @@ def _problem(loss: float, norm: float, model: nn.Module, numerics: Numerics) -> 
         return ""  # an overflow of the scaled gradients: the scaler skips this update by itself
     culprits = [
         name
-        for name, parameter in uncompiled(model).named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        for name, parameter in unwrapped(model).named_parameters()
+        if parameter.grad is not None and not bool(torch.isfinite(whole(parameter.grad)).all())
     ]
     if not culprits:
         return f"the gradients' norm is {norm}, though each gradient is finite"
     more = f" (and those of {len(culprits) - 1} more parameters)" if len(culprits) > 1 else ""
     return f"the gradient of {culprits[0]} is not finite{more}"
+
+
+def _whose(losses: Tensor) -> str:
+    """Which processes' ``losses`` ``[processes]`` are not finite; nothing where there is one."""
+    bad = [str(rank) for rank, loss in enumerate(losses.tolist()) if not _finite(loss)]
+    several = len(losses) > 1 and bad
+    return f", process {' and '.join(bad)} of {len(losses)}" if several else ""
 
 
 def _what_to_try(numerics: Numerics) -> str:

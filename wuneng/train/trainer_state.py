@@ -12,11 +12,10 @@ import torch
 
 from wuneng.errors import CheckpointError
 
-__all__ = ["TrainerState", "capture_rng", "restore_rng", "seed_everything"]
+__all__ = ["TrainerState", "capture_rng", "draw_apart", "restore_rng", "seed_everything"]
 
-
-#: Fields that checkpoints of earlier versions lack.
-_NEWER = {"skipping"}
+#: Fields that the checkpoints of earlier versions lack.
+_ADDED_LATER = {"waited_seconds", "skipping"}
 
 
 @dataclass
@@ -35,6 +34,8 @@ class TrainerState:
     """The part of ``tokens`` that tokens per second is about: all but those of compiling steps."""
     timed_seconds: float = 0.0
     """What their batches and steps took; validation and saving are left out."""
+    waited_seconds: float = 0.0
+    """Those of ``timed_seconds`` that were waited for batches."""
     total_steps: int = 0
     schedule: dict[str, Any] = field(default_factory=dict)
     """The learning-rate settings in force, for readers: the schedule itself is stateless."""
@@ -52,6 +53,11 @@ class TrainerState:
     skipping: dict[str, Any] = field(default_factory=dict)
     """``Skipping.memory``."""
 
+    @property
+    def data_wait(self) -> float:
+        """The share of the steps' time that was waited for batches."""
+        return self.waited_seconds / self.timed_seconds if self.timed_seconds else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """The state as plain values."""
         return asdict(self)
@@ -64,7 +70,7 @@ class TrainerState:
             CheckpointError: keys are missing or unknown.
         """
         names = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or not names - _NEWER <= set(values) <= names:
+        if not isinstance(values, dict) or not names - _ADDED_LATER <= set(values) <= names:
             raise CheckpointError("has other keys than this version writes")
         return cls(**values)
 
@@ -86,6 +92,15 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def draw_apart(rank: int) -> None:
+    """Let the generators of torch in process ``rank`` go on differently from those of the first,
+    which has the same state: what one draws for its rows another must not draw for its own."""
+    if rank:
+        same = torch.Generator()
+        same.set_state(torch.get_rng_state())
+        torch.manual_seed(int(torch.randint(2**62, (), generator=same)) + rank)
 
 
 def capture_rng() -> dict[str, Any]:

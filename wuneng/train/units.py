@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -121,7 +122,7 @@ def train_in_turn(
     """
     failures = []
     for seed in dict.fromkeys(unit.seed for unit in units):
-        data = prepare(plan, seed)
+        data = session.processes.one_first(partial(prepare, plan, seed))
         begun()
         session.display.note(data.description)
         beginning = copy.deepcopy(data.train.state_dict())
@@ -138,8 +139,14 @@ def train_in_turn(
 
 def _train(plan: RunPlan, unit: Unit, data: Prepared, session: Session) -> None:
     place = plan.outline.place(session.run, unit.arm, unit.seed)
-    refuse_links(session.run.path / unit.arm, place.path)
-    with locked(place.path):  # the process of a run that was killed may still be in it
+    with ExitStack() as held:
+
+        def claim() -> None:
+            refuse_links(session.run.path / unit.arm, place.path)
+            # the process of a run that was killed may still be in it
+            held.enter_context(locked(place.path))
+
+        session.processes.first(claim)
         run_arm(plan, plan.arms[unit.arm], unit.seed, data, session)
 
 

@@ -46,9 +46,9 @@ def attribute(task: str, wrong: Sequence[tuple[str, MetricComparison]]) -> Attri
     where = f"{task}, {metric}"
     gains = [(name, *_gain(one)) for name, one in compared]
     shown = "; ".join(
-        f"{name} {gain:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        f"{name} {gain:+z.4f}, 95 % interval {low:+z.4f} to {high:+z.4f}"
         if low is not None
-        else f"{name} {gain:+.4f}"
+        else f"{name} {gain:+z.4f}"
         for name, gain, low, high in gains
     )
     if any(low is None for _, _, low, _ in gains):

@@ -21,6 +21,7 @@ class Additive(MiddleHeads):
     """alpha ``[H, N]`` and beta ``[S, N]``."""
 
     operator = "additive"
+    context_parallel = True
 
     def add_weights(self) -> None:
         self.alpha = nn.Parameter(torch.zeros(self.attention_heads, self.head_dim))

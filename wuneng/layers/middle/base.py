@@ -41,6 +41,9 @@ class MiddleHeads(nn.Module):
     groups: ClassVar[Mapping[str, str]] = {}
     #: Which formula of :func:`wuneng.ops.cross_head` this kind's is, to the letter; None: none.
     operator: ClassVar[str | None] = None
+    #: Whether it may see a piece of a sequence (:mod:`wuneng.ops.context`): its formula is of one
+    #: token at a time. Not inherited: a class says so itself.
+    context_parallel: ClassVar[bool] = False
     #: Whether there is something in the middle: [lambda * R; Mid], or lambda * R alone.
     mixes: ClassVar[bool] = True
 

@@ -23,6 +23,7 @@ class Concat(MiddleHeads):
     matrices = frozenset({"mid_weight"})
     groups: ClassVar = {"mid_weight": "decay"}
     operator = "concat"
+    context_parallel = True
 
     def add_weights(self) -> None:
         self.mid_weight = nn.Parameter(torch.empty(self.heads, 2 * self.head_dim, self.head_dim))

@@ -23,6 +23,7 @@ class Gated(MiddleHeads):
     matrices = frozenset({"gate_weight"})
     groups: ClassVar = {"gate_weight": "decay"}
     operator = "gated"
+    context_parallel = True
 
     def add_weights(self) -> None:
         self.gate_weight = nn.Parameter(torch.empty(self.heads, 2 * self.head_dim, self.head_dim))

@@ -11,3 +11,4 @@ class NoMiddleHeads(MiddleHeads):
     """State heads beside attention, without anything that mixes the two."""
 
     mixes = False
+    context_parallel = True

@@ -72,6 +72,9 @@ class StateHeads(nn.Module):
     published: ClassVar[Mapping[str, Any]] = {}
     #: What ``state_init`` may be; the first where nobody says.
     initial_values: ClassVar[tuple[str, ...]] = ("published",)
+    #: Whether it may see a piece of a sequence (:mod:`wuneng.ops.context`): it meets other tokens
+    #: through its layout and :meth:`recur` alone. Not inherited: a class says so itself.
+    context_parallel: ClassVar[bool] = False
     #: Ways that ``token_shift`` can be.
     token_shifts: ClassVar[tuple[str, ...]] = ("post", "none")
 
@@ -301,7 +304,7 @@ class StateHeads(nn.Module):
         snapshots = self.snapshots(x, slot)
         state = None if slot is None else slot.get("wkv")
         options: dict[str, Any] = {"initial_state": state, "cu_seqlens": layout.cu_seqlens}
-        run = self.recurrence or wkv7
+        run = layout.runs(self.recurrence) or wkv7
         if snapshots is None:
             y, state = run(*inputs, **options)
         else:

@@ -21,6 +21,8 @@ from wuneng.layers.state._delta_rule import DecayRate, DeltaRule
 class GatedDelta(DeltaRule):
     """A delta rule whose state decays as a whole."""
 
+    context_parallel = True
+
     def add_decay_and_gate(self, config: Any) -> None:
         self.a_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
         DecayRate.add(self, self.heads, self.heads)

@@ -23,6 +23,8 @@ from wuneng.layers.state._delta_rule import DecayRate, DeltaRule
 class KDA(DeltaRule):
     """A delta rule in which every channel of the state has a decay of its own."""
 
+    context_parallel = True
+
     def add_decay_and_gate(self, config: Any) -> None:
         size = config.hidden_size
         self.f_down = nn.Linear(size, config.decay_rank, bias=False)

@@ -39,6 +39,7 @@ class RWKV7(HeadParameters):
     matrices = frozenset({"read_weight", *(letter + part for letter in "wavg" for part in "12")})
     groups: ClassVar = {"w0": "double_lr", "read_weight": "decay"}
     fields = frozenset(OPTIONAL)
+    context_parallel = True
     token_shifts = ("post", "pre", "none")
     initial_values = ("even", "published")
 
@@ -155,12 +156,12 @@ class RWKV7(HeadParameters):
             weights,
             self.options,
             state=state,
-            carry=slot.get("shift") if shifts_here and slot is not None else None,
+            carry=self._carry(inputs, layout, slot) if shifts_here else None,
             cu_seqlens=layout.cu_seqlens,
             keeps_carry=shifts_here and slot is not None,
             snapshots=snapshots,
             read=read,
-            recurrence=self.recurrence,
+            recurrence=layout.runs(self.recurrence),
         )
         if slot is not None:
             slot.put("wkv", state)
@@ -169,6 +170,14 @@ class RWKV7(HeadParameters):
             if snapshots is not None:
                 self.keep_ring(ring, layout, slot, x.device)
         return R
+
+    def _carry(self, inputs: HeadInputs, layout: SequenceLayout, slot: Any) -> Tensor | None:
+        """Each sequence's last token of an earlier call or rank, as the operator shifts them."""
+        if slot is not None:
+            kept: Tensor | None = slot.get("shift")
+            return kept
+        letters = (getattr(inputs, letter)[..., : self.width] for letter in self.options.letters)
+        return layout.before(*letters)
 
     def _second_read_vector(
         self, inputs: HeadInputs, state: Tensor | None, layout: SequenceLayout, snapshots: Any
@@ -181,7 +190,7 @@ class RWKV7(HeadParameters):
             state=state,
             cu_seqlens=layout.cu_seqlens,
             snapshots=snapshots,
-            recurrence=self.recurrence,
+            recurrence=layout.runs(self.recurrence),
         )
         weight = self.weight_of("read_weight").to(once.readout.dtype)
         return torch.einsum("btsi,sij->btsj", once.readout, weight).flatten(-2)

@@ -1,0 +1,91 @@
+"""Several processes give the losses of one: DDP, FSDP2 and both, for every built-in arm.
+
+How near is near enough? One process' float32 losses are off from float64's by what float32 loses;
+that, measured in the same test over the same steps, is the scale. Several processes add the same
+numbers up in another order, so they may be off from float64 by ``FACTOR`` times as much, as
+everything here that orders its sums otherwise. Batches are of packed documents, some rows score
+nothing, and rows do not divide evenly among processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.distributed.cases import SMALLER, Case, alone, losses
+from tests.distributed.pool import Pool, pool
+from tests.precision import FACTOR, FLOOR
+from wuneng.distributed.degrees import Degrees
+from wuneng.recipe import BUILT_IN_ARMS
+
+DDP, FSDP = Degrees(replicate=2), Degrees(shard=2)
+HSDP = Degrees(replicate=2, shard=2)
+WAYS = [
+    pytest.param(DDP, id="ddp 2"),
+    pytest.param(FSDP, id="fsdp 2"),
+    pytest.param(HSDP, id="hsdp 2x2"),
+]
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Pool]:
+    with pool(4) as started:
+        yield started
+
+
+def check(processes: Pool, case: Case) -> None:
+    everywhere = processes.run(case.degrees.size, losses, case)
+    assert all(found == everywhere[0] for found in everywhere), "processes disagree"
+    one = replace(case, degrees=Degrees())
+    exact = alone(replace(one, dtype=torch.float64))
+    found, reference = (torch.tensor(x).double() for x in (everywhere[0], alone(one)))
+    wide = torch.tensor(exact, dtype=torch.float64)
+    scale = wide.abs().amax(0)
+    lost, off = ((x - wide).abs().amax(0) / scale for x in (reference, found))
+    allowed = (FACTOR * lost).clamp(min=FLOOR * EPS)
+    assert (off <= allowed).all(), f"loss and norm are off by {off}, allowed are {allowed}"
+    assert wide[-1, 0] < wide[0, 0] or case.steps < 10, "nothing was learned"
+
+
+@pytest.mark.parametrize("arm", ["wuneng", "mha-conv", "interleaved", "gated-delta", "rwkv7"])
+def test_arms_are_cut(processes: Pool, arm: str) -> None:
+    check(processes, Case(arm, FSDP))
+
+
+@pytest.mark.parametrize("degrees", [WAYS[0], WAYS[2]])
+@pytest.mark.parametrize("arm", ["wuneng", "rwkv7"])
+def test_copies(processes: Pool, degrees: Degrees, arm: str) -> None:
+    check(processes, Case(arm, degrees))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", BUILT_IN_ARMS)
+@pytest.mark.parametrize("degrees", WAYS)
+def test_fifty_steps_of_the_quickstart(processes: Pool, degrees: Degrees, arm: str) -> None:
+    check(processes, Case(arm, degrees, steps=50, changes=()))
+
+
+@pytest.mark.parametrize("degrees", [DDP, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.micro_batch_size=1",
+        "training.activation_checkpointing=true",
+        "training.optimizer=muon",
+        "model.tie_word_embeddings=false",
+        "training.clip=0.1",
+    ],
+)
+def test_settings_mean_the_same(processes: Pool, degrees: Degrees, change: str) -> None:
+    check(processes, Case("wuneng", degrees, changes=(*SMALLER, change)))
+
+
+def test_two_processes_are_two_micro_batches_bit_for_bit(processes: Pool) -> None:
+    """The same rows together, the same two sums: not a bit differs."""
+    together = processes.run(2, losses, Case("wuneng", DDP, rows=4))
+    halves = alone(Case("wuneng", rows=4, changes=(*SMALLER, "training.micro_batch_size=2")))
+    assert together[0] == halves

@@ -1,0 +1,56 @@
+"""How the processes that train together share one arm: ``parallel:`` at the arm's size."""
+
+from __future__ import annotations
+
+import torch
+
+from wuneng.device import autocast_dtype, host_memory
+from wuneng.distributed.degrees import SINGLE, Degrees, degrees_for
+from wuneng.distributed.processes import Processes
+from wuneng.errors import InputError
+from wuneng.recipe import Parallel
+from wuneng.train.plan import ArmPlan
+from wuneng.train.shares import check_rows
+
+__all__ = ["arm_degrees"]
+
+_FLOAT32 = 4
+
+
+def arm_degrees(
+    arm: ArmPlan, parallel: Parallel, processes: Processes, device: torch.device
+) -> Degrees:
+    """Copies and shards of ``arm``; the same in all ``processes``.
+
+    Raises:
+        InputError: the recipe's numbers do not make that many processes, or the arm cannot be
+            trained in that way.
+    """
+    if processes.size == 1:
+        return SINGLE
+    facts = arm.facts
+    degrees = processes.first(
+        lambda: degrees_for(
+            parallel,
+            processes.size,
+            host_size=processes.host_size,
+            # Weights, and of those that train a gradient and two moments.
+            state_bytes=_FLOAT32 * (facts.parameters + 3 * facts.trainable),
+            device_bytes=_memory(device, processes.host_size),
+        )
+    )
+    check_rows(arm.training.batch_size, degrees.data)
+    if degrees.shard > 1 and autocast_dtype(arm.training.precision, device) is torch.float16:
+        raise InputError(
+            f"arms.{arm.name}: training.precision fp16 is not for weights that are cut among "
+            f"processes (parallel.shard {degrees.shard}): its loss scale would differ between "
+            "them. Use bf16, or parallel.shard: 1"
+        )
+    return degrees
+
+
+def _memory(device: torch.device, host_size: int) -> float:
+    """Bytes that one process may fill."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return host_memory() / host_size

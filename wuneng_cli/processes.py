@@ -1,0 +1,72 @@
+"""``wuneng train`` in several processes: starting them, and who of them talks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from wuneng.errors import InputError, MissingProcess, WuNengError
+
+if TYPE_CHECKING:
+    from wuneng.recipe import Recipe
+
+__all__ = ["is_first", "seen", "start"]
+
+
+def start(number: int | None, jobs: int | None, recipe: Recipe) -> None:
+    """Run this command in ``number`` processes and leave with their exit code; come back in each of
+    those, and where no more than one is asked for.
+
+    Raises:
+        InputError: ``recipe`` cannot be trained by that many together, or others were started.
+        RunError: one of them was killed.
+    """
+    from wuneng.distributed.degrees import degrees_for
+    from wuneng.distributed.launched import launched
+
+    info = launched()
+    size = info.size if info is not None else number or 1
+    if number is not None and number != size:
+        raise InputError(f"--processes {number}: expected {size}, which were started (WORLD_SIZE)")
+    if size == 1:
+        return
+    if jobs is not None:
+        raise InputError(
+            f"--jobs {jobs}: expected none beside several processes, which train each arm together"
+        )
+    if not recipe.is_single:
+        raise InputError(
+            f"{recipe.name} has sweep or study, and so states several runs: several processes "
+            "train the arms of a single one together; --jobs trains several side by side"
+        )
+    degrees_for(recipe.parallel, size)
+    if info is None:
+        from wuneng.distributed.local import run_locally
+
+        raise typer.Exit(run_locally(size, ["-m", "wuneng_cli", *sys.argv[1:]]))
+
+
+def is_first() -> bool:
+    """Whether this process prints results: of several, one does."""
+    from wuneng.distributed.launched import launched
+
+    info = launched()
+    return info is None or info.rank == 0
+
+
+@contextmanager
+def seen() -> Iterator[None]:
+    """An error that all processes meet is told by the first alone."""
+    first = is_first()
+    try:
+        yield
+    except MissingProcess:
+        raise
+    except WuNengError as error:
+        if first:
+            raise
+        raise typer.Exit(error.exit_code) from None
