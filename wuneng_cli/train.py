@@ -16,6 +16,7 @@ from wuneng_cli.report import leave_report
 if TYPE_CHECKING:
     from wuneng.recipe import WrittenRecipe
     from wuneng.train import Results
+    from wuneng.train.step_range import StepRange
 
 __all__ = ["EXAMPLES", "SHORT_HELP", "train"]
 
@@ -81,6 +82,15 @@ def train(
             "torchrun -m wuneng_cli train.",
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="FIRST-LAST",
+            help="Record these steps of every arm with torch's profiler: a trace for Perfetto and "
+            "where the time went, by part of the model and by operator, in <arm>/profile.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -114,9 +124,13 @@ def train(
         return
     with seen():
         written = _written(recipe, changes, device)
+        profiled = _profiled(profile, written)
         start(processes, jobs, written.recipe)
         _train(
-            written, out, resume, jobs, verify=verify, as_json=output.as_json, quiet=output.quiet
+            *(written, out, resume, jobs, profiled),
+            verify=verify,
+            as_json=output.as_json,
+            quiet=output.quiet,
         )
 
 
@@ -131,6 +145,18 @@ def _written(recipe: Path, changes: list[str] | None, device: str | None) -> Wri
 
     check_environment()
     return written
+
+
+def _profiled(text: str | None, written: WrittenRecipe) -> StepRange | None:
+    """The steps that ``--profile`` asks for. InputError where the recipe has none such."""
+    if text is None:
+        return None
+    from wuneng.errors import InputError
+    from wuneng.train.step_range import step_range
+
+    if not written.recipe.is_single:
+        raise InputError("--profile: expected a recipe of one run, got one with sweep or study")
+    return step_range(text, written.recipe.training.total_steps, "--profile")
 
 
 def _print_plan(written: WrittenRecipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
@@ -174,6 +200,7 @@ def _train(
     out: Path | None,
     resume: str,
     jobs: int | None,
+    profiled: StepRange | None,
     *,
     verify: bool,
     as_json: bool,
@@ -182,6 +209,7 @@ def _train(
     from wuneng.records.user_cache import OLD_CACHE
     from wuneng.study import StudyResults, SweepResults, run_study, run_sweep
     from wuneng.train import Workers, make_display, run
+    from wuneng.train.profile_table import profile_tables, read_profiles
     from wuneng_cli.dry_run import sources_of
     from wuneng_cli.processes import is_first
     from wuneng_cli.silence import silenced
@@ -201,7 +229,7 @@ def _train(
     }
     results: Results | SweepResults | StudyResults
     if written.recipe.is_single:
-        results = run(written.recipe, out, resume, **settings)
+        results = run(written.recipe, out, resume, profile=profiled, **settings)
         following = _next(results, written.recipe.data.kind)
     else:
         train_all = run_sweep if written.recipe.study is None else run_study
@@ -209,10 +237,12 @@ def _train(
     if not is_first():
         return
     page = leave_report(results.directory)
+    profiles = {} if profiled is None else read_profiles(results.directory)
     if as_json:
-        print_json({"directory": str(results.directory), **results.record})
+        found = {"directory": str(results.directory), **results.record}
+        print_json({**found, **({"profile": profiles} if profiles else {})})
         return
-    for table in results.tables:
+    for table in (*results.tables, *profile_tables(profiles)):
         print_renderable(table)
     print_text(results.sentence)
     shown = f"; {page.name} shows it" if page else ""

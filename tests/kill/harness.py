@@ -38,7 +38,7 @@ training: {steps: 3, sequence_length: 16, batch_size: 2, micro_batch_size: 1, nu
 device: cpu
 """
 #: Of metrics, records and results: what depends on the clock, not on the computation.
-_TIMES = ("seconds", "tokens_per_second", "data_wait", "environment")
+_TIMES = ("seconds", "tokens_per_second", "data_wait", "peak_memory_bytes", "environment")
 
 
 class Server:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.train.tiny import Watcher
+from tests.train.tiny import UNTIMED, Watcher
 from wuneng.errors import InputError
 from wuneng.recipe import load_recipe
 from wuneng.records import read_json, read_jsonl
@@ -64,7 +64,7 @@ def outcome(place: Path) -> dict[str, Any]:
         parts[f"{arm} weights"] = (place / arm / "model" / "model.safetensors").read_bytes()
         parts[f"{arm} rows"] = (place / arm / "rows.json").read_bytes()
         parts[f"{arm} metrics"] = [
-            {k: v for k, v in row.items() if k not in ("seconds", "data_wait", "tokens_per_second")}
+            {k: v for k, v in row.items() if k not in UNTIMED}
             for row in read_jsonl(place / arm / "metrics.jsonl")
             if row["step"] % 2 == 0 or row["step"] == 1
         ]

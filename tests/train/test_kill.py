@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from tests.train import killable
+from tests.train.tiny import UNTIMED
 from wuneng.records import read_json, read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -124,7 +125,7 @@ def outcome(place: Path) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for arm in ARMS:
         parts[f"{arm} metrics"] = [
-            {k: v for k, v in row.items() if k not in ("seconds", "data_wait", "tokens_per_second")}
+            {k: v for k, v in row.items() if k not in UNTIMED}
             for row in read_jsonl(run / arm / "metrics.jsonl")
         ]
         parts[f"{arm} weights"] = (run / arm / "model" / "model.safetensors").read_bytes()

@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.tiny import CountingData, TinyModel, Watcher, tiny_job, tiny_training
+from tests.train.tiny import (
+    UNTIMED,
+    CountingData,
+    TinyModel,
+    Watcher,
+    tiny_job,
+    tiny_training,
+)
 from wuneng.errors import CheckpointError, DiskError, NonFiniteError, RunError
 from wuneng.records import read_jsonl
 from wuneng.train import checkpoint, loop
 from wuneng.train.display import Progress
 from wuneng.train.loop import ArmJob, ArmTraining
 from wuneng.train.signals import Interrupted, StopSignals
-
-UNTIMED = ("tokens_per_second", "data_wait", "seconds")
 
 
 def train(job: ArmJob, watcher: Watcher | None = None) -> ArmTraining:

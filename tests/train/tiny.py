@@ -21,6 +21,8 @@ from wuneng.train.step import Numerics
 from wuneng.train.trainer_state import seed_everything
 
 VOCAB, WIDTH, LENGTH = 11, 8, 6
+#: Of rows of metrics.jsonl: what depends on the machine and the clock, not on the computation.
+UNTIMED = ("tokens_per_second", "data_wait", "seconds", "peak_memory_bytes", "mfu")
 
 
 class TinyModel(nn.Module):

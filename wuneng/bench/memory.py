@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wuneng.train.machine_figures import reset_resident_peak, resident_bytes
+
 __all__ = [
     "OutOfMemory",
     "as_out_of_memory",
@@ -131,21 +133,13 @@ def _highest(changes: Iterable[tuple[int, int]]) -> int:
 def rss_growth(call: Callable[[], object]) -> int | None:
     """Growth of the process's peak resident set during ``call``; None where it cannot be told."""
     try:
-        # 5 resets the high-water mark of this process (proc(5)).
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before = _status("VmRSS")
+        reset_resident_peak()
+        before = resident_bytes("VmRSS")
     except OSError:
         call()
         return None
     call()
-    return max(0, _status("VmHWM") - before)
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
+    return max(0, resident_bytes("VmHWM") - before)
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:

@@ -9,13 +9,13 @@ Legend: T tokens, S state heads, M = S middle heads, H attention heads, N head s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from wuneng.layers.recurrence_watch import HalfLife, half_life, in_context_rate
 
 __all__ = [
     "HalfLife",
@@ -27,44 +27,6 @@ __all__ = [
     "state_path",
     "state_share",
 ]
-
-
-class HalfLife(NamedTuple):
-    """Tokens after which a channel has kept half, ``[S]`` each over a head's N channels."""
-
-    shortest: Tensor
-    median: Tensor
-    longest: Tensor
-
-
-def half_life(w: Tensor) -> HalfLife:
-    """Decay half-life of every head, in tokens.
-
-    Of a channel: log(1/2) / (mean over tokens of its log decay), the number of such tokens after
-    which half of what it held is left, were nothing removed or written. Infinite where nothing
-    decays.
-
-    Args:
-        w: log decays ``[T, S, N]``, at most 0.
-    """
-    kept = math.log(0.5) / w.double().mean(0)
-    ordered = kept.abs().sort(-1).values  # -0.0 decays by nothing, not by minus nothing
-    lower, upper = ordered[:, (w.shape[-1] - 1) // 2], ordered[:, w.shape[-1] // 2]
-    return HalfLife(ordered[:, 0], (lower + upper) / 2, ordered[:, -1])
-
-
-def in_context_rate(b: Tensor) -> Tensor:
-    """In-context learning rate ``[T, S]``: the length of b_t.
-
-    b is the rate times the unit removal key. Where one rate holds for a head (Gated DeltaNet, Kimi
-    Delta Attention) that is the rate; RWKV-7's channels have a rate each, and it is their root mean
-    square, weighted by the squares of the removal key. 0 corrects nothing, 1 replaces what was
-    stored under the key, from 1 to 2 it comes back with the other sign.
-
-    Args:
-        b: ``[T, S, N]`` of the recurrence.
-    """
-    return torch.linalg.vector_norm(b.double(), dim=-1)
 
 
 def effective_rank(S: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Nothing stays on the model afterwards. State heads are watched where their recur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +20,8 @@ from wuneng.layers.middle.additive import Additive
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.middle.concat import Concat
 from wuneng.layers.middle.gated import Gated
+from wuneng.layers.recurrence_watch import recurrence_watched
 from wuneng.model.modeling import WuNengBlock
-from wuneng.ops import wkv7
 from wuneng.ops.cross_head import grouped_heads
 
 __all__ = ["LayerRecord", "MiddleRecord", "record"]
@@ -83,7 +83,8 @@ def record(model: Any, tokens: Tensor) -> list[LayerRecord]:
             records.append(found)
             if block.state_heads is not None:
                 found.state_kind = block.state_heads.config.state_kind
-                stack.enter_context(_watched(block.state_heads, found))
+                see = partial(_keep_inputs, found)
+                stack.enter_context(recurrence_watched(block.state_heads, see))
                 if block.self_attn is not None and block.cross_head.mixes:  # type: ignore[union-attr]
                     found.middle = MiddleRecord(block.state_heads.config.cross_head)
                     hook = partial(_watch_middle, found.middle)
@@ -109,20 +110,8 @@ def _explicit_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-@contextmanager
-def _watched(layer: Any, found: LayerRecord) -> Iterator[None]:
-    before = layer.recurrence
-    run = before or wkv7
-
-    def recurrence(*inputs: Tensor, **options: Any) -> Any:
-        found.inputs = [_wide(x[0]) for x in inputs]
-        return run(*inputs, **options)
-
-    layer.recurrence = recurrence
-    try:
-        yield
-    finally:
-        layer.recurrence = before
+def _keep_inputs(found: LayerRecord, inputs: Sequence[Tensor]) -> None:
+    found.inputs = [_wide(x[0]) for x in inputs]
 
 
 def _watch_attention(found: LayerRecord, module: nn.Module, inputs: Any, output: Any) -> Any:

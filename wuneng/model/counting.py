@@ -34,11 +34,12 @@ def parameters_by_part(config: WuNengConfig) -> dict[str, int]:
             counts["state heads"] += shape.numel() // 2
             counts["middle heads"] += shape.numel() // 2
         else:
-            counts[_part_of(name)] += shape.numel()
+            counts[part_of(name)] += shape.numel()
     return counts
 
 
-def _part_of(name: str) -> str:
+def part_of(name: str) -> str:
+    """Which of :data:`PARTS` the parameter of a model with this dotted name belongs to."""
     if "embed_tokens" in name:
         return "embedding"
     if name.startswith("lm_head"):

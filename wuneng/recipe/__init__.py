@@ -11,7 +11,7 @@ from wuneng.recipe.sizes import parse_size
 from wuneng.recipe.study import Ladder, Study
 from wuneng.recipe.sweep import Point, points_of
 from wuneng.recipe.task_settings import CurriculumStage, RecallTask, StateTrackingTask, TaskSettings
-from wuneng.recipe.training import EndEvaluation, OptimizerSettings, Training
+from wuneng.recipe.training import EndEvaluation, OptimizerSettings, Spikes, Training
 from wuneng.recipe.upgrade import Distillation, LoraSettings
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "QuestionFields",
     "RecallTask",
     "Recipe",
+    "Spikes",
     "StateTrackingTask",
     "Study",
     "SyntheticData",

@@ -145,6 +145,8 @@ def training_problems(training: Training) -> Iterator[Problem]:
             ("micro_batch_size",),
             f"expected a divisor of batch_size ({training.batch_size}), got {micro}",
         )
+    if training.keep_best and not training.validate_every:
+        yield ("keep_best",), "expected validate_every to be set as well"
     if training.warmup_steps >= training.total_steps:
         yield (
             ("warmup_steps",),

@@ -125,7 +125,7 @@ class Recipe(Settings):
     """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
     parallel: Parallel = Parallel()
     """How several processes share the training of an arm."""
-    loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    loggers: list[Literal["tensorboard", "wandb", "csv"]] = Field(default_factory=list)
     """Where metrics go beside metrics.jsonl."""
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Values to try, by the path of the field as ``--set`` takes it: every combination is trained,

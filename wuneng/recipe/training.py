@@ -11,7 +11,7 @@ from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import Count, Fraction, Length, PositiveCount, Real, Rows, Threads
 from wuneng.recipe.upgrade import Regex
 
-__all__ = ["EndEvaluation", "OptimizerSettings", "Training"]
+__all__ = ["EndEvaluation", "OptimizerSettings", "Spikes", "Training"]
 
 PositiveReal = Annotated[Real, Field(gt=0.0)]
 NonNegativeReal = Annotated[Real, Field(ge=0.0)]
@@ -48,6 +48,15 @@ class OptimizerSettings(Settings):
     """Largest global gradient norm; 0 switches clipping off."""
 
 
+class Spikes(Settings):
+    """Skip batches whose loss or gradient norm is an outlier among those of recent steps."""
+
+    deviations: PositiveReal = 6.0
+    """Standard deviations above the recent mean from which a batch is skipped (OLMo 2 has 6)."""
+    window: Annotated[Rows, Field(ge=2)] = 128
+    """Recent steps; nothing is skipped before there are half as many."""
+
+
 class Training(OptimizerSettings):
     """The run that every arm goes through."""
 
@@ -75,6 +84,19 @@ class Training(OptimizerSettings):
     """Steps between two checkpoints; 0 writes one when stopped and one at the end."""
     keep_checkpoints: PositiveCount = 2
     """Newest checkpoints that are kept."""
+    keep_best: bool = False
+    """Write a checkpoint whenever validation is the best so far, and keep it beside the newest."""
+    keep_every: Count = 0
+    """Steps between two checkpoints that are kept for good; 0 keeps none."""
+    async_checkpoints: bool = False
+    """Train on while a checkpoint is written; costs the memory of a copy of what it holds."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A batch whose loss or gradient is NaN or infinite stops the run, or is passed over: it moves
+    nothing and is recorded."""
+    spikes: Spikes | None = None
+    """Pass over batches of outlying loss or gradient norm too; ``{}`` takes the usual bounds."""
+    skip_limit: PositiveCount = 10
+    """Skipped batches in a row after which the run stops."""
     num_threads: Threads | None = None
     """CPU threads of torch; default torch's own choice."""
 

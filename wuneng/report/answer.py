@@ -23,8 +23,23 @@ def answer(records: Records) -> Section | None:
     text = [sentence, str(summary) if summary else ""]
     if not found and records.metrics:
         text.append("The run is not finished: there are learning curves and no results yet.")
+        text.append(how_far(records))
     told = tuple(line for line in text if line)
     return Section("answer", "Answer", told, (row,) if row else ()) if told else None
+
+
+def how_far(records: Records) -> str:
+    """How many steps each arm and seed that has begun has logged, and of how many."""
+    training = (records.recipe or {}).get("training")
+    steps = training.get("steps") if isinstance(training, Mapping) else None
+    of = f" of {steps:,}" if isinstance(steps, int) else ""
+    told = []
+    for arm, seeds in records.metrics.items():
+        for seed, rows in seeds.items():
+            if rows and isinstance(rows[-1].get("step"), int):
+                named = f"{arm} (seed {seed})" if len(seeds) > 1 else arm
+                told.append(f"{named} at step {rows[-1]['step']:,}{of}")
+    return f"So far: {', '.join(told)}." if told else ""
 
 
 def _headline(records: Records) -> tuple[str, dict[str, Any]]:

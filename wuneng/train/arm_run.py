@@ -6,9 +6,9 @@ checkpoint on, when the run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,6 +35,7 @@ from wuneng.train.signals import Interrupted, StopSignals, stop_warning
 from wuneng.train.spread import arm_degrees
 from wuneng.train.starting_point import PLAIN, Sources, load_start
 from wuneng.train.step import Numerics
+from wuneng.train.step_range import StepRange
 from wuneng.train.trainable import freeze
 from wuneng.train.trainer_state import TrainerState, seed_everything
 
@@ -59,6 +60,8 @@ class Session:
     """That train each unit together."""
     parallel: Parallel = field(default_factory=Parallel)
     """How they share an arm."""
+    profile: StepRange | None = None
+    """Steps of each unit that are profiled."""
 
 
 def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Session) -> None:
@@ -103,6 +106,8 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
             f"{plan.outline.name}/{arm.name}/seed-{seed}",
         ),
         teacher=teacher,
+        profile=session.profile,
+        flops_per_token=arm.facts.flops_per_token,
     )
     rows_at_once = plan.evaluation.batch_size or arm.training.micro_batch_size
     state, quality = _train_and_score(job, data, display, rows_at_once, trains=arm.trains)
@@ -114,9 +119,10 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
             merge_adapters(found)
         _save_model(place, found, data.tokenizer)
         rows = read_jsonl(place.metrics)
-        final_loss = rows[-1]["loss"] if rows else None
+        if arm.training.keep_best and state.best:
+            state.best["kept"] = True
         save_rows(place, quality)
-        save_record(place, arm_record(arm.name, arm.facts, state, quality, final_loss))
+        save_record(place, arm_record(arm.name, arm.facts, state, quality, final_loss(rows)))
 
     processes.first(leave)
 
@@ -126,6 +132,11 @@ def _clear(place: ArmDirectory) -> None:
     refuse_links(place.path, place.checkpoints, place.model, place.start, place.teacher)
     remove_leftovers(place.path)
     (place.path / CHECKSUMS).unlink(missing_ok=True)  # of files that are written anew
+
+
+def final_loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The last loss among rows of metrics.jsonl; that of a skipped batch may be no number."""
+    return next((row["loss"] for row in reversed(rows) if row.get("loss") is not None), None)
 
 
 def _model(

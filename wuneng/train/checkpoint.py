@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,17 @@ from wuneng.records.checksums import fault, read_checksums
 from wuneng.train.optimizer import load_named_state, named_state
 from wuneng.train.trainer_state import TrainerState
 
-__all__ = ["Checkpoint", "latest_usable", "restore", "rotate", "save", "verify"]
+__all__ = [
+    "Checkpoint",
+    "Content",
+    "content",
+    "latest_usable",
+    "restore",
+    "rotate",
+    "save",
+    "verify",
+    "write",
+]
 
 MODEL, OPTIMIZER, TRAINER, MANIFEST = (
     "model.safetensors",
@@ -51,6 +61,45 @@ class Checkpoint:
     state: TrainerState
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint is going to hold: tensors by name, and trainer.json."""
+
+    step: int
+    weights: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    trainer: str
+
+    def copied(self) -> Content:
+        """The same in memory of its own, on the CPU: training may go on with the originals."""
+        weights, moments = (
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
+            for part in (self.weights, self.moments)
+        )
+        return replace(self, weights=weights, moments=moments)
+
+
+def content(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainerState,
+    processes: Processes = ALONE,
+) -> Content:
+    """What a checkpoint of this moment holds; its parameters and moments are the originals, which
+    the optimiser's next step changes, unless they were cut among ``processes``. All of these call
+    this, and the first gets the tensors."""
+    put_away(model)
+    trained = {name for name, _ in model.named_parameters()}
+    own = {
+        name: tensor if name in trained else tensor.clone()  # a forward pass may change a buffer
+        for name, tensor in model_tensors(model).items()
+    }
+    first = processes.is_first
+    weights = whole_tensors(own, keep=first)
+    moments = whole_tensors(named_state(model, optimizer), keep=first)
+    return Content(state.step, weights, moments, json.dumps(state.to_json()))
+
+
 def save(
     parent: Path,
     model: nn.Module,
@@ -58,41 +107,41 @@ def save(
     state: TrainerState,
     *,
     keep: int,
-    protected: int | None = None,
     processes: Processes = ALONE,
 ) -> Path:
     """Write ``parent/step-<state.step>``, and only then delete all but the newest ``keep``.
 
-    The checkpoint of step ``protected`` stays besides. Where several ``processes`` train together
-    all of them call this, and the first writes.
+    Where several ``processes`` train together all of them call this, and the first writes.
 
     Checkpoints of later steps (found altered when the run was resumed before them) go as well.
 
     Raises:
         DiskError: no room; every earlier checkpoint is still there.
     """
-    put_away(model)
-    first = processes.is_first
-    weights = whole_tensors(model_tensors(model), keep=first)
-    moments = whole_tensors(named_state(model, optimizer), keep=first)
-    final = parent / f"step-{state.step}"
+    held = content(model, optimizer, state, processes)
 
-    def write() -> Path:
-        _write(final, weights, moments, state)
-        rotate(parent, state.step, keep, protected)
+    def leave() -> Path:
+        final = write(parent, held)
+        rotate(parent, state.step, keep)
         return final
 
-    return processes.first(write)
+    return processes.first(leave)
 
 
-def _write(
-    final: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainerState
-) -> None:
+def write(parent: Path, held: Content) -> Path:
+    """Write ``parent/step-<held.step>``, complete or not at all.
+
+    Raises:
+        DiskError: no room.
+    """
+    weights, moments = dict(held.weights), dict(held.moments)
     needed = _MARGIN + sum(t.nbytes for part in (weights, moments) for t in part.values())
+    final = parent / f"step-{held.step}"
     with directory_written_atomically(final, needed, checksums=MANIFEST) as temporary:
         save_file({name: t.contiguous() for name, t in weights.items()}, temporary / MODEL)
         save_file(moments, temporary / OPTIMIZER)
-        (temporary / TRAINER).write_text(json.dumps(state.to_json()), encoding="utf-8")
+        (temporary / TRAINER).write_text(held.trainer, encoding="utf-8")
+    return final
 
 
 def verify(path: Path) -> Checkpoint:
@@ -163,12 +212,16 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def rotate(parent: Path, newest: int, keep: int, protected: int | None = None) -> None:
-    """Delete all checkpoints but the newest ``keep`` up to step ``newest``, and ``protected``."""
+def rotate(
+    parent: Path, newest: int, keep: int, stays: Callable[[int], bool] = lambda step: False
+) -> None:
+    """Delete all checkpoints but, up to step ``newest``, the newest ``keep`` and those of steps of
+    which ``stays`` is true."""
     steps = sorted(_steps(parent), reverse=True)
     kept = [step for step in steps if step <= newest][: max(1, keep)]
-    for step in set(steps) - {*kept, protected}:
-        remove_directory(parent / f"step-{step}")
+    for step in set(steps) - set(kept):
+        if step > newest or not stays(step):
+            remove_directory(parent / f"step-{step}")
 
 
 def _steps(parent: Path) -> list[int]:

@@ -230,6 +230,8 @@ class PanelDisplay:
             ("time left", clock(progress.seconds_left), ""),
             *(("validation", f"{value:.4f}", name) for name, value in self._validation.items()),
         ]
+        if progress.skipped_batches:
+            rows.append(("skipped", f"{progress.skipped_batches:,} batches", progress.skipped))
         table = Table.grid(padding=(0, 2))
         for _ in range(3 if width >= _WIDE else 2):
             table.add_column(overflow="fold")
@@ -258,4 +260,6 @@ def _line(progress: Progress) -> str:
         f"eta {clock(progress.seconds_left)}",
     ]
     parts += [f"{name} {value:.4f}" for name, value in progress.validation.items()]
+    if progress.skipped:
+        parts.append(f"skipped: {progress.skipped} ({progress.skipped_batches} so far)")
     return "  ".join(parts)

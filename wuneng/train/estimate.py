@@ -4,6 +4,7 @@ steps of each arm where that is wanted.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from wuneng.device import autocast_dtype, pick_device
@@ -97,6 +98,7 @@ def _disk(arm: ArmPlan) -> int:
     kept = training.keep_checkpoints
     if training.schedule == "wsd" and steps_before_decay(training.total_steps, training):
         kept += 1  # the one from before the decay, from which a longer run goes on
+    kept += training.keep_best + training.total_steps // (training.keep_every or sys.maxsize)
     return 4 * facts.parameters + (kept * checkpoint if arm.trains else 0)
 
 

@@ -1,16 +1,19 @@
-"""TensorBoard and Weights & Biases, where the recipe asks for them under ``loggers``."""
+"""TensorBoard, Weights & Biases and CSV, where the recipe asks for them under ``loggers``."""
 
 from __future__ import annotations
 
 import importlib.util
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from wuneng.errors import InputError
 from wuneng.foreign.regular import read_regular_text
 from wuneng.records import write_text_atomic
+from wuneng.train.csv_log import CsvLogger
+from wuneng.train.flat_rows import numbers
 
 __all__ = ["Logger", "check_installed", "open_loggers"]
 
@@ -20,8 +23,12 @@ _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 class Logger(Protocol):
     """Receives the rows of metrics.jsonl."""
 
+    def begin(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Before the first: the rows of the steps that a resumed run does not take again."""
+        ...
+
     def log(self, row: Mapping[str, Any]) -> None:
-        """One row: flat numbers, plus ``validation``, a mapping of quality names to numbers."""
+        """One row: numbers and words, and mappings of numbers as ``validation``."""
         ...
 
     def close(self) -> None:
@@ -32,7 +39,7 @@ class Logger(Protocol):
 def check_installed(names: Sequence[str]) -> None:
     """Raise InputError, naming what to install, before any training is done in vain."""
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
+        if name in _PACKAGES and importlib.util.find_spec(_PACKAGES[name]) is None:
             raise InputError(
                 f"loggers: {name!r} needs a package that is not installed. "
                 f"Install it with: pip install {_PACKAGES[name]}, or remove it from the recipe."
@@ -45,6 +52,7 @@ def open_loggers(names: Sequence[str], directory: Path, title: str) -> list[Logg
     makers: dict[str, Callable[[Path, str], Logger]] = {
         "tensorboard": TensorBoardLogger,
         "wandb": WandbLogger,
+        "csv": lambda directory, title: CsvLogger(directory),
     }
     return [makers[name](directory, title) for name in names]
 
@@ -55,16 +63,24 @@ class TensorBoardLogger:
     def __init__(self, directory: Path, title: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory / "tensorboard"))
+        self._open: Callable[..., Any] = partial(SummaryWriter, str(directory / "tensorboard"))
+        self._writer: Any = None
+
+    def begin(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Lines of later steps, which are taken again, are hidden."""
+        if rows:
+            self._writer = self._open(purge_step=rows[-1]["step"] + 1)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """One scalar per number."""
-        for name, value in _scalars(row).items():
+        self._writer = self._writer or self._open()
+        for name, value in numbers(row).items():
             self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandbLogger:
@@ -81,16 +97,13 @@ class WandbLogger:
             project="wuneng", name=title, id=identity, resume="allow", dir=str(directory)
         )
 
+    def begin(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Steps that are taken again have the figures they had: the service keeps the first."""
+
     def log(self, row: Mapping[str, Any]) -> None:
         """One scalar per number."""
-        self._run.log(_scalars(row), step=row["step"])
+        self._run.log(numbers(row), step=row["step"])
 
     def close(self) -> None:
         """Mark the run as finished."""
         self._run.finish()
-
-
-def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    flat = {f"validation/{name}": value for name, value in row.get("validation", {}).items()}
-    plain = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
-    return {**plain, **flat}

@@ -12,22 +12,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.profiler import record_function
 
 from wuneng.data.batch import TrainingData, ValidationData, same_data
 from wuneng.data.prefetch import Prefetched
 from wuneng.errors import CheckpointError
 from wuneng.recipe import OptimizerSettings, Training
-from wuneng.records import ArmDirectory, append_jsonl, truncate_jsonl_after
+from wuneng.records import ArmDirectory, append_jsonl, read_jsonl, truncate_jsonl_after
 from wuneng.records.durable import flush
 from wuneng.train import checkpoint
 from wuneng.train.display import Display, Progress
 from wuneng.train.distillation import Teacher
 from wuneng.train.loggers import Logger
+from wuneng.train.machine_figures import machine_figures, reset_peak
+from wuneng.train.observing import Observer
 from wuneng.train.optimizer import build_optimizer, set_learning_rate
+from wuneng.train.pace import Pace
 from wuneng.train.quality import measure
-from wuneng.train.schedule import learning_rate_at, steps_before_decay
+from wuneng.train.saving import Saver
+from wuneng.train.schedule import learning_rate_at
 from wuneng.train.signals import Interrupted, StopSignals
+from wuneng.train.skipping import Skipping
 from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
+from wuneng.train.step_profile import StepProfile
+from wuneng.train.step_range import StepRange
+from wuneng.train.time_by_part import DATA, PREFIX
 from wuneng.train.trainer_state import TrainerState, capture_rng, draw_apart, restore_rng
 
 __all__ = ["ArmJob", "ArmTraining"]
@@ -50,41 +59,11 @@ class ArmJob:
     directory: ArmDirectory
     numerics: Numerics
     loggers: Sequence[Logger] = ()
+    profile: StepRange | None = None
+    """Steps that are profiled."""
+    flops_per_token: float = 0.0
+    """Of training, for the share of the device's arithmetic that is used; 0: not known."""
     teacher: Teacher | None = None
-
-
-@dataclass
-class _Pace:
-    """Tokens and seconds since the last logged step; steps and seconds of this session."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    """Those of ``seconds`` that went by before the batch was there."""
-    session_steps: int = 0
-    session_seconds: float = 0.0
-
-    def add(self, tokens: int, seconds: float, waited: float, *, typical: bool) -> None:
-        self.tokens += tokens
-        self.seconds += seconds
-        self.waited += waited
-        if typical:
-            self.session_steps += 1
-            self.session_seconds += seconds
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    @property
-    def data_wait(self) -> float:
-        return self.waited / self.seconds if self.seconds else 0.0
-
-    def log(self) -> None:
-        self.tokens, self.seconds, self.waited = 0, 0.0, 0.0
-
-    def seconds_for(self, steps: int) -> float:
-        return steps * self.session_seconds / max(1, self.session_steps)
 
 
 @dataclass
@@ -99,10 +78,23 @@ class ArmTraining:
     def __post_init__(self) -> None:
         job = self.job
         self.optimizer = build_optimizer(job.model, job.training)
+        self._observer = Observer(job.model, job.training, job.numerics, job.validation)
         self.called = prepare_model(job.model, job.training, job.numerics)
         self.total_steps = job.training.total_steps
-        self._decay_begins = _decay_begins(job.training)
-        self._pace = _Pace()
+        place = job.directory.checkpoints
+        self._saver = Saver(
+            *(place, job.model, self.optimizer, job.training),
+            warn=self.display.warn,
+            processes=job.numerics.processes,
+        )
+        self._profiling = StepProfile(
+            job.profile if job.numerics.processes.is_first else None,
+            job.directory.path / "profile",
+            None if job.training.compile else job.model,
+            job.numerics.device,
+            self.display.warn,
+        )
+        self._pace = Pace()
         self._saved_step = -1
         self._first_of_session = True
 
@@ -115,15 +107,17 @@ class ArmTraining:
         """
         self._start_or_resume()
         left = self.total_steps - self.state.step
-        with Prefetched(self.job.train, left) as self._batches:
+        with Prefetched(self.job.train, left) as self._batches, self._saver, self._profiling:
             while self.state.step < self.total_steps:
                 self.leave_if_asked()
-                learning_rate, outcome = self._step()
+                with self._profiling.of(self.state.step + 1):
+                    learning_rate, outcome = self._step()
                 figures = self._validate_if_due()
                 self._record(learning_rate, outcome, figures)
-                if self._checkpoint_due():
+                if self._saver.due(self.state):
                     self._save()
             self._save()
+            self._saver.finish()
             self.leave_if_asked()
         waited = f"{self.state.data_wait:.1%} of its steps' time was waited for data"
         self.display.note(f"{self.job.arm} (seed {self.job.seed}): {waited}")
@@ -151,6 +145,11 @@ class ArmTraining:
         if damaged:
             lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             self.display.warn(f"{job.directory.metrics}: damaged and left out: line {lines}")
+        self._skipping = Skipping(job.training, self.state.skipping)
+        rows = read_jsonl(job.directory.metrics) if job.loggers else []
+        for logger in job.loggers:
+            logger.begin(rows)
+        reset_peak(job.numerics.device)
         self._clock = time.perf_counter() - self.state.seconds
 
     def _resume(self, found: checkpoint.Checkpoint) -> None:
@@ -180,16 +179,19 @@ class ArmTraining:
         began, waited = time.perf_counter(), self._batches.waited
         learning_rate = learning_rate_at(state.step, self.total_steps, job.training)
         set_learning_rate(self.optimizer, learning_rate)
+        with record_function(PREFIX + DATA):  # heard by a profile alone
+            batch = self._batches.next_batch()
         try:
             outcome = take_step(
                 self.called,
                 self.optimizer,
-                self._batches.next_batch(),
+                batch,
                 job.training,
                 job.numerics,
                 step=state.step + 1,
                 arm=job.arm,
                 teacher=job.teacher,
+                skipping=self._skipping,
             )
         except Exception as error:
             failure = compilation_error(error)
@@ -229,7 +231,8 @@ class ArmTraining:
         job, state, pace = self.job, self.state, self._pace
         state.seconds = time.perf_counter() - self._clock
         edge = state.step in (1, self.total_steps)
-        logged = edge or bool(figures) or state.step % job.training.log_every == 0
+        due = edge or state.step % job.training.log_every == 0
+        logged = due or bool(figures) or bool(outcome.reason)
         self.display.stepped(
             Progress(
                 arm=job.arm,
@@ -243,9 +246,14 @@ class ArmTraining:
                 seconds_left=pace.seconds_for(self.total_steps - state.step),
                 logged=logged,
                 validation=figures,
+                skipped=outcome.reason,
+                skipped_batches=self._skipping.batches,
             )
         )
-        if not logged or not job.numerics.processes.is_first:
+        if not logged:
+            return
+        observed = self._observer.figures(state.step, outcome)  # by all processes together
+        if not job.numerics.processes.is_first:
             return
         row: dict[str, Any] = {
             "arm": job.arm,
@@ -260,8 +268,16 @@ class ArmTraining:
             "seconds": round(state.seconds, 3),
         }
         row.update(outcome.parts)
+        row.update(observed)
+        row |= machine_figures(
+            job.numerics.device,
+            job.numerics.autocast_dtype,
+            pace.tokens_per_second * job.flops_per_token / job.numerics.processes.size,
+        )
         if outcome.skipped:
             row["skipped"] = True
+        if outcome.reason:
+            row["skipped_because"] = outcome.reason
         if figures:
             row["validation"] = figures
         append_jsonl(job.directory.metrics, row)
@@ -269,17 +285,18 @@ class ArmTraining:
             logger.log(row)
         pace.log()
 
-    def _checkpoint_due(self) -> bool:
-        every = self.job.training.checkpoint_every
-        due = bool(every) and self.state.step % every == 0
-        return due or self.state.step == self._decay_begins
-
     def leave_if_asked(self) -> None:
-        """Save and raise Interrupted if a signal has come."""
+        """Save and raise Interrupted if a signal has come.
+
+        Raises:
+            DiskError: also where a checkpoint that is written aside could not be.
+        """
+        self._saver.check()
         number = self.job.numerics.processes.agreed_signal(self.stop.requested)
         if number is None:
             return
         self._save()
+        self._saver.finish()
         raise Interrupted(
             f"stopped by a signal; arm {self.job.arm!r}, seed {self.job.seed}, is saved at step "
             f"{self.state.step} of {self.total_steps}",
@@ -288,12 +305,9 @@ class ArmTraining:
 
     def _save(self) -> None:
         """Write a checkpoint of this step unless there is one already."""
-        keep, place = self.job.training.keep_checkpoints, self.job.directory.checkpoints
         processes = self.job.numerics.processes
         if self._saved_step == self.state.step:
-            # A process that was killed after it had saved left the older ones.
-            step = self.state.step
-            processes.first(lambda: checkpoint.rotate(place, step, keep, self._decay_begins))
+            self._saver.tidy(self.state)
             return
         state, scaler = self.state, self.job.numerics.scaler
         state.seconds = time.perf_counter() - self._clock
@@ -302,20 +316,5 @@ class ArmTraining:
         state.rng = capture_rng()
         if processes.is_first and self.job.directory.metrics.exists():
             flush(self.job.directory.metrics)  # its lines are not written again after a resume
-        checkpoint.save(
-            place,
-            self.job.model,
-            self.optimizer,
-            state,
-            keep=keep,
-            protected=self._decay_begins,
-            processes=processes,
-        )
+        self._saver.save(state)
         self._saved_step = state.step
-
-
-def _decay_begins(training: Training) -> int | None:
-    """The step at which a longer run parts from this one: its checkpoint is kept."""
-    if training.schedule != "wsd":
-        return None
-    return steps_before_decay(training.total_steps, training) or None

@@ -32,6 +32,7 @@ from wuneng.train.plan import RunPlan, plan_run
 from wuneng.train.results import write_results
 from wuneng.train.resume import claimed_run
 from wuneng.train.starting_point import Sources
+from wuneng.train.step_range import StepRange
 from wuneng.train.units import Unit, unfinished
 from wuneng.train.workers import Workers
 
@@ -51,6 +52,8 @@ class Opening:
     workers: Workers
     processes: Processes = ALONE
     """That train each unit together."""
+    profile: StepRange | None = None
+    """Steps of each unit that are profiled."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,13 @@ def open_run(
             directory=directory,
             outline=RunOutline.of(own),
             session=Session(
-                directory, device, opening.display, opening.check, processes, recipe.parallel
+                directory,
+                device,
+                opening.display,
+                opening.check,
+                processes,
+                recipe.parallel,
+                opening.profile,
             ),
             device=own.device,
             threads=own.training.num_threads,

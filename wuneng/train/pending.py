@@ -97,4 +97,5 @@ def _job(run: OpenRun, unit: Unit, opening: Opening) -> UnitJob:
         sources=opening.sources,
         trusted=is_trusted(),
         within=opening.workers.within,
+        profile=opening.profile,
     )

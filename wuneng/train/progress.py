@@ -25,6 +25,10 @@ class Progress:
     """Whether this step has a line in metrics.jsonl."""
     validation: dict[str, float] = field(default_factory=dict)
     """The figures measured at this step, if any were."""
+    skipped: str = ""
+    """Why this step's batch moved nothing; empty where it did."""
+    skipped_batches: int = 0
+    """So far."""
     unit: str = ""
     """What to call it where several train side by side; else the arm is trained alone."""
 

@@ -26,6 +26,15 @@ def _number_or_none(value: Any) -> bool:
     return value is None or _number(value)
 
 
+def _best(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if not value.get("kept"):
+        return True
+    step = value.get("step")
+    return type(step) is int and isinstance(value.get("name"), str) and _number(value.get("value"))
+
+
 #: Field: (whether every version has written it, what it may be, that in words).
 _FIELDS: dict[str, tuple[bool, Callable[[Any], bool], str]] = {
     "arm": (True, lambda v: isinstance(v, str), "a name"),
@@ -46,9 +55,10 @@ _FIELDS: dict[str, tuple[bool, Callable[[Any], bool], str]] = {
     "data_wait": (False, _positive, "a number of 0 or more"),
     "learning_rate": (False, _number, "a number"),
     "final_loss": (True, _number_or_none, "a number or null"),
-    "best_validation": (True, lambda v: isinstance(v, dict), "an object"),
+    "best_validation": (True, _best, "an object of step, name and value"),
     "quality": (True, _by_name(_number_or_none), "an object of numbers"),
     "standard_error": (False, _by_name(_positive), "an object of numbers of 0 or more"),
+    "skipped_batches": (False, _positive, "a number of 0 or more"),
     "examples": (False, _by_name(_positive), "an object of numbers of 0 or more"),
 }
 

@@ -28,6 +28,7 @@ from wuneng.train.quality import Quality
 from wuneng.train.record_check import record_problem
 from wuneng.train.summary import closing_sentence
 from wuneng.train.trainer_state import TrainerState
+from wuneng.train.training_notes import training_notes
 
 __all__ = [
     "arm_record",
@@ -46,6 +47,7 @@ def arm_record(
 ) -> dict[str, Any]:
     """The record of one finished arm and seed."""
     rate = state.timed_tokens / state.timed_seconds if state.timed_seconds else 0.0
+    skipped = state.skipping.get("batches", 0)
     return {
         "schema": 1,
         "arm": arm,
@@ -70,6 +72,7 @@ def arm_record(
         "quality": quality.values,
         "standard_error": quality.standard_errors,
         "examples": quality.examples,
+        **({"skipped_batches": skipped} if skipped else {}),
     }
 
 
@@ -134,6 +137,8 @@ def write_results(
         records = [finished_record(directory, check=check) for directory in directories]
         assert all(records), f"arm {arm} is not finished"
         arms[arm] = combine([record for record in records if record])
+        if best := _best_checkpoints(run, directories, records):
+            arms[arm]["best_checkpoints"] = best
     results: dict[str, Any] = {
         "schema": 1,
         "name": outline.name,
@@ -144,9 +149,25 @@ def write_results(
         results["study"] = dict(study)
     if paired := paired_differences(run, arms):
         results["paired"] = paired
-    results["summary"] = closing_sentence(results)
+    results["summary"] = f"{closing_sentence(results)} {training_notes(results)}".rstrip()
     write_sealed_json(run.results, results, beside=(run.recipe.name,))
     return results
+
+
+def _best_checkpoints(
+    run: RunDirectory,
+    directories: Sequence[ArmDirectory],
+    records: Sequence[Mapping[str, Any] | None],
+) -> list[dict[str, Any]]:
+    """``{"directory", "step", "name", "value"}`` of each seed's, where the recipe keeps them."""
+    found = []
+    for directory, record in zip(directories, records, strict=True):
+        best = (record or {}).get("best_validation", {})
+        if best.get("kept"):
+            place = (directory.checkpoints / f"step-{best['step']}").relative_to(run.path)
+            own = {key: best[key] for key in ("step", "name", "value")}
+            found.append({"directory": place.as_posix(), **own})
+    return found
 
 
 def combine(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -156,6 +177,8 @@ def combine(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     entry["seeds"] = [record["seed"] for record in records]
     if len(records) == 1:
         return entry
+    if skipped := sum(record.get("skipped_batches", 0) for record in records):
+        entry["skipped_batches"] = skipped
     for key in _AVERAGED:
         if values := [record[key] for record in records if key in record]:  # data_wait came later
             entry[key] = over_seeds(values).mean

@@ -24,6 +24,7 @@ from wuneng.train.paired_table import paired_table
 from wuneng.train.pending import train_pending
 from wuneng.train.signals import Interrupted, how_to_resume
 from wuneng.train.starting_point import Sources
+from wuneng.train.step_range import StepRange
 from wuneng.train.summary import results_table
 from wuneng.train.workers import Workers
 
@@ -73,6 +74,7 @@ def run(
     sources: Sources | None = None,
     verify: bool = True,
     workers: Workers | None = None,
+    profile: StepRange | None = None,
 ) -> Results:
     """Train every arm of ``recipe`` from every seed and compare them.
 
@@ -87,6 +89,7 @@ def run(
             models that are WuNeng already.
         verify: compare what finished arms left, and models that arms start from, with their
             checksums.
+        profile: steps of every arm that torch's profiler watches (``<arm>/profile``).
         workers: how many arms train side by side; default one for each GPU, on the CPU one.
 
     Raises:
@@ -114,7 +117,7 @@ def run(
         closing(display),
         joined(info, recipe.device, recipe.parallel.timeout) as processes,
     ):
-        opening = Opening(display, command_line, sources, verify, workers, processes)
+        opening = Opening(display, command_line, sources, verify, workers, processes, profile)
         return run_opened(recipe, place, resume, runs_root, opening)
 
 

@@ -26,6 +26,7 @@ from wuneng.ops.context import context_parallel
 from wuneng.recipe import Training
 from wuneng.train.distillation import Teacher
 from wuneng.train.shares import piece_of_rows, share_of
+from wuneng.train.skipping import Skipping
 
 __all__ = [
     "Numerics",
@@ -97,7 +98,10 @@ class StepOutcome:
     tokens: int
     """Tokens read, scored or not."""
     skipped: bool = False
-    """float16 only: the scaled gradients overflowed, so the scale was lowered and nothing moved."""
+    """Nothing moved: see ``reason``; or float16's scaled gradients overflowed, and the scale was
+    lowered."""
+    reason: str = ""
+    """Why the batch was skipped, where the recipe has it so (``wuneng.train.skipping``)."""
     parts: dict[str, float] = field(default_factory=dict)
     """With a teacher: ``kl`` and ``ce``, in nats per scored token, before they are weighted."""
 
@@ -146,16 +150,19 @@ def take_step(
     step: int,
     arm: str,
     teacher: Teacher | None = None,
+    skipping: Skipping | None = None,
 ) -> StepOutcome:
     """Train on ``batch`` once. ``step`` (1-based) and ``arm`` are for messages.
 
-    The loss is the cross-entropy, or with a ``teacher`` what it makes of both.
+    The loss is the cross-entropy, or with a ``teacher`` what it makes of both. ``skipping`` judges
+    the batch; by default without a memory of others.
 
     ``model(input_ids=[B, T], document_ids=[B, T] | None, use_cache=False, head_loss=…).loss``; one
     that is not WuNeng gives ``.logits`` ``[B, T, V]`` instead.
 
     Raises:
-        NonFiniteError: the loss or a gradient is NaN or infinite; the weights are untouched.
+        NonFiniteError: the loss or a gradient is NaN or infinite, or too many batches in a row had
+            to be skipped; the weights are untouched.
         DataError: nothing in the batch is scored.
     """
     scored = int((batch.labels != IGNORED).sum())
@@ -170,12 +177,24 @@ def take_step(
     foreach = numerics.device.type in ("cpu", "cuda")
     norm = whole(nn.utils.get_total_norm(gradients, foreach=foreach))
     loss_value, norm_value, *shares = torch.stack([loss, norm.to(loss), *parts]).tolist()
-    _check_finite(loss_value, norm_value, each[:, 0], model, numerics, step=step, arm=arm)
+    problem = _problem(loss_value, norm_value, model, numerics)
+    judged = (skipping or Skipping(training)).judge(loss_value, norm_value, problem)
+    if judged.stops:
+        where = f"step {step}, arm {arm!r}{_whose(each[:, 0])}"
+        raise NonFiniteError(
+            f"{where}: {judged.reason}; the weights were not updated. {_what_to_try(numerics)}"
+        )
+    named = dict(zip(("kl", "ce"), shares, strict=False))
+    if judged.reason:
+        if numerics.scaler is not None:
+            numerics.scaler.update()
+        return StepOutcome(
+            loss_value, norm_value, batch.input_ids.numel(), True, judged.reason, named
+        )
     if training.clip:
         nn.utils.clip_grads_with_norm_(model.parameters(), training.clip, norm, foreach=foreach)
     skipped = _update(optimizer, numerics)
-    named = dict(zip(("kl", "ce"), shares, strict=False))
-    return StepOutcome(loss_value, norm_value, batch.input_ids.numel(), skipped, named)
+    return StepOutcome(loss_value, norm_value, batch.input_ids.numel(), skipped, parts=named)
 
 
 def micro_batches(batch: Batch, rows: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -235,40 +254,22 @@ def _update(optimizer: torch.optim.Optimizer, numerics: Numerics) -> bool:
     return scaler.get_scale() < before
 
 
-def _check_finite(
-    loss: float,
-    norm: float,
-    shares: Tensor,
-    model: nn.Module,
-    numerics: Numerics,
-    *,
-    step: int,
-    arm: str,
-) -> None:
-    """``shares`` ``[processes]``: what each of them adds to the loss."""
-    where = f"step {step}, arm {arm!r}"
+def _problem(loss: float, norm: float, model: nn.Module, numerics: Numerics) -> str:
+    """What is not finite, in words; empty where nothing is, or the scaler can mend it."""
     if not _finite(loss):
-        where += _whose(shares)
-        raise NonFiniteError(
-            f"{where}: the loss is {loss}; the weights were not updated. " + _what_to_try(numerics)
-        )
-    if _finite(norm):
-        return
+        return f"the loss is {loss}"
     scaler = numerics.scaler
-    if scaler is not None and scaler.get_scale() >= _SMALLEST_LOSS_SCALE:
-        return  # an overflow of the scaled gradients: the scaler skips this update by itself
+    if _finite(norm) or (scaler is not None and scaler.get_scale() >= _SMALLEST_LOSS_SCALE):
+        return ""  # an overflow of the scaled gradients: the scaler skips this update by itself
     culprits = [
         name
         for name, parameter in unwrapped(model).named_parameters()
         if parameter.grad is not None and not bool(torch.isfinite(whole(parameter.grad)).all())
     ]
-    what = (
-        f"the gradient of {culprits[0]} is not finite"
-        + (f" (and those of {len(culprits) - 1} more parameters)" if len(culprits) > 1 else "")
-        if culprits
-        else f"the gradients' norm is {norm}, though each gradient is finite"
-    )
-    raise NonFiniteError(f"{where}: {what}; the weights were not updated. {_what_to_try(numerics)}")
+    if not culprits:
+        return f"the gradients' norm is {norm}, though each gradient is finite"
+    more = f" (and those of {len(culprits) - 1} more parameters)" if len(culprits) > 1 else ""
+    return f"the gradient of {culprits[0]} is not finite{more}"
 
 
 def _whose(losses: Tensor) -> str:

@@ -15,7 +15,7 @@ from wuneng.errors import CheckpointError
 __all__ = ["TrainerState", "capture_rng", "draw_apart", "restore_rng", "seed_everything"]
 
 #: Fields that the checkpoints of earlier versions lack.
-_ADDED_LATER = {"waited_seconds"}
+_ADDED_LATER = {"waited_seconds", "skipping"}
 
 
 @dataclass
@@ -50,6 +50,8 @@ class TrainerState:
     """``{"step": n, <quality name>: value, ...}`` in the order measured."""
     best: dict[str, Any] = field(default_factory=dict)
     """``{"step", "name", "value"}`` of the lowest validation loss so far."""
+    skipping: dict[str, Any] = field(default_factory=dict)
+    """``Skipping.memory``."""
 
     @property
     def data_wait(self) -> float:

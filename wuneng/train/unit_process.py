@@ -31,6 +31,7 @@ from wuneng.train.failures import Failure
 from wuneng.train.plan import plan_run
 from wuneng.train.signals import Interrupted
 from wuneng.train.starting_point import Sources
+from wuneng.train.step_range import StepRange
 from wuneng.train.units import Unit, reproducible, train_in_turn
 
 __all__ = ["Ended", "Message", "Note", "UnitJob", "Warned", "work"]
@@ -53,6 +54,8 @@ class UnitJob:
     """Code that comes with a tokenizer or a model may run."""
     within: Callable[[], AbstractContextManager[None]]
     """What the process runs in, as the silence of a command."""
+    profile: StepRange | None = None
+    """Steps that are profiled."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _train(job: UnitJob, relay: _Relay) -> Failure | None:
     recipe, device = load_recipe(run.recipe), pick_device(job.device)
     with reproducible(recipe.training.num_threads, device):
         plan = plan_run(recipe, job.sources, arms={job.unit.arm}, text="read")
-        session = Session(run, device, relay, check=job.check)
+        session = Session(run, device, relay, check=job.check, profile=job.profile)
         return next(iter(train_in_turn(plan, [job.unit], session)), None)
 
 

@@ -1,0 +1,93 @@
+"""What training takes of the machine: peak memory, and the share of its arithmetic that is used."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+__all__ = [
+    "machine_figures",
+    "peak_flops",
+    "peak_memory",
+    "reset_peak",
+    "reset_resident_peak",
+    "resident_bytes",
+]
+
+#: Dense bf16 and fp16 FLOP/s by the vendors' data sheets, as torchtitan's table has them; the first
+#: whose words all stand in the device's name counts.
+_PEAKS: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("A100",), 312e12),
+    (("H100", "NVL"), 835e12),
+    (("H100", "PCIe"), 756e12),
+    (("H100",), 989e12),
+    (("H200",), 989e12),
+    (("B200",), 2.25e15),
+    (("L40S",), 362e12),
+    (("MI300X",), 1300e12),
+    (("MI250X",), 191.5e12),
+)
+
+
+def machine_figures(
+    device: torch.device, dtype: torch.dtype | None, flops_per_second: float
+) -> dict[str, float]:
+    """For a row of metrics.jsonl: ``peak_memory_bytes``, and ``mfu``, the FLOPs of training per
+    second as a share of the device's peak. Each only where it is known."""
+    memory, peak = peak_memory(device), peak_flops(device, dtype)
+    found: dict[str, float] = {} if memory is None else {"peak_memory_bytes": memory}
+    if peak is not None and flops_per_second:
+        found["mfu"] = round(flops_per_second / peak, 4)
+    return found
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:
+    """FLOP/s that the device can do at most in matrix products of ``dtype``.
+
+    None where that is not known: on a CPU, on a card of no data sheet here, in float32.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for words, peak in _PEAKS if all(word in name for word in words)), None)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let :func:`peak_memory` speak of what comes from now on, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        reset_resident_peak()
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of tensors on a CUDA device; else of the process's resident set, since
+    :func:`reset_peak` on Linux and since its start elsewhere. None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        return resident_bytes("VmHWM")
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def reset_resident_peak() -> None:
+    """Reset the high-water mark of this process's resident set. OSError where it cannot be."""
+    # 5 resets it (proc(5)).
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def resident_bytes(field: str) -> int:
+    """``VmRSS``, the resident set now, or ``VmHWM``, at most. OSError where there is no such."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
