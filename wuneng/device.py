@@ -28,6 +28,8 @@ __all__ = [
     "host_memory",
     "pick_device",
     "require_one_process",
+    "reset_resident_peak",
+    "resident_bytes",
     "usable_cores",
 ]
 
@@ -207,3 +209,17 @@ def _git(directory: Path, *arguments: str) -> str:
     command = ["git", "-C", str(directory), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
+
+
+def reset_resident_peak() -> None:
+    """Reset the high-water mark of this process's resident set. OSError where it cannot be."""
+    # 5 resets it (proc(5)).
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def resident_bytes(field: str) -> int:
+    """``VmRSS``, the resident set now, or ``VmHWM``, at most. OSError where there is no such."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")

@@ -126,8 +126,14 @@ def test_an_interruption_stops_every_thread_and_leaves_nothing(
             yield from stories
 
     path = write_jsonl("a.jsonl", stories)
-    with pytest.raises(KeyboardInterrupt):
-        tokenized(Interrupted([str(path)], "data.train", "text", None), encoder, cache, workers=2)
+    source = Interrupted([str(path)], "data.train", "text", None)
+    # A shell's background jobs, as these tests may be, ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tokenized(source, encoder, cache, workers=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not list((cache / "tokens").iterdir())
     assert not tokenising()
 

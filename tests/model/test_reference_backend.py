@@ -173,6 +173,7 @@ def test_the_list_of_fast_paths_is_complete(repository: Path) -> None:
             found.add(module)
     assert found, "nothing found: the search is broken"
     assert all(module.startswith("ops.") for module in found), found
+    found.discard("ops.context.collectives")  # moves numbers between processes, computes none
     assert {module.removeprefix("ops.") for module in found} <= listed
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wuneng.train.machine_figures import reset_resident_peak, resident_bytes
+from wuneng.device import reset_resident_peak, resident_bytes
 
 __all__ = [
     "OutOfMemory",

@@ -1,5 +1,5 @@
 """Where a training step and a decoded token spend their time, by part of the model, as
-:mod:`wuneng.train.time_by_part` tells it from torch's profiler.
+:mod:`wuneng.model.time_by_part` tells it from torch's profiler.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from wuneng.train.time_by_part import PartTimes, labelled, times_by_part
+from wuneng.model.time_by_part import PartTimes, labelled, times_by_part
 
 if TYPE_CHECKING:
     from wuneng.bench.architectures import Architecture

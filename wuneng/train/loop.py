@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from wuneng.data.batch import TrainingData, ValidationData, same_data
 from wuneng.data.prefetch import Prefetched
 from wuneng.errors import CheckpointError
+from wuneng.model.time_by_part import DATA, PREFIX
 from wuneng.recipe import OptimizerSettings, Training
 from wuneng.records import ArmDirectory, append_jsonl, read_jsonl, truncate_jsonl_after
 from wuneng.records.durable import flush
@@ -36,7 +37,6 @@ from wuneng.train.skipping import Skipping
 from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
 from wuneng.train.step_profile import StepProfile
 from wuneng.train.step_range import StepRange
-from wuneng.train.time_by_part import DATA, PREFIX
 from wuneng.train.trainer_state import TrainerState, capture_rng, draw_apart, restore_rng
 
 __all__ = ["ArmJob", "ArmTraining"]

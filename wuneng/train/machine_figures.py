@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import torch
+
+from wuneng.device import reset_resident_peak, resident_bytes
 
 __all__ = [
     "machine_figures",
     "peak_flops",
     "peak_memory",
     "reset_peak",
-    "reset_resident_peak",
-    "resident_bytes",
 ]
 
 #: Dense bf16 and fp16 FLOP/s by the vendors' data sheets, as torchtitan's table has them; the first
@@ -77,17 +76,3 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def reset_resident_peak() -> None:
-    """Reset the high-water mark of this process's resident set. OSError where it cannot be."""
-    # 5 resets it (proc(5)).
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def resident_bytes(field: str) -> int:
-    """``VmRSS``, the resident set now, or ``VmHWM``, at most. OSError where there is no such."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")

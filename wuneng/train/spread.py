@@ -8,7 +8,6 @@ from wuneng.device import autocast_dtype, host_memory
 from wuneng.distributed.degrees import SINGLE, Degrees, degrees_for
 from wuneng.distributed.processes import Processes
 from wuneng.errors import InputError
-from wuneng.model.context_call import check_context
 from wuneng.recipe import Parallel
 from wuneng.train.plan import ArmPlan
 from wuneng.train.shares import check_length, check_rows
@@ -54,6 +53,8 @@ def arm_degrees(
 
 def _check_pieces(arm: ArmPlan, context: int) -> None:
     """InputError where the arm's sequences cannot be cut for ``context`` processes."""
+    from wuneng.model.context_call import check_context  # a model's imports: not for planning
+
     what = f"arms.{arm.name}: parallel.context {context}"
     check_length(arm.training.sequence_length, context)
     if arm.training.compile:

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from wuneng.model.time_by_part import labelled, times_by_part
 from wuneng.records import write_json
 from wuneng.records.atomic import directory_written_atomically
 from wuneng.train.step_range import StepRange
-from wuneng.train.time_by_part import labelled, times_by_part
 
 __all__ = ["TRACE", "WHERE", "StepProfile"]
 

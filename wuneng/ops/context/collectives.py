@@ -13,8 +13,9 @@ out. All of these can be differentiated once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 import torch.distributed as dist
@@ -27,8 +28,25 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
+Arguments = ParamSpec("Arguments")
 
-@torch.compiler.disable
+
+def _uncompiled(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """``torch.compiler.disable``, asked for at the first call: it imports the compiler, for which
+    those who only plan a run should not wait."""
+
+    @cache
+    def disabled() -> Callable[Arguments, Tensor]:
+        return torch.compiler.disable(function)  # type: ignore[no-any-return]
+
+    @wraps(function)
+    def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        return disabled()(*args, **kwargs)
+
+    return called
+
+
+@_uncompiled
 def gather_tokens(x: Tensor, lengths: tuple[int, ...], context: Context) -> Tensor:
     """Every rank's tokens in a row, ``[sum of lengths, ...]``, on every rank.
 
@@ -43,14 +61,14 @@ def gather_tokens(x: Tensor, lengths: tuple[int, ...], context: Context) -> Tens
     return gathered
 
 
-@torch.compiler.disable
+@_uncompiled
 def from_previous_rank(x: Tensor, context: Context) -> Tensor:
     """The ``x`` of the rank before, of the same shape and dtype; zeros on rank 0."""
     received: Tensor = _FromPrevious.apply(x, context)
     return received
 
 
-@torch.compiler.disable
+@_uncompiled
 def summed_over_ranks(x: Tensor, context: Context) -> Tensor:
     """The sum of all ranks' ``x``. Of its gradient every rank keeps its own share: a loss that is
     added up like this is differentiated as if the others' shares were numbers."""
@@ -58,7 +76,7 @@ def summed_over_ranks(x: Tensor, context: Context) -> Tensor:
     return total
 
 
-@torch.compiler.disable
+@_uncompiled
 def gather_integers(x: Tensor, context: Context) -> Tensor:
     """All ranks' integers ``[ranks, *x.shape]``; shapes must be equal."""
     found = x.new_empty(context.ranks, *x.shape)
