@@ -77,6 +77,8 @@ def recipes_of(function: ast.FunctionDef) -> set[str]:
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and _holds(node.value, known):
             known |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            known |= {node.target.id} if _is_recipe(ast.unparse(node.annotation)) else set()
     return known
 
 

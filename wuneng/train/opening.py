@@ -127,12 +127,14 @@ def open_run(
         def claim() -> tuple[RunDirectory, Recipe]:
             claimed = claimed_run(recipe, out, resume, runs_root, check=opening.check)
             directory, stored = held.enter_context(claimed)
-            settled_recipe = settled(recipe, jobs) if stored is None else stored
+            settled_recipe: Recipe = settled(recipe, jobs) if stored is None else stored
             held.enter_context(not_begun_in_vain(directory, stored is None))
             written = dump_recipe(settled_recipe) if stored is None else None
             open_records(directory, written, opening.command_line, opening.display)
             return directory, settled_recipe
 
+        directory: RunDirectory
+        own: Recipe
         directory, own = processes.first(claim)
         device = processes.device(own.device)
         yield OpenRun(
