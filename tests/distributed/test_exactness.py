@@ -51,10 +51,10 @@ def check(processes: Pool, case: Case) -> None:
     exact = alone(replace(one, dtype=torch.float64))
     found, reference = (torch.tensor(x).double() for x in (everywhere[0], alone(one)))
     wide = torch.tensor(exact, dtype=torch.float64)
-    # Norms of gradients (the second column) say something for as long as float32 follows float64 at
-    # all: after tens of steps they part by a tenth, whoever sums.
-    for rows in (found, reference, wide):
-        rows[_NORMS_OF_STEPS:, 1] = 0
+    if case.steps > _NORMS_OF_STEPS:
+        # Over tens of steps norms of gradients (the second column) part by up to a tenth, whoever
+        # sums: the short runs judge them, the long ones the losses.
+        found, reference, wide = found[:, :1], reference[:, :1], wide[:, :1]
     scale = wide.abs().amax(0)
     lost, off = ((x - wide).abs().amax(0) / scale for x in (reference, found))
     allowed = (FACTOR * lost).clamp(min=FLOOR * EPS)
