@@ -1,7 +1,7 @@
 """Several processes give the losses of one: DDP, FSDP2 and both, for every built-in arm.
 
 How near is near enough? One process' float32 losses are off from float64's by what float32 loses;
-that, measured in the same test over the same steps (in several orders, where the steps are many), is
+that, measured in the same test over the same steps (in several orders where they are many), is
 the scale. Several processes add the same numbers up in another order, so they may be off from
 float64 by ``FACTOR`` times as much, as everything here that orders its sums otherwise. Batches are
 of packed documents, some rows score nothing, and rows do not divide evenly among processes.
