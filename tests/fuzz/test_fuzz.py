@@ -68,7 +68,7 @@ class Odd:
         return {
             2: _raise(ZeroDivisionError("here")),
             4: lambda: os.kill(os.getpid(), signal.SIGSEGV),
-            6: lambda: bytearray(b"x") * (2100 << 20),
+            6: lambda: bytearray(b"x") * (300 << 20),
             8: self.spin,
         }.get(number, lambda: None)
 
@@ -79,6 +79,7 @@ class Odd:
 
 def test_what_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "SECONDS", 5.0)
+    monkeypatch.setattr(supervisor, "GROWTH", 200 << 20)  # pages of 2 GB may take longer than 5 s
     monkeypatch.setattr(supervisor, "random_of", lambda seed, kind, number: number)
     found = {v.number: v.outcome for v in run_cases([(Odd(), 10)], 0, tmp_path)}
     assert sorted(found) == list(range(10))

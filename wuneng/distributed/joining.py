@@ -47,7 +47,9 @@ def joined(info: Launched | None, device: str, seconds: float) -> Iterator[Proce
             f"process {info.rank} of {info.size} could not meet the others at {place} within "
             f"{seconds:g} seconds: {reason}"
         ) from None
-    with joined_over(store, info, device, seconds) as processes:
+    # torchrun may keep one store through its restarts, with what the killed have written there.
+    attempt = dist.PrefixStore(f"attempt/{info.restarts}", store)
+    with joined_over(attempt, info, device, seconds) as processes:
         yield processes
 
 
