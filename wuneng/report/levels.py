@@ -70,10 +70,11 @@ def _panel(task: str, metric: str, rows: list[dict[str, Any]]) -> Iterator[Pictu
     )
     unit = str(rows[0]["level_of"])
     far = rows[-1]["level"] > 16 * max(1, rows[0]["level"])
-    yield Picture(
-        task,
-        f"{metric} of {task} against {unit}: {told}",
-        lambda axis: lines(
-            axis, series, [line.name for line in series], x=label(unit), y=label(metric), log_x=far
-        ),
-    )
+
+    def draw(axis: Any) -> None:
+        names = [line.name for line in series]
+        lines(axis, series, names, x=label(unit), y=label(metric), log_x=far)
+        if not far:
+            axis.set_xticks([row["level"] for row in rows])
+
+    yield Picture(task, f"{metric} of {task} against {unit}: {told}", draw)
