@@ -108,9 +108,12 @@ def memory_estimate(
     sequences: int,
     sequence_length: int,
     activation_bytes: int = 4,
-    activation_checkpointing: bool = False,
+    recomputed_every: int = 0,
 ) -> dict[str, int]:
     """Rough bytes of one training step: ``weights``, ``gradients``, ``optimizer``, ``activations``.
+
+    Args:
+        recomputed_every: of that many layers one keeps its input alone; 0: all keep everything.
 
     Weights, gradients and the two Adam moments are float32. Activations count what autograd keeps
     for ``sequences`` of ``sequence_length`` tokens in ``activation_bytes`` each, and float32
@@ -123,7 +126,7 @@ def memory_estimate(
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
-        "activations": _activation_bytes(config, tokens, activation_bytes, activation_checkpointing)
+        "activations": _activation_bytes(config, tokens, activation_bytes, recomputed_every)
         + _logit_bytes(config, tokens),
     }
 
@@ -139,7 +142,7 @@ def _logit_bytes(config: WuNengConfig, tokens: int) -> int:
     return 2 * 4 * (part.stop - part.start) * config.vocab_size + 4 * head
 
 
-def _activation_bytes(config: WuNengConfig, tokens: int, size: int, checkpointing: bool) -> int:
+def _activation_bytes(config: WuNengConfig, tokens: int, size: int, recomputed_every: int) -> int:
     layers, width = config.num_hidden_layers, config.hidden_size
     head_dim, state_dim = config.head_dim or 0, config.state_head_dim or 0
     of_layer: list[float] = []
@@ -152,9 +155,12 @@ def _activation_bytes(config: WuNengConfig, tokens: int, size: int, checkpointin
             # tokens
             numbers += config.num_state_heads * state_dim * (30 + state_dim / 32 * 2)
         of_layer.append(numbers)
-    if checkpointing:
-        return int(tokens * size * (layers * width + max(of_layer)))
-    return int(tokens * size * sum(of_layer))
+    if not recomputed_every:
+        return int(tokens * size * sum(of_layer))
+    again = range(0, layers, recomputed_every)
+    kept = sum(numbers for layer, numbers in enumerate(of_layer) if layer not in again)
+    # One at a time is whole again.
+    return int(tokens * size * (kept + len(again) * width + max(of_layer[i] for i in again)))
 
 
 def describe(config: WuNengConfig) -> dict[str, Any]:
