@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ def run(
                 f"--jobs {workers.number}: expected none where several processes train each arm "
                 "together"
             )
-        workers = Workers(1, workers.within)
+        workers = replace(workers, number=1, together=1)
         display = display if info.rank == 0 else UnseenDisplay()
     place = out.path if isinstance(out, RunDirectory) else out
     with (
