@@ -34,8 +34,9 @@ EXAMPLES = """Examples:
   wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama --set data.train=texts/
   wuneng train runs/quickstart/recipe.yaml --out again    repeat a finished run
 
-A run that was stopped or killed continues where it was when the same command is given again. Sizes
-may be written 8k or 1M (powers of 1024).
+A run that was stopped or killed continues where it was when the same command is given again. Given
+with the same --out while it runs, also on other hosts, it joins in and trains what nobody has.
+Sizes may be written 8k or 1M (powers of 1024).
 """
 
 

@@ -67,14 +67,15 @@ def disturbed_round(
                 break
             time.sleep(draw.uniform(0.1, 6.0))
             host = draw.choice("ab")
-            if (out / "results.json").exists():
-                pass
-            elif found.kills < kills and running[host].is_alive():
-                running[host].kill()
-                found.kills += 1
-            elif found.stops < stops and running[host].is_alive():
+            pause = found.stops < stops and draw.random() < 0.3
+            if (out / "results.json").exists() or not running[host].is_alive():
+                pass  # nothing to disturb
+            elif pause:
                 _stop(running[host].pid, draw)
                 found.stops += 1
+            elif found.kills < kills:
+                running[host].kill()
+                found.kills += 1
             for name, process in running.items():
                 if not process.is_alive() and process.exitcode != 0:
                     running[name] = workers.start(name)

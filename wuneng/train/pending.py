@@ -95,7 +95,7 @@ def _in_turn(
         run, training = trainings[number]
         try:
             with reproducible(run.threads, run.session.device):
-                failure = training.train(unit, entry.vacancy, claimant)
+                failure = training.train(unit, entry.offer, claimant)
         except ClaimLost as lost:
             opening.display.note(str(lost))
             queue.put_back(entry)

@@ -78,6 +78,9 @@ def run(
 ) -> Results:
     """Train every arm of ``recipe`` from every seed and compare them.
 
+    Others that train the same recipe in the same ``out`` share its arms and seeds with this one;
+    each comes back when all are trained.
+
     Args:
         out: where the run goes; default ``runs_root/<recipe name>``, numbered if that is taken.
         resume: ``auto`` (the newest unfinished run of the same recipe, if there is one), ``never``,

@@ -43,7 +43,7 @@ class UnitGroup:
         self.entry = entry
         self.units += 1
         size = len(self.members)
-        job = replace(entry.job, device=device, vacancy=entry.vacancy)
+        job = replace(entry.job, device=device, offer=entry.offer)
         for rank, one in enumerate(self.members):
             one.ended = None
             if size > 1:

@@ -25,7 +25,7 @@ from wuneng.errors import MissingProcess, WuNengError
 from wuneng.foreign import remote_code_trusted
 from wuneng.recipe import Parallel, load_recipe
 from wuneng.records import RunDirectory
-from wuneng.records.claim import ClaimLost, Vacancy
+from wuneng.records.claim import ClaimLost
 from wuneng.records.claimant import Claimant
 from wuneng.train.arm_run import Session
 from wuneng.train.display import Progress, UnseenDisplay
@@ -34,6 +34,7 @@ from wuneng.train.plan import plan_run
 from wuneng.train.signals import Interrupted
 from wuneng.train.starting_point import Sources
 from wuneng.train.step_range import StepRange
+from wuneng.train.unit_queue import Offer
 from wuneng.train.units import Unit, UnitTraining, reproducible
 
 __all__ = ["Ended", "Message", "Note", "UnitJob", "Warned", "work"]
@@ -59,8 +60,8 @@ class UnitJob:
     profile: StepRange | None = None
     """Steps that are profiled."""
     claimant: Claimant = field(default_factory=Claimant)
-    vacancy: Vacancy | None = None
-    """Of the unit's directory, as the parent saw it."""
+    offer: Offer | None = None
+    """Of the unit, as the parent saw it."""
     parallel: Parallel = field(default_factory=Parallel)
     """How processes that train it together share it."""
     member: Member | None = None
@@ -145,9 +146,8 @@ def _train(job: UnitJob, relay: _Relay) -> Failure | None:
             *(run, processes.device(job.device), display, job.check, processes, job.parallel),
             profile=job.profile,
         )
-        place = plan.outline.place(run, job.unit.arm, job.unit.seed)
-        vacancy = job.vacancy or Vacancy(place.path)
-        return UnitTraining(plan, session).train(job.unit, vacancy, job.claimant)
+        assert job.offer is not None
+        return UnitTraining(plan, session).train(job.unit, job.offer, job.claimant)
 
 
 def _stop_with_the_parent() -> None:

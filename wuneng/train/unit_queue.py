@@ -18,17 +18,38 @@ from typing import Generic, TypeVar
 
 from wuneng.errors import DataError
 from wuneng.records import ArmDirectory, read_json, write_json
-from wuneng.records.claim import Vacancy, Watch
+from wuneng.records.claim import Claim, ClaimLost, Vacancy, Watch
 from wuneng.records.claimant import Claimant
 from wuneng.train.failures import Failure
 from wuneng.train.signals import Interrupted, StopSignals
 
-__all__ = ["Entry", "UnitQueue", "note_failure"]
+__all__ = ["Entry", "Offer", "UnitQueue", "note_failure"]
 
 T = TypeVar("T")
 _BETWEEN_LOOKS = 1.0
 """Seconds until a unit that another process has is looked at again; at most a beat."""
 _WAITING = 0.1
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A unit that nobody had; whoever trains it, this process or one that it has started, claims
+    it by this."""
+
+    place: ArmDirectory
+    vacancy: Vacancy
+    failed_before: bytes | None = None
+    """``failed.json`` that does not count."""
+
+    def claim(self, claimant: Claimant) -> Claim:
+        """ClaimLost where others have been faster, and may have finished it."""
+        found = self.vacancy.claim(claimant)
+        if found is None:
+            raise ClaimLost(f"{self.place.path}: another process trains it")
+        if self.place.result.exists() or _failed(self.place) not in (None, self.failed_before):
+            found.release()
+            raise ClaimLost(f"{self.place.path}: another process has trained it")
+        return found
 
 
 @dataclass(eq=False)
@@ -41,8 +62,8 @@ class Entry(Generic[T]):
     watch: Watch
     failed_before: bytes | None
     """``failed.json`` as it was when this process came."""
-    vacancy: Vacancy = field(init=False)
-    """By which it may be claimed, once ``next`` has given it."""
+    offer: Offer = field(init=False)
+    """Once ``next`` has given it."""
     look_again: float = 0.0
     told: str = ""
 
@@ -64,7 +85,7 @@ class UnitQueue(Generic[T]):
         self._note = note
         self._pause = min(_BETWEEN_LOOKS, claimant.beat)
         self._left = [
-            Entry(label, place, job, Watch(place.path, claimant), _content(place))
+            Entry(label, place, job, Watch(place.path, claimant), _failed(place))
             for label, place, job in units
         ]
         self.total = len(self._left)
@@ -92,7 +113,7 @@ class UnitQueue(Generic[T]):
                 continue
             if found.found is not None:
                 self._tell(entry, f"{entry.label}: taken over from {entry.watch.last_holder}")
-            entry.vacancy = found
+            entry.offer = Offer(entry.place, found, entry.failed_before)
             return entry
         return None
 
@@ -127,7 +148,7 @@ class UnitQueue(Generic[T]):
             self._note(f"{entry.label}: finished by another process")
             self.finished()
             return True
-        if _content(entry.place) in (None, entry.failed_before):
+        if _failed(entry.place) in (None, entry.failed_before):
             return False
         with suppress(DataError, KeyError, TypeError):
             told = read_json(entry.place.failed)
@@ -150,7 +171,8 @@ def note_failure(place: ArmDirectory, failure: Failure) -> None:
     )
 
 
-def _content(place: ArmDirectory) -> bytes | None:
+def _failed(place: ArmDirectory) -> bytes | None:
+    """The content of its ``failed.json``; None where there is none."""
     try:
         return place.failed.read_bytes()
     except OSError:

@@ -20,9 +20,9 @@ from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
 from wuneng.errors import NonFiniteError, WuNengError
 from wuneng.recipe import SyntheticData, TextData
-from wuneng.records import ArmDirectory, refuse_links
+from wuneng.records import refuse_links
 from wuneng.records import verify as verify_files
-from wuneng.records.claim import Claim, ClaimLost, Vacancy, remove_ended
+from wuneng.records.claim import Claim, ClaimLost, remove_ended
 from wuneng.records.claimant import Claimant
 from wuneng.train.arm_run import Session, run_arm
 from wuneng.train.display import Display
@@ -31,7 +31,7 @@ from wuneng.train.outline import RunOutline
 from wuneng.train.plan import RunPlan
 from wuneng.train.results import finished_record, train_again
 from wuneng.train.signals import Interrupted
-from wuneng.train.unit_queue import note_failure
+from wuneng.train.unit_queue import Offer, note_failure
 
 __all__ = [
     "Unit",
@@ -121,11 +121,8 @@ class UnitTraining:
         self._plan, self._session, self._begun = plan, session, begun
         self._read: tuple[int, Prepared, dict[str, Any]] | None = None
 
-    def train(self, unit: Unit, vacancy: Vacancy, claimant: Claimant) -> Failure | None:
+    def train(self, unit: Unit, offer: Offer, claimant: Claimant) -> Failure | None:
         """Claim ``unit`` and train it; the failure where its loss was not finite any more.
-
-        Args:
-            vacancy: what was seen by the process that chose the unit.
 
         Raises:
             ClaimLost: another process was faster, or took it over meanwhile.
@@ -133,12 +130,12 @@ class UnitTraining:
         """
         plan, session = self._plan, self._session
         data = self._data(unit.seed)
-        with _claimed(plan, unit, session, vacancy, claimant) as place:
+        with _claimed(unit, session, offer, claimant):
             try:
                 run_arm(plan, plan.arms[unit.arm], unit.seed, data, session)
             except NonFiniteError as error:
                 failure = Failure(str(unit), str(error), diverged=True)
-                session.processes.first(lambda: note_failure(place, failure))
+                session.processes.first(lambda: note_failure(offer.place, failure))
                 return failure
         return None
 
@@ -157,28 +154,21 @@ class UnitTraining:
 
 
 @contextmanager
-def _claimed(
-    plan: RunPlan, unit: Unit, session: Session, vacancy: Vacancy, claimant: Claimant
-) -> Iterator[ArmDirectory]:
-    """The unit's directory while this process, or these together, have it."""
-    place = plan.outline.place(session.run, unit.arm, unit.seed)
+def _claimed(unit: Unit, session: Session, offer: Offer, claimant: Claimant) -> Iterator[None]:
+    """While this process, or these together, have the unit's directory."""
     claims: list[Claim] = []
     with ExitStack() as held:
 
         def claim() -> None:
-            refuse_links(session.run.path / unit.arm, place.path)
-            found = vacancy.claim(claimant)
-            if found is None:
-                raise ClaimLost(f"{unit}: another process trains it")
+            refuse_links(session.run.path / unit.arm, offer.place.path)
+            found = offer.claim(claimant)
             held.enter_context(found.kept())
             if session.processes.size == 1:
                 claims.append(found)
-            if place.result.exists():
-                raise ClaimLost(f"{unit}: another process has finished it")
 
         session.processes.first(claim)
         try:
-            yield place
+            yield
         except (OSError, WuNengError) as error:
             _raise_if_lost(claims, error)
             raise
