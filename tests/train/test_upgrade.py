@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.convert.sources import save_source, tensors_of
+from tests.convert.sources import tensors_of
 from tests.precision import assert_as_exact
-from tests.train.small_upgrade import RECIPE, STEPS, checkpoint_of, train
+from tests.train.small_upgrade import RECIPE, STEPS, checkpoint_of, save_sources, train
 from tests.train.tiny import Watcher
 from wuneng.convert import ConvertedSources
 from wuneng.errors import InputError, ModelError, RecipeError
@@ -28,12 +28,8 @@ needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a random Llama of bytes and a few documents."""
     place = tmp_path_factory.mktemp("upgrade")
-    save_source(place / "llama", vocab_size=257, tie_word_embeddings=True)
-    documents = [f"Number {n} is followed by {n + 1}, and {n + 1} by {n + 2}." for n in range(60)]
-    rows = (json.dumps({"text": text}) for text in documents)
-    (place / "texts.jsonl").write_text("\n".join(rows))
+    save_sources(place)
     return place
 
 

@@ -1,13 +1,12 @@
-"""Counting: parameters by part, training FLOPs, memory, and sizing a baseline to match.
+"""Counting: parameters by part, training FLOPs and memory.
 
 Nothing is allocated: a model's parts are built on the meta device.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,7 +19,6 @@ from wuneng.ops.linear_cross_entropy import WHOLE_BYTES, chunks
 
 PARTS = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms", "output")
 ADDED_PARTS = ("state heads", "middle heads")
-Match = Literal["width", "parameters", "flops"]
 
 
 def parameters_by_part(config: WuNengConfig) -> dict[str, int]:
@@ -104,55 +102,18 @@ def training_flops_per_token(config: WuNengConfig, sequence_length: int) -> floa
     return 3 * forward_flops_per_token(config, sequence_length)
 
 
-def match(
-    config: WuNengConfig, reference: WuNengConfig, kind: Match, sequence_length: int = 1024
-) -> WuNengConfig:
-    """``config`` with its feed-forward width changed until it costs what ``reference`` costs.
-
-    Args:
-        kind: ``parameters`` (within 1 %), ``flops`` (training FLOPs per token at
-            ``sequence_length``, within 1 %) or ``width`` (unchanged).
-
-    Raises:
-        ValueError: no feed-forward width gets within 1 %.
-    """
-    if kind == "width":
-        return config
-    width = config.intermediate_size
-    assert width is not None
-    matrices = 3 if config.ffn == "swiglu" else 2
-    per_unit = matrices * config.hidden_size * config.num_hidden_layers
-    if config.mlp_bias and config.ffn != "rwkv7":
-        per_unit += (matrices - 1) * config.num_hidden_layers
-
-    def cost(c: WuNengConfig) -> float:
-        if kind == "parameters":
-            return float(total_parameters(c))
-        return training_flops_per_token(c, sequence_length)
-
-    target = cost(reference)
-    unit_cost = float(per_unit) if kind == "parameters" else 6.0 * per_unit
-    exact = width + (target - cost(config)) / unit_cost
-    matched = copy.deepcopy(config)
-    for multiple in (64, 8, 1):
-        matched.intermediate_size = max(1, round(exact / multiple) * multiple)
-        if abs(cost(matched) / target - 1) <= (0.01 if multiple == 1 else 0.001):
-            return matched
-    raise ValueError(
-        f"no feed-forward width makes this arm match the reference by {kind}: it would have to be "
-        f"{exact:.0f}; choose another size or match: width"
-    )
-
-
 def memory_estimate(
     config: WuNengConfig,
     *,
     sequences: int,
     sequence_length: int,
     activation_bytes: int = 4,
-    activation_checkpointing: bool = False,
+    recomputed_every: int = 0,
 ) -> dict[str, int]:
     """Rough bytes of one training step: ``weights``, ``gradients``, ``optimizer``, ``activations``.
+
+    Args:
+        recomputed_every: of that many layers one keeps its input alone; 0: all keep everything.
 
     Weights, gradients and the two Adam moments are float32. Activations count what autograd keeps
     for ``sequences`` of ``sequence_length`` tokens in ``activation_bytes`` each, and float32
@@ -165,7 +126,7 @@ def memory_estimate(
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
-        "activations": _activation_bytes(config, tokens, activation_bytes, activation_checkpointing)
+        "activations": _activation_bytes(config, tokens, activation_bytes, recomputed_every)
         + logit_bytes(config, tokens),
     }
 
@@ -181,7 +142,7 @@ def logit_bytes(config: WuNengConfig, tokens: int) -> int:
     return 2 * 4 * (part.stop - part.start) * config.vocab_size + 4 * head
 
 
-def _activation_bytes(config: WuNengConfig, tokens: int, size: int, checkpointing: bool) -> int:
+def _activation_bytes(config: WuNengConfig, tokens: int, size: int, recomputed_every: int) -> int:
     layers, width = config.num_hidden_layers, config.hidden_size
     head_dim, state_dim = config.head_dim or 0, config.state_head_dim or 0
     of_layer: list[float] = []
@@ -194,9 +155,12 @@ def _activation_bytes(config: WuNengConfig, tokens: int, size: int, checkpointin
             # tokens
             numbers += config.num_state_heads * state_dim * (30 + state_dim / 32 * 2)
         of_layer.append(numbers)
-    if checkpointing:
-        return int(tokens * size * (layers * width + max(of_layer)))
-    return int(tokens * size * sum(of_layer))
+    if not recomputed_every:
+        return int(tokens * size * sum(of_layer))
+    again = range(0, layers, recomputed_every)
+    kept = sum(numbers for layer, numbers in enumerate(of_layer) if layer not in again)
+    # One at a time is whole again.
+    return int(tokens * size * (kept + len(again) * width + max(of_layer[i] for i in again)))
 
 
 def describe(config: WuNengConfig) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _memory(arm: ArmPlan, device: str) -> dict[str, int]:
         sequences=training.micro_batch_size or training.batch_size,
         sequence_length=training.sequence_length,
         activation_bytes=_activation_bytes(device, training.precision),
-        activation_checkpointing=training.activation_checkpointing,
+        recomputed_every=training.recomputed_every,
     )
     weights = facts.parameters + (total_parameters(teacher.config) if teacher else 0)
     memory["weights"] = 4 * weights

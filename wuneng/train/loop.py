@@ -64,6 +64,8 @@ class ArmJob:
     flops_per_token: float = 0.0
     """Of training, for the share of the device's arithmetic that is used; 0: not known."""
     teacher: Teacher | None = None
+    shards: bool = False
+    """Every process writes its own part of a checkpoint."""
 
 
 @dataclass
@@ -86,6 +88,7 @@ class ArmTraining:
             *(place, job.model, self.optimizer, job.training),
             warn=self.display.warn,
             processes=job.numerics.processes,
+            shards=job.shards,
         )
         self._profiling = StepProfile(
             job.profile if job.numerics.processes.is_first else None,
@@ -221,8 +224,10 @@ class ArmTraining:
             self.job.numerics,
             micro_batch_size=self.job.training.micro_batch_size,
         )
-        self.state.note_validation(quality.values)
-        return quality.values
+        # Each process has measured the same; which checkpoint is the best all must decide alike.
+        figures = self.job.numerics.processes.first(lambda: quality.values)
+        self.state.note_validation(figures)
+        return figures
 
     def _record(
         self, learning_rate: float, outcome: StepOutcome, figures: dict[str, float]

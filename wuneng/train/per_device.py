@@ -66,7 +66,7 @@ def per_device(
     check_rows(arm.training.batch_size, degrees.data)
     if degrees.context > 1:
         check_length(arm.training.sequence_length, degrees.context)
-    memory = _memory(arm, degrees, element)
+    memory = _memory(arm, degrees, parallel, element)
     total = sum(memory.values())
     return {
         "processes": processes,
@@ -78,7 +78,7 @@ def per_device(
     }
 
 
-def _memory(arm: ArmPlan, degrees: Degrees, element: int) -> dict[str, int]:
+def _memory(arm: ArmPlan, degrees: Degrees, parallel: Parallel, element: int) -> dict[str, int]:
     """Bytes by what they hold; ``gathered``: what of the others is there for a moment."""
     facts, training, config = arm.facts, arm.training, arm.config
     rows = -(-training.batch_size // degrees.data)
@@ -89,7 +89,7 @@ def _memory(arm: ArmPlan, degrees: Degrees, element: int) -> dict[str, int]:
         sequences=rows,
         sequence_length=length,
         activation_bytes=element,
-        activation_checkpointing=training.activation_checkpointing,
+        recomputed_every=training.recomputed_every,
     )
     logits = logit_bytes(config, rows * length)
     shard = degrees.of_weights.shard
@@ -97,11 +97,14 @@ def _memory(arm: ArmPlan, degrees: Degrees, element: int) -> dict[str, int]:
     if shard > 1:  # what stands outside the layers; the layer at work, the next, and a gradient
         outside = config.vocab_size * config.hidden_size * (1 + (not config.tie_word_embeddings))
         layer = (facts.parameters - outside) / config.num_hidden_layers
-        gathered += int(_FLOAT32 * (outside + 3 * layer))
+        weight = _FLOAT32 if parallel.gather == "fp32" else element
+        gathered += int(weight * (outside + 2 * layer) + _FLOAT32 * layer)
     if degrees.context > 1:  # keys and values of whole sequences
         groups, size = config.num_key_value_heads or 0, config.head_dim or 0
+        every = training.recomputed_every
         layers = [n for n in range(config.num_hidden_layers) if config.has_attention(n)]
-        kept = min(1, len(layers)) if training.activation_checkpointing else len(layers)
+        again = [n for n in layers if every and n % every == 0]  # of these, one at a time
+        kept = len(layers) - len(again) + min(1, len(again))
         gathered += 2 * rows * training.sequence_length * groups * size * element * kept
     return {
         "weights": _FLOAT32 * -(-facts.parameters // shard),
