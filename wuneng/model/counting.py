@@ -127,11 +127,11 @@ def memory_estimate(
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
         "activations": _activation_bytes(config, tokens, activation_bytes, recomputed_every)
-        + _logit_bytes(config, tokens),
+        + logit_bytes(config, tokens),
     }
 
 
-def _logit_bytes(config: WuNengConfig, tokens: int) -> int:
+def logit_bytes(config: WuNengConfig, tokens: int) -> int:
     """Of whole logits, their normalised copy and its gradient; in chunks, of one on a CPU, and of
     the head's gradient, which a tied embedding adds to its own."""
     whole = 4 * tokens * config.vocab_size
