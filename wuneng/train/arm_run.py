@@ -30,6 +30,7 @@ from wuneng.train.lora import add_adapters, merge_adapters
 from wuneng.train.outline import RunOutline
 from wuneng.train.plan import ArmFacts, ArmPlan, RunPlan, TeacherPlan
 from wuneng.train.quality import Quality, measure
+from wuneng.train.replacing import begin_replacing, without_attention
 from wuneng.train.results import arm_record, save_record, save_rows
 from wuneng.train.signals import Interrupted, StopSignals, stop_warning
 from wuneng.train.spread import arm_degrees
@@ -106,6 +107,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
             f"{plan.outline.name}/{arm.name}/seed-{seed}",
         ),
         teacher=teacher,
+        phases=arm.phases if any(phase.kind for phase in arm.phases) else (),
         profile=session.profile,
         flops_per_token=arm.facts.flops_per_token,
     )
@@ -114,9 +116,12 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
     found = whole_model(outline, model, keep=processes.is_first) if outline is not None else model
 
     def leave() -> None:
+        nonlocal found
         assert found is not None
         if arm.adapters is not None:
             merge_adapters(found)
+        if arm.replaced:
+            found = without_attention(found, arm.replaced)
         _save_model(place, found, data.tokenizer)
         rows = read_jsonl(place.metrics)
         if arm.training.keep_best and state.best:
@@ -157,6 +162,8 @@ def _model(
     start = sources.directory(arm.init_from, arm.settings, place.start, seed, note)
     _share_start(place, list(outline.places(session.run)), session.check)
     model = load_start(start, check=session.check)
+    if arm.replaced:
+        begin_replacing(model, arm.replaced)
     seed_everything(seed)  # after a conversion, which a resumed run does not repeat
     if arm.adapters is not None:
         add_adapters(model, arm.adapters.settings, arm.adapters.ranks)

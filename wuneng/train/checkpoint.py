@@ -181,8 +181,15 @@ def latest_usable(parent: Path, report: Callable[[str], None]) -> Checkpoint | N
     return None
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Copy the checkpoint's tensors into ``model`` and ``optimizer``, in place.
+def restore(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    moments: bool = True,
+) -> None:
+    """Copy the checkpoint's tensors into ``model`` and ``optimizer``, in place; without its
+    ``moments`` where these are of a phase that was over.
 
     Raises:
         CheckpointError: names or shapes differ from the model's.
@@ -201,7 +208,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
                     f"the model's is {_kind(tensor)}"
                 )
             tensor.copy_(cut_like(stored[name], tensor))
-    load_named_state(model, optimizer, load_file(checkpoint.path / OPTIMIZER))
+    if moments:
+        load_named_state(model, optimizer, load_file(checkpoint.path / OPTIMIZER))
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

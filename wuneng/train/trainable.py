@@ -17,9 +17,9 @@ from wuneng.recipe.arms import Arm
 from wuneng.train.lora import adapter_parameters, adapter_ranks, is_adapter
 from wuneng.train.name_patterns import names_found
 
-__all__ = ["TrainableParameters", "arm_flops", "check_patterns", "freeze"]
+__all__ = ["TrainableParameters", "arm_flops", "as_stage", "check_patterns", "freeze"]
 
-_GRAFTED = re.compile(r"model\.layers\.\d+\.(state_heads|cross_head)\.")
+_GRAFTED = re.compile(r"model\.layers\.\d+\.(state_heads\.|cross_head\.|self_attn\.shift_)")
 
 
 class TrainableParameters:
@@ -42,6 +42,13 @@ class TrainableParameters:
             RecipeError: no layer has such a name, or no ranks come near the number to match.
         """
         return self._of(arm).ranks
+
+    def of_stage(self, arm: str, train: str | list[str], layer: int | None) -> dict[str, int]:
+        """What a stage's ``train`` means for the arm, or for one layer of it. Errors of a call."""
+        found = self._of(arm).chosen(train)
+        if layer is None:
+            return found
+        return {n: size for n, size in found.items() if n.startswith(f"model.layers.{layer}.")}
 
     def layout(self, arm: str) -> Layout:
         """What the model holds, without adapters."""
@@ -82,14 +89,27 @@ class _OfArm:
 
     @cached_property
     def trainable(self) -> dict[str, int]:
-        sizes, train = self.sizes, self.arm.train
+        """In any of its stages, in the order of the parameters."""
+        arm = self.arm
+        trains = [as_stage(arm.train, has_lora=arm.lora is not None)]
+        if arm.stages is not None:
+            trains = [getattr(stage.settings, "train", "new") or trains[0] for stage in arm.stages]
+        chosen = [self.chosen(train) for train in trains]
+        return {n: size for n, size in self.sizes.items() if any(n in found for found in chosen)}
+
+    def chosen(self, train: str | list[str]) -> dict[str, int]:
+        """What ``train`` of a stage means: ``new`` is state and middle heads alone."""
+        sizes = self.sizes
         if isinstance(train, list):
             return self._named(train)
-        if train == "new" and self.arm.lora is not None:
-            return {name: size for name, size in sizes.items() if is_adapter(name)}
-        if train == "new":
-            return {name: size for name, size in sizes.items() if _GRAFTED.match(name)}
-        return sizes if train == "all" else {}
+        if train == "all":
+            return sizes
+        new, adapters = "new" in train, "lora" in train
+        return {
+            name: size
+            for name, size in sizes.items()
+            if (new and _GRAFTED.match(name)) or (adapters and is_adapter(name))
+        }
 
     def _named(self, patterns: list[str]) -> dict[str, int]:
         chosen: dict[str, int] = {}
@@ -101,6 +121,11 @@ class _OfArm:
                 )
             chosen |= {name: self.sizes[name] for name in found}
         return chosen
+
+
+def as_stage(train: str | list[str], *, has_lora: bool) -> str | list[str]:
+    """An arm's ``train`` as a stage would say it: beside adapters ``new`` means these."""
+    return "lora" if has_lora and train == "new" else train
 
 
 def freeze(model: nn.Module, trainable: Mapping[str, int]) -> None:
