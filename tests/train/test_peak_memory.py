@@ -17,7 +17,7 @@ from wuneng.train.optimizer import build_optimizer
 from wuneng.train.peak_memory import logit_bytes, phase_memory
 from wuneng.train.phases import Phase
 from wuneng.train.step import Numerics, prepare_model, take_step
-from wuneng.train.trainable import freeze
+from wuneng.train.trainable import freeze, lower_frozen
 
 SMALL: dict[str, Any] = {
     "vocab_size": 2048,
@@ -121,3 +121,22 @@ def test_logits_that_are_never_whole_cost_a_few_chunks() -> None:
     assert cut[1] - cut[0] == 7 * 4 * 256 * (151_936 - 50_304)
     own = logit_bytes(50_304, 4096, "cpu", distilled=False, head=1000)
     assert own == 3 * 4 * 256 * 50_304 + 4 * 1000
+
+
+def test_a_frozen_base_in_bf16_weighs_half() -> None:
+    """Its matrices do; the embedding, norms and new heads stay in float32."""
+    config = WuNengConfig(**SMALL)
+    model = WuNengForCausalLM(config)
+    phase = phase_of(config, model, "tune", frozen_precision="bf16", precision="bf16")
+    arm: Any = SimpleNamespace(
+        config=config,
+        teacher=None,
+        adapters=None,
+        trainable=phase.trainable,
+        facts=SimpleNamespace(parameters=total_parameters(config)),
+    )
+    freeze(model, phase.trainable)
+    lower_frozen(model)
+    held = phase_memory(arm, phase, "cpu", 2)
+    assert held["weights"] == sum(parameter.nbytes for parameter in model.parameters())
+    assert {p.dtype for p in model.parameters()} == {torch.float32, torch.bfloat16}

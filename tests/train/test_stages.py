@@ -15,6 +15,7 @@ from tests.convert.sources import save_source, tensors_of
 from tests.train.small_upgrade import recipe, train
 from tests.train.tiny import Watcher
 from wuneng.convert import ConvertedSources
+from wuneng.device import autocast_dtype
 from wuneng.distributed.processes import Processes
 from wuneng.errors import InputError, RecipeError
 from wuneng.model.branch_way import silenced
@@ -164,6 +165,23 @@ def test_stopped_in_every_step_it_continues_bit_for_bit(
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@needs_peft
+def test_adapters_are_for_what_the_new_heads_were_added_to(place: Path, tmp_path: Path) -> None:
+    """Not for the heads' own projections of the same names, which train themselves; and what has an
+    adapter may train beside it."""
+    own = "model: {state_key_source: own, state_value_source: own}, lora: {rank: 1}"
+    arms = f"arms={{wuneng: {{{own}}}}}"
+    stages = "stages=[{tune: {steps: 1, train: new+lora}}, {tune: {steps: 1, train: all}}]"
+    train(place, tmp_path / "run", arms, "training.steps=2", stages)
+    before, after = (of_step(tmp_path / "run" / "wuneng", n, "model.safetensors") for n in (1, 2))
+    heads, attention = (f"model.layers.0.{part}.k_proj" for part in ("state_heads", "self_attn"))
+    assert f"{heads}.weight" in after
+    assert f"{attention}.lora_A.default.weight" in after
+    name = f"{attention}.base_layer.weight"
+    assert torch.equal(before[name], tensors_of(place / "llama")[f"{attention}.weight"])
+    assert not torch.equal(before[name], after[name])
+
+
 @pytest.mark.parametrize("kind", ["align", "distill", "tune"])
 def test_a_stage_may_stand_alone(place: Path, tmp_path: Path, kind: str) -> None:
     changes = ("arms={wuneng: {}}", "training.steps=2", f"stages=[{kind}]")
@@ -199,3 +217,43 @@ def test_stages_are_for_one_process(place: Path, tmp_path: Path) -> None:
     object.__setattr__(two, "size", 2)
     with pytest.raises(InputError, match="stages are trained by one process, got 2"):
         arm_degrees(plan.arms["wuneng"], Parallel(), two, torch.device("cpu"))
+
+
+def test_a_run_in_stages_cannot_be_made_longer(place: Path, tmp_path: Path) -> None:
+    changes = ("arms={wuneng: {}}", "stages=[tune]", "training.schedule=constant")
+    train(place, tmp_path / "run", *changes, "training.steps=1")
+    with pytest.raises(InputError, match="'wuneng' cannot be extended: its stages share all steps"):
+        train(place, tmp_path / "run", *changes, "training.steps=2")
+
+
+@needs_peft
+def test_a_frozen_base_in_bf16_changes_no_figure(place: Path, tmp_path: Path) -> None:
+    """What is multiplied in bf16 anyway may be held in it; what trains stays in float32."""
+    given = (ARM, CHAIN, f"training.steps={STEPS}", "training.precision=bf16")
+    losses = []
+    for held in ("fp32", "bf16"):
+        train(place, tmp_path / held, *given, f"training.frozen_precision={held}")
+        rows = read_jsonl(tmp_path / held / "wuneng" / "metrics.jsonl")
+        losses.append([(row["loss"], row.get("validation")) for row in rows])
+    assert losses[0] == losses[1]
+    stored = of_step(tmp_path / "bf16" / "wuneng", STEPS, "model.safetensors")
+    kinds = {name: tensor.dtype for name, tensor in stored.items()}
+    for name, kind in kinds.items():
+        frozen = "base_layer.weight" in name
+        assert kind == (torch.bfloat16 if frozen else torch.float32), name
+    assert torch.bfloat16 in kinds.values()
+    merged = tensors_of(tmp_path / "bf16" / "wuneng" / "model")
+    other = tensors_of(tmp_path / "fp32" / "wuneng" / "model")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.allclose(merged[name], other[name], rtol=0, atol=2**-9)
+
+
+def test_a_frozen_base_in_bf16_needs_its_arithmetic(place: Path, tmp_path: Path) -> None:
+    changes = ("arms={wuneng: {}}", "training.steps=1", "training.frozen_precision=bf16")
+    with pytest.raises(
+        RecipeError, match="frozen_precision: expected fp32 where precision is fp32"
+    ):
+        train(place, tmp_path / "run", *changes, "training.precision=fp32")
+    if autocast_dtype("auto", torch.device("cpu")) is None:
+        with pytest.raises(InputError, match="frozen_precision: bf16 needs arithmetic in bf16"):
+            train(place, tmp_path / "run", *changes)

@@ -72,6 +72,9 @@ class Training(OptimizerSettings):
     """Sequences per forward pass, a divisor of ``batch_size``; gradients are accumulated."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type; auto takes bf16 where the device has it and fp32 elsewhere."""
+    frozen_precision: Literal["fp32", "bf16"] = "fp32"
+    """What matrices that never train are held in. Where ``precision`` is bf16 they are multiplied
+    in bf16 either way: holding them so halves their memory and changes no figure."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False

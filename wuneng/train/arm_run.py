@@ -17,6 +17,7 @@ from wuneng.device import autocast_dtype
 from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.whole import outline_of, whole_model
 from wuneng.distributed.wrapping import cut
+from wuneng.errors import InputError
 from wuneng.model.quiet import quiet_transformers
 from wuneng.recipe import Parallel
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, read_jsonl, refuse_links
@@ -37,7 +38,7 @@ from wuneng.train.spread import arm_degrees
 from wuneng.train.starting_point import PLAIN, Sources, load_start
 from wuneng.train.step import Numerics
 from wuneng.train.step_range import StepRange
-from wuneng.train.trainable import freeze
+from wuneng.train.trainable import freeze, lower_frozen
 from wuneng.train.trainer_state import TrainerState, seed_everything
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         nonlocal found
         assert found is not None
         if arm.adapters is not None:
-            merge_adapters(found)
+            merge_adapters(found.float())  # weights held in bf16 would round what is added
         if arm.replaced:
             found = without_attention(found, arm.replaced)
         _save_model(place, found, data.tokenizer)
@@ -168,7 +169,18 @@ def _model(
     if arm.adapters is not None:
         add_adapters(model, arm.adapters.settings, arm.adapters.ranks)
     freeze(model, arm.trainable)
+    if arm.training.frozen_precision == "bf16":
+        _check_lowered(arm, session.device)
+        lower_frozen(model)
     return model
+
+
+def _check_lowered(arm: ArmPlan, device: torch.device) -> None:
+    if autocast_dtype(arm.training.precision, device) is not torch.bfloat16:
+        raise InputError(
+            f"training.frozen_precision: bf16 needs arithmetic in bf16, which precision "
+            f"{arm.training.precision} is not on {device}: set training.precision to bf16"
+        )
 
 
 def _share_start(place: ArmDirectory, everyone: Sequence[ArmDirectory], check: bool) -> None:

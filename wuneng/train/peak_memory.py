@@ -24,6 +24,7 @@ from wuneng.model.activations import (
     kept_by_layer,
 )
 from wuneng.model.counting import total_parameters
+from wuneng.model.skeleton import layout
 from wuneng.ops.linear_cross_entropy import WHOLE_BYTES, chunks
 from wuneng.train.lora import is_adapter
 from wuneng.train.phases import Phase
@@ -53,12 +54,27 @@ def phase_memory(arm: ArmPlan, phase: Phase, device: str, activation_bytes: int)
         _moments(arm, phase, tokens, device, activation_bytes, several=several),
         key=sum,
     )
+    lowered = 0
+    if training.frozen_precision == "bf16":
+        lowered = _never_trained(arm)
     return {
-        "weights": _FLOAT * weights,
+        "weights": _FLOAT * weights - 2 * lowered,
         "gradients": gradients,
         "optimizer": 2 * _FLOAT * trainable,  # two moments; Muon's one is not told apart
         "activations": activations,
     }
+
+
+def _never_trained(arm: ArmPlan) -> int:
+    """Numbers in matrices that no phase trains, those of a tied head aside."""
+    built = layout(arm.config)
+    return sum(
+        built.parameters[f"{name}.weight"].numel()
+        for name in built.linears
+        if f"{name}.weight" in built.parameters
+        and f"{name}.weight" not in arm.trainable
+        and f"{name}.base_layer.weight" not in arm.trainable
+    )
 
 
 def logit_bytes(
