@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 
+from tests.train import small_upgrade
+from wuneng.convert import ConvertedSources
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.device import autocast_dtype
 from wuneng.distributed.degrees import SINGLE, Degrees
 from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.wrapping import cut
 from wuneng.model import WuNengForCausalLM
-from wuneng.recipe import BUILT_IN_ARMS, load_recipe
+from wuneng.recipe import BUILT_IN_ARMS, Parallel, load_recipe
+from wuneng.train import loop
 from wuneng.train import step as step_module
 from wuneng.train.display import QuietDisplay
 from wuneng.train.opening import Opening
@@ -26,6 +29,7 @@ from wuneng.train.optimizer import build_optimizer
 from wuneng.train.plan import RunPlan, plan_run
 from wuneng.train.run import run_opened
 from wuneng.train.signals import Interrupted
+from wuneng.train.spread import cut_dtypes
 from wuneng.train.step import Numerics, prepare_model, take_step
 from wuneng.train.trainer_state import seed_everything
 from wuneng.train.workers import Workers
@@ -48,6 +52,8 @@ class Case:
     """Of the recipe."""
     rows: int = ROWS
     dtype: torch.dtype = torch.float32
+    gather: str = "fp32"
+    reduce: str = "fp32"
 
 
 @cache
@@ -75,9 +81,10 @@ def losses(processes: Processes, case: Case) -> list[tuple[float, float]]:
     settings, device = arm.training, torch.device("cpu")
     seed_everything(0)
     model = WuNengForCausalLM(arm.config).to(case.dtype)
-    cut(model, processes, case.degrees, device)
-    optimizer = build_optimizer(model, settings)
     precision = autocast_dtype(settings.precision, device)
+    types = cut_dtypes(Parallel(gather=case.gather, reduce=case.reduce), precision)
+    cut(model, processes, case.degrees, device, **types)
+    optimizer = build_optimizer(model, settings)
     numerics = Numerics.pick(device, precision, processes, case.degrees)
     called = prepare_model(model, settings, numerics)
     found = []
@@ -85,6 +92,7 @@ def losses(processes: Processes, case: Case) -> list[tuple[float, float]]:
         batch = packed_batch(step, case.rows, arm.config.vocab_size)
         outcome = take_step(called, optimizer, batch, settings, numerics, step=step, arm=case.arm)
         found.append((outcome.loss, outcome.grad_norm))
+    assert {p.dtype for p in model.parameters()} == {case.dtype}, "what is updated stays exact"
     return found
 
 
@@ -92,6 +100,53 @@ def losses(processes: Processes, case: Case) -> list[tuple[float, float]]:
 def alone(case: Case) -> list[tuple[float, float]]:
     """``losses`` in this process."""
     return losses(ALONE, case)
+
+
+def run_upgrade(processes: Processes, place: Path, out: Path, changes: tuple[str, ...]) -> None:
+    """Train the four arms of ``small_upgrade``: one scored, one new, adapters, one taught."""
+    sources = ConvertedSources()
+    opening = Opening(QuietDisplay(StringIO()), None, sources, True, Workers(1), processes)
+    run_opened(small_upgrade.recipe(place, *changes), out, "auto", out.parent, opening)
+
+
+def best_steps(
+    processes: Processes, recipe: Path, changes: tuple[str, ...], off: float
+) -> list[int]:
+    """The steps of checkpoints that are kept where the best is, though what the last process
+    measures is ``off`` by that much at every pass but the first."""
+    measure, passes = loop.measure, [0]
+
+    def measured(*args: Any, **named: Any) -> Any:
+        quality = measure(*args, **named)
+        passes[0] += 1
+        if passes[0] > 1 and processes.rank == processes.size - 1:
+            quality.values = {name: value + off for name, value in quality.values.items()}
+        return quality
+
+    loop.measure = measured
+    try:
+        assert run_text(processes, recipe, changes, None)[0] == "finished"
+    finally:
+        loop.measure = measure
+    found = (recipe.parent / "runs" / "text" / "wuneng" / "checkpoints").glob("step-*")
+    return sorted(int(path.name.removeprefix("step-")) for path in found)
+
+
+def compiled_losses(processes: Processes, case: Case) -> tuple[list[tuple[float, float]], int]:
+    """``losses``, and how many graphs torch.compile made (for an executor that needs no C++
+    compiler: what is tried is how compiled blocks are joined)."""
+    graphs, compiling = [0], torch.compile
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs[0] += 1
+        return graph.forward
+
+    torch.compile = lambda function: compiling(function, backend=counting)
+    try:
+        return losses(processes, case), graphs[0]
+    finally:
+        torch.compile = compiling
+        torch._dynamo.reset()
 
 
 def run_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from tests.distributed.cases import run_text
 from wuneng.data.batch import Batch
 from wuneng.distributed.processes import Processes
-from wuneng.train import checkpoint
+from wuneng.train import checkpoint, sharded
 from wuneng.train import step as step_module
 from wuneng.train.step import Numerics
 
@@ -66,6 +68,36 @@ def while_saving(processes: Processes, recipe: Path, rank: int, fault: Any) -> A
         return run_text(processes, recipe, (), None)
     finally:
         checkpoint.whole_tensors = save
+
+
+def full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def elsewhere() -> None:
+    """What this process writes from now on is where the others do not look."""
+    sharded._own_digests = lambda *_: {
+        "shard-00002-model-00001-of-00001.safetensors": {"bytes": 1, "sha256": ""}
+    }
+
+
+def while_writing_a_shard(
+    processes: Processes, recipe: Path, rank: int, fault: Any, changes: tuple[str, ...]
+) -> Any:
+    """``fault()`` in process ``rank`` when it writes its part of the second checkpoint."""
+    write, calls = HuggingFaceStorageWriter.write_data, [0]
+
+    def written(self: Any, plan: Any, planner: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2 and processes.rank == rank:
+            fault()
+        return write(self, plan, planner)
+
+    HuggingFaceStorageWriter.write_data = written
+    try:
+        return run_text(processes, recipe, changes, None)
+    finally:
+        HuggingFaceStorageWriter.write_data = write
 
 
 def not_finite(processes: Processes, recipe: Path, rank: int) -> Any:

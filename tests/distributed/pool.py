@@ -21,6 +21,13 @@ import torch.distributed as dist
 from wuneng.distributed.joining import joined_over
 from wuneng.distributed.launched import Launched
 
+#: Once for all processes.
+_IMPORTED = [
+    "tests.distributed.cases",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+]
 #: Seconds that a process of a test waits for the others.
 PATIENCE = 60.0
 
@@ -30,7 +37,7 @@ class Pool:
 
     def __init__(self, most: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.distributed.cases"])
+        context.set_forkserver_preload(_IMPORTED)
         self._store = dist.TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
         self._cases = 0
         self._pipes, self.processes = [], []

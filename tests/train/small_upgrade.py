@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.convert.sources import save_source
 from tests.train.tiny import Watcher
 from wuneng.convert import ConvertedSources
 from wuneng.recipe import Recipe, load_recipe
@@ -41,6 +43,14 @@ RECIPE: dict[str, Any] = {
     },
     "device": "cpu",
 }
+
+
+def save_sources(place: Path) -> None:
+    """Into ``place``: a random Llama of bytes and a few documents."""
+    save_source(place / "llama", vocab_size=257, tie_word_embeddings=True)
+    documents = [f"Number {n} is followed by {n + 1}, and {n + 1} by {n + 2}." for n in range(60)]
+    rows = (json.dumps({"text": text}) for text in documents)
+    (place / "texts.jsonl").write_text("\n".join(rows))
 
 
 def recipe(place: Path, *changes: str) -> Recipe:

@@ -88,7 +88,14 @@ def test_the_counted_peak_is_the_measured_one(size: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["distill", ""])
-@pytest.mark.parametrize("change", [{"activation_checkpointing": True}, {"micro_batch_size": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": 2},
+        {"micro_batch_size": 2},
+    ],
+)
 def test_so_it_is_with_less_at_once(kind: str, change: dict[str, Any]) -> None:
     _agrees(*SIZES["small"], kind, **change)
 

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.model.small import small_model
 from tests.precision import assert_as_exact
 from tests.train.tiny import TinyModel, counting_batch, tiny_training
+from wuneng.bench.memory import peak_bytes
 from wuneng.data.batch import Batch
 from wuneng.errors import DataError, NonFiniteError
 from wuneng.train.optimizer import build_optimizer
@@ -131,14 +133,31 @@ def test_bf16_autocast_keeps_the_loss_in_float32() -> None:
 
 
 def test_activation_checkpointing_changes_memory_and_not_the_step() -> None:
-    outcomes = []
-    for recompute in (False, True):
-        training = tiny_training(activation_checkpointing=recompute)
-        model = prepare_model(small_model(), training)
-        assert model.model.gradient_checkpointing is recompute
+    outcomes, recomputed, peaks = [], [], []
+    tokens = torch.randint(11, (2, 129), generator=torch.Generator().manual_seed(0))
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], None, "draw", 128)
+    for choice in ("none", 2, "full"):
+        training = tiny_training(activation_checkpointing=choice)
+        model = prepare_model(small_model(num_hidden_layers=4), training)
+        recomputed.append([layer.gradient_checkpointing for layer in model.model.layers])
         optimizer = build_optimizer(model, training)
-        batch = counting_batch(0, 4)
-        outcomes.append(take_step(model, optimizer, batch, training, CPU, step=1, arm="t"))
+
+        def step(model: Any = model, optimizer: Any = optimizer, training: Any = training) -> None:
+            outcomes.append(take_step(model, optimizer, batch, training, CPU, step=1, arm="t"))
+
+        peaks.append(peak_bytes(step, CPU.device))
+    assert recomputed == [[False] * 4, [True, False] * 2, [True] * 4]
     # The same operations in the same order.
-    assert outcomes[1].loss == outcomes[0].loss
-    assert outcomes[1].grad_norm == outcomes[0].grad_norm
+    assert len({(outcome.loss, outcome.grad_norm) for outcome in outcomes}) == 1
+    assert peaks[2] < 0.8 * peaks[1] < 0.8**2 * peaks[0]
+
+
+@pytest.mark.parametrize(("written", "meant"), [(True, "full"), (False, "none"), (3, 3)])
+def test_recipes_from_before_it_was_a_number_mean_the_same(written: Any, meant: Any) -> None:
+    assert tiny_training(activation_checkpointing=written).activation_checkpointing == meant
+
+
+@pytest.mark.parametrize("written", [0, -1, "half", 1.5, 10**9])
+def test_activation_checkpointing_of_anything_else_is_refused(written: Any) -> None:
+    with pytest.raises(ValidationError, match="none, full or a number of layers from 1"):
+        tiny_training(activation_checkpointing=written)

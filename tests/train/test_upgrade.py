@@ -14,14 +14,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.convert.sources import save_source, tensors_of
+from tests.convert.sources import tensors_of
 from tests.precision import assert_as_exact
-from tests.train.small_upgrade import RECIPE, STEPS, checkpoint_of, train
+from tests.train.small_upgrade import RECIPE, STEPS, checkpoint_of, save_sources, train
 from tests.train.tiny import Watcher
 from wuneng.convert import ConvertedSources
 from wuneng.errors import InputError, ModelError, RecipeError
 from wuneng.recipe import load_recipe, read_written
-from wuneng.records import read_jsonl, verify
+from wuneng.records import read_json, read_jsonl, verify
 from wuneng.study import run_study
 from wuneng.train import Interrupted, Results, arm_run, run
 
@@ -30,12 +30,8 @@ needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a random Llama of bytes and a few documents."""
     place = tmp_path_factory.mktemp("upgrade")
-    save_source(place / "llama", vocab_size=257, tie_word_embeddings=True)
-    documents = [f"Number {n} is followed by {n + 1}, and {n + 1} by {n + 2}." for n in range(60)]
-    rows = (json.dumps({"text": text}) for text in documents)
-    (place / "texts.jsonl").write_text("\n".join(rows))
+    save_sources(place)
     return place
 
 
@@ -324,7 +320,8 @@ def test_an_upgrade_can_be_a_study(place: Path, tmp_path: Path) -> None:
     )
     found = run_study(given, display=Watcher(), runs_root=tmp_path, sources=ConvertedSources())
     (rung,) = found.record["rungs"]
-    figures = {name: arm["trainable_parameters"] for name, arm in rung["arms"].items()}
+    compared = read_json(found.directory / "compare" / "all" / "results.json")["arms"]
+    figures = {name: arm["trainable_parameters"] for name, arm in compared.items()}
     assert figures["source"] == 0
     assert figures["lora"] == pytest.approx(figures["wuneng"], rel=0.02)
     assert {tuple(d["arms"]) for d in rung["differences"]} == {

@@ -4,6 +4,7 @@ launched      what a launcher (torchrun, accelerate) told this process
 local         starting processes on this machine
 degrees       how many copies of a model, cut into how many shards
 processes     this process among the others: who is first, what all agree on
+save_group    those that write one checkpoint together, beside training
 joining       becoming one of them, and leaving
 heartbeat     which process is missing when the others wait in vain
 wrapping      DDP and FSDP2 around a model

@@ -81,7 +81,7 @@ def joined_over(
         votes = None
         if kind == "cuda":
             votes = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
-        together = Together(info, store, heartbeat, votes)
+        together = Together(info, store, heartbeat, votes, seconds)
         with _named_failures(together, store, info):
             yield together
         _leave(store, info)

@@ -21,6 +21,7 @@ from wuneng.device import pick_device
 from wuneng.distributed.degrees import Degrees
 from wuneng.distributed.heartbeat import Heartbeat
 from wuneng.distributed.launched import Launched
+from wuneng.distributed.save_group import SaveGroup, packed, unpacked
 from wuneng.errors import InputError, MissingProcess, RunError, WuNengError
 
 __all__ = ["ALONE", "Processes", "Together"]
@@ -67,6 +68,10 @@ class Processes:
         """The processes in rows of replicas and columns of shards, or None for one process."""
         return None
 
+    def save_group(self) -> SaveGroup:
+        """A group of its own for writing checkpoints; all processes make it together."""
+        return SaveGroup()
+
 
 ALONE = Processes()
 
@@ -78,15 +83,21 @@ class Together(Processes):
         store: of ``torch.distributed``, which all of them share.
         heartbeat: of this process.
         votes: the group for sums and votes on the CPU; None: that of all.
+        seconds: that this process waits for the others.
     """
 
     def __init__(
-        self, info: Launched, store: Any, heartbeat: Heartbeat, votes: dist.ProcessGroup | None
+        self,
+        info: Launched,
+        store: Any,
+        heartbeat: Heartbeat,
+        votes: dist.ProcessGroup | None,
+        seconds: float,
     ) -> None:
         self.rank, self.size = info.rank, info.size
         self.host_size, self.restarts = info.local_size, info.restarts
         self.heartbeat = heartbeat
-        self._local_rank = info.local_rank
+        self._local_rank, self._seconds = info.local_rank, seconds
         self._store, self._votes = store, votes
         self._told = 0
         self._meshes: dict[tuple[Degrees, str], Any] = {}
@@ -99,11 +110,11 @@ class Together(Processes):
         try:
             result = act()
         except WuNengError as error:
-            self._store.set(key, pickle.dumps((False, _packed(error))))
+            self._store.set(key, pickle.dumps((False, packed(error))))
             raise
         except BaseException as error:
             reason = f"the first process stopped: {type(error).__name__}: {error}"
-            self._store.set(key, pickle.dumps((False, _packed(RunError(reason)))))
+            self._store.set(key, pickle.dumps((False, packed(RunError(reason)))))
             raise
         self._store.set(key, pickle.dumps((True, result)))
         return result
@@ -124,7 +135,7 @@ class Together(Processes):
         fine, result = pickle.loads(self._store.get(key))
         if fine:
             return result
-        raise _unpacked(result)
+        raise unpacked(result)
 
     def one_first(self, act: Callable[[], T]) -> T:
         kept: list[T] = []
@@ -174,6 +185,11 @@ class Together(Processes):
             )
         return self._meshes[key]
 
+    def save_group(self) -> SaveGroup:
+        patience = timedelta(seconds=self._seconds)
+        group = dist.new_group(backend="gloo", timeout=patience)
+        return SaveGroup(self.rank, self.size, group)
+
     def missing(self, why: str = "") -> MissingProcess:
         """The error that names the processes that are missing; found out once, told to all."""
         verdict = ""
@@ -189,16 +205,3 @@ class Together(Processes):
             with suppress(RuntimeError):
                 self._store.set("verdict", verdict)
         return MissingProcess(f"{verdict}. The last checkpoint stands: start all of them again")
-
-
-def _packed(error: WuNengError) -> tuple[type[WuNengError], str, dict[str, Any]]:
-    """Exceptions whose constructors want more than a message cannot be pickled as they are."""
-    return type(error), str(error), dict(error.__dict__)
-
-
-def _unpacked(packed: tuple[type[WuNengError], str, dict[str, Any]]) -> WuNengError:
-    kind, message, more = packed
-    error = kind.__new__(kind, message)
-    error.args = (message,)
-    error.__dict__.update(more)
-    return error

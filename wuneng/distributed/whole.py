@@ -25,9 +25,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process' part of ``tensor``, which all have whole, cut as ``like`` is."""
+    """This process' part of ``tensor``, which all have whole, cut as ``like`` is; one that is cut
+    already stays as it is."""
     mesh = getattr(like, "device_mesh", None)
-    if mesh is None:
+    if mesh is None or hasattr(tensor, "device_mesh"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 

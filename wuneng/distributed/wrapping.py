@@ -32,21 +32,39 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if {c.__name__ for c in type(m).__mro__} & names]
 
 
-def cut(model: nn.Module, processes: Processes, degrees: Degrees, device: torch.device) -> None:
+def cut(
+    model: nn.Module,
+    processes: Processes,
+    degrees: Degrees,
+    device: torch.device,
+    *,
+    gather: torch.dtype | None = None,
+    reduce: torch.dtype | None = None,
+) -> None:
     """Cut ``model`` in place where ``degrees.shard`` says so: every layer by itself, and the rest.
 
     Its parameters become ``DTensor``s, whole only while their layer computes.
+
+    Args:
+        gather: what layers compute with; None: the type of the parameters, which keep it.
+        reduce: what gradients are summed in; None: the type of the parameters.
     """
     degrees = degrees.of_weights
     if degrees.shard == 1:
         return
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    stored = next(model.parameters()).dtype
+    policy = MixedPrecisionPolicy(
+        param_dtype=gather,
+        reduce_dtype=reduce or stored,
+        cast_forward_inputs=False,  # autocast does, and rotary angles are to stay exact
+    )
     mesh = processes.mesh(degrees, device)
     part = mesh["replicate", "shard"] if degrees.replicate > 1 else mesh["shard"]
     for block in blocks(model):
-        fully_shard(block, mesh=part)
-    fully_shard(model, mesh=part)
+        fully_shard(block, mesh=part, mp_policy=policy)
+    fully_shard(model, mesh=part, mp_policy=policy)
     for module in _cut_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other

@@ -36,7 +36,7 @@ Degree = Annotated[Literal["auto"] | int, BeforeValidator(_degree)]
 class Parallel(Settings):
     """How the processes that `torchrun` or `--processes` starts share the training of an arm.
     ``replicate`` times ``shard`` times ``context`` is their number; it changes no figure beyond
-    rounding, so a run may be continued with another."""
+    rounding (``gather`` and ``reduce``: bf16's), so a run may be continued with another."""
 
     replicate: Degree = "auto"
     """Copies of the model, each trained on its part of every batch (DDP); with ``shard`` too,
@@ -47,5 +47,15 @@ class Parallel(Settings):
     context: Annotated[int, BeforeValidator(_context)] = 1
     """Processes among which every sequence is cut, each with consecutive tokens of it (context
     parallelism): for sequences that are too long for one device."""
+    gather: Literal["fp32", "precision"] = "fp32"
+    """What weights that are cut (FSDP) are put together in for a layer: fp32, as one process holds
+    them, or the autocast type of ``training.precision``: half the traffic and memory, but norms and
+    decays are rounded too. What is stored and updated stays fp32."""
+    reduce: Literal["fp32", "precision"] = "fp32"
+    """What gradients of weights that are cut are summed in, likewise."""
+    checkpoints: Literal["auto", "whole", "sharded"] = "auto"
+    """``whole``: the first process writes them. ``sharded``: each writes its own part, which needs
+    a run directory that all hosts share. ``auto``: sharded where weights are cut (FSDP). Any number
+    of processes reads either."""
     timeout: Annotated[Real, Field(gt=0.0)] = 600.0
     """Seconds that a process waits for the others before it says which one is missing."""

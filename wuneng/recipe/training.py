@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
+from wuneng.limits import MOST_LAYERS
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import Count, Fraction, Length, PositiveCount, Real, Rows, Threads
 from wuneng.recipe.upgrade import Regex
@@ -15,6 +17,19 @@ __all__ = ["EndEvaluation", "OptimizerSettings", "Spikes", "Training"]
 
 PositiveReal = Annotated[Real, Field(gt=0.0)]
 NonNegativeReal = Annotated[Real, Field(ge=0.0)]
+
+
+def _recomputed(value: Any) -> Any:
+    if isinstance(value, bool):  # as recipes had it when it was all or nothing
+        return "full" if value else "none"
+    if value in ("none", "full") or (type(value) is int and 1 <= value <= MOST_LAYERS):
+        return value
+    raise PydanticCustomError(
+        "recomputed", "{expected}", {"expected": "none, full or a number of layers from 1"}
+    )
+
+
+Recomputed = Annotated[Literal["none", "full"] | int, BeforeValidator(_recomputed)]
 
 
 class OptimizerSettings(Settings):
@@ -75,8 +90,9 @@ class Training(OptimizerSettings):
     frozen_precision: Literal["fp32", "bf16"] = "fp32"
     """What matrices that never train are held in. Where ``precision`` is bf16 they are multiplied
     in bf16 either way: holding them so halves their memory and changes no figure."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Recomputed = "none"
+    """Layers whose activations are recomputed in the backward pass: none, all (``full``: much less
+    memory, about a third more time), or every n-th (``2``: about half of both)."""
     compile: bool = False
     """Run the model through torch.compile."""
     log_every: PositiveCount = 10
@@ -102,6 +118,12 @@ class Training(OptimizerSettings):
     """Skipped batches in a row after which the run stops."""
     num_threads: Threads | None = None
     """CPU threads of torch; default torch's own choice."""
+
+    @property
+    def recomputed_every(self) -> int:
+        """Of that many layers the activations of one are recomputed; 0: of none."""
+        value = self.activation_checkpointing
+        return {"none": 0, "full": 1}[value] if isinstance(value, str) else value
 
     @property
     def tokens_per_step(self) -> int:

@@ -11,9 +11,10 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from wuneng.errors import DiskError, InputError
 from wuneng.records.checksums import CHECKSUMS, seal_directory
@@ -43,13 +44,20 @@ _DISK_ERRNOS = {*FULL, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errn
 
 @contextmanager
 def directory_written_atomically(
-    final: Path, bytes_needed: int, *, checksums: str = CHECKSUMS
+    final: Path,
+    bytes_needed: int,
+    *,
+    checksums: str = CHECKSUMS,
+    known: Mapping[str, dict[str, Any]] | None = None,
 ) -> Iterator[Path]:
     """A temporary directory to fill; it becomes ``final`` when the block ends without an error.
 
     An existing ``final`` is replaced only after the new one is complete. When anything fails the
     temporary directory is removed and ``final`` is as it was. Checksums of all files are put
     beside them, in the file ``checksums``.
+
+    Args:
+        known: digests of files that other processes put there; may be filled in the block.
 
     Raises:
         DiskError: the disk is full, over quota or read-only; names path, bytes needed and free.
@@ -67,7 +75,7 @@ def directory_written_atomically(
             raise _busy(final) from None
         try:
             yield temporary
-            seal_directory(temporary, checksums)
+            seal_directory(temporary, checksums, known)
             flush_tree(temporary)
             if os.path.lexists(final):
                 final.rename(replaced)

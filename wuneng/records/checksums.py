@@ -48,6 +48,7 @@ def seal(
     names: Iterable[str],
     *,
     coming: Mapping[str, str] | None = None,
+    known: Mapping[str, dict[str, Any]] | None = None,
     manifest: str = CHECKSUMS,
 ) -> None:
     """Write the checksums of the files ``names`` in ``directory``.
@@ -57,22 +58,30 @@ def seal(
         coming: the text of files that are about to be written there. What marks a directory as
             finished comes after its checksums: a kill in between leaves it unfinished, never
             finished and unchecked.
+        known: digests of files that need not be read again.
 
     Raises:
         DiskError: the disk is full or refuses.
     """
-    files = {name: digest(directory / name) for name in sorted(names)}
+    known = known or {}
+    files = {name: known.get(name) or digest(directory / name) for name in sorted(names)}
     for name, text in (coming or {}).items():
         data = text.encode("utf-8")
         files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     write_text_atomic(directory / manifest, json_text({"schema": 1, "files": files}))
 
 
-def seal_directory(directory: Path, manifest: str = CHECKSUMS) -> None:
-    """Write the checksums of every file below ``directory``. DiskError when the disk refuses."""
+def seal_directory(
+    directory: Path,
+    manifest: str = CHECKSUMS,
+    known: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
+    """Write the checksums of every file below ``directory``, of which some may be ``known``.
+    DiskError when the disk refuses."""
     files = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
     names = (path.relative_to(directory).as_posix() for path in files)
-    seal(directory, [name for name in names if name != manifest], manifest=manifest)
+    others = [name for name in names if name != manifest]
+    seal(directory, others, known=known, manifest=manifest)
 
 
 def write_sealed_json(

@@ -34,7 +34,7 @@ from wuneng.train.quality import Quality, measure
 from wuneng.train.replacing import begin_replacing, without_attention
 from wuneng.train.results import arm_record, save_record, save_rows
 from wuneng.train.signals import Interrupted, StopSignals, stop_warning
-from wuneng.train.spread import arm_degrees
+from wuneng.train.spread import arm_degrees, cut_dtypes, writes_shards
 from wuneng.train.starting_point import PLAIN, Sources, load_start
 from wuneng.train.step import Numerics
 from wuneng.train.step_range import StepRange
@@ -89,7 +89,8 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
     )
     outline = outline_of(model) if degrees.shard > 1 else None
     model = model.to(device)
-    cut(model, processes, degrees, device)
+    precision = autocast_dtype(arm.training.precision, device)
+    cut(model, processes, degrees, device, **cut_dtypes(session.parallel, precision))
     job = ArmJob(
         arm=arm.name,
         seed=seed,
@@ -99,9 +100,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         validation=data.validation,
         data_description=data.description,
         directory=place,
-        numerics=Numerics.pick(
-            device, autocast_dtype(arm.training.precision, device), processes, degrees
-        ),
+        numerics=Numerics.pick(device, precision, processes, degrees),
         loggers=open_loggers(
             plan.loggers if processes.is_first else (),
             place.path,
@@ -109,6 +108,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         ),
         teacher=teacher,
         phases=arm.phases if any(phase.kind for phase in arm.phases) else (),
+        shards=writes_shards(session.parallel, degrees),
         profile=session.profile,
         flops_per_token=arm.facts.flops_per_token,
     )

@@ -5,7 +5,8 @@
                          trainer.json            TrainerState
                          manifest.json           sha256 and size of the three
 
-No file is a pickle, so loading a checkpoint runs no code from it.
+Where each process writes its own shard (``sharded``), shards stand in place of the first two. No
+file is a pickle, so loading a checkpoint runs no code from it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from wuneng.errors import CheckpointError, DamagedError
 from wuneng.foreign.regular import read_regular_text
 from wuneng.records.atomic import directory_written_atomically, remove_directory, remove_leftovers
 from wuneng.records.checksums import fault, read_checksums
+from wuneng.train import sharded
+from wuneng.train.model_tensors import check_fit, kept_tensors, model_tensors
 from wuneng.train.optimizer import load_named_state, named_state
 from wuneng.train.trainer_state import TrainerState
 
@@ -88,14 +91,8 @@ def content(
     """What a checkpoint of this moment holds; its parameters and moments are the originals, which
     the optimiser's next step changes, unless they were cut among ``processes``. All of these call
     this, and the first gets the tensors."""
-    put_away(model)
-    trained = {name for name, _ in model.named_parameters()}
-    own = {
-        name: tensor if name in trained else tensor.clone()  # a forward pass may change a buffer
-        for name, tensor in model_tensors(model).items()
-    }
     first = processes.is_first
-    weights = whole_tensors(own, keep=first)
+    weights = whole_tensors(kept_tensors(model), keep=first)
     moments = whole_tensors(named_state(model, optimizer), keep=first)
     return Content(state.step, weights, moments, json.dumps(state.to_json()))
 
@@ -154,8 +151,9 @@ def verify(path: Path) -> Checkpoint:
         files = read_checksums(path, MANIFEST)
     except DamagedError as error:
         raise CheckpointError(str(error)) from None
-    if set(files) != set(_CONTENT):
-        raise CheckpointError(f"{path / MANIFEST}: does not list {', '.join(_CONTENT)}")
+    shards = [name for name in files if sharded.is_shard(name)]
+    if set(files) != ({TRAINER, *shards} if shards else set(_CONTENT)):
+        raise CheckpointError(f"{path / MANIFEST}: does not list {', '.join(_CONTENT)}, or shards")
     for name, written in files.items():
         found = fault(path / name, written)
         if found is not None:
@@ -195,29 +193,17 @@ def restore(
         CheckpointError: names or shapes differ from the model's.
     """
     put_away(model)
-    stored, own = load_file(checkpoint.path / MODEL), model_tensors(model)
-    if missing := sorted(set(own) ^ set(stored)):
-        raise CheckpointError(
-            f"{checkpoint.path / MODEL} belongs to another model: {missing[0]} is in one only"
-        )
+    path, own = checkpoint.path, model_tensors(model)
+    if not (path / MODEL).exists():
+        sharded.restore(path, model, own, optimizer)
+        return
+    stored = load_file(path / MODEL)
+    check_fit(path / MODEL, {name: (t.dtype, t.shape) for name, t in stored.items()}, own)
     with torch.no_grad():
         for name, tensor in own.items():
-            if tensor.shape != stored[name].shape or tensor.dtype != stored[name].dtype:
-                raise CheckpointError(
-                    f"{checkpoint.path / MODEL}: {name} is {_kind(stored[name])}, "
-                    f"the model's is {_kind(tensor)}"
-                )
             tensor.copy_(cut_like(stored[name], tensor))
     if moments:
-        load_named_state(model, optimizer, load_file(checkpoint.path / OPTIMIZER))
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, a tied parameter once."""
-    persistent = model.state_dict()
-    tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
-    tensors |= {name: b for name, b in model.named_buffers() if name in persistent}
-    return tensors
+        load_named_state(model, optimizer, load_file(path / OPTIMIZER))
 
 
 def rotate(
@@ -246,7 +232,3 @@ def _read_json(file: Path) -> Any:
         raise CheckpointError(f"{file}: missing") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: unreadable ({error})") from None
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

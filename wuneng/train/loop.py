@@ -66,6 +66,8 @@ class ArmJob:
     teacher: Teacher | None = None
     phases: tuple[Phase, ...] = ()
     """In which it is trained; empty: all steps are alike, and train what requires gradients."""
+    shards: bool = False
+    """Every process writes its own part of a checkpoint."""
 
 
 @dataclass
@@ -88,6 +90,7 @@ class ArmTraining:
             *(place, job.model, self._walk.optimizer, job.training),
             warn=self.display.warn,
             processes=job.numerics.processes,
+            shards=job.shards,
         )
         self._profiling = StepProfile(
             job.profile if job.numerics.processes.is_first else None,
@@ -232,8 +235,10 @@ class ArmTraining:
             self.job.numerics,
             micro_batch_size=self.job.training.micro_batch_size,
         )
-        self.state.note_validation(quality.values)
-        return quality.values
+        # Each process has measured the same; which checkpoint is the best all must decide alike.
+        figures = self.job.numerics.processes.first(lambda: quality.values)
+        self.state.note_validation(figures)
+        return figures
 
     def _record(
         self, learning_rate: float, outcome: StepOutcome, figures: dict[str, float]

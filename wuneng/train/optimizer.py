@@ -28,6 +28,7 @@ __all__ = [
     "build_optimizer",
     "load_named_state",
     "named_state",
+    "owner",
     "set_learning_rate",
 ]
 
@@ -131,16 +132,12 @@ def load_named_state(
     Raises:
         CheckpointError: a tensor belongs to no parameter of ``model``, or has another shape.
     """
-    parameters = dict(model.named_parameters())
     by_parameter: dict[nn.Parameter, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        quantity, _, name = key.partition("/")
-        parameter = parameters.get(name)
-        if parameter is None or (value.dim() and value.shape != parameter.shape):
-            raise CheckpointError(f"the optimiser state {key!r} does not fit this model")
+        parameter = owner(model, key, value.shape)
         if value.dim():
             value = cut_like(value, parameter)
-        by_parameter.setdefault(parameter, {})[quantity] = value
+        by_parameter.setdefault(parameter, {})[key.partition("/")[0]] = value
     state = optimizer.state_dict()
     loaded: dict[int, dict[str, Any]] = {}
     for group, indexed in zip(optimizer.param_groups, state["param_groups"], strict=True):
@@ -148,3 +145,19 @@ def load_named_state(
             if parameter in by_parameter:
                 loaded[index] = by_parameter[parameter]
     optimizer.load_state_dict({"state": loaded, "param_groups": state["param_groups"]})
+
+
+def owner(model: nn.Module, key: str, shape: torch.Size) -> nn.Parameter:
+    """The parameter whose state ``key`` of ``named_state``, of that shape, is.
+
+    Raises:
+        CheckpointError: ``model`` has none, or one of another shape.
+    """
+    name = key.partition("/")[2]
+    try:
+        parameter = model.get_parameter(name)
+    except AttributeError:
+        parameter = None
+    if parameter is None or (shape and shape != parameter.shape):
+        raise CheckpointError(f"the optimiser state {key!r} does not fit this model")
+    return parameter

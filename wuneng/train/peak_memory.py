@@ -121,13 +121,10 @@ def _moments(
     last = 3 if outside else 2  # the final norm's input and output, and what its weight multiplies
     last += distilled
     top = tokens * size * last * config.hidden_size
-    if phase.training.activation_checkpointing:
-        inputs = tokens * size * config.hidden_size
-        before = [layer * inputs + kept[layer] for layer in range(layers)]
-        at_end = layers * inputs
-    else:
-        before = [sum(kept[: layer + 1]) for layer in range(layers)]
-        at_end = sum(kept)
+    every_nth, inputs = phase.training.recomputed_every, tokens * size * config.hidden_size
+    held = [inputs if every_nth and n % every_nth == 0 else kept[n] for n in range(layers)]
+    before = [sum(held[:layer]) + kept[layer] for layer in range(layers)]
+    at_end = sum(held)
     moments = [(every if several else 0, at_end + top + logits), (every, 0)]
     for layer in range(layers):
         made = every if several else _FLOAT * sum(by_layer[layer:])

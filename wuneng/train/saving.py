@@ -7,6 +7,8 @@ Written aside (``async_checkpoints``), a thread copies the tensors while the nex
 and backward; its update, which is the first to change them, waits until they are copied. The thread
 then writes, and training waits for it only before the next checkpoint and at the end. What it fails
 with is raised there, or after the step that runs then.
+
+Of several processes the first writes what all hold, or each its own shard.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from torch import nn
 
 from wuneng.distributed.processes import ALONE, Processes
 from wuneng.recipe import Training
-from wuneng.train import checkpoint
+from wuneng.train import checkpoint, sharded
 from wuneng.train.schedule import steps_before_decay
 from wuneng.train.signals import Interrupted
 from wuneng.train.trainer_state import TrainerState
 
 __all__ = ["Saver"]
+
+Content = checkpoint.Content | sharded.ShardedContent
 
 
 class Saver:
@@ -43,12 +47,14 @@ class Saver:
         *,
         warn: Callable[[str], None],
         processes: Processes = ALONE,
+        shards: bool = False,
     ) -> None:
         self._place, self._model = place, model
         self._training, self._warn, self._processes = training, warn, processes
         self._decay_begins = _decay_begins(training)
         self._writer: _Writer | None = None
         self._waited = 0.0
+        self._group = processes.save_group() if shards else None
         self.follow(optimizer)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -78,17 +84,40 @@ class Saver:
         the one before."""
         self.finish()
         began = time.perf_counter()
-        content = checkpoint.content(self._model, self._optimizer, state, self._processes)
-        step, stays = state.step, self._staying(state)
+        content = self._content(state)
+        stays = self._staying(state)
         if not self._training.async_checkpoints:
-            self._processes.first(lambda: self._write(content, stays))
-        elif self._processes.is_first:
-            self._writer = _Writer(self._place, content, lambda: self._rotate(step, stays))
+            self._by_writers(lambda: self._write(content, stays))
+        elif self._group is not None or self._processes.is_first:
+            self._writer = _Writer(content, lambda copy: self._write(copy, stays))
         self._waited += time.perf_counter() - began
 
-    def _write(self, content: checkpoint.Content, stays: Callable[[int], bool]) -> None:
-        checkpoint.write(self._place, content)
-        self._rotate(content.step, stays)
+    def _content(self, state: TrainerState) -> Content:
+        if self._group is not None:
+            return sharded.content(self._model, self._optimizer, state)
+        return checkpoint.content(self._model, self._optimizer, state, self._processes)
+
+    def _by_writers(self, act: Callable[[], None]) -> None:
+        """``act`` in those that write; it fails in all or in none."""
+        if self._group is not None:
+            act()
+        else:
+            self._processes.first(act)
+
+    def _write(self, content: Content, stays: Callable[[int], bool]) -> None:
+        if isinstance(content, checkpoint.Content):
+            checkpoint.write(self._place, content)
+            self._rotate(content.step, stays)
+        else:
+            assert self._group is not None
+            sharded.write(
+                self._place,
+                content,
+                self._group,
+                trainer=checkpoint.TRAINER,
+                manifest=checkpoint.MANIFEST,
+                written=lambda: self._rotate(content.step, stays),
+            )
 
     def tidy(self, state: TrainerState) -> None:
         """Delete what a process that was killed after it had saved ``state`` left."""
@@ -107,7 +136,7 @@ class Saver:
         """Wait until everything is written; all processes together. Raises as
         ``checkpoint.write``."""
         if self._training.async_checkpoints:
-            self._processes.first(self._finish)
+            self._by_writers(self._finish)
 
     def _finish(self) -> None:
         self._wait()
@@ -155,14 +184,12 @@ def _call(wait: weakref.WeakMethod[Callable[..., None]]) -> None:
 
 
 class _Writer:
-    """A thread that copies a checkpoint's tensors, writes them, and calls ``written``."""
+    """A thread that copies a checkpoint's tensors, and calls ``write`` with the copy."""
 
-    def __init__(
-        self, place: Path, content: checkpoint.Content, written: Callable[[], None]
-    ) -> None:
+    def __init__(self, content: Content, write: Callable[[Content], None]) -> None:
         self.error: Exception | None = None
         self._copied = threading.Event()
-        self._place, self._written = place, written
+        self._write = write
         # A daemon: a second Ctrl-C leaves at once, and half a checkpoint is never taken for one.
         self._thread = threading.Thread(
             target=self._run, args=(content,), name="checkpoint", daemon=True
@@ -180,12 +207,11 @@ class _Writer:
         else:
             self._thread.join()
 
-    def _run(self, content: checkpoint.Content) -> None:
+    def _run(self, content: Content) -> None:
         try:
             content = content.copied()
             self._copied.set()
-            checkpoint.write(self._place, content)
-            self._written()
+            self._write(content)
         except Exception as error:
             self.error = error
         finally:

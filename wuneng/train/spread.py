@@ -12,7 +12,7 @@ from wuneng.recipe import Parallel
 from wuneng.train.plan import ArmPlan
 from wuneng.train.shares import check_length, check_rows
 
-__all__ = ["arm_degrees"]
+__all__ = ["arm_degrees", "cut_dtypes", "writes_shards"]
 
 _FLOAT32 = 4
 
@@ -54,6 +54,24 @@ def arm_degrees(
             "them. Use bf16, or parallel.shard: 1"
         )
     return degrees
+
+
+def cut_dtypes(parallel: Parallel, precision: torch.dtype | None) -> dict[str, torch.dtype | None]:
+    """What ``wuneng.distributed.wrapping.cut`` gathers and reduces in: None where that is the
+    type of the parameters.
+
+    Args:
+        precision: autocast's; None: there is none.
+    """
+    asked = {"gather": parallel.gather, "reduce": parallel.reduce}
+    return {what: precision if kind == "precision" else None for what, kind in asked.items()}
+
+
+def writes_shards(parallel: Parallel, degrees: Degrees) -> bool:
+    """Whether every process writes its own part of a checkpoint."""
+    if parallel.checkpoints == "auto":
+        return degrees.of_weights.shard > 1
+    return parallel.checkpoints == "sharded"
 
 
 def _check_pieces(arm: ArmPlan, context: int) -> None:

@@ -19,7 +19,7 @@ from wuneng.data.batch import IGNORED, Batch
 from wuneng.distributed.degrees import SINGLE, Degrees
 from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.whole import whole
-from wuneng.distributed.wrapping import compile_blocks, joined_copies, synchronised
+from wuneng.distributed.wrapping import blocks, compile_blocks, joined_copies, synchronised
 from wuneng.errors import DataError, NonFiniteError, RunError
 from wuneng.model.head_loss import ask, summed_cross_entropy, unwrapped
 from wuneng.ops.context import context_parallel
@@ -117,13 +117,15 @@ def prepare_model(
     Returns the module to call; its parameters are those of ``model``, which stays the one to save.
     """
     model.train()
-    if training.activation_checkpointing:
+    if every := training.recomputed_every:
         kind = {"use_reentrant": False}
         transformer: Any = model
         if hasattr(transformer, "activation_checkpointing_enable"):
             transformer.activation_checkpointing_enable(activation_checkpointing_kwargs=kind)
         else:  # transformers before the method was renamed
             transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
+        for number, block in enumerate(blocks(model)):
+            block.gradient_checkpointing = number % every == 0  # type: ignore[assignment]
     if numerics is not None and numerics.processes.size > 1:
         if training.compile:
             compile_blocks(model)

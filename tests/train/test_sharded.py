@@ -1,0 +1,78 @@
+"""A checkpoint in shards: its bits, its damage, another model's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.damage import alter, empty, truncate
+from tests.train.test_checkpoint import remove, trained
+from wuneng.distributed.save_group import SaveGroup
+from wuneng.errors import CheckpointError
+from wuneng.train import checkpoint, sharded
+from wuneng.train.model_tensors import model_tensors
+from wuneng.train.optimizer import named_state
+from wuneng.train.trainer_state import TrainerState
+
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+
+
+def save(parent: Path, step: int, seed: int = 0, **changes: Any) -> Path:
+    model, optimizer = trained(seed)
+    held = sharded.content(model, optimizer, TrainerState("tiny", seed, step=step))
+    names = {"trainer": checkpoint.TRAINER, "manifest": checkpoint.MANIFEST}
+    settings = {"written": lambda: None, **names, **changes}
+    sharded.write(parent, held.copied(), SaveGroup(), **settings)
+    return parent / f"step-{step}"
+
+
+def test_every_bit_comes_back(tmp_path: Path) -> None:
+    save(tmp_path, 4, seed=1)
+    found = checkpoint.latest_usable(tmp_path, pytest.fail)
+    assert found is not None
+    (model, optimizer), (other, its) = trained(seed=1), trained(seed=2)
+    assert not torch.equal(model.w0, other.w0)
+    checkpoint.restore(found, other, its)
+    for mine, read in (
+        (model_tensors(model), model_tensors(other)),
+        (named_state(model, optimizer), named_state(other, its)),
+    ):
+        assert mine.keys() == read.keys()
+        assert all(torch.equal(mine[name], read[name]) for name in mine)
+
+
+@pytest.mark.parametrize("name", [SHARD, "trainer.json", "manifest.json"])
+@pytest.mark.parametrize("damage", [truncate, empty, alter, remove])
+def test_a_damaged_one_is_named_and_the_one_before_used(
+    tmp_path: Path, name: str, damage: Any
+) -> None:
+    save(tmp_path, 10)
+    damage(save(tmp_path, 20) / name)
+    reports: list[str] = []
+    found = checkpoint.latest_usable(tmp_path, reports.append)
+    assert found is not None
+    assert found.state.step == 10
+    [report] = reports
+    assert str(tmp_path / "step-20") in report
+    if name != "manifest.json":
+        assert f"step-20/{name}" in report
+
+
+def test_it_is_complete_before_older_ones_may_go(tmp_path: Path) -> None:
+    seen: list[bool] = []
+    path = tmp_path / "step-3"
+    save(tmp_path, 3, written=lambda: seen.append(checkpoint.verify(path).state.step == 3))
+    assert seen == [True]
+
+
+def test_another_models_is_refused(tmp_path: Path) -> None:
+    found = checkpoint.verify(save(tmp_path, 10))
+    model, optimizer = trained()
+    model.extra = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(CheckpointError, match="step-10 belongs to another model: extra is in one"):
+        checkpoint.restore(found, model, optimizer)
+    model, optimizer = trained()
+    model.w0 = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(CheckpointError, match=r"w0 is float32 \[8\], the model's is float32 \[3\]"):
+        checkpoint.restore(found, model, optimizer)
