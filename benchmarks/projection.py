@@ -14,6 +14,7 @@ from wuneng.bench import roofline
 from wuneng.bench.architectures import choose
 from wuneng.bench.machine import Rates
 from wuneng.bench.request import make_request
+from wuneng.model.cache_bytes import cache_bytes
 
 CONTEXTS = (8 * 1024, 32 * 1024, 128 * 1024)
 BF16 = 2
@@ -37,7 +38,7 @@ def main() -> None:
     for context in CONTEXTS:
         for model in comparison.architectures:
             config, parameters = model.config, model.parameters
-            cache = sum(roofline.cache_bytes(config, 1, context, BF16).values())
+            cache = sum(cache_bytes(config, 1, context, BF16).values())
             steps = [
                 roofline.decode(config, parameters, batch, context, BF16).floor_seconds(rates)
                 for batch in (1, 16)

@@ -21,7 +21,7 @@ __all__ = [
     "arm_problem",
 ]
 
-Match = Literal["width", "parameters", "flops"]
+Match = Literal["width", "parameters", "flops", "state_bytes"]
 Changes = dict[str, Any]
 
 

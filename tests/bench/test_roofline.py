@@ -11,7 +11,6 @@ from wuneng.bench.roofline import (
     Work,
     attention,
     attention_step,
-    cache_bytes,
     decode,
     prefill,
     ssd,
@@ -21,6 +20,7 @@ from wuneng.bench.roofline import (
     wkv7_step,
 )
 from wuneng.model import WuNengConfig
+from wuneng.model.cache_bytes import cache_bytes
 
 
 def test_wkv7_by_hand() -> None:

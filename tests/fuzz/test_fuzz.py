@@ -92,6 +92,29 @@ def test_what_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "signal 11" in (tmp_path / "findings" / "odd-4" / "VERDICT.txt").read_text()
 
 
+class Slow:
+    """Case 1 waits in vain each time it is tried, case 2 only the first time."""
+
+    name = "slow"
+
+    def case(self, random: Any, directory: Path) -> Callable[[], object]:
+        number, tries = int(random), directory.parent / f"tries-{random}"
+        tries.write_text((tries.read_text() if tries.exists() else "") + "x")
+        waits = number == 1 or (number == 2 and tries.read_text() == "x")
+        return lambda: time.sleep(60 if waits else 0)
+
+
+def test_a_machine_that_stood_still_is_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "CLOCK_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "random_of", lambda seed, kind, number: number)
+    found = {v.number: v.outcome for v in run_cases([(Slow(), 4)], 0, tmp_path)}
+    assert found == {0: "accepted", 1: "hang", 2: "accepted", 3: "accepted"}
+    tries = [(tmp_path / f"tries-{number}").read_text() for number in range(4)]
+    assert tries[1:3] == ["xx", "xx"]
+
+
 def test_a_case_follows_from_seed_kind_and_number() -> None:
     def mutants(number: int) -> tuple[object, ...]:
         random = random_of(3, "x", number)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 
@@ -208,6 +210,8 @@ def scenarios() -> list[Scenario]:
         *("bench", "--model", "runs/tiny", "--what", "decode", "--seq-len", "16,32"),
         *("--against", "none", "--seconds", "0.1", "--out", "speed", "-q"),
     ]
+    graft = ["convert", "base", "exported/model", "--state-heads", "1", "-q"]
+    sharded = ["convert", "runs/tiny", "exported/model", "--to", "dcp", "-q"]
     exists = "exists already"
     done, page = "runs/tiny/results.json", ("report", "runs/tiny", "-q")
     return [
@@ -218,6 +222,9 @@ def scenarios() -> list[Scenario]:
         Scenario("train longer", longer, _constant_run, run_results),
         Scenario("eval", evaluate, _run, _scores),
         Scenario("convert", convert, _plain_run, _exported, refused=exists),
+        Scenario("convert of a base", graft, _base, _exported, refused=exists),
+        Scenario("convert to dcp", sharded, _run, _exported_shards, refused=exists),
+        Scenario("upgrade", train, _upgrade, run_results, complete=done, finish=page),
         Scenario("bench", bench, _run, _speed),
         Scenario("report", list(page), _run, run_results),
         Scenario("cache clear", ["cache", "clear"], _run, lambda place: {}),
@@ -245,6 +252,26 @@ def _plain_run(server: Server, place: Path) -> None:
     _run(server, place, RECIPE.replace("num_state_heads: 1", "num_state_heads: 0"))
 
 
+def _base(server: Server, place: Path) -> None:
+    """A plain Transformer, as others would hand it over, and no run."""
+    _plain_run(server, place)
+    command = ["convert", "runs/tiny", "base", "--to", "transformers", "--stock", "-q"]
+    ended = server.run(place, command)
+    assert ended.status == 0, ended.output
+    for left in ("runs", "cache"):
+        shutil.rmtree(place / left)
+
+
+def _upgrade(server: Server, place: Path) -> None:
+    """A recipe that starts from such a Transformer."""
+    _base(server, place)
+    settings = yaml.safe_load(RECIPE)
+    new = {"num_state_heads": 1, "cross_head": "gated"}
+    settings |= {"init_from": "base", "train": "new", "model": new}
+    del settings["data"]["tokenizer"]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+
 def _stopped(server: Server, place: Path) -> None:
     """A run killed after its second checkpoint, in the middle of its third."""
     _recipe(server, place)
@@ -253,7 +280,7 @@ def _stopped(server: Server, place: Path) -> None:
         for left in ("runs", "cache"):
             shutil.rmtree(place / left, ignore_errors=True)
         server.run(place, ["train", "tiny.yaml", "-q"], KILL, at)
-        if (place / "runs/tiny/wuneng/checkpoints/.partial-step-3").exists():
+        if list((place / "runs/tiny/wuneng/checkpoints").glob(".partial-step-3.*")):
             return
     raise AssertionError("never stopped in its third checkpoint")
 
@@ -285,6 +312,16 @@ def _scores(place: Path) -> dict[str, Any]:
 def _exported(place: Path) -> dict[str, Any]:
     directory = place / "exported" / "model"
     return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def _exported_shards(place: Path) -> dict[str, Any]:
+    """Of its metadata what it says of tensors: it also has an id, which is another every time."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    found = _exported(place)
+    del found[".metadata"], found["checksums.json"]
+    metadata = FileSystemReader(place / "exported" / "model").read_metadata()
+    return found | {"tensors": str(metadata.state_dict_metadata)}
 
 
 def _speed(place: Path) -> dict[str, Any]:

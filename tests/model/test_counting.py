@@ -8,6 +8,7 @@ from tests.model.small import BASE, VARIANTS
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.model import counting
 from wuneng.model import skeleton as skeleton_module
+from wuneng.model.matching import kept_bytes, match
 from wuneng.model.parameter_groups import groups_of
 from wuneng.model.skeleton import Skeleton, layout
 
@@ -66,7 +67,7 @@ def test_added_share_is_what_the_plain_model_lacks():
 def test_match_within_one_per_cent(kind, ffn):
     reference = WuNengConfig(**(BASE | {"hidden_size": 64, "ffn": ffn}))
     plain = WuNengConfig(**(BASE | {"hidden_size": 64, "ffn": ffn, "num_state_heads": 0}))
-    matched = counting.match(plain, reference, kind, sequence_length=128)
+    matched = match(plain, reference, kind, sequence_length=128)
 
     def cost(config):
         if kind == "parameters":
@@ -80,10 +81,51 @@ def test_match_within_one_per_cent(kind, ffn):
 
 def test_match_width_changes_nothing_and_impossible_is_said():
     reference = WuNengConfig(**BASE)
-    assert counting.match(reference, reference, "width") is reference
+    assert match(reference, reference, "width") is reference
     huge = WuNengConfig(**(BASE | {"vocab_size": 50000, "num_state_heads": 0}))
     with pytest.raises(ValueError, match="no feed-forward width makes this arm match"):
-        counting.match(huge, reference, "parameters")
+        match(huge, reference, "parameters")
+
+
+def test_match_of_what_is_kept_grows_attention_heads():
+    reference = WuNengConfig(**(BASE | {"hidden_size": 64, "intermediate_size": 128}))
+    plain = WuNengConfig(
+        **(BASE | {"hidden_size": 64, "intermediate_size": 128, "num_state_heads": 0})
+    )
+    matched = match(plain, reference, "state_bytes", sequence_length=40)
+
+    def kept(config):
+        model = WuNengForCausalLM(config).eval()
+        with torch.no_grad():
+            cache = model(torch.zeros(1, 40, dtype=torch.long), use_cache=True).past_key_values
+        return cache.key_value_bytes() + cache.state_bytes()
+
+    assert kept(plain) < 0.95 * kept(reference)
+    assert kept(matched) == kept_bytes(matched, 40)
+    assert abs(kept(matched) / kept(reference) - 1) <= 0.05
+    assert matched.head_dim % 2 == 0
+    assert plain.head_dim < matched.head_dim
+    total, own = counting.total_parameters(matched), counting.total_parameters(reference)
+    assert abs(total / own - 1) <= 0.01
+    assert match(reference, reference, "state_bytes", 40).head_dim == reference.head_dim
+
+
+def test_what_keeps_no_keys_cannot_be_matched_by_them():
+    reference = WuNengConfig(**BASE)
+    pure = WuNengConfig(
+        **BASE
+        | {
+            "num_attention_heads": 0,
+            "num_state_heads": 2,
+            "cross_head": "none",
+            "state_key_source": "own",
+            "state_value_source": "own",
+        }
+    )
+    with pytest.raises(
+        ValueError, match="match: state_bytes changes the size of attention's heads"
+    ):
+        match(pure, reference, "state_bytes", 64)
 
 
 def test_flops_of_a_plain_model_by_hand():

@@ -113,12 +113,23 @@ def _metric(model: float, baseline: float, p: float) -> dict[str, Any]:
     return found | {"test": "mcnemar-exact", "higher_is_better": True}
 
 
+def _level(hops: int, model: float, baseline: float) -> dict[str, Any]:
+    own = {"value": hops, "n": 40, "chance": 0.25}
+    return own | {"metrics": {"acc": _metric(model, baseline, 0.1)}}
+
+
 EVALUATION = {
     "schema": 1,
     "models": {"model": {"label": "wuneng"}, "baseline": {"label": "mha"}},
     "settings": {"state": "keep"},
     "tasks": {
         "copa": {"n": 100, "chance": 0.5, "metrics": {"acc": _metric(0.6, 0.5, 0.04)}},
+        "chain": {
+            "n": 80,
+            "chance": 0.25,
+            "metrics": {"acc": _metric(0.7, 0.55, 0.03)},
+            "by_level": {"name": "hops", "levels": [_level(1, 0.9, 0.8), _level(2, 0.5, 0.3)]},
+        },
         "arc": {"n": 50, "chance": 0.25, "metrics": {"acc": _metric(0.3, 0.35, 0.5)}},
     },
     "notes": ["a note of the evaluation"],
@@ -138,6 +149,12 @@ CONTROLS = {
                     "controls": {
                         "zero": {"value": 0.5, "difference": -0.48, "ci95": [-0.52, -0.44]}
                         | {"p": 1e-9, "p_holm": 2e-9},
+                        "reset:4": {"value": 0.6, "difference": -0.38, "ci95": None}
+                        | {"p": 1e-7, "p_holm": 1e-7},
+                        "reset:16": {"value": 0.9, "difference": -0.08, "ci95": None}
+                        | {"p": 1e-3, "p_holm": 1e-3},
+                        "frozen:8": {"value": 0.7, "difference": -0.28, "ci95": None}
+                        | {"p": 1e-5, "p_holm": 1e-5},
                         "donor": {"value": 0.97, "difference": -0.01, "ci95": None}
                         | {"p": 0.7, "p_holm": 0.7},
                     },

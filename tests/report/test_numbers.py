@@ -38,7 +38,17 @@ def curve_points(place: Path, arm: str, figure: str) -> dict[int, np.ndarray]:
 def test_every_section_is_there(reported: Path) -> None:
     assert set(sections(reported)) == {
         *("answer", "tokens-saved", "curves", "lengths", "differences", "ablations", "quality"),
-        *("costs", "pareto", "tasks", "controls", "heads", "speed", "settings", "environment"),
+        *(
+            "costs",
+            "pareto",
+            "tasks",
+            "levels",
+            "controls",
+            "heads",
+            "speed",
+            "settings",
+            "environment",
+        ),
     }
 
 
@@ -193,6 +203,24 @@ def test_tasks_controls_heads_and_speed(reported: Path) -> None:
     measured = load(reported, "bench.json")["rows"]
     for row, own in zip(found["speed"]["rows"], measured, strict=True):
         assert {key: row[key] for key in own} == own
+
+
+def test_levels_and_memory_span(reported: Path) -> None:
+    record = load(reported, "eval.json")["tasks"]["chain"]["by_level"]
+    levels = sections(reported)["levels"]
+    assert [row["level"] for row in levels["rows"]] == [1, 2]
+    for row, own in zip(levels["rows"], record["levels"], strict=True):
+        metric = own["metrics"][row["metric"]]
+        assert row["level_of"] == record["name"]
+        assert (row["level"], row["n"], row["chance"]) == (own["value"], own["n"], own["chance"])
+        assert [row[key] for key in ("model", "baseline", "difference")] == [
+            metric[key] for key in ("model", "baseline", "difference")
+        ]
+        assert [row["low"], row["high"]] == metric["ci95"]
+    page = (reported / "report.html").read_text()
+    assert "acc of chain against hops: model 0.90 at 1 and 0.50 at 2; baseline 0.80 at 1" in page
+    span = "reset 0.600 at 4 and 0.900 at 16; as it is 0.980 at 4"
+    assert f"with the state reset every K tokens, or frozen after K: {span}" in page
 
 
 def test_settings_and_environment(reported: Path) -> None:

@@ -30,7 +30,8 @@ from wuneng.built_in_arms import BUILT_IN_ARMS, arm_problem
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.head_counts import replaced_heads
 from wuneng.model import WuNengConfig, WuNengForCausalLM
-from wuneng.model.counting import describe, match
+from wuneng.model.counting import describe
+from wuneng.model.matching import match
 from wuneng.model.skeleton import Skeleton
 
 __all__ = [

@@ -17,6 +17,7 @@ from wuneng.bench.gate import GateResult
 from wuneng.bench.memory import model_bytes, tensor_bytes
 from wuneng.bench.model_gate import decode_gate, gradient_gate, prefill_gate
 from wuneng.bench.record import Row
+from wuneng.model.cache_bytes import cache_bytes
 from wuneng.model.call_arguments import cache_of, with_cache
 
 __all__ = ["ModelStore", "decode_case", "prefill_case", "train_case"]
@@ -83,7 +84,7 @@ def _cached_row(
 ) -> Row:
     """A row of the record, with the bytes that a cache of ``tokens`` tokens should take."""
     row = Row(*case, architecture.arm, tokens, batch, store.dtype_name)
-    counted = roofline.cache_bytes(architecture.config, batch, tokens, store.element)
+    counted = cache_bytes(architecture.config, batch, tokens, store.element)
     row.cache_bytes_counted = sum(counted.values())
     return row
 

@@ -138,12 +138,15 @@ def prefill(config: WuNengConfig, parameters: int, batch: int, tokens: int, elem
 
     head = 2.0 * config.vocab_size * config.hidden_size
     flops = batch * (tokens * (forward_flops_per_token(config, tokens) - head) + head)
+    from wuneng.model.cache_bytes import cache_bytes
+
     cache = cache_bytes(config, batch, tokens, element)
     return Work(parameters * element + cache["kv_bytes"] + cache["state_bytes"], flops)
 
 
 def decode(config: WuNengConfig, parameters: int, batch: int, context: int, element: int) -> Work:
     """One token: weights and KV read, the state read and written."""
+    from wuneng.model.cache_bytes import cache_bytes
     from wuneng.model.counting import forward_flops_per_token
 
     cache = cache_bytes(config, batch, context, element)
@@ -164,47 +167,6 @@ def training_step(config: WuNengConfig, parameters: int, batch: int, tokens: int
 
     flops = batch * tokens * training_flops_per_token(config, tokens)
     return Work(10.0 * 4 * parameters, flops)
-
-
-def cache_bytes(config: WuNengConfig, batch: int, tokens: int, element: int) -> dict[str, int]:
-    """What a cache of ``tokens`` holds, counted: ``kv_bytes`` and ``state_bytes``."""
-    kv = state = 0
-    groups = config.num_key_value_heads or 0
-    for layer in range(config.num_hidden_layers):
-        seen = tokens if config.has_attention(layer) else 0
-        if config.is_sliding(layer):
-            seen = min(tokens, (config.sliding_window or tokens) - 1)
-        kv += 2 * groups * (config.head_dim or 0) * seen * element
-        state += _layer_state_bytes(config, layer, element)
-    return {"kv_bytes": batch * kv, "state_bytes": batch * state}
-
-
-def _layer_state_bytes(config: WuNengConfig, layer: int, element: int) -> int:
-    from wuneng.kinds import load_kind
-
-    total = 0
-    if config.has_attention(layer):
-        groups = config.num_key_value_heads or 0
-        if config.attention_token_shift:
-            total += 2 * groups * (config.head_dim or 0) * element
-        if taps := config.attention_short_conv:
-            heads = config.num_attention_heads + 2 * groups
-            total += (taps - 1) * heads * (config.head_dim or 0) * element
-    if config.ffn == "rwkv7":
-        total += config.hidden_size * element
-    if not config.has_state(layer):
-        return total
-    heads, size = config.num_state_heads, config.state_head_dim or 0
-    recurrent = load_kind("state", config.state_kind).state_elements(config)  # type: ignore[attr-defined]
-    total += recurrent * _STATE_BYTES * (1 + config.snapshots)
-    if config.state_short_conv:
-        total += (config.state_short_conv - 1) * 3 * heads * size * element
-    total += 8 if config.snapshots else 0  # tokens seen
-    if config.token_shift == "post":
-        total += len(config.token_shift_on) * heads * size * element
-    elif config.token_shift == "pre":
-        total += config.hidden_size * element
-    return total
 
 
 def describe(rates: Rates) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""Counting: parameters by part, training FLOPs, memory, and sizing a baseline to match.
+"""Counting: parameters by part, training FLOPs and memory.
 
 Nothing is allocated: a model's parts are built on the meta device.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,7 +19,6 @@ from wuneng.ops.linear_cross_entropy import WHOLE_BYTES, chunks
 
 PARTS = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms", "output")
 ADDED_PARTS = ("state heads", "middle heads")
-Match = Literal["width", "parameters", "flops"]
 
 
 def parameters_by_part(config: WuNengConfig) -> dict[str, int]:
@@ -104,46 +102,6 @@ def training_flops_per_token(config: WuNengConfig, sequence_length: int) -> floa
     return 3 * forward_flops_per_token(config, sequence_length)
 
 
-def match(
-    config: WuNengConfig, reference: WuNengConfig, kind: Match, sequence_length: int = 1024
-) -> WuNengConfig:
-    """``config`` with its feed-forward width changed until it costs what ``reference`` costs.
-
-    Args:
-        kind: ``parameters`` (within 1 %), ``flops`` (training FLOPs per token at
-            ``sequence_length``, within 1 %) or ``width`` (unchanged).
-
-    Raises:
-        ValueError: no feed-forward width gets within 1 %.
-    """
-    if kind == "width":
-        return config
-    width = config.intermediate_size
-    assert width is not None
-    matrices = 3 if config.ffn == "swiglu" else 2
-    per_unit = matrices * config.hidden_size * config.num_hidden_layers
-    if config.mlp_bias and config.ffn != "rwkv7":
-        per_unit += (matrices - 1) * config.num_hidden_layers
-
-    def cost(c: WuNengConfig) -> float:
-        if kind == "parameters":
-            return float(total_parameters(c))
-        return training_flops_per_token(c, sequence_length)
-
-    target = cost(reference)
-    unit_cost = float(per_unit) if kind == "parameters" else 6.0 * per_unit
-    exact = width + (target - cost(config)) / unit_cost
-    matched = copy.deepcopy(config)
-    for multiple in (64, 8, 1):
-        matched.intermediate_size = max(1, round(exact / multiple) * multiple)
-        if abs(cost(matched) / target - 1) <= (0.01 if multiple == 1 else 0.001):
-            return matched
-    raise ValueError(
-        f"no feed-forward width makes this arm match the reference by {kind}: it would have to be "
-        f"{exact:.0f}; choose another size or match: width"
-    )
-
-
 def memory_estimate(
     config: WuNengConfig,
     *,
@@ -169,11 +127,11 @@ def memory_estimate(
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
         "activations": _activation_bytes(config, tokens, activation_bytes, recomputed_every)
-        + _logit_bytes(config, tokens),
+        + logit_bytes(config, tokens),
     }
 
 
-def _logit_bytes(config: WuNengConfig, tokens: int) -> int:
+def logit_bytes(config: WuNengConfig, tokens: int) -> int:
     """Of whole logits, their normalised copy and its gradient; in chunks, of one on a CPU, and of
     the head's gradient, which a tied embedding adds to its own."""
     whole = 4 * tokens * config.vocab_size

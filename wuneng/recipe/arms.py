@@ -31,7 +31,8 @@ class Arm(Settings):
     """Fields of ``model:`` that this arm changes."""
     match: Match = "width"
     """Widen the feed-forward layer until total parameters, or training FLOPs per token, agree with
-    the first arm's; ``width`` leaves it alone."""
+    the first arm's; ``state_bytes``: attention's heads grow until as many bytes of a sequence of
+    ``training.sequence_length`` tokens are kept, then parameters agree; ``width``: unchanged."""
     training: OptimizerSettings = OptimizerSettings()
     """Optimiser fields of ``training:`` that this arm changes."""
     init_from: Name | None = None

@@ -81,9 +81,9 @@ class Study(Settings):
     """Seeds of each arm once it is tuned: fresh ones, scored on what tuning never saw."""
     ladder: Ladder | None = None
     """Sizes and lengths of training; default the recipe's own."""
-    match: Literal["parameters", "flops"] = "parameters"
-    """What the other arms have as much of as the first, by the width of their feed-forward layers;
-    an arm's own ``match`` goes before."""
+    match: Literal["parameters", "flops", "state_bytes"] = "parameters"
+    """What the other arms have as much of as the first (see ``arms.NAME.match``); an arm's own
+    ``match`` goes before."""
 
 
 def tuned_field(path: str) -> tuple[str, str] | None:

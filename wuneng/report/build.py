@@ -11,6 +11,7 @@ from wuneng.report.arms import costs, differing_settings, lengths, pareto, quali
 from wuneng.report.controls import controls, heads
 from wuneng.report.curves import curves, tokens
 from wuneng.report.differences import ablations, differences
+from wuneng.report.levels import levels
 from wuneng.report.records import Records
 from wuneng.report.section import Section
 from wuneng.report.setting import command, environment
@@ -23,7 +24,7 @@ __all__ = ["Part", "Report", "build_report"]
 
 #: In the order of the page, around those of a study and of evaluations.
 _FIRST = (tokens, curves, lengths, differences, ablations, quality, costs, pareto, sweep)
-_LAST = (controls, heads, speed, differing_settings, environment)
+_LAST = (levels, controls, heads, speed, differing_settings, environment)
 
 
 @dataclass(frozen=True)

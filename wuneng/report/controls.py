@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wuneng.report.plots import Interval, forest, heat_map
+from wuneng.report.plots import Interval, Line, forest, heat_map, lines
 from wuneng.report.records import Records
-from wuneng.report.section import Picture, Section
+from wuneng.report.section import Picture, Section, label
 
 __all__ = ["controls", "heads"]
 
@@ -26,6 +26,7 @@ def controls(records: Records) -> Section | None:
         ]
         if shown and not any(picture.title.startswith(f"{task} ") for picture in pictures):
             pictures.append(_forest(f"{task} {metric}", shown, bool(found.get("higher_is_better"))))
+            pictures += _spans(f"{task} {metric}", own, found.get("value"))
     if not rows:
         return None
     sentences = [
@@ -88,6 +89,36 @@ def _forest(title: str, shown: list[Interval], higher: bool) -> Picture:
         lambda axis: forest(axis, shown, x=f"control − as it is ({worse})"),
         height=1.3 + 0.26 * len(shown),
     )
+
+
+def _spans(title: str, rows: list[dict[str, Any]], as_it_is: float | None) -> list[Picture]:
+    """How far back the state's memory is used: the value over K of ``frozen:K`` and ``reset:K``."""
+    series = []
+    for kind in ("reset", "frozen"):
+        found = {}
+        for row in rows:
+            name, _, tokens = row["control"].partition(":")
+            if name == kind and tokens.isdecimal() and row["value"] is not None:
+                found[int(tokens)] = row["value"]
+        if len(found) > 1:
+            series.append(Line(kind, sorted(found), [found[tokens] for tokens in sorted(found)]))
+    if not series:
+        return []
+    places = sorted({place for line in series for place in line.x})
+    if as_it_is is not None:
+        series.append(Line("as it is", places, [as_it_is] * len(places)))
+    told = "; ".join(
+        f"{line.name} {line.y[0]:.3f} at {line.x[0]:.0f} and {line.y[-1]:.3f} at {line.x[-1]:.0f}"
+        for line in series
+    )
+    names = [line.name for line in series]
+    return [
+        Picture(
+            f"{title}: memory span",
+            f"{title} with the state reset every K tokens, or frozen after K: {told}",
+            lambda axis: lines(axis, series, names, x="K tokens", y=label(title), log_x=True),
+        )
+    ]
 
 
 def _difference(cell: Any) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig, from_settings
-from wuneng.model.counting import match
+from wuneng.model.matching import match
 from wuneng.model.skeleton import layout
 from wuneng.recipe import ModelSettings
 from wuneng.recipe.arms import Arm

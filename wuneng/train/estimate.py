@@ -9,7 +9,8 @@ from typing import Any
 
 from wuneng.device import autocast_dtype, pick_device
 from wuneng.model.counting import memory_estimate, total_parameters
-from wuneng.recipe import TextData
+from wuneng.recipe import Parallel, TextData
+from wuneng.train.per_device import Roof, per_device
 from wuneng.train.plan import ArmPlan, RunPlan
 from wuneng.train.schedule import steps_before_decay
 from wuneng.train.starting_point import PLAIN, Sources
@@ -17,11 +18,23 @@ from wuneng.train.starting_point import PLAIN, Sources
 __all__ = ["estimate"]
 
 
-def estimate(plan: RunPlan, *, measure: bool = False) -> dict[str, Any]:
+def estimate(
+    plan: RunPlan,
+    *,
+    measure: bool = False,
+    parallel: Parallel | None = None,
+    processes: int = 1,
+    roof: Roof | None = None,
+) -> dict[str, Any]:
     """Sizes and costs of the run and of every arm, ready for JSON.
 
     Args:
         measure: time some steps of every arm that trains; else ``seconds`` are None.
+        parallel: how ``processes`` share an arm; None: ``per_device`` of each arm is None.
+        roof: of each device.
+
+    Raises:
+        InputError: these processes cannot train an arm together.
     """
     training = plan.training
     return {
@@ -31,7 +44,17 @@ def estimate(plan: RunPlan, *, measure: bool = False) -> dict[str, Any]:
         "tokens": training.total_tokens,
         "sources": _sources_of_text(plan),
         "arms": {
-            name: _arm(arm, plan.device, plan.sources, measure) for name, arm in plan.arms.items()
+            name: {
+                **_arm(arm, plan.device, plan.sources, measure),
+                "per_device": None
+                if parallel is None
+                else per_device(
+                    *(arm, parallel, processes),
+                    _activation_bytes(plan.device, arm.training.precision),
+                    roof,
+                ),
+            }
+            for name, arm in plan.arms.items()
         },
     }
 
