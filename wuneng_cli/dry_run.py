@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from wuneng_cli.per_device import add_rows, device_lines, roof_of
 from wuneng_cli.render import short_bytes
 
 if TYPE_CHECKING:
@@ -15,26 +16,35 @@ if TYPE_CHECKING:
 __all__ = ["duration", "plan", "plan_lines", "plan_table", "sources_of"]
 
 
-def plan(recipe: Recipe, *, measure: bool = False) -> dict[str, Any]:
+def plan(
+    recipe: Recipe, *, measure: bool = False, processes: int | None = None, roof: str | None = None
+) -> dict[str, Any]:
     """Sizes and costs of every arm, ready for JSON.
 
     Args:
         measure: time some steps of every arm that trains; else ``seconds`` are None.
+        processes: that train each arm together; default what ``parallel:`` asks for.
+        roof: what ``--roof`` names.
 
     Raises:
+        InputError: the processes cannot train an arm together, or there is no such roof.
         DataError: files or a tokenizer that the recipe names are missing.
         RecipeError: an arm cannot be built or sized to match the first.
     """
     from wuneng.train.estimate import estimate
+    from wuneng.train.per_device import processes_of
     from wuneng.train.plan import plan_run
 
+    size = processes or processes_of(recipe.parallel)
+    shared = recipe.parallel if size > 1 or roof is not None else None
+    top = roof_of(roof)
     planned = plan_run(recipe, sources_of(recipe))
     return {
         "schema": 1,
         "name": recipe.name,
         "recipe": recipe.model_dump(),
         "seeds": recipe.seeds,
-        **estimate(planned, measure=measure),
+        **estimate(planned, measure=measure, parallel=shared, processes=size, roof=top),
     }
 
 
@@ -78,6 +88,7 @@ def plan_table(planned: dict[str, Any]) -> Table:
         table.add_row(f"  in {stage}", *(_of_stage(arm, stage) for arm in arms.values()))
     table.add_row("disk", *(short_bytes(arm["disk_bytes"]) for arm in arms.values()))
     table.add_row("estimated time", *(duration(arm["seconds"]) for arm in arms.values()))
+    add_rows(table, planned)
     return table
 
 
@@ -115,6 +126,7 @@ def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
     yield whole
     reasons = dict.fromkeys(arm["not_measured"] for arm in arms.values() if arm["not_measured"])
     yield from (f"time not measured: {reason}" for reason in reasons)
+    yield from device_lines(planned, duration)
 
 
 def duration(seconds: float | None) -> str:

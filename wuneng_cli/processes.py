@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["is_first", "seen", "start"]
 
 
-def start(number: int | None, jobs: int | None, recipe: Recipe) -> None:
+def start(number: int | None, jobs: int | None, recipe: Recipe) -> int:
     """Run this command in ``number`` processes and leave with their exit code; come back in each of
-    those, and where no more than one is asked for.
+    those, and where no more than one is asked for, or groups of them (``jobs``).
+
+    Returns:
+        How many processes this one shall start for each arm.
 
     Raises:
         InputError: ``recipe`` cannot be trained by that many together, or others were started.
@@ -33,21 +36,27 @@ def start(number: int | None, jobs: int | None, recipe: Recipe) -> None:
     if number is not None and number != size:
         raise InputError(f"--processes {number}: expected {size}, which were started (WORLD_SIZE)")
     if size == 1:
-        return
+        return 1
     if jobs is not None:
-        raise InputError(
-            f"--jobs {jobs}: expected none beside several processes, which train each arm together"
-        )
+        if info is not None:
+            raise InputError(
+                f"--jobs {jobs}: expected none under a launcher of several processes, which train "
+                "each arm together; --jobs N --processes P starts groups of them"
+            )
+        degrees_for(recipe.parallel, size)
+        return size
     if not recipe.is_single:
         raise InputError(
             f"{recipe.name} has sweep or study, and so states several runs: several processes "
-            "train the arms of a single one together; --jobs trains several side by side"
+            "train the arms of a single one together; with --jobs N (1 or more) beside --processes "
+            "each of N groups of them trains another run"
         )
     degrees_for(recipe.parallel, size)
     if info is None:
         from wuneng.distributed.local import run_locally
 
         raise typer.Exit(run_locally(size, ["-m", "wuneng_cli", *sys.argv[1:]]))
+    return 1
 
 
 def is_first() -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +13,7 @@ import typer
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line
 
-__all__ = ["EXAMPLES", "SHORT_HELP", "leave_report", "report"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "alone_in", "leave_report", "report"]
 
 SHORT_HELP = "Write a page about runs, evals and benchmarks."
 EXAMPLES = """Examples:
@@ -64,10 +66,11 @@ def report(
     directory = out or found[0].path
     prove_writable(directory, "--out")
     built = build_report(found)
-    if out is None:
-        for one in found:
-            write_curves(one)
-    page = write_report(built, directory, "md" if form == "md" else "html")
+    with alone_in(directory) if out is None else nullcontext():
+        if out is None:
+            for one in found:
+                write_curves(one)
+        page = write_report(built, directory, "md" if form == "md" else "html")
     if output.as_json:
         print_json({"file": str(page), **report_record(built)})
     elif not output.quiet:
@@ -75,6 +78,14 @@ def report(
             for section in part.sections[:1]:
                 print_line(section.text[0] if section.text else part.records.name)
         print_line(f"\nThe report is {page}.")
+
+
+def alone_in(run: Path) -> AbstractContextManager[object]:
+    """While no other command writes the results of ``run``, or its page."""
+    from wuneng.records.claim import claimed
+    from wuneng.records.claimant import Claimant
+
+    return claimed(run, Claimant(), partial(print_line, stderr=True))
 
 
 def leave_report(directory: Path) -> Path | None:

@@ -11,7 +11,7 @@ import typer
 
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
-from wuneng_cli.report import leave_report
+from wuneng_cli.report import alone_in, leave_report
 
 if TYPE_CHECKING:
     from wuneng.recipe import WrittenRecipe
@@ -30,11 +30,13 @@ EXAMPLES = """Examples:
   wuneng train recipes/text.yaml --jobs 2      two arms at the same time
   wuneng train recipes/text.yaml --processes 2    every arm in two processes together
   wuneng train recipes/fineweb-130m.yaml --dry-run
+  wuneng train recipes/fineweb-1b5.yaml --dry-run --no-measure --processes 8 --roof H100
   wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama --set data.train=texts/
   wuneng train runs/quickstart/recipe.yaml --out again    repeat a finished run
 
-A run that was stopped or killed continues where it was when the same command is given again. Sizes
-may be written 8k or 1M (powers of 1024).
+A run that was stopped or killed continues where it was when the same command is given again. Given
+with the same --out while it runs, also on other hosts, it joins in and trains what nobody has.
+Sizes may be written 8k or 1M (powers of 1024).
 """
 
 
@@ -78,8 +80,8 @@ def train(
             max=1024,
             metavar="N",
             help="Train every arm in N processes of this machine together, one for each GPU or "
-            "some of the CPU's cores, as the recipe's parallel: says. On several machines: "
-            "torchrun -m wuneng_cli train.",
+            "some of the CPU's cores, as the recipe's parallel: says; with --jobs, every one of "
+            "those has N. On several machines: torchrun -m wuneng_cli train.",
         ),
     ] = None,
     profile: Annotated[
@@ -106,6 +108,15 @@ def train(
             help="With --dry-run: estimate the time from about a second of each arm's steps.",
         ),
     ] = True,
+    roof: Annotated[
+        str | None,
+        typer.Option(
+            "--roof",
+            metavar="NAME|BENCH.json",
+            help="With --dry-run: compute the least time on devices like these, from a data sheet "
+            "(A100, H100, H200, ...) or from the rates that `wuneng bench` has measured.",
+        ),
+    ] = None,
     device: options.Device = None,
     trust_remote_code: options.TrustRemoteCode = False,
     verify: options.Verify = True,
@@ -120,14 +131,21 @@ def train(
 
     if dry_run:
         written = _written(recipe, changes, device)
-        _print_plan(written, measure=measure, as_json=output.as_json, verbose=output.verbose)
+        _print_plan(
+            *(written, processes, roof),
+            measure=measure,
+            as_json=output.as_json,
+            verbose=output.verbose,
+        )
         return
+    if roof is not None:
+        raise typer.BadParameter("expected beside --dry-run alone", param_hint="--roof")
     with seen():
         written = _written(recipe, changes, device)
         profiled = _profiled(profile, written)
-        start(processes, jobs, written.recipe)
+        together = start(processes, jobs, written.recipe)
         _train(
-            *(written, out, resume, jobs, profiled),
+            *(written, out, resume, jobs, together, profiled),
             verify=verify,
             as_json=output.as_json,
             quiet=output.quiet,
@@ -159,14 +177,28 @@ def _profiled(text: str | None, written: WrittenRecipe) -> StepRange | None:
     return step_range(text, written.recipe.training.total_steps, "--profile")
 
 
-def _print_plan(written: WrittenRecipe, *, measure: bool, as_json: bool, verbose: bool) -> None:
+def _print_plan(
+    written: WrittenRecipe,
+    processes: int | None,
+    roof: str | None,
+    *,
+    measure: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    from wuneng.errors import InputError
     from wuneng_cli.dry_run import plan, plan_lines, plan_table
 
     recipe = written.recipe
     if not recipe.is_single:
+        if processes is not None or roof is not None:
+            raise InputError(
+                "--dry-run with --processes or --roof: expected a recipe of one run, got one with "
+                "sweep or study"
+            )
         _print_runs(written, measure=measure, as_json=as_json)
         return
-    planned = plan(recipe, measure=measure)
+    planned = plan(recipe, measure=measure, processes=processes, roof=roof)
     if as_json:
         print_json(planned)
         return
@@ -200,6 +232,7 @@ def _train(
     out: Path | None,
     resume: str,
     jobs: int | None,
+    together: int,
     profiled: StepRange | None,
     *,
     verify: bool,
@@ -225,7 +258,7 @@ def _train(
         "command_line": ["wuneng", *sys.argv[1:]],
         "sources": sources_of(written.recipe, check=verify),
         "verify": verify,
-        "workers": Workers(jobs, silenced),
+        "workers": Workers(jobs, together, silenced),
     }
     results: Results | SweepResults | StudyResults
     if written.recipe.is_single:
@@ -236,7 +269,7 @@ def _train(
         results, following = train_all(written, out, resume, **settings), []
     if not is_first():
         return
-    page = leave_report(results.directory)
+    page = _report(results.directory)
     profiles = {} if profiled is None else read_profiles(results.directory)
     if as_json:
         found = {"directory": str(results.directory), **results.record}
@@ -249,6 +282,17 @@ def _train(
     print_line(f"\nEverything is in {results.directory}{shown}.")
     for title, command in zip(("Next:", "     "), following, strict=False):
         print_line(f"{title} {command}")
+
+
+def _report(run: Path) -> Path | None:
+    """The page about ``run``, made once by those who have worked on it."""
+    from wuneng.records import RunDirectory
+
+    page, results = run / "report.html", RunDirectory(run).results
+    with alone_in(run):
+        if page.exists() and page.stat().st_mtime_ns > results.stat().st_mtime_ns:
+            return page
+        return leave_report(run)
 
 
 def _next(results: Results, kind: str) -> list[str]:

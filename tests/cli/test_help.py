@@ -44,7 +44,8 @@ def test_a_dry_run_imports_no_model() -> None:
     code = (
         "import sys\n"
         "from wuneng_cli.main import app\n"
-        "app(['train', 'recipes/quickstart.yaml', '--dry-run', '--no-measure'],\n"
+        "app(['train', 'recipes/quickstart.yaml', '--dry-run', '--no-measure',\n"
+        "     '--processes', '2', '--set', 'parallel.context=2', '--roof', 'H100'],\n"
         "    standalone_mode=False)\n"
         "heavy = {'transformers.modeling_utils', 'transformers.masking_utils', 'torch._dynamo',\n"
         "         'transformers.models.llama.modeling_llama', 'torch.distributed.tensor',\n"

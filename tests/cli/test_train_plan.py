@@ -21,10 +21,11 @@ from tests.cli.commands import outcome
 from wuneng.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES_OF_ONE_RUN = ["quickstart", "python-bytes", "fineweb-130m", "fineweb-400m", "fineweb-1b5"]
 run = partial(outcome, "train")
 
 
-@pytest.mark.parametrize("name", ["quickstart", "python-bytes", "fineweb-130m"])
+@pytest.mark.parametrize("name", RECIPES_OF_ONE_RUN)
 def test_shipped_recipes_can_be_planned(name: str) -> None:
     path = str(RECIPES / f"{name}.yaml")
     code, out, err = run(path, "--dry-run", "--json", "--no-measure")
@@ -75,6 +76,94 @@ def test_the_large_recipe_keeps_its_promises() -> None:
     arm = json.loads(out)["arms"]["wuneng"]
     assert 120e6 < arm["parameters"] < 140e6
     assert 0 < arm["added_percent"] <= 5
+
+
+@pytest.mark.parametrize(("name", "millions"), [("fineweb-400m", 400), ("fineweb-1b5", 1500)])
+def test_the_larger_recipes_keep_their_promises(name: str, millions: int) -> None:
+    """Of about that size, twenty tokens for each parameter, and as computed on one GPU of 80 GB as
+    well as on eight."""
+    path = str(RECIPES / f"{name}.yaml")
+    for processes in ("1", "8"):
+        arguments = ("--dry-run", "--json", "--no-measure", "--processes", processes)
+        code, out, err = run(path, *arguments, "--roof", "H100")
+        assert (code, err) == (0, "")
+        planned = json.loads(out)
+        arm = planned["arms"]["wuneng"]
+        assert arm["parameters"] == pytest.approx(millions * 1e6, rel=0.1)
+        assert 0 < arm["added_percent"] <= 5
+        assert planned["tokens"] == pytest.approx(20 * arm["parameters"], rel=0.1)
+        assert arm["per_device"]["fits"] is True
+        assert arm["per_device"]["roof"] == "data sheet of H100"
+        floor = arm["training_flops"] / (int(processes) * 989e12)
+        assert arm["per_device"]["seconds"] == pytest.approx(floor)
+
+
+def devices_of(*arguments: str, recipe: str = "fineweb-130m") -> dict[str, Any]:
+    path = str(RECIPES / f"{recipe}.yaml")
+    code, out, err = run(path, "--dry-run", "--json", "--no-measure", *arguments)
+    assert (code, err) == (0, "")
+    arm: dict[str, Any] = json.loads(out)["arms"]["wuneng"]
+    return arm
+
+
+def test_memory_of_each_device_is_computed() -> None:
+    """Copies hold all weights, shards their part; rows and sequences are divided."""
+    assert devices_of()["per_device"] is None
+    one = devices_of("--roof", "A100")
+    memory = one["per_device"]["memory"]
+    assert memory["total"] == one["memory"]["total"]
+    assert memory["activations"] + memory["logits"] == one["memory"]["activations"]
+    micro = ("--set", "training.micro_batch_size=null")
+    whole = devices_of("--processes", "1", "--roof", "A100", *micro)["per_device"]["memory"]
+    copies = devices_of("--processes", "4", *micro)["per_device"]
+    assert copies["degrees"] == "DDP, replicate 4 x shard 1"
+    assert copies["seconds"] is None
+    assert copies["memory"]["weights"] == whole["weights"]
+    assert copies["memory"]["activations"] == pytest.approx(whole["activations"] / 4, rel=1e-6)
+    shards = devices_of("--set", "parallel.shard=4")["per_device"]
+    assert (shards["processes"], shards["degrees"]) == (4, "FSDP, replicate 1 x shard 4")
+    for part in ("weights", "gradients", "optimizer"):
+        assert shards["memory"][part] == pytest.approx(memory[part] / 4, rel=1e-6)
+    assert shards["memory"]["gathered"] > 4 * 50304 * 768
+    cut = devices_of("--set", "parallel.context=2", *micro)["per_device"]["memory"]
+    assert cut["activations"] == pytest.approx(whole["activations"] / 2, rel=1e-6)
+    assert cut["gathered"] == 2 * 128 * 4096 * 768 * 2 * 12, "keys and values of whole sequences"
+
+
+def test_a_time_is_computed_at_rates_that_the_bench_has_measured(tmp_path: Path) -> None:
+    """Marked as computed."""
+    bench = tmp_path / "bench.json"
+    rates = {"matmul_flops": 1e15, "bandwidth_bytes_per_second": 1e9}
+    bench.write_text(json.dumps({"machine": {"rates": rates}}))
+    arm = devices_of("--roof", str(bench), "--processes", "2")
+    found = arm["per_device"]
+    moved = 5120 * 40 * arm["parameters"] / 1e9  # longer than the computing
+    assert found["seconds"] == pytest.approx(moved)
+    path = str(RECIPES / "fineweb-130m.yaml")
+    code, out, _ = run(path, "--dry-run", "--no-measure", "--roof", str(bench))
+    assert code == 0
+    assert "computed, not measured, by the measured by" not in " ".join(out.split())
+    assert f"computed, not measured, at the bench's rates ({bench})" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--roof", "H10"), "--roof: expected A100, H100 NVL"),
+        (("--roof", str(RECIPES / "text.yaml")), "not valid JSON"),
+        (("--processes", "3", "--set", "parallel.shard=2"), "parallel.shard: expected a divisor"),
+        (("--processes", "256"), "training.batch_size: expected at least one sequence"),
+        (
+            ("--processes", "2", "--set", "sweep={training.clip: [1.0, 2.0]}"),
+            "expected a recipe of one run",
+        ),
+    ],
+)
+def test_devices_that_cannot_be_are_refused(arguments: tuple[str, ...], message: str) -> None:
+    path = str(RECIPES / "fineweb-130m.yaml")
+    code, out, err = run(path, "--dry-run", "--no-measure", *arguments)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
 
 
 def test_a_text_recipe_is_planned_once_it_has_text(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ import pytest
 import yaml
 
 from tests.train.small_run import RECIPE
+from wuneng.errors import InputError
+from wuneng.recipe import load_recipe
 from wuneng.records import read_jsonl
+from wuneng_cli.processes import start
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-m", "wuneng_cli"]
@@ -57,7 +60,6 @@ def test_one_of_two_prints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--jobs", "2"], "--jobs 2: expected none beside several processes"),
         (["--set", "parallel.shard=3"], "parallel.shard: expected a divisor"),
         (["--set", "sweep={training.learning_rate: [1e-3, 2e-3]}"], "has sweep or study"),
     ],
@@ -71,6 +73,40 @@ def test_what_cannot_be_is_said_once_and_before(
     assert err.count("error: ") == 1
     assert message in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
+
+
+def test_two_groups_of_two_train_an_arm_each(tmp_path: Path) -> None:
+    """To the losses of two processes that train one arm after the other."""
+    recipe = written(tmp_path)
+    recipe.write_text(recipe.read_text().replace("- wuneng", "- wuneng\n- mha"))
+    command = [*CLI, "train", str(recipe), "--processes", "2", "--quiet", "--out"]
+    both = (
+        started([*command, "side", "--jobs", "2"], tmp_path),
+        started([*command, "turn"], tmp_path),
+    )
+    for process in both:
+        code, _, err = ended(process)
+        assert code == 0, err
+    losses = [
+        [[row["loss"] for row in read_jsonl(tmp_path / run / arm / "metrics.jsonl")]]
+        for arm in ("wuneng", "mha")
+        for run in ("side", "turn")
+    ]
+    assert losses[0] == losses[1]
+    assert losses[2] == losses[3]
+    assert not list(tmp_path.rglob(".claim-*"))
+
+
+def test_a_launcher_s_processes_start_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(InputError, match=r"--jobs 2: expected none under a launcher"):
+        start(None, 2, load_recipe(written(tmp_path)))
 
 
 def test_more_processes_than_rows_leave_nothing_behind(tmp_path: Path) -> None:

@@ -227,3 +227,17 @@ def test_a_probe_that_a_kill_left_is_removed(tmp_path: Path) -> None:
 )
 def test_names(name: str, ours: bool) -> None:
     assert is_leftover_name(name) == ours
+
+
+def test_a_place_is_proved_usable_though_another_process_clears_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making of the file that proves it and its removal."""
+    closed = os.close
+
+    def close(descriptor: int) -> None:
+        closed(descriptor)
+        remove_leftovers(tmp_path)
+
+    monkeypatch.setattr("os.close", close)
+    assert usable_directory(tmp_path, "--out") == tmp_path

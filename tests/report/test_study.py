@@ -81,6 +81,7 @@ def write_study(place: Path) -> dict[str, Any]:
         "smallest_effect": 0.005,
         "rungs": [rung(name) for name in RUNGS],
         "summary": "By text/bits_per_byte, as planned.",
+        "sentences": ["By text/bits_per_byte, as planned.", "At 1M-x4 more."],
     }
     place.mkdir(parents=True)
     write(place / "results.json", record)

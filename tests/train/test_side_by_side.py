@@ -20,13 +20,16 @@ from tests.train.test_display import progress
 from tests.train.test_kill import command, outcome, wait_for_lines
 from tests.train.tiny import Watcher
 from wuneng.errors import NonFiniteError
-from wuneng.records import read_json, read_jsonl
+from wuneng.records import ArmDirectory, read_json, read_jsonl
+from wuneng.records.claimant import Claimant
 from wuneng.train import Interrupted, Workers, run
 from wuneng.train.display import PanelDisplay, PlainDisplay
 from wuneng.train.failures import UnitsFailed
 from wuneng.train.opening import settled
-from wuneng.train.side_by_side import SideBySide, _Process
+from wuneng.train.side_by_side import SideBySide
+from wuneng.train.unit_group import GroupProcess, UnitGroup
 from wuneng.train.unit_process import Ended, UnitJob
+from wuneng.train.unit_queue import UnitQueue
 from wuneng.train.units import Unit
 
 DIVERGES = "arms={wuneng: , mha: , bad: {training: {learning_rate: 1.0e+30, clip: 0}}}"
@@ -74,7 +77,7 @@ def test_a_process_that_dies_is_named_and_another_takes_its_place(
     exit_codes = iter([-signal.SIGKILL, 7, 0])
     ends = []
 
-    def new_process(pool: SideBySide) -> _Process:
+    def new_group(pool: SideBySide) -> UnitGroup:
         ours, theirs = multiprocessing.Pipe()
         code = next(exit_codes)
         if code == 0:
@@ -83,13 +86,15 @@ def test_a_process_that_dies_is_named_and_another_takes_its_place(
         else:
             theirs.close()
         process = SimpleNamespace(exitcode=code, join=lambda: None, kill=lambda: None)
-        pool._processes.append(_Process(0, process, ours))  # type: ignore[arg-type]
-        return pool._processes[-1]
+        pool._groups.append(UnitGroup(0, [GroupProcess(process, ours)]))  # type: ignore[arg-type]
+        return pool._groups[-1]
 
-    monkeypatch.setattr(SideBySide, "_new_process", new_process)
+    monkeypatch.setattr(SideBySide, "_new_group", new_group)
     watcher, unit = Watcher(), Unit("mha", 0)
     job = UnitJob(tmp_path, unit, "cpu", True, None, False, nullcontext)
-    failures = SideBySide(watcher, ["cpu"]).train([("a", job), ("b", job), ("c", job)])
+    units = [(name, ArmDirectory(tmp_path / name), job) for name in "abc"]
+    queue = UnitQueue(units, Claimant(), watcher.note)
+    failures = SideBySide(watcher, ["cpu"]).train(queue)
     assert [failure.unit for failure in failures] == ["a", "b"]
     assert "ended by SIGKILL, as the system does where memory runs out" in failures[0].reason
     assert "ended with exit code 7" in failures[1].reason

@@ -19,6 +19,7 @@ from typing import Any
 from wuneng.errors import DiskError, InputError
 from wuneng.records.checksums import CHECKSUMS, seal_directory
 from wuneng.records.durable import flush
+from wuneng.records.fence import check_fence, fence_mark
 from wuneng.records.files import FULL
 from wuneng.records.leftovers import (
     PARTIAL_DIRECTORY,
@@ -63,8 +64,10 @@ def directory_written_atomically(
         DiskError: the disk is full, over quota or read-only; names path, bytes needed and free.
         InputError: another process is writing ``final``.
     """
-    temporary = final.with_name(f"{_LEFTOVER}{final.name}")
+    mark = fence_mark()  # who had lost it writes on under a name of its own
+    temporary = final.with_name(f"{_LEFTOVER}{final.name}{mark and '.'}{mark}")
     replaced = final.with_name(f"{_LEFTOVER}replaced-{final.name}")
+    check_fence()
     _make_way(final, temporary, replaced)
     with _disk_errors_told(final, bytes_needed), ExitStack() as stack:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,7 @@ def directory_written_atomically(
             yield temporary
             seal_directory(temporary, checksums, known)
             flush_tree(temporary)
+            check_fence()
             if os.path.lexists(final):
                 final.rename(replaced)
             temporary.rename(final)
@@ -84,6 +88,7 @@ def directory_written_atomically(
         except BaseException:
             remove(temporary)
             if not os.path.lexists(final) and os.path.lexists(replaced):
+                check_fence()
                 replaced.rename(final)
             raise
         remove(replaced)
@@ -143,6 +148,7 @@ def disk_error(error: BaseException, path: Path, bytes_needed: int) -> DiskError
 
 def remove_directory(path: Path) -> None:
     """Delete ``path`` so that a kill in between leaves a leftover, not half a directory."""
+    check_fence()
     doomed = path.with_name(f"{_LEFTOVER}deleted-{path.name}")
     remove(doomed)
     path.rename(doomed)

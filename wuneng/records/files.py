@@ -19,6 +19,7 @@ from typing import Any
 from wuneng.errors import DataError, DiskError
 from wuneng.foreign.regular import read_regular, read_regular_text
 from wuneng.records.durable import flush
+from wuneng.records.fence import check_fence
 from wuneng.records.leftovers import lock, partial_file_pattern, remove_abandoned
 
 __all__ = [
@@ -104,6 +105,7 @@ def _write_and_rename(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
+            check_fence()
             partial.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -169,6 +171,7 @@ def append_jsonl(path: Path, value: Any) -> None:
         DiskError: the disk is full or refuses; the file then ends as it did before.
     """
     line = json.dumps(finite(value), ensure_ascii=False, allow_nan=False) + "\n"
+    check_fence()
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = open_no_link(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)

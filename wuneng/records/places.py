@@ -30,7 +30,7 @@ def usable_directory(path: Path, option: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path, partial_file_pattern("probe"))
         os.close(open_no_link(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
     except OSError as error:
         if error.errno in FULL:
             raise DiskError(f"cannot write to {path}: {disk_complaint(error)}") from error

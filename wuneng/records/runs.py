@@ -11,6 +11,8 @@ runs/<name>/recipe.yaml          resolved; training from it repeats the run
             <arm>[/seed-<n>]/model/
             <arm>[/seed-<n>]/rows.json       what each row of the end evaluation scored
             <arm>[/seed-<n>]/result.json     the arm's figures; there once the arm is complete
+            <arm>[/seed-<n>]/failed.json     why it could not be trained
+            <arm>[/seed-<n>]/.claim-<n>      who trains it at this moment
             <arm>[/seed-<n>]/checksums.json  of the arm's files above; exports have their own
             <arm>[/seed-<n>]/start/          the converted source, where a recipe has init_from
             <arm>[/seed-<n>]/teacher/        the converted teacher, where it has distill
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wuneng.errors import InputError
+from wuneng.records.claim import CLAIM
 from wuneng.records.files import disk_errors
 from wuneng.records.leftovers import is_leftover_name, remove_abandoned
 from wuneng.records.lock import LOCK, is_locked
@@ -77,6 +80,11 @@ class ArmDirectory:
         return self.path / "result.json"
 
     @property
+    def failed(self) -> Path:
+        """Why it could not be trained, for other processes that work on the run."""
+        return self.path / "failed.json"
+
+    @property
     def model(self) -> Path:
         """The trained model in transformers format; there once the arm is complete."""
         return self.path / "model"
@@ -120,7 +128,10 @@ class RunDirectory:
         if self.path.is_symlink() or not self.path.is_dir() or is_locked(self.path):
             return False
         own = (LOCK, self.environment.name)
-        return all(p.name in own or is_leftover_name(p.name) for p in self.path.iterdir())
+        return all(
+            p.name in own or is_leftover_name(p.name) or p.name.startswith(CLAIM)
+            for p in self.path.iterdir()
+        )
 
     @property
     def recipe(self) -> Path:

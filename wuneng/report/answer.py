@@ -20,7 +20,7 @@ def answer(records: Records) -> Section | None:
     found = records.results or records.study or records.sweep or {}
     summary = found.get("summary")
     sentence, row = _headline(records)
-    text = [sentence, str(summary) if summary else ""]
+    text = [sentence, *map(str, found.get("sentences") or [summary or ""])]
     if not found and records.metrics:
         text.append("The run is not finished: there are learning curves and no results yet.")
         text.append(how_far(records))

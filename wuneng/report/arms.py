@@ -167,6 +167,8 @@ def _peaks(records: Records) -> dict[str, float]:
 def differing_settings(records: Records) -> Section | None:
     """The settings of the recipe in which the arms differ."""
     arms = (records.recipe or {}).get("arms")
+    if records.study is not None or records.sweep is not None:
+        return None  # its recipe is as it was written; the runs below have each arm's own settings
     if not isinstance(arms, Mapping) or len(arms) < 2:
         return None
     flat = {str(arm): dict(_flat(given)) for arm, given in arms.items()}

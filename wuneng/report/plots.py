@@ -12,6 +12,10 @@ from wuneng.report.section import label
 __all__ = ["Interval", "Line", "cloud", "forest", "heat_map", "lines"]
 
 
+_APART = 1.4
+"""By what factor ticks differ whose labels do not run into each other."""
+
+
 @dataclass(frozen=True)
 class Line:
     """A series; ``low`` and ``high`` bound its band, where it has one."""
@@ -71,16 +75,24 @@ def lines(
 
 
 def _log_ticks(axis: Any, places: Sequence[float]) -> None:
-    """A logarithmic x axis with a tick at each place, or at plain numbers where they are many."""
-    from matplotlib.ticker import FixedLocator, NullLocator
+    """A logarithmic x axis with a tick at each place, or at plain numbers where they are many.
+
+    Of places so near that their labels would run into each other, the first has a tick.
+    """
+    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
     axis.set_xscale("log", base=2)
-    if len(places) > 8:
+    apart: list[float] = []
+    for place in places:
+        if not apart or place >= _APART * apart[-1]:
+            apart.append(place)
+    if len(apart) > 8:
         plain_numbers(axis.xaxis)
         return
-    axis.xaxis.set_major_locator(FixedLocator(list(places)))
+    axis.xaxis.set_major_locator(FixedLocator(apart))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xticklabels([f"{place:,.0f}" for place in places])
+    large = EngFormatter(sep="", places=1)
+    axis.set_xticklabels([f"{p:,.0f}" if p < 100_000 else large(p) for p in apart])
 
 
 def forest(axis: Any, rows: Sequence[Interval], *, x: str, zero: float = 0.0) -> None:

@@ -58,7 +58,7 @@ def number(value: Any) -> str:
         if value != value or value in (float("inf"), float("-inf")):
             return str(value)
         plain = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-        return f"{value:.3e}" if abs(value) >= 1e12 else plain
+        return f"{value:.3e}" if abs(value) >= 1e9 else plain
     return shown_line(str(value))
 
 

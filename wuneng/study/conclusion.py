@@ -14,10 +14,11 @@ from wuneng.statistics import over_seeds
 from wuneng.study.differences import difference
 from wuneng.study.planning import StudyPlan
 from wuneng.study.rungs import Rung
+from wuneng.study.sentences import apart, study_sentences
 from wuneng.study.tuning import Tuned
 from wuneng.tables import Column, Table
 
-__all__ = ["rung_record", "study_record", "study_sentence", "study_table"]
+__all__ = ["rung_record", "study_record", "study_table"]
 
 Curves = Mapping[int, Sequence[tuple[float, float]]]
 Entries = Mapping[str, Mapping[str, Any] | None]
@@ -42,7 +43,8 @@ def study_record(
         "rungs": list(rungs),
         "models": {arm: last["directory"] for arm, entry in last["arms"].items() if entry},
     }
-    record["summary"] = study_sentence(record)
+    record["sentences"] = study_sentences(record)
+    record["summary"] = "\n".join(record["sentences"])
     return record
 
 
@@ -126,68 +128,9 @@ def study_table(record: Mapping[str, Any]) -> Table:
                 f"{memory:,}",
                 f"{entry['seconds']:,.1f}",
                 f"{entry['mean']:.4f} ± {entry['standard_error']:.4f}",
-                _apart(differences[arm]) if arm in differences else "",
+                apart(differences[arm]) if arm in differences else "",
             )
     return table
-
-
-def study_sentence(record: Mapping[str, Any]) -> str:
-    """What was planned, what every arm came to at every rung, and what that does not show."""
-    text = f"By {record['primary']}, as planned ({record['plan']['sha256'][:12]}): "
-    text += " ".join(_rung_sentence(record, rung) for rung in record["rungs"])
-    for change in record["plan"]["changes"]:
-        text += f" Changed after the plan was written: {change}."
-    for rung in record["rungs"]:
-        for arm, entry in rung["arms"].items():
-            for path in (entry or {}).get("at_edge", ()):
-                text += (
-                    f" At {rung['rung']} {arm}'s best {path} "
-                    f"({written(entry['tuned'][path])}) still lies at the edge of what was tried."
-                )
-    return text + " Other figures are exploratory."
-
-
-def _rung_sentence(record: Mapping[str, Any], rung: Mapping[str, Any]) -> str:
-    first = record["reference"]
-    ours = rung["arms"].get(first)
-    if ours is None:
-        return f"at {rung['rung']} {first} diverged, so nothing is compared."
-    told = [f"{first} {ours['mean']:.4f}"]
-    differences = {found["arms"][1]: found for found in rung["differences"]}
-    for arm, entry in rung["arms"].items():
-        if arm == first:
-            continue
-        if entry is None:
-            told.append(f"{arm} diverged")
-            continue
-        told.append(f"{arm} {entry['mean']:.4f} ({_verdict(differences[arm])})")
-    return f"at {rung['rung']} over {len(ours['seeds'])} seeds {'; '.join(told)}."
-
-
-def _verdict(found: Mapping[str, Any]) -> str:
-    first, other = found["arms"]
-    text = {
-        "better": f"{first} is better",
-        "worse": f"{other} is better",
-        "undecided": "undecided",
-    }.get(found["conclusion"], found["conclusion"])
-    text += f", {_apart(found)}"
-    saved = found.get("tokens_saved")
-    if saved is None:
-        return text
-    share, interval = saved["saved"], saved["interval"]
-    text += f"; tokens saved {'at most ' if saved['censored'] else ''}{share:+z.0%}"
-    if interval is None or interval[0] is None:
-        return text
-    return f"{text} ({interval[0]:+z.0%} to {interval[1]:+z.0%})"
-
-
-def _apart(found: Mapping[str, Any]) -> str:
-    text = f"{found['difference']:+z.4f}"
-    if found["interval"] is None:
-        return text
-    low, high = found["interval"]
-    return f"{text} ({low:+z.4f} to {high:+z.4f})"
 
 
 def _named(values: Mapping[str, Any]) -> str:

@@ -14,26 +14,38 @@ from typing import Any
 
 from wuneng.recipe import Recipe, WrittenRecipe, read_written
 from wuneng.recipe.schema import LONGEST_NAME
-from wuneng.records import RunDirectory
-from wuneng.train.opening import Opening, not_begun_in_vain, open_records, settled
-from wuneng.train.resume import claimed_run
+from wuneng.records import RunDirectory, write_sealed_json
+from wuneng.train.opening import Opening, content_of, not_begun_in_vain, settled
 
 __all__ = ["Parent", "open_parent"]
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A sweep or study that nobody else trains."""
+    """A sweep or study to train, perhaps together with other commands."""
 
     directory: RunDirectory
     written: WrittenRecipe
-    new: bool
-    """Begun by this command."""
+    opening: Opening
+    results_before: bytes | None
+    """results.json as it was when this command came."""
 
     @property
     def recipe(self) -> Recipe:
         """What was written, resolved."""
         return self.written.recipe
+
+    def write_results(self, record: Mapping[str, Any], *beside: str) -> dict[str, Any]:
+        """results.json, sealed with the recipe and what is ``beside`` it; where another command has
+        written it meanwhile, that one's."""
+        directory = self.directory
+
+        def write() -> dict[str, Any]:
+            names = (directory.recipe.name, *beside)
+            write_sealed_json(directory.results, record, beside=names)
+            return dict(record)
+
+        return self.opening.written_once(directory, self.results_before, write)
 
     def variant(self, name: str, values: Mapping[str, Any], why: str = "sweep") -> Recipe:
         """The recipe of one run below, called after its directory ``name``."""
@@ -61,13 +73,14 @@ def open_parent(
     """
     recipe = written.recipe
     devices = opening.workers.devices(recipe.device)
-    with claimed_run(recipe, out, resume, runs_root, check=opening.check) as (directory, stored):
-        text = None
-        if stored is None:
-            fixed = settled(recipe, min(len(devices), units))
+    with opening.claimed(recipe, out, resume, runs_root) as run:
+        directory, text = run.directory, None
+        if run.stored is None:
+            fixed = settled(recipe, min(len(devices), units) * opening.workers.together)
             text = written.text(
                 {"device": fixed.device, "training.num_threads": fixed.training.num_threads}
             )
-        with not_begun_in_vain(directory, stored is None):
-            open_records(directory, text, opening.command_line, opening.display)
-            yield Parent(directory, read_written(directory.recipe), stored is None)
+        with not_begun_in_vain(directory, run.stored is None):
+            before = content_of(directory.results)
+            opening.begin_records(run, text)
+            yield Parent(directory, read_written(directory.recipe), opening, before)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from wuneng.device import require_one_process
 from wuneng.errors import RunError
 from wuneng.recipe import WrittenRecipe
-from wuneng.records import RUNS_ROOT, ArmDirectory, read_jsonl, write_sealed_json
+from wuneng.records import RUNS_ROOT, ArmDirectory, read_jsonl
+from wuneng.records.claim import claimed
 from wuneng.study.conclusion import rung_record, study_record, study_table
 from wuneng.study.memory import cache_sizes
 from wuneng.study.outcomes import arm_entries
@@ -96,7 +97,8 @@ def run_study(
 
 def _carried_out(parent: Parent, opening: Opening, runs_root: Path) -> StudyResults:
     plan = plan_study(parent.written, opening.sources)
-    hashed = recorded_plan(parent.directory, plan)
+    with claimed(parent.directory.path, opening.workers.claimant, opening.display.note):
+        hashed = recorded_plan(parent.directory, plan)
     for change in hashed["changes"]:
         opening.display.warn(f"changed after the plan was written: {change}")
     opening.display.note(f"plan {hashed['sha256']} ({parent.directory.path / PLAN})")
@@ -104,9 +106,7 @@ def _carried_out(parent: Parent, opening: Opening, runs_root: Path) -> StudyResu
     tuned = tune(plan, stage) if plan.study.tune else {}
     rungs = _compared(plan, stage, tuned, hashed)
     record = study_record(plan, hashed, rungs)
-    beside = (parent.directory.recipe.name, PLAN)
-    write_sealed_json(parent.directory.results, record, beside=beside)
-    return StudyResults(parent.directory.path, record)
+    return StudyResults(parent.directory.path, parent.write_results(record, PLAN))
 
 
 def _compared(

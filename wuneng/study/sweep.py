@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wuneng.device import require_one_process
 from wuneng.errors import InputError
 from wuneng.recipe import Point, WrittenRecipe, points_of
-from wuneng.records import RUNS_ROOT, write_sealed_json
+from wuneng.records import RUNS_ROOT
 from wuneng.study.outcomes import (
     arm_entries,
     best_first,
@@ -134,9 +134,7 @@ def _finished(
             run.write_results()
     record = sweep_record(parent, points, entries)
     record["failed"] = {failure.unit: failure.reason for failure in failures}
-    path = parent.directory.results
-    write_sealed_json(path, record, beside=(parent.directory.recipe.name,))
-    return SweepResults(parent.directory.path, record)
+    return SweepResults(parent.directory.path, parent.write_results(record))
 
 
 def sweep_record(

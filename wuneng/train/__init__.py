@@ -3,9 +3,10 @@
 plan         the recipe, resolved once: what every arm is; outline, vocabulary and arms find it
 run          arms and seeds, run directory, results.json
 opening, units, pending
-             the directory claimed, what is left to train, and training it in turn
-side_by_side, unit_process
-             or next to each other, each in a process of its own
+             the directory opened, what is left to train, and training it in turn
+unit_queue   who trains what, among the commands that work on the run
+side_by_side, unit_group, unit_process
+             or next to each other, each in a process of its own, or in a group of them
 arm_run      one arm: build, train, score, save
 starting_point, trainable, lora, distillation
              arms that start from a model: what is loaded, what of it trains, who teaches

@@ -138,6 +138,7 @@ def _clear(place: ArmDirectory) -> None:
     refuse_links(place.path, place.checkpoints, place.model, place.start, place.teacher)
     remove_leftovers(place.path)
     (place.path / CHECKSUMS).unlink(missing_ok=True)  # of files that are written anew
+    place.failed.unlink(missing_ok=True)  # it is tried once more
 
 
 def final_loss(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.records import disk_errors, finite, write_text_atomic
+from wuneng.records.fence import check_fence
 from wuneng.records.files import open_no_link
 from wuneng.train.flat_rows import flat
 
@@ -43,6 +44,7 @@ class CsvLogger:
             self._write()
             return
         line = _text([flattened], list(self._columns), header=False).encode("utf-8")
+        check_fence()
         with disk_errors(self._file):
             descriptor = open_no_link(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             with os.fdopen(descriptor, "ab") as file:

@@ -9,8 +9,9 @@ from typing import Any
 
 from wuneng.device import autocast_dtype, pick_device
 from wuneng.model.counting import total_parameters
-from wuneng.recipe import TextData
+from wuneng.recipe import Parallel, TextData
 from wuneng.train.peak_memory import phase_memory
+from wuneng.train.per_device import Roof, per_device
 from wuneng.train.phases import Phase
 from wuneng.train.plan import ArmPlan, RunPlan
 from wuneng.train.schedule import steps_before_decay
@@ -19,11 +20,23 @@ from wuneng.train.starting_point import PLAIN, Sources
 __all__ = ["estimate"]
 
 
-def estimate(plan: RunPlan, *, measure: bool = False) -> dict[str, Any]:
+def estimate(
+    plan: RunPlan,
+    *,
+    measure: bool = False,
+    parallel: Parallel | None = None,
+    processes: int = 1,
+    roof: Roof | None = None,
+) -> dict[str, Any]:
     """Sizes and costs of the run and of every arm, ready for JSON.
 
     Args:
         measure: time some steps of every arm that trains; else ``seconds`` are None.
+        parallel: how ``processes`` share an arm; None: ``per_device`` of each arm is None.
+        roof: of each device.
+
+    Raises:
+        InputError: these processes cannot train an arm together.
     """
     training = plan.training
     return {
@@ -33,7 +46,18 @@ def estimate(plan: RunPlan, *, measure: bool = False) -> dict[str, Any]:
         "tokens": training.total_tokens,
         "sources": _sources_of_text(plan),
         "arms": {
-            name: _arm(arm, plan.device, plan.sources, measure) for name, arm in plan.arms.items()
+            name: {
+                **_arm(arm, plan.device, plan.sources, measure),
+                "per_device": None
+                if parallel is None
+                else per_device(
+                    *(arm, parallel, processes),
+                    _activation_bytes(plan.device, arm.training.precision),
+                    roof,
+                    _kind(plan.device),
+                ),
+            }
+            for name, arm in plan.arms.items()
         },
     }
 
@@ -72,9 +96,14 @@ def _arm(arm: ArmPlan, device: str, sources: Sources, measure: bool) -> dict[str
 def _memory(arm: ArmPlan, phase: Phase, device: str) -> dict[str, Any]:
     """Bytes of training at the peak, by what they hold, and their ``total``."""
     size = _activation_bytes(device, arm.training.precision)
-    kind = device if device.startswith(("cuda", "cpu")) else str(pick_device(device))
-    held = phase_memory(arm, phase, kind, size)
+    held = phase_memory(arm, phase, _kind(device), size)
     return {**held, "total": sum(held.values())}
+
+
+def _kind(device: str) -> str:
+    """The kind of device that a recipe's ``device`` comes to."""
+    named = device.startswith(("cuda", "cpu"))
+    return device.partition(":")[0] if named else pick_device(device).type
 
 
 def _activation_bytes(device: str, precision: str) -> int:

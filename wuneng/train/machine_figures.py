@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 
 from wuneng.device import reset_resident_peak, resident_bytes
+from wuneng.train.data_sheets import card_named
 
 __all__ = [
     "machine_figures",
@@ -15,20 +16,6 @@ __all__ = [
     "peak_memory",
     "reset_peak",
 ]
-
-#: Dense bf16 and fp16 FLOP/s by the vendors' data sheets, as torchtitan's table has them; the first
-#: whose words all stand in the device's name counts.
-_PEAKS: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("A100",), 312e12),
-    (("H100", "NVL"), 835e12),
-    (("H100", "PCIe"), 756e12),
-    (("H100",), 989e12),
-    (("H200",), 989e12),
-    (("B200",), 2.25e15),
-    (("L40S",), 362e12),
-    (("MI300X",), 1300e12),
-    (("MI250X",), 191.5e12),
-)
 
 
 def machine_figures(
@@ -50,8 +37,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:
     """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for words, peak in _PEAKS if all(word in name for word in words)), None)
+    card = card_named(torch.cuda.get_device_name(device))
+    return None if card is None else card.flops
 
 
 def reset_peak(device: torch.device) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from wuneng.recipe import Recipe, TextData, dump_recipe
 from wuneng.records import RunDirectory, read_json, write_json, write_text_atomic
 from wuneng.records import verify as verify_files
 from wuneng.records.atomic import remove_leftovers
+from wuneng.records.claim import claimed
 from wuneng.records.lock import LOCK
 from wuneng.train.arm_run import Session
 from wuneng.train.display import Display
@@ -30,7 +31,7 @@ from wuneng.train.lora import check_peft
 from wuneng.train.outline import RunOutline
 from wuneng.train.plan import RunPlan, plan_run
 from wuneng.train.results import write_results
-from wuneng.train.resume import claimed_run
+from wuneng.train.resume import ClaimedRun, claimed_run
 from wuneng.train.starting_point import Sources
 from wuneng.train.step_range import StepRange
 from wuneng.train.units import Unit, unfinished
@@ -55,10 +56,43 @@ class Opening:
     profile: StepRange | None = None
     """Steps of each unit that are profiled."""
 
+    def claimed(
+        self, recipe: Recipe, out: Path | None, resume: str, runs_root: Path
+    ) -> AbstractContextManager[ClaimedRun]:
+        """``claimed_run`` for this command."""
+        return claimed_run(
+            *(recipe, out, resume, runs_root),
+            claimant=self.workers.claimant,
+            note=self.display.note,
+            check=self.check,
+        )
+
+    def begin_records(self, run: ClaimedRun, recipe: str | None) -> None:
+        """recipe.yaml (None: it is there) and environment.json; then others may open the run."""
+        joins = "joined" if run.joined else "resumed"
+        open_records(run.directory, recipe, self.command_line, self.display, joins)
+        if run.joined:
+            self.display.note(f"joining those who work in {run.directory.path}")
+        run.opened()
+
+    def written_once(
+        self, directory: RunDirectory, before: bytes | None, write: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """results.json as ``write`` makes it, unless another process has written it since it was
+        ``before`` (its content)."""
+        with claimed(directory.path, self.workers.claimant, self.display.note):
+            now = content_of(directory.results)
+            if now not in (None, before):
+                if self.check:
+                    verify_files(directory.path, [directory.results.name])
+                written: dict[str, Any] = read_json(directory.results)
+                return written
+            return write()
+
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that nobody else trains."""
+    """A run to train, perhaps together with other commands."""
 
     directory: RunDirectory
     outline: RunOutline
@@ -70,6 +104,9 @@ class OpenRun:
     """That it was started with."""
     planned: Callable[[Collection[str]], RunPlan]
     """What these arms are."""
+    opening: Opening
+    results_before: bytes | None
+    """results.json as it was when the run was opened."""
     prefix: str = ""
     """Put before the names of its units, where several runs are trained together."""
 
@@ -89,7 +126,9 @@ class OpenRun:
                 _check_old_results(self.directory, self.session.display)
             return write_results(self.directory, self.outline, check=check, study=study)
 
-        return self.session.processes.first(write)
+        return self.session.processes.first(
+            lambda: self.opening.written_once(self.directory, self.results_before, write)
+        )
 
     def begun(self, runs_root: Path) -> None:
         """``latest`` points to it."""
@@ -125,13 +164,13 @@ def open_run(
     with ExitStack() as held:
 
         def claim() -> tuple[RunDirectory, Recipe]:
-            claimed = claimed_run(recipe, out, resume, runs_root, check=opening.check)
-            directory, stored = held.enter_context(claimed)
-            settled_recipe: Recipe = settled(recipe, jobs) if stored is None else stored
-            held.enter_context(not_begun_in_vain(directory, stored is None))
-            written = dump_recipe(settled_recipe) if stored is None else None
-            open_records(directory, written, opening.command_line, opening.display)
-            return directory, settled_recipe
+            run = held.enter_context(opening.claimed(recipe, out, resume, runs_root))
+            new = run.stored is None
+            threads = jobs * opening.workers.together
+            settled_recipe: Recipe = settled(recipe, threads) if run.stored is None else run.stored
+            held.enter_context(not_begun_in_vain(run.directory, new))
+            opening.begin_records(run, dump_recipe(settled_recipe) if new else None)
+            return run.directory, settled_recipe
 
         directory: RunDirectory
         own: Recipe
@@ -152,6 +191,8 @@ def open_run(
             device=own.device,
             threads=own.training.num_threads,
             planned=lambda arms: processes.one_first(lambda: _planned(own, opening, arms)),
+            opening=opening,
+            results_before=content_of(directory.results),
             prefix=prefix,
         )
 
@@ -176,11 +217,23 @@ def settled(recipe: Recipe, jobs: int = 1) -> Recipe:
     return recipe.model_copy(update={"device": device, "training": training})
 
 
+def content_of(path: Path) -> bytes | None:
+    """What is in a file; None where there is none."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
 def open_records(
-    directory: RunDirectory, recipe: str | None, line: Sequence[str] | None, display: Display
+    directory: RunDirectory,
+    recipe: str | None,
+    line: Sequence[str] | None,
+    display: Display,
+    joins: str = "resumed",
 ) -> None:
-    """recipe.yaml and environment.json; a resumed run (no ``recipe``) adds its session to the
-    latter.
+    """recipe.yaml and environment.json; who continues a run (no ``recipe``), or joins those who
+    work on it, adds its session to the latter, under ``joins``.
 
     environment.json only describes: a damaged one is set aside and never blocks a run.
     """
@@ -191,7 +244,7 @@ def open_records(
     elif os.path.lexists(directory.environment):
         try:
             first = read_json(directory.environment)
-            first.setdefault("resumed", []).append(session)
+            first.setdefault(joins, []).append(session)
             session = first
         except (DataError, AttributeError) as error:  # not JSON, or other JSON than ours
             reason = error if isinstance(error, DataError) else "not what was written"
@@ -211,8 +264,9 @@ def not_begun_in_vain(directory: RunDirectory, new: bool) -> Iterator[None]:
         yield
     except InputError:
         own = {directory.recipe, directory.environment, directory.path / LOCK}
-        with suppress(OSError):
-            if new and set(directory.path.iterdir()) <= own:
+        with suppress(OSError, DataError):
+            alone = not {"joined", "resumed"} & set(read_json(directory.environment))
+            if new and alone and set(directory.path.iterdir()) <= own:
                 for file in own:
                     file.unlink(missing_ok=True)
                 directory.path.rmdir()

@@ -4,6 +4,9 @@
     never    a new one
     DIR      that run, which must be of the same recipe; it may have more steps (``extension``)
 
+In a directory that is named, with ``--out`` or so, other processes may be at work on the same
+recipe: this one joins them (``unit_queue``).
+
 Two recipes are the same when every field that can change a figure is: ``name``, ``description``,
 ``loggers`` and ``parallel`` may differ, and so may fields left to the machine (``device: auto``, no
 ``num_threads``), for which the run keeps what it was started with.
@@ -11,20 +14,38 @@ Two recipes are the same when every field that can change a figure is: ``name``,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wuneng.errors import InputError, WuNengError
 from wuneng.recipe import Recipe, load_recipe
 from wuneng.records import RUNS_ROOT, RunDirectory, usable_directory, verify
+from wuneng.records.claim import Watch, claimed
+from wuneng.records.claimant import Claimant, Holder
 from wuneng.records.lock import InUse, is_locked, locked
 from wuneng.train.extension import extend
+from wuneng.train.outline import RunOutline
 
-__all__ = ["choose_run", "claimed_run", "differences"]
+__all__ = ["ClaimedRun", "choose_run", "claimed_run", "differences"]
 
 _FREE_FIELDS = ("name", "description", "loggers", "parallel")
+
+
+@dataclass(frozen=True)
+class ClaimedRun:
+    """A run directory that this process may work in, with others of the same recipe."""
+
+    directory: RunDirectory
+    stored: Recipe | None
+    """The recipe of a run that was begun before."""
+    joined: bool
+    """Whether others are at work in it, as far as the file system's locks tell."""
+    opened: Callable[[], None]
+    """To be called once its records are begun: until then nobody else opens it."""
 
 
 @contextmanager
@@ -34,40 +55,77 @@ def claimed_run(
     resume: str,
     runs_root: Path = RUNS_ROOT,
     *,
+    claimant: Claimant,
+    note: Callable[[str], None],
     check: bool = True,
-) -> Iterator[tuple[RunDirectory, Recipe | None]]:
-    """``choose_run``, its directory locked while the block runs.
+) -> Iterator[ClaimedRun]:
+    """``choose_run``, and the right to open what it chose.
 
     Where the user named no directory and another process takes the chosen one first, the next is
-    chosen.
+    chosen; in a directory that the user named, this process joins the others.
 
     Args:
+        note: told whom this process waits for.
         check: compare the recipe of a run that was finished before with its checksum.
 
     Raises:
         DamagedError: that recipe was altered: the figures are not of what it says.
-        InUse: another process trains in the directory that was named.
+        InUse: another process trains in the directory, and this recipe would make the run longer.
         InputError, DiskError: as ``choose_run``.
     """
+    named = out is not None or resume not in ("auto", "never")
     while True:
         run, stored = choose_run(recipe, out, resume, runs_root, reuse=True)
         with ExitStack() as stack:
+            opening = stack.enter_context(ExitStack())
+            opening.enter_context(claimed(run.path, claimant, note))
             try:
                 stack.enter_context(locked(run.path))
+                joined = False
             except InUse:
-                if out is not None or resume not in ("auto", "never"):
-                    raise
-                continue
+                if not named:
+                    continue
+                if stored is None and not run.recipe.exists():
+                    raise  # what is done there is no training of this version
+                joined = True
             if stored is None and run.recipe.exists():
-                continue  # begun, and ended, by another process in between
+                continue  # begun by another process in between
             if stored is not None:
-                if check:
-                    verify(run.path, [run.recipe.name])
-                before = load_recipe(run.recipe)
-                if before.training.total_steps < stored.training.total_steps:
-                    extend(run, before, stored)
-            yield run, stored
+                _prepare_stored(run, stored, claimant, joined=joined, check=check)
+            yield ClaimedRun(run, stored, joined, opening.close)
             return
+
+
+def _prepare_stored(
+    run: RunDirectory, stored: Recipe, claimant: Claimant, *, joined: bool, check: bool
+) -> None:
+    """The recipe of a run that is continued: as it was written, and made longer where it shall."""
+    if check:
+        verify(run.path, [run.recipe.name])
+    before = load_recipe(run.recipe)
+    if before.training.total_steps >= stored.training.total_steps:
+        return
+    holder = _at_work(run, before, claimant)
+    if joined or holder is not None:
+        raise InUse(
+            f"{holder or 'another process'} is training in {run.path}, which is to become "
+            f"longer (training.steps {before.training.total_steps} there, "
+            f"{stored.training.total_steps} here). Wait for it"
+        )
+    extend(run, before, stored)
+
+
+def _at_work(run: RunDirectory, recipe: Recipe, claimant: Claimant) -> Holder | None:
+    """Who trains a unit of it; takes a lease where that is not known."""
+    for place in RunOutline.of(recipe).places(run):
+        watch = Watch(place.path, claimant)
+        first = found = watch.look()
+        while isinstance(first, Holder) and isinstance(found, Holder):
+            if found != first:
+                return found
+            time.sleep(min(claimant.beat, 1.0))
+            found = watch.look()
+    return None
 
 
 def choose_run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,9 @@ def run(
 ) -> Results:
     """Train every arm of ``recipe`` from every seed and compare them.
 
+    Others that train the same recipe in the same ``out`` share its arms and seeds with this one;
+    each comes back when all are trained.
+
     Args:
         out: where the run goes; default ``runs_root/<recipe name>``, numbered if that is taken.
         resume: ``auto`` (the newest unfinished run of the same recipe, if there is one), ``never``,
@@ -110,7 +113,7 @@ def run(
                 f"--jobs {workers.number}: expected none where several processes train each arm "
                 "together"
             )
-        workers = Workers(1, workers.within)
+        workers = replace(workers, number=1, together=1)
         display = display if info.rank == 0 else UnseenDisplay()
     place = out.path if isinstance(out, RunDirectory) else out
     with (

@@ -1,4 +1,4 @@
-"""Units of a run next to each other, each in a process of its own.
+"""Units of a run next to each other, each in a process of its own, or in several together.
 
 A comparison is many small trainings that need nothing of each other. A process trains one unit at
 a time, as a run with nothing else in it would and with as many threads, so its bits are the same.
@@ -10,33 +10,24 @@ them, and their last checkpoints stand.
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from typing import Any
 
+from wuneng.distributed.member import open_store
 from wuneng.train.display import Display, Progress
 from wuneng.train.failures import Failure
 from wuneng.train.signals import Interrupted, StopSignals, stop_warning
-from wuneng.train.unit_process import Ended, Message, UnitJob, Warned, work
+from wuneng.train.unit_group import GroupProcess, UnitGroup, start_group
+from wuneng.train.unit_process import Ended, Message, UnitJob, Warned
+from wuneng.train.unit_queue import Entry, UnitQueue
 
 __all__ = ["SideBySide"]
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-
-
-@dataclass
-class _Process:
-    """One of the processes: the end of the pipe to it, and what it trains at this moment."""
-
-    slot: int
-    process: BaseProcess
-    pipe: Connection
-    label: str = ""
-    """Empty while it waits for a unit."""
 
 
 @dataclass
@@ -45,14 +36,16 @@ class SideBySide:
 
     display: Display
     devices: Sequence[str]
-    failures: list[Failure] = field(default_factory=list)
-    _processes: list[_Process] = field(default_factory=list)
+    together: int = 1
+    """Processes that train each unit."""
+    _groups: list[UnitGroup] = field(default_factory=list)
+    _store: Any = None
+    """In which the processes of a group meet."""
     _told: set[str] = field(default_factory=set)
-    _done: int = 0
-    _all: int = 0
+    _queue: UnitQueue[UnitJob] = field(init=False)
 
-    def train(self, jobs: Sequence[tuple[str, UnitJob]]) -> list[Failure]:
-        """Train every unit; ``jobs`` have what to call it first.
+    def train(self, queue: UnitQueue[UnitJob]) -> list[Failure]:
+        """Train every unit that no other command trains.
 
         Returns:
             Those that failed.
@@ -60,60 +53,69 @@ class SideBySide:
         Raises:
             Interrupted: a signal came; what was begun is saved.
         """
-        pending, self._all = list(jobs), len(jobs)
+        self._queue = queue
         with StopSignals(self._warn_of_stop, "the run") as stop, self._none_left_behind():
             asked = False
-            while self._busy() or (pending and stop.requested is None):
-                while pending and stop.requested is None and len(self._busy()) < len(self.devices):
-                    self._start(*pending.pop(0))
+            while self._busy() or (queue and stop.requested is None):
+                while stop.requested is None and len(self._busy()) < len(self.devices):
+                    entry = queue.next()
+                    if entry is None:
+                        break
+                    self._start(entry)
                 if stop.requested is not None and not asked:
                     asked = True
                     for busy in self._busy():
-                        busy.process.terminate()  # SIGTERM: see ``StopSignals``
+                        busy.stop()
                 self._listen(stopping=asked)
         if stop.requested is not None:
             raise Interrupted(self._left_off(), stop.requested)
-        return self.failures
+        return queue.failures
 
-    def _busy(self) -> list[_Process]:
-        return [process for process in self._processes if process.label]
+    def _busy(self) -> list[UnitGroup]:
+        return [group for group in self._groups if group.entry]
 
-    def _start(self, label: str, job: UnitJob) -> None:
-        idle = [process for process in self._processes if not process.label]
-        chosen = idle[0] if idle else self._new_process()
-        chosen.label = label
-        with suppress(OSError):  # it has died: found out when it is listened to
-            chosen.pipe.send(replace(job, device=self.devices[chosen.slot]))
+    def _start(self, entry: Entry[UnitJob]) -> None:
+        idle = [group for group in self._groups if not group.entry]
+        chosen = idle[0] if idle else self._new_group()
+        chosen.give(entry, self.devices[chosen.slot], self._store.port if self._store else 0)
         self._show()
 
-    def _new_process(self) -> _Process:
-        taken = {process.slot for process in self._processes}
+    def _new_group(self) -> UnitGroup:
+        taken = {group.slot for group in self._groups}
+        if self.together > 1 and self._store is None:
+            self._store = open_store()
         slot = min(set(range(len(self.devices))) - taken)
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs,))
-        with _ctrl_c_held_back():
-            process.start()
-        theirs.close()
-        self._processes.append(_Process(slot, process, ours))
-        return self._processes[-1]
+        self._groups.append(start_group(slot, self.together))
+        return self._groups[-1]
 
     def _listen(self, *, stopping: bool) -> None:
         """What the processes have to say, and which of them have died."""
-        by_pipe = {process.pipe: process for process in self._processes}
+        by_pipe = {
+            one.pipe: (group, one)
+            for group in self._groups
+            for one in group.members
+            if not one.pipe.closed
+        }
         for pipe in wait(list(by_pipe), _SECONDS_BETWEEN_LOOKS):
             assert isinstance(pipe, Connection)
-            process = by_pipe[pipe]
+            group, one = by_pipe[pipe]
             try:
-                self._hear(process, pipe.recv(), stopping=stopping)
+                self._hear(group, one, pipe.recv())
             except (EOFError, OSError):
-                self._bury(process, stopping=stopping)
+                group.died(one, stopping=stopping)
+            ended = group.outcome() if group.entry else None
+            if ended is not None:
+                self._finish(group, ended, stopping=stopping)
+            if not group.entry and not group.usable and group in self._groups:
+                group.kill()
+                self._groups.remove(group)
 
-    def _hear(self, process: _Process, message: Message, *, stopping: bool) -> None:
+    def _hear(self, group: UnitGroup, one: GroupProcess, message: Message) -> None:
         if isinstance(message, Progress):
-            self.display.stepped(replace(message, unit=process.label))
+            assert group.entry is not None
+            self.display.stepped(replace(message, unit=group.entry.label))
         elif isinstance(message, Ended):
-            self._finish(process, message, stopping=stopping)
+            one.ended = message
         elif message.text not in self._told:
             self._told.add(message.text)
             if isinstance(message, Warned):
@@ -121,27 +123,22 @@ class SideBySide:
             else:
                 self.display.note(message.text)
 
-    def _bury(self, process: _Process, *, stopping: bool) -> None:
-        """A process that has died, of whatever."""
-        process.process.join()
-        process.pipe.close()
-        self._processes.remove(process)
-        if process.label:
-            died = Ended(_how_it_died(process.process.exitcode), stopped=stopping)
-            self._finish(process, died, stopping=stopping)
-
-    def _finish(self, process: _Process, ended: Ended, *, stopping: bool) -> None:
-        label, process.label = process.label, ""
+    def _finish(self, group: UnitGroup, ended: Ended, *, stopping: bool) -> None:
+        entry, group.entry = group.entry, None
+        assert entry is not None
         if not ended.reason:
-            self._done += 1
+            self._queue.finished()
+        elif ended.taken:
+            self._queue.put_back(entry)
         elif not (ended.stopped and stopping):
-            self.failures.append(Failure(label, ended.reason, ended.diverged))
+            self._queue.failed(Failure(entry.label, ended.reason, ended.diverged))
             trace = f"\n{ended.trace}" if ended.trace else ""
-            self.display.warn(f"{label}: {ended.reason}{trace}")
+            self.display.warn(f"{entry.label}: {ended.reason}{trace}")
         self._show()
 
     def _show(self) -> None:
-        self.display.side_by_side([busy.label for busy in self._busy()], self._done, self._all)
+        running = [busy.entry.label for busy in self._busy() if busy.entry]
+        self.display.side_by_side(running, self._queue.done, self._queue.total)
 
     def _warn_of_stop(self, name: str) -> None:
         # Each process would say so too.
@@ -149,8 +146,10 @@ class SideBySide:
         self.display.warn(stop_warning(name))
 
     def _left_off(self) -> str:
-        text = f"stopped by a signal; {self._done} of {self._all} finished, what was begun is saved"
-        failed = "; ".join(f"{failure.unit} failed: {failure.reason}" for failure in self.failures)
+        done, total = self._queue.done, self._queue.total
+        text = f"stopped by a signal; {done} of {total} finished, what was begun is saved"
+        failures = self._queue.failures
+        failed = "; ".join(f"{failure.unit} failed: {failure.reason}" for failure in failures)
         return f"{text}; {failed}" if failed else text
 
     @contextmanager
@@ -159,30 +158,6 @@ class SideBySide:
         try:
             yield
         finally:
-            for process in self._processes:
-                process.process.kill()
-            for process in self._processes:
-                process.process.join()
-            self._processes.clear()
-
-
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """A process that starts in the block ignores Ctrl-C from its first moment; ``work`` arranges
-    for the rest. Ours is answered when the block ends."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _how_it_died(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = ", as the system does where memory runs out" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with exit code {code} and said nothing"
+            for group in self._groups:
+                group.kill()
+            self._groups.clear()

@@ -15,24 +15,27 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from wuneng.device import pick_device
-from wuneng.errors import WuNengError
+from wuneng.distributed.member import Member, joined_member
+from wuneng.errors import MissingProcess, WuNengError
 from wuneng.foreign import remote_code_trusted
-from wuneng.recipe import load_recipe
+from wuneng.recipe import Parallel, load_recipe
 from wuneng.records import RunDirectory
+from wuneng.records.claim import ClaimLost
+from wuneng.records.claimant import Claimant
 from wuneng.train.arm_run import Session
-from wuneng.train.display import Progress
+from wuneng.train.display import Progress, UnseenDisplay
 from wuneng.train.failures import Failure
 from wuneng.train.plan import plan_run
 from wuneng.train.signals import Interrupted
 from wuneng.train.starting_point import Sources
 from wuneng.train.step_range import StepRange
-from wuneng.train.units import Unit, reproducible, train_in_turn
+from wuneng.train.unit_queue import Offer
+from wuneng.train.units import Unit, UnitTraining, reproducible
 
 __all__ = ["Ended", "Message", "Note", "UnitJob", "Warned", "work"]
 
@@ -56,6 +59,13 @@ class UnitJob:
     """What the process runs in, as the silence of a command."""
     profile: StepRange | None = None
     """Steps that are profiled."""
+    claimant: Claimant = field(default_factory=Claimant)
+    offer: Offer | None = None
+    """Of the unit, as the parent saw it."""
+    parallel: Parallel = field(default_factory=Parallel)
+    """How processes that train it together share it."""
+    member: Member | None = None
+    """Which of them this process is."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,10 @@ class Ended:
     """By a signal, and saved."""
     diverged: bool = False
     """The loss was not finite any more."""
+    taken: bool = False
+    """By a process of another command."""
+    missing: bool = False
+    """Another process of the group was: that one knows why."""
     trace: str = ""
     """Of an error that is a bug."""
 
@@ -108,8 +122,10 @@ def _outcome(job: UnitJob, parent: Connection) -> Ended:
             failure = _train(job, _Relay(parent))
     except Interrupted as stopped:
         return Ended(str(stopped), stopped=True)
+    except ClaimLost as lost:
+        return Ended(str(lost), taken=True)
     except WuNengError as error:
-        return Ended(str(error))
+        return Ended(str(error), missing=isinstance(error, MissingProcess))
     except MemoryError as error:
         return Ended(f"not enough memory: {error or 'the system gave no more'}")
     except Exception as error:
@@ -119,11 +135,19 @@ def _outcome(job: UnitJob, parent: Connection) -> Ended:
 
 def _train(job: UnitJob, relay: _Relay) -> Failure | None:
     run = RunDirectory(job.run)
-    recipe, device = load_recipe(run.recipe), pick_device(job.device)
-    with reproducible(recipe.training.num_threads, device):
+    recipe = load_recipe(run.recipe)
+    with (
+        joined_member(job.member, job.device, job.parallel.timeout) as processes,
+        reproducible(recipe.training.num_threads, processes.device(job.device)),
+    ):
         plan = plan_run(recipe, job.sources, arms={job.unit.arm}, text="read")
-        session = Session(run, device, relay, check=job.check, profile=job.profile)
-        return next(iter(train_in_turn(plan, [job.unit], session)), None)
+        display = relay if processes.is_first else UnseenDisplay()
+        session = Session(
+            *(run, processes.device(job.device), display, job.check, processes, job.parallel),
+            profile=job.profile,
+        )
+        assert job.offer is not None
+        return UnitTraining(plan, session).train(job.unit, job.offer, job.claimant)
 
 
 def _stop_with_the_parent() -> None:

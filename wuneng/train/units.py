@@ -12,30 +12,34 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
-from wuneng.errors import NonFiniteError
+from wuneng.errors import NonFiniteError, WuNengError
 from wuneng.recipe import SyntheticData, TextData
 from wuneng.records import refuse_links
 from wuneng.records import verify as verify_files
-from wuneng.records.lock import locked
+from wuneng.records.claim import Claim, ClaimLost, remove_ended
+from wuneng.records.claimant import Claimant
 from wuneng.train.arm_run import Session, run_arm
 from wuneng.train.display import Display
 from wuneng.train.failures import Failure
 from wuneng.train.outline import RunOutline
 from wuneng.train.plan import RunPlan
 from wuneng.train.results import finished_record, train_again
+from wuneng.train.signals import Interrupted
+from wuneng.train.unit_queue import Offer, note_failure
 
 __all__ = [
     "Unit",
+    "UnitTraining",
     "check_precision",
     "prepare",
     "reproducible",
     "say_where_tokens_are_kept",
-    "train_in_turn",
     "unfinished",
 ]
 
@@ -83,6 +87,7 @@ def unfinished(outline: RunOutline, session: Session) -> list[Unit]:
             if finished_record(place, check=session.check) is None:
                 found.append(unit)
                 continue
+            remove_ended(place.path)
             if session.check:
                 verify_files(place.model, advice=train_again(place))
             session.display.note(f"{unit}: finished before, skipped")
@@ -103,52 +108,76 @@ def check_precision(plan: RunPlan, device: torch.device) -> None:
         autocast_dtype(arm.training.precision, device)
 
 
-def train_in_turn(
-    plan: RunPlan,
-    units: Sequence[Unit],
-    session: Session,
-    begun: Callable[[], None] = lambda: None,
-) -> list[Failure]:
-    """Train ``units`` in their order, every arm of a seed from the same first batch.
+class UnitTraining:
+    """Trains units of one run, each from the first batch of its seed.
 
     Args:
         begun: called when the data of a seed is there.
-
-    Returns:
-        Those whose loss was not finite any more: the others were trained all the same.
-
-    Raises:
-        Interrupted, InputError, DiskError, CheckpointError: as ``run_arm``.
     """
-    failures = []
-    for seed in dict.fromkeys(unit.seed for unit in units):
-        reading = partial(prepare, plan, seed, session.display.reading)
-        data = session.processes.one_first(reading)
-        begun()
-        session.display.note(data.description)
-        beginning = copy.deepcopy(data.train.state_dict())
-        for unit in (unit for unit in units if unit.seed == seed):
-            data.train.load_state_dict(copy.deepcopy(beginning))
+
+    def __init__(
+        self, plan: RunPlan, session: Session, begun: Callable[[], None] = lambda: None
+    ) -> None:
+        self._plan, self._session, self._begun = plan, session, begun
+        self._read: tuple[int, Prepared, dict[str, Any]] | None = None
+
+    def train(self, unit: Unit, offer: Offer, claimant: Claimant) -> Failure | None:
+        """Claim ``unit`` and train it; the failure where its loss was not finite any more.
+
+        Raises:
+            ClaimLost: another process was faster, or took it over meanwhile.
+            Interrupted, InputError, DiskError, CheckpointError: as ``run_arm``.
+        """
+        plan, session = self._plan, self._session
+        data = self._data(unit.seed)
+        with _claimed(unit, session, offer, claimant):
             try:
-                _train(plan, unit, data, session)
+                run_arm(plan, plan.arms[unit.arm], unit.seed, data, session)
             except NonFiniteError as error:
-                if len(units) > 1:
-                    session.display.warn(f"{unit}: {error}")
-                failures.append(Failure(str(unit), str(error), diverged=True))
-    return failures
+                failure = Failure(str(unit), str(error), diverged=True)
+                session.processes.first(lambda: note_failure(offer.place, failure))
+                return failure
+        return None
+
+    def _data(self, seed: int) -> Prepared:
+        """That of ``seed``, at its first batch."""
+        if self._read is None or self._read[0] != seed:
+            self._read = None
+            reading = partial(prepare, self._plan, seed, self._session.display.reading)
+            data = self._session.processes.one_first(reading)
+            self._begun()
+            self._session.display.note(data.description)
+            self._read = seed, data, copy.deepcopy(data.train.state_dict())
+        _, data, beginning = self._read
+        data.train.load_state_dict(copy.deepcopy(beginning))
+        return data
 
 
-def _train(plan: RunPlan, unit: Unit, data: Prepared, session: Session) -> None:
-    place = plan.outline.place(session.run, unit.arm, unit.seed)
+@contextmanager
+def _claimed(unit: Unit, session: Session, offer: Offer, claimant: Claimant) -> Iterator[None]:
+    """While this process, or these together, have the unit's directory."""
+    claims: list[Claim] = []
     with ExitStack() as held:
 
         def claim() -> None:
-            refuse_links(session.run.path / unit.arm, place.path)
-            # the process of a run that was killed may still be in it
-            held.enter_context(locked(place.path))
+            refuse_links(session.run.path / unit.arm, offer.place.path)
+            found = offer.claim(claimant)
+            held.enter_context(found.kept())
+            if session.processes.size == 1:
+                claims.append(found)
 
         session.processes.first(claim)
-        run_arm(plan, plan.arms[unit.arm], unit.seed, data, session)
+        try:
+            yield
+        except (OSError, WuNengError) as error:
+            _raise_if_lost(claims, error)
+            raise
+
+
+def _raise_if_lost(claims: Sequence[Claim], error: Exception) -> None:
+    """ClaimLost where ``error`` came of it: another process had cleared away what was written."""
+    if not isinstance(error, Interrupted | ClaimLost) and any(c.is_lost for c in claims):
+        raise ClaimLost(f"{claims[0].directory}: another process has taken over") from error
 
 
 def prepare(

@@ -1,0 +1,113 @@
+"""Commands that work on one run directory, each under a host name of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from wuneng.recipe import read_written
+from wuneng.records.claimant import Claimant
+from wuneng.study import run_sweep
+from wuneng.train import Workers, arm_run, run
+from wuneng.train.display import PlainDisplay
+
+BEAT, PATIENCE = 0.2, 8
+"""Of claims: a lease of 1.6 seconds."""
+
+
+class Hosts:
+    """Starts them, from a process that has everything imported."""
+
+    def __init__(self, recipe: Path, out: Path) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.hosts.workers"])
+        self.recipe, self.out = recipe, out
+        self.log = out.with_name(f"{out.name}.log")
+        """What they say."""
+        self.events = out.with_name(f"{out.name}.events")
+        """A line for each unit that one of them has finished."""
+        self.started: list[BaseProcess] = []
+
+    def start(self, host: str, jobs: int = 1, stop_at: tuple[str, int] | None = None) -> Any:
+        """One more; ``stop_at`` is the arm and step at which it stops itself."""
+        told = (self.recipe, self.out, host, jobs, self.log, self.events, stop_at)
+        process = self._context.Process(target=work, args=told)
+        process.start()
+        self.started.append(process)
+        return process
+
+    def finished(self) -> list[str]:
+        """Names of units, in the order in which they were finished."""
+        return self.events.read_text().split() if self.events.exists() else []
+
+    def said(self) -> str:
+        """All that they said."""
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+
+@contextmanager
+def hosts(recipe: Path, out: Path) -> Iterator[Hosts]:
+    """None of them outlives the block."""
+    found = Hosts(recipe, out)
+    try:
+        yield found
+    finally:
+        for process in found.started:
+            process.kill()
+            process.join()
+
+
+def work(
+    recipe: Path,
+    out: Path,
+    host: str,
+    jobs: int,
+    log: Path,
+    events: Path,
+    stop_at: tuple[str, int] | None,
+) -> None:
+    """`wuneng train RECIPE --out OUT` as on ``host``; the exit code says how it ended."""
+    stream = log.open("a", buffering=1, encoding="utf-8")
+    sys.stderr = stream
+    _note_finished_units(events)
+    claimant = Claimant(host, host, BEAT, PATIENCE)
+    written = read_written(recipe)
+    settings: dict[str, Any] = {
+        "display": _Stopping(stream, stop_at) if stop_at else PlainDisplay(stream),
+        "workers": Workers(jobs, claimant=claimant),
+    }
+    if written.recipe.is_single:
+        run(written.recipe, out, **settings)
+    else:
+        run_sweep(written, out, **settings)
+
+
+def _note_finished_units(events: Path) -> None:
+    save = arm_run.save_record
+
+    def noted(place: Any, record: Any) -> None:
+        save(place, record)
+        with events.open("a") as file:
+            file.write(f"{record['arm']}/seed-{record['seed']}\n")
+
+    arm_run.save_record = noted  # type: ignore[assignment]
+
+
+class _Stopping(PlainDisplay):
+    """Stops its process at a step, as a machine that is suspended does."""
+
+    def __init__(self, stream: Any, at: tuple[str, int]) -> None:
+        super().__init__(stream)
+        self._at = at
+
+    def stepped(self, progress: Any) -> None:
+        super().stepped(progress)
+        if (progress.arm, progress.step) == self._at:
+            os.kill(os.getpid(), signal.SIGSTOP)

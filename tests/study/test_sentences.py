@@ -1,0 +1,63 @@
+"""The sentences that a study ends with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wuneng.study.sentences import study_sentences
+
+
+def _difference(
+    other: str, conclusion: str, saved: float | None, *, censored: int = 0
+) -> dict[str, Any]:
+    found = {"saved": saved, "interval": None, "orders": 2, "censored": censored}
+    return {
+        "arms": ["wuneng", other],
+        "difference": -0.25,
+        "interval": [-0.3, -0.2],
+        "conclusion": conclusion,
+        "tokens_saved": None if saved is None else found,
+    }
+
+
+def _record(*rungs: list[dict[str, Any]]) -> dict[str, Any]:
+    others = [found["arms"][1] for found in (rungs[0] if rungs else ())]
+    arms = {name: {"mean": 2.0, "seeds": [1, 2]} for name in ("wuneng", *others)}
+    return {
+        "primary": "text/bits_per_byte",
+        "reference": "wuneng",
+        "plan": {"sha256": "0123456789abcdef", "changes": ["seeds"]},
+        "rungs": [
+            {"rung": f"{place}M-x2", "arms": arms, "differences": differences}
+            for place, differences in enumerate(rungs, 1)
+        ],
+    }
+
+
+def test_the_answer_over_all_rungs_comes_first() -> None:
+    one = [_difference("mha", "better", 0.45), _difference("middle", "undecided", 0.1, censored=1)]
+    two = [_difference("mha", "better", 0.32), _difference("middle", "better", 0.13)]
+    told = study_sentences(_record(one, two))
+    assert told[0] == (
+        "By text/bits_per_byte, as planned (0123456789ab): wuneng is better than mha at every size "
+        "and length (32% to 45% fewer tokens); wuneng against middle is undecided at 1M-x2, wuneng "
+        "is better than middle at 2M-x2."
+    )
+    assert told[1].startswith("At 1M-x2 over 2 seeds wuneng 2.0000; mha 2.0000 (wuneng is better, ")
+    assert "middle 2.0000 (undecided, -0.2500 (-0.3000 to -0.2000); tokens saved at most" in told[1]
+    assert told[2].startswith("At 2M-x2 ")
+    assert told[3:] == [
+        "Changed after the plan was written: seeds.",
+        "Other figures are exploratory.",
+    ]
+
+
+def test_one_rung_and_none() -> None:
+    same = [_difference("mha", "no difference that matters", None)]
+    told = study_sentences(_record(same))
+    assert "): wuneng and mha do not differ by what matters." in told[0]
+    diverged = _record([])
+    diverged["rungs"][0]["arms"] = {"wuneng": None, "mha": None}
+    told = study_sentences(diverged)
+    assert told[0].endswith("nothing could be compared.")
+    assert told[1] == "At 1M-x2 wuneng diverged, so nothing is compared."
