@@ -19,7 +19,7 @@ from tests.train.small_run import recipe, train
 from tests.train.test_display import progress
 from tests.train.test_kill import command, outcome, wait_for_lines
 from tests.train.tiny import Watcher
-from wuneng.errors import NonFiniteError
+from wuneng.errors import InputError, NonFiniteError
 from wuneng.records import ArmDirectory, read_json, read_jsonl
 from wuneng.records.claimant import Claimant
 from wuneng.train import Interrupted, Workers, run
@@ -167,6 +167,10 @@ def test_there_is_one_job_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Workers(4).devices("cuda") == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
     assert Workers().devices("cuda:1") == ["cuda:1"]
     assert Workers(1).devices("cuda") == ["cuda"]
+    assert Workers(together=3).devices("cuda") == ["cuda"], "each of the group takes its own"
+    with pytest.raises(InputError, match=r"--jobs 2 --processes 2: 4 processes need a GPU each"):
+        Workers(2, together=2).devices("cuda")
+    assert Workers(2, together=2).devices("cpu") == ["cpu", "cpu"]
     assert Workers().devices("cpu") == ["cpu"]
     assert Workers(2).devices("cpu") == ["cpu", "cpu"]
 

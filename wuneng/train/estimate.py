@@ -51,10 +51,9 @@ def estimate(
                 "per_device": None
                 if parallel is None
                 else per_device(
-                    *(arm, parallel, processes),
+                    *(arm, parallel, processes, _kind(plan.device)),
                     _activation_bytes(plan.device, arm.training.precision),
                     roof,
-                    _kind(plan.device),
                 ),
             }
             for name, arm in plan.arms.items()
@@ -101,9 +100,7 @@ def _memory(arm: ArmPlan, phase: Phase, device: str) -> dict[str, Any]:
 
 
 def _kind(device: str) -> str:
-    """The kind of device that a recipe's ``device`` comes to."""
-    named = device.startswith(("cuda", "cpu"))
-    return device.partition(":")[0] if named else pick_device(device).type
+    return device if device.startswith(("cuda", "cpu")) else str(pick_device(device))
 
 
 def _activation_bytes(device: str, precision: str) -> int:

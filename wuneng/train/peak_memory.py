@@ -30,7 +30,7 @@ from wuneng.train.lora import is_adapter
 from wuneng.train.phases import Phase
 from wuneng.train.plan import ArmPlan
 
-__all__ = ["at_peak", "logit_bytes", "phase_memory"]
+__all__ = ["logit_bytes", "logits_of", "most_activations", "phase_memory"]
 
 _FLOAT = 4
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -45,9 +45,8 @@ def phase_memory(arm: ArmPlan, phase: Phase, device: str, activation_bytes: int)
         activation_bytes: of a number that autograd keeps: 4, or 2 in half precision.
     """
     training = phase.training
-    rows = training.micro_batch_size or training.batch_size
-    tokens = rows * training.sequence_length
-    several = rows < training.batch_size
+    tokens = _tokens(phase)
+    several = (training.micro_batch_size or training.batch_size) < training.batch_size
     trainable = sum(phase.trainable.values())
     weights = arm.facts.parameters + (total_parameters(arm.teacher.config) if arm.teacher else 0)
     gradients, activations = max(
@@ -91,6 +90,35 @@ def logit_bytes(
     return copies * _FLOAT * (part.stop - part.start) * vocab_size + _FLOAT * head
 
 
+def logits_of(arm: ArmPlan, phase: Phase, device: str) -> int:
+    """Bytes of logits that one of the arm's phases has at work."""
+    config = arm.config
+    if phase.kind == "align":
+        return 0
+    outside = sum(size for name, size in phase.trainable.items() if not _LAYER.match(name))
+    head = config.vocab_size * config.hidden_size
+    return logit_bytes(
+        *(config.vocab_size, _tokens(phase), device),
+        distilled=_distilled(arm, phase),
+        head=head if outside >= head else 0,
+    )
+
+
+def most_activations(arm: ArmPlan, phase: Phase, device: str, activation_bytes: int) -> int:
+    """Bytes of activations and logits where there are most of them, whatever gradients weigh."""
+    moments = _moments(arm, phase, _tokens(phase), device, activation_bytes, several=True)
+    return max(activations for _, activations in moments)
+
+
+def _tokens(phase: Phase) -> int:
+    training = phase.training
+    return (training.micro_batch_size or training.batch_size) * training.sequence_length
+
+
+def _distilled(arm: ArmPlan, phase: Phase) -> bool:
+    return phase.kind == "distill" or arm.teacher is not None
+
+
 def _moments(
     arm: ArmPlan, phase: Phase, tokens: int, device: str, size: int, *, several: bool
 ) -> list[tuple[int, int]]:
@@ -108,51 +136,22 @@ def _moments(
     every = _FLOAT * (outside + sum(by_layer))
     if phase.kind == "align":
         return [(every, _aligned(config, phase, tokens, size)), (every, 0)]
-    kept = _kept(arm, phase, tokens, size, outside=outside > 0)
+    trains = [_trains(phase.trainable, arm, layer) for layer in range(layers)]
+    kept = _kept(config, trains, tokens, size, outside=outside > 0)
     working = int(tokens * size * backward_numbers(config))
-    held = _held(kept, phase, tokens * size * config.hidden_size)
+    logits = logits_of(arm, phase, device)
+    last = 3 if outside else 2  # the final norm's input and output, and what its weight multiplies
+    last += _distilled(arm, phase)
+    top = tokens * size * last * config.hidden_size
+    every_nth, inputs = phase.training.recomputed_every, tokens * size * config.hidden_size
+    held = [inputs if every_nth and n % every_nth == 0 else kept[n] for n in range(layers)]
     before = [sum(held[:layer]) + kept[layer] for layer in range(layers)]
-    at_end = sum(_forward_end(arm, phase, tokens, device, size))
-    moments = [(every if several else 0, at_end), (every, 0)]
+    at_end = sum(held)
+    moments = [(every if several else 0, at_end + top + logits), (every, 0)]
     for layer in range(layers):
         made = every if several else _FLOAT * sum(by_layer[layer:])
         moments.append((made, before[layer] + working))
     return moments
-
-
-def at_peak(arm: ArmPlan, phase: Phase, tokens: int, device: str, size: int) -> tuple[int, int]:
-    """Bytes of activations and of logits where all gradients are there, from a micro-batch before:
-    at the end of the forward pass, or, without logits, while a layer's gradients are made."""
-    activations, logits = _forward_end(arm, phase, tokens, device, size)
-    most = max(held for _, held in _moments(arm, phase, tokens, device, size, several=True))
-    return (activations, logits) if activations + logits >= most else (most, 0)
-
-
-def _forward_end(
-    arm: ArmPlan, phase: Phase, tokens: int, device: str, size: int
-) -> tuple[int, int]:
-    """Bytes of what autograd keeps of a forward pass over ``tokens``, and of logits at work."""
-    config = arm.config
-    if phase.kind == "align":
-        return _aligned(config, phase, tokens, size), 0
-    outside = sum(n for name, n in phase.trainable.items() if not _LAYER.match(name))
-    head = config.vocab_size * config.hidden_size
-    distilled = phase.kind == "distill" or arm.teacher is not None
-    logits = logit_bytes(
-        *(config.vocab_size, tokens, device),
-        distilled=distilled,
-        head=head if outside >= head else 0,
-    )
-    last = 3 if outside else 2  # the final norm's input and output, and what its weight multiplies
-    inputs = tokens * size * config.hidden_size
-    kept = _held(_kept(arm, phase, tokens, size, outside=outside > 0), phase, inputs)
-    return sum(kept) + (last + distilled) * inputs, logits
-
-
-def _held(kept: list[int], phase: Phase, inputs: int) -> list[int]:
-    """``kept`` by each layer, or its ``inputs`` alone where it is computed again."""
-    every = phase.training.recomputed_every
-    return [inputs if every and n % every == 0 else own for n, own in enumerate(kept)]
 
 
 def _trains(trainable: Mapping[str, int], arm: ArmPlan, layer: int) -> Trains:
@@ -169,11 +168,12 @@ def _trains(trainable: Mapping[str, int], arm: ArmPlan, layer: int) -> Trains:
     return Trains(base=base, adapters=adapted, branch=branch)
 
 
-def _kept(arm: ArmPlan, phase: Phase, tokens: int, size: int, *, outside: bool) -> list[int]:
+def _kept(
+    config: WuNengConfig, trains: list[Trains], tokens: int, size: int, *, outside: bool
+) -> list[int]:
     """Bytes that each layer keeps; ``outside``: the embedding trains, so its output has a graph."""
-    config, kept, first = arm.config, [], not outside
-    for layer in range(config.num_hidden_layers):
-        of_layer = _trains(phase.trainable, arm, layer)
+    kept, first = [], not outside
+    for layer, of_layer in enumerate(trains):
         anything = of_layer != Trains(base=False)
         if first and not anything:
             kept.append(0)
