@@ -134,6 +134,10 @@ def test_stages_are_for_arms_that_learn_and_come_back_from_a_dump(tmp_path: Path
         ("[{align: {warmup_steps: 10}}]", "align.warmup_steps: expected fewer than the stage's 10"),
         ("[{tune: {train: nwe}}]", r"stages.0.tune.train: expected .*Did you mean 'new'\?"),
         ("[{tune: {train: none}}]", "stages.0.tune.train: expected something that trains"),
+        (
+            "[{distill: {ce: 0}}]",
+            "stages.0.distill.ce: expected more than 0 where attention is not",
+        ),
         ("[{distill: {train: new+lora}}]", "distill.train: new.lora needs lora, the arm's"),
         (
             "[{tune: {train: all, steps: 5}}, {distill: {steps: 5}}]",
@@ -177,7 +181,8 @@ def test_what_cannot_replace_attention(tmp_path: Path, changes: list[str], messa
 
 
 def test_what_replaces_attention_has_sources_of_its_own(tmp_path: Path) -> None:
-    recipe = load(tmp_path, "arms.wuneng.replace=0.5", "model.cross_head=gated")
+    stages = ("arms.lora.stages=null", "stages=[{distill: {ce: 0}}]")
+    recipe = load(tmp_path, "arms.wuneng.replace=0.5", "model.cross_head=gated", *stages)
     model = recipe.arms["wuneng"].model
     assert (model.state_key_source, model.state_value_source, model.cross_head) == (
         *("own", "own", "none"),

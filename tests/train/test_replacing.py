@@ -40,7 +40,7 @@ def test_layers_are_spread_and_end_with_the_last(
 
 @pytest.fixture(scope="module")
 def finished(place: Path) -> Path:  # noqa: F811
-    stages = "stages=[{align: {steps: 1}}, {distill: {steps: 1}}, tune]"
+    stages = "stages=[{align: {steps: 1}}, {distill: {steps: 1, ce: 0}}, tune]"
     arms = "arms={wuneng: {replace: 0.5}}"
     return train(place, place / "replaced", MODEL, arms, stages)[0].directory / "wuneng"
 

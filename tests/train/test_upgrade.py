@@ -311,13 +311,11 @@ def test_an_upgrade_can_be_a_study(place: Path, tmp_path: Path) -> None:
     study = {"primary": "text/bits_per_byte", "seeds": 2}
     path = tmp_path / "up.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, "arms": arms, "study": study}, sort_keys=False))
-    given = read_written(
-        path,
-        [
-            *(f"init_from={place / 'llama'}", f"data.train={place / 'texts.jsonl'}"),
-            *(f"data.cache_dir={place / 'cache'}", "training.steps=1", "training.log_every=1"),
-        ],
-    )
+    changes = [
+        *(f"init_from={place / 'llama'}", f"data.train={place / 'texts.jsonl'}"),
+        *(f"data.cache_dir={place / 'cache'}", "training.steps=1", "training.log_every=1"),
+    ]
+    given = read_written(path, changes)
     found = run_study(given, display=Watcher(), runs_root=tmp_path, sources=ConvertedSources())
     (rung,) = found.record["rungs"]
     compared = read_json(found.directory / "compare" / "all" / "results.json")["arms"]
@@ -330,4 +328,4 @@ def test_an_upgrade_can_be_a_study(place: Path, tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"study.ladder: expected none where an arm has init_from"
     ):
-        read_written(path, ["study.ladder={sizes: [1M], tokens_per_parameter: [1]}"])
+        read_written(path, [*changes, "study.ladder={sizes: [1M], tokens_per_parameter: [1]}"])

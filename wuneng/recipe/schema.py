@@ -207,7 +207,7 @@ class Recipe(Settings):
         yield from (
             (("study", *path), text) for path, text in study_problems(self.study, self.seed)
         )
-        if self.study.ladder is not None and self.source is not None:
+        if self.study.ladder is not None and (self.init_from or self.source):
             yield (
                 ("study", "ladder"),
                 "expected none where an arm has init_from: the model that it starts from has the "

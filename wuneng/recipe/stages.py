@@ -54,6 +54,9 @@ class AlignStage(StageSettings):
 class DistillStage(StageSettings, LogitLoss):
     """The logits are learnt from the same weights with the branch silent: no second model."""
 
+    ce: Annotated[Real, Field(ge=0.0)] = 1.0
+    """Weight of the ordinary cross-entropy on the text. Where attention is not replaced, a silent
+    branch is its teacher already, and learns nothing without it."""
     train: Literal["new", "new+lora"] = "new"
     """State and middle heads, or with them the arm's LoRA adapters."""
 

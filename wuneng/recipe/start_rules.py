@@ -67,6 +67,13 @@ def _stage_problems(arm: Arm, total_steps: int) -> Iterator[Problem]:
     new = [stage for stage in arm.stages if stage.kind != "tune"]
     if new and arm.model.num_state_heads == 0:
         yield (), f"{new[0].kind} trains state heads, and this arm has none: give it stages: null"
+    for index, stage in enumerate(arm.stages):
+        if stage.distill is not None and not stage.distill.ce and arm.replace is None:
+            yield (
+                (index, "distill", "ce"),
+                "expected more than 0 where attention is not replaced: the silent branch that it "
+                "starts as is its teacher, so there is nothing else to learn",
+            )
     yield from stage_problems(
         arm.stages, total_steps, train=arm.train, has_lora=arm.lora is not None
     )
