@@ -29,7 +29,7 @@ _IMPORTED = [
     "torch.distributed.tensor",
 ]
 #: Seconds that a process of a test waits for the others.
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 class Pool:

@@ -79,13 +79,13 @@ def _never_trained(arm: ArmPlan) -> int:
 def logit_bytes(
     vocab_size: int, tokens: int, device: str, *, distilled: bool, head: int = 0
 ) -> int:
-    """Of logits at work over ``tokens``: whole ones, their normalised copy and its gradient (with a
-    teacher seven such), or as many chunks. ``head``: numbers of the head's own gradient, which
-    chunks add up as they go."""
-    copies = 7 if distilled else 3
+    """Of logits at work over ``tokens``: whole ones, their normalised copy and its gradient; or one
+    chunk, whose gradient takes its place. With a teacher seven such, whole or chunks. ``head``:
+    numbers of the head's own gradient, which chunks add up as they go."""
     whole = _FLOAT * tokens * vocab_size
     if whole <= WHOLE_BYTES:
-        return copies * whole
+        return (7 if distilled else 3) * whole
+    copies = 7 if distilled else 1
     part = next(iter(chunks(vocab_size, tokens, torch.device(device.partition(":")[0]))))
     return copies * _FLOAT * (part.stop - part.start) * vocab_size + _FLOAT * head
 
