@@ -203,6 +203,7 @@ def dry_run_tables() -> Iterator[Table]:
                 "match": "parameters",
                 "training_flops": 1.23e21 * (n + 1),
                 "memory": {"total": 123.4 * 2**30 + n * 2**30},
+                "stages": [{"stage": "distill", "total": 23.4 * 2**30}] if n else [],
                 "disk_bytes": 234.5 * 2**30 + n * 2**30,
                 "seconds": 1_234_567.8 * (n + 1),
             }

@@ -84,10 +84,18 @@ def plan_table(planned: dict[str, Any]) -> Table:
     table.add_row(
         "estimated memory", *(short_bytes(arm["memory"]["total"]) for arm in arms.values())
     )
+    for stage in dict.fromkeys(s["stage"] for arm in arms.values() for s in arm["stages"]):
+        table.add_row(f"  in {stage}", *(_of_stage(arm, stage) for arm in arms.values()))
     table.add_row("disk", *(short_bytes(arm["disk_bytes"]) for arm in arms.values()))
     table.add_row("estimated time", *(duration(arm["seconds"]) for arm in arms.values()))
     add_rows(table, planned)
     return table
+
+
+def _of_stage(arm: dict[str, Any], name: str) -> str:
+    """The memory of an arm's stages of this name, the largest."""
+    held = [stage["total"] for stage in arm["stages"] if stage["stage"] == name]
+    return short_bytes(max(held)) if held else "–"
 
 
 def plan_lines(planned: dict[str, Any]) -> Iterator[str]:

@@ -28,6 +28,7 @@ def asked(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "training.batch_size": 2,
         "training.num_threads": 1,
         "device": "cpu",
+        "study": "null",
     }
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     return ["train", str(RECIPE), *sets, "--json", "--quiet"]
@@ -41,7 +42,8 @@ def test_the_recipe_compares_source_upgrade_and_control(asked: list[str]) -> Non
     assert trained.exit_code == 0, trained.output
     result = json.loads(trained.stdout)
     arms = result["arms"]
-    assert list(arms) == ["source", "wuneng", "lora"]
+    names = ["wuneng", "source", "lora", "lora-shift", "wuneng-lora", "wuneng-frozen"]
+    assert list(arms) == names
     for name, arm in arms.items():
         for count in ("parameters", "trainable_parameters"):
             assert plan[name][count] == arm[count], (name, count)
@@ -51,13 +53,15 @@ def test_the_recipe_compares_source_upgrade_and_control(asked: list[str]) -> Non
         written = sum(file.stat().st_size for file in place.rglob("*.safetensors"))
         assert (place / "start").is_dir(), "converted on the way"
         assert plan[name]["disk_bytes"] >= written
-    assert [arm["trains"] for arm in arms.values()] == ["none", "new", "lora"]
+    trains = [arm["trains"] for arm in arms.values()]
+    assert trains[:5] == ["new", "none", "lora", "new+lora", "new+lora"]
     assert arms["source"]["parameters"] == 656_000
-    sizes = [arms[name]["trainable_parameters"] for name in ("wuneng", "lora")]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
-    # On 120 stories the trained model is a fair one: about 1.1 bits per byte in rows of 512.
+    ours = arms["wuneng"]["trainable_parameters"]
+    for name in ("lora", "lora-shift", "wuneng-lora"):
+        assert arms[name]["trainable_parameters"] == pytest.approx(ours, rel=0.01), name
+    # On 120 stories the trained model is a fair one: about 1.1 bits per byte.
     assert arms["source"]["quality"]["text/bits_per_byte"] == pytest.approx(1.1, abs=0.15)
-    assert len(result["paired"]) == 3
+    assert len(result["paired"]) == 15
     assert "LoRA control" in result["summary"]
 
 

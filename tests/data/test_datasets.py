@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -14,8 +15,10 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from pydantic import ValidationError
 
 from wuneng.data import Batch, Prepared, prepare_text
+from wuneng.data.sources import open_source
 from wuneng.data.streamed import StreamedDataset
 from wuneng.errors import DataError
 
@@ -145,12 +148,12 @@ def test_stream_packs_as_stored_text_does(
         assert equal(streamed.next_batch(), expected)
 
 
-@pytest.mark.parametrize("group", [1, 3, 64])
+@pytest.mark.parametrize(("group", "block"), [(1, 1), (3, 1), (64, 1), (3, 7), (64, 20)])
 def test_resuming_a_stream_again_and_again_is_exact(
-    prepare: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, group: int
+    prepare: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, group: int, block: int
 ) -> None:
     monkeypatch.setattr("wuneng.data.streaming._GROUP_DOCUMENTS", group)
-    source = {"dataset": str(directory), "streaming": True}
+    source = {"dataset": str(directory), "streaming": True, "shuffle_block": block}
     undisturbed = prepare(source).train
     expected = [undisturbed.next_batch() for _ in range(200)]  # some passes
     state = prepare(source).train.state_dict()
@@ -160,6 +163,66 @@ def test_resuming_a_stream_again_and_again_is_exact(
         for batch in expected[start : start + 23]:
             assert equal(resumed.next_batch(), batch)
         state = resumed.state_dict()
+
+
+def test_a_stream_is_shuffled_in_blocks_anew_in_every_pass(
+    settings: Any, directory: Path, stories: list[str]
+) -> None:
+    data = {"dataset": str(directory), "streaming": True, "shuffle_block": 20}
+    source = open_source(settings.text(train=data).train, "data.train", "text", None, seed=3)
+    assert isinstance(source, StreamedDataset)
+    passes = [list(source.documents_from({"rows": 0, "pass": turn})) for turn in (0, 1)]
+    orders = [[text for text, _ in one] for one in passes]
+    assert orders[0] != orders[1]
+    for order in orders:
+        assert order != stories[:54]
+        for start in range(0, 54, 20):
+            assert sorted(order[start : start + 20]) == sorted(stories[:54][start : start + 20])
+    for number in (1, 19, 20, 21, 40, 53):
+        behind = json.loads(json.dumps(passes[1][number - 1][1]))
+        assert [text for text, _ in source.documents_from(behind)] == orders[1][number:]
+
+
+def test_what_is_stored_has_no_blocks(settings: Any, directory: Path) -> None:
+    with pytest.raises(ValidationError, match="shuffle_block 1 without streaming"):
+        settings.text(train={"dataset": str(directory), "shuffle_block": 20})
+
+
+class Busy(Exception):
+    """As the hub's client has it."""
+
+    response = SimpleNamespace(status_code=503)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [ConnectionError("no route"), TimeoutError("too long"), Busy("try again later")],
+)
+def test_a_hub_that_does_not_answer_is_asked_again(
+    prepare: Any, directory: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    load, failures, waits = datasets.load_dataset, [3], []
+
+    def flaky(*args: Any, **named: Any) -> Any:
+        failures[0] -= 1
+        if failures[0] >= 0:
+            raise failure
+        return load(*args, **named)
+
+    monkeypatch.setattr(datasets, "load_dataset", flaky)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("wuneng.data.sources.time.sleep", waits.append)
+    prepare({"dataset": str(directory)})
+    assert waits == [1, 2, 4]
+    failures[0], waits[:] = 99, []
+    with pytest.raises(DataError, match=r"data\.train: data set '.*set' is not in the local cache"):
+        prepare({"dataset": str(directory), "streaming": True})
+    assert waits == [1, 2, 4, 8, 16]
+    waits.clear()
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError):
+        prepare({"dataset": str(directory)})
+    assert waits == [], "who said that there is no network need not wait for it"
 
 
 def stream(directory: Path, limit: int | None = None) -> StreamedDataset:

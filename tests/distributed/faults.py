@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from tests.distributed.cases import run_text
 from wuneng.data.batch import Batch
 from wuneng.distributed.processes import Processes
-from wuneng.train import checkpoint, sharded
+from wuneng.train import checkpoint, quality, sharded
 from wuneng.train import step as step_module
 from wuneng.train.step import Numerics
 
@@ -51,6 +51,25 @@ def at_step(processes: Processes, recipe: Path, rank: int, step: int, fault: Any
         return run_text(processes, recipe, ("parallel.shard=2",), None)
     finally:
         step_module.ask = ask
+
+
+def while_validating(processes: Processes, recipe: Path, rank: int, fault: Any) -> Any:
+    """``fault()`` in process ``rank`` in the middle of the first validation, after step 4."""
+    ask, calls = quality.ask, [0]
+
+    def asked(*arguments: Any) -> Any:
+        calls[0] += 1
+        if (processes.rank, calls[0]) == (rank, 2):
+            fault()
+        return ask(*arguments)
+
+    quality.ask = asked
+    try:
+        return run_text(
+            processes, recipe, ("parallel.shard=2", "training.checkpoint_every=3"), None
+        )
+    finally:
+        quality.ask = ask
 
 
 def while_saving(processes: Processes, recipe: Path, rank: int, fault: Any) -> Any:

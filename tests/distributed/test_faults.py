@@ -44,6 +44,20 @@ def test_a_process_is_killed_in_a_step(processes: Pool, tmp_path: Path, rank: in
     assert [row["step"] for row in metrics(path)] == list(range(1, 10))
 
 
+def test_a_process_is_killed_in_a_validation(processes: Pool, tmp_path: Path) -> None:
+    path = recipe(tmp_path / "run")
+    found = ends(processes, 2, faults.while_validating, path, 1, faults.killed, seconds=60)
+    assert isinstance(found[0], MissingProcess)
+    assert "process 1 of 2 was killed or does not run any more" in str(found[0])
+    before = metrics(path)
+    assert [row["step"] for row in before] == [1, 2, 3], "the validated step is not recorded"
+    assert run_text(ALONE, path, ("training.checkpoint_every=3",), None)[0] == "finished"
+    rows = metrics(path)
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert rows[:3] == before
+    assert [row["step"] for row in rows if "validation" in row] == [4, 8]
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_of_four_the_right_one_is_named_by_all(processes: Pool, tmp_path: Path, rank: int) -> None:
     """Killed while the first saves, or that one itself."""

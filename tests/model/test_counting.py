@@ -158,31 +158,6 @@ def test_parameter_groups():
         assert groups[layer + name] == "no_decay", name
 
 
-def test_memory_grows_with_tokens_and_shrinks_with_checkpointing():
-    config = WuNengConfig(**BASE)
-    one = counting.memory_estimate(config, sequences=1, sequence_length=128)
-    four = counting.memory_estimate(config, sequences=4, sequence_length=128)
-    lean, half = (
-        counting.memory_estimate(config, sequences=4, sequence_length=128, recomputed_every=every)
-        for every in (1, 2)
-    )
-    assert four["activations"] == pytest.approx(4 * one["activations"], rel=0.01)
-    assert lean["activations"] < half["activations"] < four["activations"]
-    assert one["optimizer"] == 2 * one["weights"]
-
-
-def test_memory_does_not_grow_with_logits_that_are_never_whole():
-    """Beyond the head's own gradient and one chunk."""
-
-    def activations(words: int) -> int:
-        config = WuNengConfig(**{**BASE, "vocab_size": words, "tie_word_embeddings": False})
-        estimate = counting.memory_estimate(config, sequences=1, sequence_length=4096)
-        return estimate["activations"]
-
-    assert activations(2048) - activations(1024) == 3 * 4 * 4096 * 1024
-    assert activations(151_936) - activations(50_304) == 2 * 4 * 256 * (151_936 - 50_304)
-
-
 @pytest.mark.parametrize(
     "extra",
     [

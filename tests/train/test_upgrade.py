@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.convert.sources import tensors_of
@@ -19,8 +20,9 @@ from tests.train.small_upgrade import RECIPE, STEPS, checkpoint_of, save_sources
 from tests.train.tiny import Watcher
 from wuneng.convert import ConvertedSources
 from wuneng.errors import InputError, ModelError, RecipeError
-from wuneng.recipe import load_recipe
-from wuneng.records import read_jsonl, verify
+from wuneng.recipe import load_recipe, read_written
+from wuneng.records import read_json, read_jsonl, verify
+from wuneng.study import run_study
 from wuneng.train import Interrupted, Results, arm_run, run
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
@@ -283,3 +285,49 @@ def test_scoring_the_source_can_be_stopped(
             train(place, tmp_path / "run", change, "training.learning_rates={}")
     results, _ = train(place, tmp_path / "run", change, "training.learning_rates={}")
     assert results.record["arms"]["source"]["steps"] == 0
+
+
+def test_attention_can_be_given_a_token_shift_that_changes_nothing_yet(
+    place: Path, tmp_path: Path
+) -> None:
+    """The control of a gain that a shift alone would have brought; new parameters of both kinds."""
+    model = "model: {num_state_heads: 0, attention_token_shift: true}"
+    arms = f"arms={{shifted: {{{model}, train: new+lora, lora: {{rank: 2}}}}}}"
+    results, _ = train(place, tmp_path / "run", arms, "model={}", "training.learning_rates={}")
+    source = tensors_of(place / "llama")
+    before, after = (tensors_of(results.directory / "shifted" / n) for n in ("start", "model"))
+    shifts = {f"model.layers.{n}.self_attn.shift_{letter}" for n in (0, 1) for letter in "kv"}
+    assert before.keys() - source.keys() == shifts
+    assert not any(before[name].any() for name in shifts)
+    assert all(after[name].any() for name in shifts)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(after[name], source[name])
+    assert torch.equal(after["model.norm.weight"], source["model.norm.weight"])
+
+
+def test_an_upgrade_can_be_a_study(place: Path, tmp_path: Path) -> None:
+    """As every other; arms keep the source's sizes."""
+    arms = {name: RECIPE["arms"][name] for name in ("wuneng", "source", "lora")}
+    study = {"primary": "text/bits_per_byte", "seeds": 2}
+    path = tmp_path / "up.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "arms": arms, "study": study}, sort_keys=False))
+    given = read_written(
+        path,
+        [
+            *(f"init_from={place / 'llama'}", f"data.train={place / 'texts.jsonl'}"),
+            *(f"data.cache_dir={place / 'cache'}", "training.steps=1", "training.log_every=1"),
+        ],
+    )
+    found = run_study(given, display=Watcher(), runs_root=tmp_path, sources=ConvertedSources())
+    (rung,) = found.record["rungs"]
+    compared = read_json(found.directory / "compare" / "all" / "results.json")["arms"]
+    figures = {name: arm["trainable_parameters"] for name, arm in compared.items()}
+    assert figures["source"] == 0
+    assert figures["lora"] == pytest.approx(figures["wuneng"], rel=0.02)
+    assert {tuple(d["arms"]) for d in rung["differences"]} == {
+        *(("wuneng", "source"), ("wuneng", "lora")),
+    }
+    with pytest.raises(
+        RecipeError, match=r"study.ladder: expected none where an arm has init_from"
+    ):
+        read_written(path, ["study.ladder={sizes: [1M], tokens_per_parameter: [1]}"])

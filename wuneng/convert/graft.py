@@ -22,7 +22,7 @@ from wuneng.model.initialisation import initialise
 
 __all__ = ["GraftSettings", "NewTensors", "grafted_config", "is_grafted_name", "layer_of"]
 
-_GRAFTED = re.compile(r"model\.layers\.(\d+)\.(state_heads|cross_head)\.")
+_GRAFTED = re.compile(r"model\.layers\.(\d+)\.(state_heads\.|cross_head\.|self_attn\.shift_)")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def _cross_head(plain: Mapping[str, Any], graft: GraftSettings) -> str:
 
 
 def is_grafted_name(name: str) -> bool:
-    """Whether a parameter of this name belongs to state or middle heads."""
+    """Whether a parameter of this name belongs to state or middle heads, or is attention's token
+    shift, which no source has."""
     return _GRAFTED.match(name) is not None
 
 
@@ -135,6 +136,14 @@ class NewTensors:
 
     def layer(self, layer: int) -> dict[str, Tensor]:
         """Every grafted parameter of one layer by its full name, float32."""
+        config = self.config
+        found: dict[str, Tensor] = {}
+        if config.attention_token_shift and config.has_attention(layer):
+            width = (config.num_key_value_heads or 0) * (config.head_dim or 0)
+            for letter in "kv":  # zero: every key and value as it is
+                found[f"model.layers.{layer}.self_attn.shift_{letter}"] = torch.zeros(width)
+        if not config.has_state(layer):
+            return found
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + layer)
             parts: dict[str, nn.Module] = {
@@ -145,7 +154,7 @@ class NewTensors:
                 for part in parts.values():
                     for module in reversed(list(part.modules())):  # a part has the last word
                         initialise(module, self.config)
-        return {
+        return found | {
             f"model.layers.{layer}.{prefix}.{name}": parameter.detach()
             for prefix, part in parts.items()
             for name, parameter in part.named_parameters()

@@ -26,13 +26,14 @@ _NAMED = {
     "state_key_source": "key_source",
     "state_value_source": "value_source",
 } | {name: name for name in ("state_layers", "state_head_dim", "cross_head", "snapshots")}
-#: The others that concern state heads and nothing else.
+#: The others that concern state heads, and the one thing that attention can be given.
 _OTHERS = (
     *("state_kind", "state_options", "state_short_conv", "layers", "state_removal_key"),
     *("token_shift", "token_shift_on", "state_a_max", "state_reads"),
     *("decay_rank", "rate_rank", "value_rank", "gate_rank"),
     *("state_output_gate", "state_value_residual", "state_bonus", "state_norm"),
     *("state_output_scale", "snapshot_every", "state_init"),
+    "attention_token_shift",
 )
 
 

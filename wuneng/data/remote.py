@@ -1,8 +1,7 @@
 """Files in object storage or on the web, read through fsspec while training, with exact position.
 
 Files are read in an order that seed and pass determine, and within it blocks of documents are
-shuffled: a block is a function of its beginning, so a resumed run reads the block again and goes on
-inside it. (A buffer that rows flow through would lose what is in it.)
+shuffled.
 
 A store that does not answer is asked again a few times, later each time.
 """
@@ -21,14 +20,15 @@ from typing import IO, Any, cast
 
 from wuneng.data.documents import json_lines, parquet_texts, text_of, whole_text
 from wuneng.data.files import file_kind, readable_kinds
+from wuneng.data.shuffled_blocks import shuffled_blocks
 from wuneng.data.streamed import Position, StreamedDataset
 from wuneng.data.text_batches import epoch_order
 from wuneng.errors import DataError, RunError, reason
 
-__all__ = ["RemoteFiles", "is_url"]
+__all__ = ["WAITS", "RemoteFiles", "is_url"]
 
 #: Seconds before each further try.
-_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 #: Documents that are shuffled together.
 _BLOCK = 1024
 
@@ -65,19 +65,17 @@ class RemoteFiles(StreamedDataset):
         rows, turn = int(position["rows"]), int(position.get("pass", 0))
         begins, used = position.get("begins", [0, 0]), int(position.get("used", 0))
         order = epoch_order(len(self._files), self._seed, turn)
-        while True:
-            read = list(islice(self._read_files(order, *begins), _BLOCK))
-            if not read:
-                return
+
+        def order_within(begins: list[int], number: int) -> Any:
             # Blocks are told apart by where they begin.
-            salt = self._seed ^ (begins[0] << 40) ^ begins[1]
-            for number in epoch_order(len(read), salt, turn)[used:]:
-                if self.max_documents is not None and rows >= self.max_documents:
-                    return
-                rows, used = rows + 1, used + 1
-                behind = {"rows": rows, "pass": turn, "begins": begins, "used": used}
-                yield read[int(number)][0], behind
-            begins, used = read[-1][1], 0
+            return epoch_order(number, self._seed ^ (begins[0] << 40) ^ begins[1], turn)
+
+        read = self._read_files(order, *begins)
+        for text, place, done in shuffled_blocks(read, begins, used, _BLOCK, order_within):
+            if self.max_documents is not None and rows >= self.max_documents:
+                return
+            rows += 1
+            yield text, {"rows": rows, "pass": turn, "begins": place, "used": done}
 
     def _read_files(self, order: Any, place: int, row: int) -> Iterator[tuple[str, list[int]]]:
         """Documents in the order of files ``order`` from document ``row`` of the file at ``place``
@@ -140,12 +138,12 @@ class _Tries:
         except (gzip.BadGzipFile, EOFError) as error:
             raise DataError(f"{self._what}: damaged or cut gzip file ({error})") from None
         except _unreachable() as error:
-            if self._failed >= len(_WAITS):
+            if self._failed >= len(WAITS):
                 raise RunError(
                     f"{self._what}: the store cannot be reached ({_said(error)}); tried "
                     f"{self._failed + 1} times. Run the same command again to continue"
                 ) from None
-            time.sleep(_WAITS[self._failed])
+            time.sleep(WAITS[self._failed])
             self._failed += 1
             raise _TryAgain from None
 

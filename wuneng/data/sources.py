@@ -7,6 +7,8 @@ A source yields its documents in an order that never changes, and can say what i
 from __future__ import annotations
 
 import hashlib
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -15,7 +17,8 @@ from typing import Any, Protocol
 
 from wuneng.data.documents import read_documents, text_of
 from wuneng.data.files import STDLIB, file_kind, find_files
-from wuneng.data.remote import RemoteFiles, is_url
+from wuneng.data.remote import WAITS, RemoteFiles, is_url
+from wuneng.data.shuffled_blocks import ShuffledStream
 from wuneng.data.streamed import StreamedDataset
 from wuneng.errors import DataError, nearest, reason
 from wuneng.foreign.regular import open_regular
@@ -30,6 +33,9 @@ __all__ = [
     "open_mixture",
     "open_source",
 ]
+
+
+_TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
 
 
 class DocumentSource(Protocol):
@@ -71,9 +77,10 @@ def open_source(
     if isinstance(setting, HubDataset):
         loaded = _load_dataset(setting, field)
         if setting.streaming:
-            return StreamedDataset(
-                loaded, setting.dataset, setting.text_field, field, max_documents
-            )
+            given = (loaded, setting.dataset, setting.text_field, field, max_documents)
+            if setting.shuffle_block > 1:
+                return ShuffledStream(*given, size=setting.shuffle_block, seed=seed)
+            return StreamedDataset(*given)
         return StoredDataset(loaded, setting, field, max_documents)
     remote = [source for source in setting if is_url(source)]
     if remote and len(remote) < len(setting):
@@ -226,24 +233,59 @@ class StoredDataset:
 
 
 def _load_dataset(setting: HubDataset, field: str) -> Any:
-    from datasets import load_dataset
-
     where = f"data set {setting.dataset!r}"
     try:
-        return load_dataset(
-            setting.dataset, setting.config, split=setting.split, streaming=setting.streaming
-        )
-    except ConnectionError as error:
-        raise DataError(
-            f"{field}: {where} is not in the local cache and cannot be fetched "
-            f"({_said(error)}); connect to the network, or name local files instead"
-        ) from None
+        return _patiently(setting)
     except Exception as error:  # a builder may raise anything about the files it reads
+        if isinstance(error, ConnectionError) or _is_away(error):
+            raise DataError(
+                f"{field}: {where} is not in the local cache and cannot be fetched "
+                f"({_said(error)}); connect to the network, or name local files instead"
+            ) from None
         near = nearest(setting.split, _quoted(str(error))) if "split" in str(error) else ""
         raise DataError(
             f"{field}: {where} (config {setting.config!r}, split {setting.split!r}) cannot be "
             f"loaded: {_said(error)}{near}"
         ) from None
+
+
+def _patiently(setting: HubDataset) -> Any:
+    """The data set; a hub that does not answer is asked again, later each time."""
+    from datasets import load_dataset
+
+    for wait in (*WAITS, None):
+        try:
+            return load_dataset(
+                setting.dataset, setting.config, split=setting.split, streaming=setting.streaming
+            )
+        except Exception as error:
+            if wait is None or not _is_away(error):
+                raise
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether it may be otherwise in a moment: no connection, or a server that is busy or broken;
+    not where the user has said that there is no network."""
+    from datasets import config
+
+    away: tuple[type[BaseException], ...] = (ConnectionError, TimeoutError, *_client_errors())
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", 0)
+        if isinstance(cause, away) or (status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR):
+            return not config.HF_HUB_OFFLINE
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _client_errors() -> Iterator[type[BaseException]]:
+    """Errors of a connection, of what the hub's client is built on: it has changed its library."""
+    names = ("httpx.TransportError", "httpx2.TransportError", "requests.ConnectionError")
+    for module, _, name in (full.partition(".") for full in names):
+        if module in sys.modules:
+            yield getattr(sys.modules[module], name)
 
 
 def _said(error: BaseException) -> str:

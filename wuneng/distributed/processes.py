@@ -69,7 +69,7 @@ class Processes:
         return None
 
     def save_group(self) -> SaveGroup:
-        """A group of its own for writing checkpoints; all processes make it together."""
+        """A group of its own for writing checkpoints; all processes ask for it together."""
         return SaveGroup()
 
 
@@ -100,6 +100,7 @@ class Together(Processes):
         self._local_rank, self._seconds = info.local_rank, seconds
         self._store, self._votes = store, votes
         self._told = 0
+        self._saving: SaveGroup | None = None
         self._meshes: dict[tuple[Degrees, str], Any] = {}
 
     def first(self, act: Callable[[], T]) -> T:
@@ -186,9 +187,11 @@ class Together(Processes):
         return self._meshes[key]
 
     def save_group(self) -> SaveGroup:
-        patience = timedelta(seconds=self._seconds)
-        group = dist.new_group(backend="gloo", timeout=patience)
-        return SaveGroup(self.rank, self.size, group)
+        if self._saving is None:  # of all arms, which are saved one after another
+            patience = timedelta(seconds=self._seconds)
+            group = dist.new_group(backend="gloo", timeout=patience)
+            self._saving = SaveGroup(self.rank, self.size, group)
+        return self._saving
 
     def missing(self, why: str = "") -> MissingProcess:
         """The error that names the processes that are missing; found out once, told to all."""

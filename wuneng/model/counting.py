@@ -1,4 +1,4 @@
-"""Counting: parameters by part, training FLOPs and memory.
+"""Counting: parameters by part and training FLOPs.
 
 Nothing is allocated: a model's parts are built on the meta device.
 """
@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from wuneng.kinds import load_kind
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.state.base import StateHeads
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.skeleton import layout
-from wuneng.ops.linear_cross_entropy import WHOLE_BYTES, chunks
 
 PARTS = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms", "output")
 ADDED_PARTS = ("state heads", "middle heads")
@@ -100,67 +97,6 @@ def kinds_of(config: WuNengConfig) -> tuple[type[StateHeads], type[MiddleHeads]]
 def training_flops_per_token(config: WuNengConfig, sequence_length: int) -> float:
     """Forward and backward together: three times the forward pass."""
     return 3 * forward_flops_per_token(config, sequence_length)
-
-
-def memory_estimate(
-    config: WuNengConfig,
-    *,
-    sequences: int,
-    sequence_length: int,
-    activation_bytes: int = 4,
-    recomputed_every: int = 0,
-) -> dict[str, int]:
-    """Rough bytes of one training step: ``weights``, ``gradients``, ``optimizer``, ``activations``.
-
-    Args:
-        recomputed_every: of that many layers one keeps its input alone; 0: all keep everything.
-
-    Weights, gradients and the two Adam moments are float32. Activations count what autograd keeps
-    for ``sequences`` of ``sequence_length`` tokens in ``activation_bytes`` each, and float32
-    logits with their gradient, whole or a chunk of them; expect the true peak within a factor of
-    about 1.5.
-    """
-    parameters = total_parameters(config)
-    tokens = sequences * sequence_length
-    return {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": 8 * parameters,
-        "activations": _activation_bytes(config, tokens, activation_bytes, recomputed_every)
-        + logit_bytes(config, tokens),
-    }
-
-
-def logit_bytes(config: WuNengConfig, tokens: int) -> int:
-    """Of whole logits, their normalised copy and its gradient; in chunks, of one on a CPU, and of
-    the head's gradient, which a tied embedding adds to its own."""
-    whole = 4 * tokens * config.vocab_size
-    if whole <= WHOLE_BYTES:
-        return 3 * whole
-    part = next(iter(chunks(config.vocab_size, tokens, torch.device("cpu"))))
-    head = config.vocab_size * config.hidden_size if config.tie_word_embeddings else 0
-    return 2 * 4 * (part.stop - part.start) * config.vocab_size + 4 * head
-
-
-def _activation_bytes(config: WuNengConfig, tokens: int, size: int, recomputed_every: int) -> int:
-    layers, width = config.num_hidden_layers, config.hidden_size
-    head_dim, state_dim = config.head_dim or 0, config.state_head_dim or 0
-    of_layer: list[float] = []
-    for layer in range(layers):
-        numbers: float = 6 * width + 4 * (config.intermediate_size or 0)
-        if config.has_attention(layer):
-            numbers += 6 * config.num_attention_heads * head_dim
-        if config.has_state(layer):
-            # r, w, k, v, a, b and their shifted, normalised and chunked copies; states every 32
-            # tokens
-            numbers += config.num_state_heads * state_dim * (30 + state_dim / 32 * 2)
-        of_layer.append(numbers)
-    if not recomputed_every:
-        return int(tokens * size * sum(of_layer))
-    again = range(0, layers, recomputed_every)
-    kept = sum(numbers for layer, numbers in enumerate(of_layer) if layer not in again)
-    # One at a time is whole again.
-    return int(tokens * size * (kept + len(again) * width + max(of_layer[i] for i in again)))
 
 
 def describe(config: WuNengConfig) -> dict[str, Any]:

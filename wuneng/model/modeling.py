@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from wuneng.layers.attention import Attention
 from wuneng.layers.layout import SequenceLayout
+from wuneng.model.branch_way import BranchWay
 from wuneng.model.cache import WuNengCache
 from wuneng.model.call_arguments import (
     BOUNDARIES,
@@ -57,6 +58,8 @@ class WuNengBlock(GradientCheckpointingLayer, BlockParts):
         super().__init__()
         self.layer_idx = layer_idx
         self.mask_kind = "sliding" if config.is_sliding(layer_idx) else "full"
+        #: What becomes of the branch while an upgrade trains; None: it is added to attention.
+        self.branch_way: BranchWay | None = None
         self.add_parts(config, layer_idx, ACT2FN.__getitem__)
 
     def forward(
@@ -72,8 +75,8 @@ class WuNengBlock(GradientCheckpointingLayer, BlockParts):
         """``hidden`` ``[B, T, D]`` through the layer; ``first_value``: RWKV-7's value residual."""
         slot = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         h = self.input_layernorm(hidden)
-        heads, attention = None, self.self_attn
-        if attention is not None:
+        heads, attention, way = None, self.self_attn, self.branch_way
+        if attention is not None and not (way and way.skips_attention(self)):
             mask = masks[self.mask_kind]
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(
                 attention.config._attn_implementation, eager_attention_forward
@@ -83,16 +86,21 @@ class WuNengBlock(GradientCheckpointingLayer, BlockParts):
             )
         attended = None if heads is None else heads.output
         branch = None
-        if self.state_heads is not None and self.cross_head is not None:
+        silent = self.cross_head is None or (way is not None and way.is_silent(self))
+        if self.state_heads is not None and self.cross_head is not None and not silent:
             # Asked of the class: what wraps a module would be gone past.
-            way = getattr(type(self.state_heads), "one_token", None)
-            short = way and way(self.state_heads, self.cross_head, h, heads, layout, slot)
+            one_token = getattr(type(self.state_heads), "one_token", None)
+            short = one_token and one_token(
+                self.state_heads, self.cross_head, h, heads, layout, slot
+            )
             if short is not None:
                 attended, branch = short
             else:
                 readout, first_value = self.state_heads(h, heads, first_value, layout, slot)
                 attended, branch = self.cross_head(attended, readout)
-        if attention is not None:
+        if way is not None and heads is not None and branch is not None and way.is_watched(self):
+            hidden = hidden + way.shown(self, hidden, heads.output, branch, (layout, slot))
+        elif attention is not None and attended is not None:
             mixed = attention.o_proj(attended)
             hidden = hidden + (mixed if branch is None else mixed + branch)
         elif branch is not None:

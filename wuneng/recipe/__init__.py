@@ -8,21 +8,25 @@ from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.parallel import Parallel
 from wuneng.recipe.schema import SOURCE_TOKENIZER, Recipe
 from wuneng.recipe.sizes import parse_size
+from wuneng.recipe.stages import AlignStage, DistillStage, Stage, TuneStage
 from wuneng.recipe.study import Ladder, Study
 from wuneng.recipe.sweep import Point, points_of
 from wuneng.recipe.task_settings import CurriculumStage, RecallTask, StateTrackingTask, TaskSettings
 from wuneng.recipe.training import EndEvaluation, OptimizerSettings, Spikes, Training
-from wuneng.recipe.upgrade import Distillation, LoraSettings
+from wuneng.recipe.upgrade import Distillation, LogitLoss, LoraSettings
 
 __all__ = [
     "BUILT_IN_ARMS",
     "SOURCE_TOKENIZER",
+    "AlignStage",
     "Arm",
     "CurriculumStage",
+    "DistillStage",
     "Distillation",
     "EndEvaluation",
     "HubDataset",
     "Ladder",
+    "LogitLoss",
     "LoraSettings",
     "ModelSettings",
     "OptimizerSettings",
@@ -32,6 +36,7 @@ __all__ = [
     "RecallTask",
     "Recipe",
     "Spikes",
+    "Stage",
     "StateTrackingTask",
     "Study",
     "SyntheticData",
@@ -39,6 +44,7 @@ __all__ = [
     "TextData",
     "TrainedTokenizer",
     "Training",
+    "TuneStage",
     "WrittenRecipe",
     "dump_recipe",
     "load_recipe",

@@ -6,17 +6,29 @@ recipe is the reference that the others' ``match`` aims at.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from wuneng.built_in_arms import BUILT_IN_ARMS, DEFAULT_ARMS, BuiltInArm, Match
 from wuneng.recipe.model import PAPER_WIRING, ModelSettings
 from wuneng.recipe.settings import Settings
+from wuneng.recipe.sizes import Fraction
+from wuneng.recipe.stages import Stage
 from wuneng.recipe.training import OptimizerSettings
 from wuneng.recipe.upgrade import Distillation, LoraSettings, Name, TrainChoice
+
+#: What heads in attention's place have, where their arm does not say otherwise.
+REPLACING: dict[str, Any] = {
+    "state_key_source": "own",
+    "state_value_source": "own",
+    "cross_head": "none",
+}
 
 __all__ = [
     "BUILT_IN_ARMS",
     "DEFAULT_ARMS",
+    "REPLACING",
     "Arm",
     "BuiltInArm",
     "built_in",
@@ -41,8 +53,15 @@ class Arm(Settings):
     """Which parameters of this arm train, in place of the recipe's choice."""
     distill: Distillation | None = None
     """From whom this arm learns, in place of the recipe's choice; null: from the text alone."""
+    stages: list[Stage] | None = None
+    """Through which stages this arm goes, in place of the recipe's; null: none."""
+    replace: Annotated[Fraction, Field(gt=0.0)] | None = None
+    """Share of the layers, of an arm that starts from a model, in which state heads stand in
+    attention's place; its attention is not saved, and its keys and values leave the cache. Heads as
+    many and as large as attention's start from its weights."""
     lora: LoraSettings | None = None
-    """Low-rank adapters, for an arm that starts from a model; they are all that trains."""
+    """Low-rank adapters, for an arm that starts from a model; with ``train: new`` they are all that
+    trains, with ``new+lora`` new heads train beside them."""
 
 
 def built_in(name: str, base: ModelSettings) -> dict[str, Any]:

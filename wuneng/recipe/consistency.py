@@ -145,6 +145,11 @@ def training_problems(training: Training) -> Iterator[Problem]:
             ("micro_batch_size",),
             f"expected a divisor of batch_size ({training.batch_size}), got {micro}",
         )
+    if training.frozen_precision == "bf16" and training.precision in ("fp32", "fp16"):
+        yield (
+            ("frozen_precision",),
+            f"expected fp32 where precision is {training.precision}, got bf16",
+        )
     if training.keep_best and not training.validate_every:
         yield ("keep_best",), "expected validate_every to be set as well"
     if training.warmup_steps >= training.total_steps:

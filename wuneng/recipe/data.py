@@ -6,7 +6,15 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import Fraction, PositiveCount, Real, Vocabulary
@@ -46,6 +54,19 @@ class HubDataset(Settings):
     """Column that holds the text of a document."""
     streaming: bool = False
     """Read over the network while training instead of downloading first."""
+    shuffle_block: PositiveCount = 1
+    """With ``streaming``: documents that are read ahead and shuffled together, block by block; 1
+    leaves them in the data set's order."""
+
+    @model_validator(mode="after")
+    def _shuffles_a_stream(self) -> HubDataset:
+        if self.shuffle_block > 1 and not self.streaming:
+            raise PydanticCustomError(
+                "shuffle_block",
+                "{expected}",
+                {"expected": "shuffle_block 1 without streaming: what is stored is shuffled whole"},
+            )
+        return self
 
 
 class TrainedTokenizer(Settings):

@@ -44,8 +44,8 @@ def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
         "match": arm.match,
         "training": {k: v for k, v in arm.training.model_dump().items() if v != shared[k]},
     }
-    start = arm.model_dump(include={"lora", *SHARED_STARTS})
-    everyone = {"lora": None} | recipe.model_dump(include=set(SHARED_STARTS))
+    start = arm.model_dump(include={"lora", "replace", *SHARED_STARTS})
+    everyone = {"lora": None, "replace": None} | recipe.model_dump(include=set(SHARED_STARTS))
     return changes | {k: v for k, v in start.items() if v != everyone[k]}
 
 

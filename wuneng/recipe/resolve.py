@@ -7,7 +7,7 @@ from typing import Any
 
 from wuneng.built_in_arms import arm_problem
 from wuneng.errors import nearest
-from wuneng.recipe.arms import BUILT_IN_ARMS, Arm, built_in, resolve_model
+from wuneng.recipe.arms import BUILT_IN_ARMS, REPLACING, Arm, built_in, resolve_model
 from wuneng.recipe.consistency import Problem, model_problems, training_problems
 from wuneng.recipe.model import ModelSettings
 from wuneng.recipe.source import FieldPath
@@ -16,7 +16,7 @@ from wuneng.recipe.training import OptimizerSettings, Training
 __all__ = ["SHARED_STARTS", "arm_problems", "arm_training", "resolve_arms"]
 
 #: Fields of a recipe that an arm may have otherwise.
-SHARED_STARTS = ("init_from", "train", "distill")
+SHARED_STARTS = ("init_from", "train", "distill", "stages")
 
 
 def resolve_arms(
@@ -29,12 +29,15 @@ def resolve_arms(
     resolved = {}
     for name, arm in arms.items():
         changes = {**built_in(name, model), **arm.model.model_dump(exclude_unset=True)}
+        if arm.replace is not None:
+            changes = {**REPLACING, **changes}
         own_starts = {
             field: getattr(arm, field) for field in starts if field in arm.model_fields_set
         }
         starting = {**starts, **own_starts}
-        if starting["train"] == "none" and "distill" not in own_starts:
-            starting["distill"] = None  # the recipe's teacher is for arms that learn
+        for field in ("distill", "stages"):
+            if starting["train"] == "none" and field not in own_starts:
+                starting[field] = None  # the recipe's are for arms that learn
         match = arm.match
         if "match" not in arm.model_fields_set and name in BUILT_IN_ARMS:
             match = "width" if starting["init_from"] else BUILT_IN_ARMS[name].match
@@ -44,6 +47,7 @@ def resolve_arms(
             match=match,
             training=OptimizerSettings.model_validate(own),
             lora=arm.lora,
+            replace=arm.replace,
             **starting,
         )
     return resolved
@@ -85,7 +89,7 @@ def _choice_problems(
 ) -> Iterator[Problem]:
     """Arms that cannot be made of what the recipe says."""
     for name, arm in arms.items():
-        says = {"model", "training", "lora", *SHARED_STARTS}
+        says = {"model", "training", "lora", "replace", *SHARED_STARTS}
         if name not in BUILT_IN_ARMS and not arm.model_fields_set & says:
             yield (
                 ("arms", name),

@@ -19,6 +19,7 @@ from wuneng.recipe.resolve import SHARED_STARTS, arm_problems, arm_training, res
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import LARGEST_COUNT, Count
 from wuneng.recipe.source import dotted
+from wuneng.recipe.stages import Stage
 from wuneng.recipe.start_rules import upgrade_problems
 from wuneng.recipe.study import Study, study_problems
 from wuneng.recipe.training import EndEvaluation, Training
@@ -105,10 +106,14 @@ class Recipe(Settings):
     """A model to start from: a directory, run or hub name of a WuNeng, Llama, Qwen or Mistral. Its
     sizes hold; of ``model`` only what concerns state and middle heads is used."""
     train: TrainChoice = "all"
-    """With ``init_from``: ``all``, ``new`` (state and middle heads, or LoRA's adapters), ``none``
-    (scored as it is), or regular expressions searched for in parameter names."""
+    """With ``init_from``: ``all``, ``new`` (state and middle heads, or LoRA's adapters),
+    ``new+lora`` (both), ``none`` (scored as it is), or regular expressions searched for in
+    parameter names."""
     distill: Distillation | None = None
     """Learn from a teacher's logits instead of, or beside, the text."""
+    stages: list[Stage] | None = None
+    """With ``init_from``: what is learnt from, one after another (align, distill, tune), in place
+    of the text alone."""
     model: ModelSettings = ModelSettings()
     """The architecture that the arms change."""
     arms: Annotated[dict[ArmName, Arm], Field(min_length=1), BeforeValidator(_named_arms)] = Field(
@@ -173,7 +178,7 @@ class Recipe(Settings):
         shared = {name: getattr(self, name) for name in SHARED_STARTS}
         resolved = resolve_arms(self.model, self.training, self.arms, shared)
         problems = list(arm_problems(self.model, self.training, self.arms, resolved))
-        problems += upgrade_problems(self.arms, resolved)
+        problems += upgrade_problems(self.arms, resolved, self.training.total_steps)
         problems += [(("data", *path), text) for path, text in data_problems(self.data)]
         problems += self._plan_problems()
         problems += self._tokenizer_problems(any(arm.init_from for arm in resolved.values()))
@@ -202,8 +207,12 @@ class Recipe(Settings):
         yield from (
             (("study", *path), text) for path, text in study_problems(self.study, self.seed)
         )
-        if self.names_models:
-            yield ("study",), "expected arms that start from nothing, got init_from or distill"
+        if self.study.ladder is not None and self.source is not None:
+            yield (
+                ("study", "ladder"),
+                "expected none where an arm has init_from: the model that it starts from has the "
+                "size that it has",
+            )
 
     def _tokenizer_problems(self, has_source: bool) -> list[Problem]:
         """Take the source's tokenizer where none is named; refuse it where there is no source."""

@@ -1,5 +1,6 @@
 """Rules of the arms that start from a model: what contradicts itself in ``init_from``, ``train``,
-``distill`` and ``lora``. The fields are in ``wuneng.recipe.upgrade``.
+``distill``, ``stages`` and ``lora``. The fields are in ``wuneng.recipe.upgrade`` and
+``wuneng.recipe.stages``.
 """
 
 from __future__ import annotations
@@ -7,15 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from wuneng.errors import nearest
-from wuneng.recipe.arms import Arm
+from wuneng.recipe.arms import REPLACING, Arm
 from wuneng.recipe.consistency import Problem
+from wuneng.recipe.stages import stage_problems
 
 __all__ = ["upgrade_problems"]
 
 
-def upgrade_problems(written: Mapping[str, Arm], resolved: Mapping[str, Arm]) -> Iterator[Problem]:
+def upgrade_problems(
+    written: Mapping[str, Arm], resolved: Mapping[str, Arm], total_steps: int
+) -> Iterator[Problem]:
     """What contradicts itself in how the arms start and what of them trains."""
     for name, arm in resolved.items():
+        if arm.replace is not None:
+            for text in _replace_problems(arm):
+                yield ("arms", name, "replace"), text
+        if arm.stages is not None:
+            own = "stages" in written[name].model_fields_set
+            start = ("arms", name, "stages") if own else ("stages",)
+            for path, text in _stage_problems(arm, total_steps):
+                yield (*start, *path), f"{text} (arm {name})"
         for field, text in _arm_problems(arm):
             own = field in written[name].model_fields_set
             yield (("arms", name, field) if own else (field,)), f"{text} (arm {name})"
@@ -31,6 +43,35 @@ def upgrade_problems(written: Mapping[str, Arm], resolved: Mapping[str, Arm]) ->
             )
 
 
+def _replace_problems(arm: Arm) -> Iterator[str]:
+    if arm.init_from is None:
+        yield "needs init_from, the model whose attention is replaced"
+    if arm.model.num_state_heads == 0 or arm.train == "none":
+        yield "expected state heads that train: they stand in attention's place"
+        return
+    given = {field: getattr(arm.model, field) for field in REPLACING}
+    wrong = [f"{field}: {value}" for field, value in given.items() if value != REPLACING[field]]
+    if wrong:
+        needs = ", ".join(f"{field}: {value}" for field, value in REPLACING.items())
+        yield f"expected {needs}, for there is no attention to take from; got {', '.join(wrong)}"
+
+
+def _stage_problems(arm: Arm, total_steps: int) -> Iterator[Problem]:
+    if not arm.stages:
+        yield (), "expected at least one stage, or null"
+        return
+    if arm.init_from is None:
+        yield (), "needs init_from, the model to start from"
+    if arm.distill is not None:
+        yield (), "expected none beside distill: a stage of that name says the same"
+    new = [stage for stage in arm.stages if stage.kind != "tune"]
+    if new and arm.model.num_state_heads == 0:
+        yield (), f"{new[0].kind} trains state heads, and this arm has none: give it stages: null"
+    yield from stage_problems(
+        arm.stages, total_steps, train=arm.train, has_lora=arm.lora is not None
+    )
+
+
 def _arm_problems(arm: Arm) -> Iterator[tuple[str, str]]:
     if arm.init_from is None:
         if arm.train != "all":
@@ -42,8 +83,14 @@ def _arm_problems(arm: Arm) -> Iterator[tuple[str, str]]:
         return
     if arm.match != "width":
         yield "match", f"expected width where init_from sets the sizes, got {arm.match}"
-    if arm.lora is not None and arm.train != "new":
-        yield "train", f"expected new where lora is set (its adapters are), got {arm.train}"
+    if arm.lora is not None and arm.train not in ("new", "lora", "new+lora"):
+        yield (
+            "train",
+            "expected new where lora is set (its adapters are), or new+lora for new heads beside "
+            f"them, got {arm.train}",
+        )
+    if arm.lora is None and arm.train in ("lora", "new+lora"):
+        yield "train", f"{arm.train} needs lora, the adapters that it trains, which are not given"
     if arm.lora is None and arm.train == "new" and arm.model.num_state_heads == 0:
         yield (
             "train",

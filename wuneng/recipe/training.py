@@ -87,6 +87,9 @@ class Training(OptimizerSettings):
     """Sequences per forward pass, a divisor of ``batch_size``; gradients are accumulated."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type; auto takes bf16 where the device has it and fp32 elsewhere."""
+    frozen_precision: Literal["fp32", "bf16"] = "fp32"
+    """What matrices that never train are held in. Where ``precision`` is bf16 they are multiplied
+    in bf16 either way: holding them so halves their memory and changes no figure."""
     activation_checkpointing: Recomputed = "none"
     """Layers whose activations are recomputed in the backward pass: none, all (``full``: much less
     memory, about a third more time), or every n-th (``2``: about half of both)."""

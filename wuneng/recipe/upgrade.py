@@ -14,10 +14,10 @@ from wuneng.errors import reason
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import Real, Width
 
-__all__ = ["Distillation", "LoraSettings", "Regex", "TrainChoice"]
+__all__ = ["Distillation", "LogitLoss", "LoraSettings", "Regex", "TrainChoice"]
 
 _LONGEST_PATTERN = 1000
-TRAIN_WORDS = ("all", "new", "none")
+TRAIN_WORDS = ("all", "new", "none", "lora", "new+lora")
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 NonNegativeReal = Annotated[Real, Field(ge=0.0)]
 PositiveReal = Annotated[Real, Field(gt=0.0)]
@@ -41,7 +41,8 @@ Regex = Annotated[str, BeforeValidator(_regex)]
 def _train_choice(value: Any) -> Any:
     words = value in TRAIN_WORDS if isinstance(value, str) else False
     if not words and not (isinstance(value, list) and value):
-        expected = "'all', 'new', 'none' or a list of regular expressions"
+        named = ", ".join(map(repr, TRAIN_WORDS))
+        expected = f"{named} or a list of regular expressions"
         raise PydanticCustomError("train", "{expected}", {"expected": expected})
     return [_regex(pattern) for pattern in value] if isinstance(value, list) else value
 
@@ -50,17 +51,22 @@ def _train_choice(value: Any) -> Any:
 TrainChoice = Annotated[str | list[str], BeforeValidator(_train_choice)]
 
 
-class Distillation(Settings):
+class LogitLoss(Settings):
     """Learning from a teacher's logits on the same batches: loss = kl KL(teacher, arm) + ce CE."""
 
-    teacher: Name | None = None
-    """A model directory or hub name; default what the arm starts from."""
     kl: NonNegativeReal = 1.0
     """Weight of the divergence from the teacher's distribution."""
     ce: NonNegativeReal = 0.0
     """Weight of the ordinary cross-entropy on the text."""
     temperature: PositiveReal = 1.0
     """Both distributions are softened by it; the divergence is scaled by its square."""
+
+
+class Distillation(LogitLoss):
+    """Learning from a teacher's logits on the same batches: loss = kl KL(teacher, arm) + ce CE."""
+
+    teacher: Name | None = None
+    """A model directory or hub name; default what the arm starts from."""
 
 
 class LoraSettings(Settings):

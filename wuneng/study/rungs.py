@@ -67,7 +67,9 @@ def matched_arms(written: WrittenRecipe) -> dict[str, Any]:
     return {
         f"arms.{name}.match": recipe.study.match
         for name in recipe.arms
-        if name != recipe.reference_arm and "match" not in (stated.get(name) or {})
+        if name != recipe.reference_arm
+        and "match" not in (stated.get(name) or {})
+        and recipe.arms[name].init_from is None  # whose sizes are those of what it starts from
     }
 
 

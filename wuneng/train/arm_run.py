@@ -17,6 +17,7 @@ from wuneng.device import autocast_dtype
 from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.whole import outline_of, whole_model
 from wuneng.distributed.wrapping import cut
+from wuneng.errors import InputError
 from wuneng.model.quiet import quiet_transformers
 from wuneng.recipe import Parallel
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, read_jsonl, refuse_links
@@ -30,13 +31,14 @@ from wuneng.train.lora import add_adapters, merge_adapters
 from wuneng.train.outline import RunOutline
 from wuneng.train.plan import ArmFacts, ArmPlan, RunPlan, TeacherPlan
 from wuneng.train.quality import Quality, measure
+from wuneng.train.replacing import begin_replacing, without_attention
 from wuneng.train.results import arm_record, save_record, save_rows
 from wuneng.train.signals import Interrupted, StopSignals, stop_warning
 from wuneng.train.spread import arm_degrees, cut_dtypes, writes_shards
 from wuneng.train.starting_point import PLAIN, Sources, load_start
 from wuneng.train.step import Numerics
 from wuneng.train.step_range import StepRange
-from wuneng.train.trainable import freeze
+from wuneng.train.trainable import freeze, lower_frozen
 from wuneng.train.trainer_state import TrainerState, seed_everything
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
             f"{plan.outline.name}/{arm.name}/seed-{seed}",
         ),
         teacher=teacher,
+        phases=arm.phases if any(phase.kind for phase in arm.phases) else (),
         shards=writes_shards(session.parallel, degrees),
         profile=session.profile,
         flops_per_token=arm.facts.flops_per_token,
@@ -114,9 +117,12 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
     found = whole_model(outline, model, keep=processes.is_first) if outline is not None else model
 
     def leave() -> None:
+        nonlocal found
         assert found is not None
         if arm.adapters is not None:
-            merge_adapters(found)
+            merge_adapters(found.float())  # weights held in bf16 would round what is added
+        if arm.replaced:
+            found = without_attention(found, arm.replaced)
         _save_model(place, found, data.tokenizer)
         rows = read_jsonl(place.metrics)
         if arm.training.keep_best and state.best:
@@ -158,11 +164,24 @@ def _model(
     start = sources.directory(arm.init_from, arm.settings, place.start, seed, note)
     _share_start(place, list(outline.places(session.run)), session.check)
     model = load_start(start, check=session.check)
+    if arm.replaced:
+        begin_replacing(model, arm.replaced)
     seed_everything(seed)  # after a conversion, which a resumed run does not repeat
     if arm.adapters is not None:
         add_adapters(model, arm.adapters.settings, arm.adapters.ranks)
     freeze(model, arm.trainable)
+    if arm.training.frozen_precision == "bf16":
+        _check_lowered(arm, session.device)
+        lower_frozen(model)
     return model
+
+
+def _check_lowered(arm: ArmPlan, device: torch.device) -> None:
+    if autocast_dtype(arm.training.precision, device) is not torch.bfloat16:
+        raise InputError(
+            f"training.frozen_precision: bf16 needs arithmetic in bf16, which precision "
+            f"{arm.training.precision} is not on {device}: set training.precision to bf16"
+        )
 
 
 def _share_start(place: ArmDirectory, everyone: Sequence[ArmDirectory], check: bool) -> None:

@@ -179,8 +179,15 @@ def latest_usable(parent: Path, report: Callable[[str], None]) -> Checkpoint | N
     return None
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Copy the checkpoint's tensors into ``model`` and ``optimizer``, in place.
+def restore(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    moments: bool = True,
+) -> None:
+    """Copy the checkpoint's tensors into ``model`` and ``optimizer``, in place; without its
+    ``moments`` where these are of a phase that was over.
 
     Raises:
         CheckpointError: names or shapes differ from the model's.
@@ -195,7 +202,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(cut_like(stored[name], tensor))
-    load_named_state(model, optimizer, load_file(path / OPTIMIZER))
+    if moments:
+        load_named_state(model, optimizer, load_file(path / OPTIMIZER))
 
 
 def rotate(

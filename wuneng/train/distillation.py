@@ -9,6 +9,7 @@ temperature changes (Hinton et al., arXiv 1503.02531).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 from wuneng.data.batch import IGNORED
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
+from wuneng.model.branch_way import silenced
 from wuneng.model.head_loss import HeadLoss, hidden_and_head, is_plain_head
 from wuneng.ops.linear_cross_entropy import linear_distillation
 from wuneng.ops.linear_cross_entropy.reference import distillation
-from wuneng.recipe import Distillation
+from wuneng.recipe import LogitLoss
 from wuneng.recipe.arms import Arm
 from wuneng.train.starting_point import PLAIN, Sources
 
-__all__ = ["Teacher", "teacher_config", "teacher_name"]
+__all__ = ["SilentSelf", "Teacher", "teacher_config", "teacher_name"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,14 @@ class Teacher:
 
     model: nn.Module
     """Called like the arm's own."""
-    settings: Distillation
+    settings: LogitLoss
+    parts: ClassVar[tuple[str, ...]] = ("kl", "ce")
+    """What the loss consists of, as metrics.jsonl calls it."""
+
+    def heard(self, input_ids: Tensor, documents: Tensor | None) -> tuple[Tensor, nn.Module]:
+        """The teacher's last hidden states ``[B, T, D]`` and its head, without a graph."""
+        with torch.no_grad():
+            return hidden_and_head(self.model, input_ids, documents)
 
     def loss(self, input_ids: Tensor, documents: Tensor | None, labels: Tensor) -> HeadLoss:
         """What to ask the arm for: ``[3]``, the loss summed over scored positions, and its two
@@ -41,8 +50,7 @@ class Teacher:
         Args:
             input_ids, documents, labels: ``[B, T]``, of which the teacher is asked at once.
         """
-        with torch.no_grad():
-            taught, teachers_head = hidden_and_head(self.model, input_ids, documents)
+        taught, teachers_head = self.heard(input_ids, documents)
 
         def loss(hidden: Tensor, head: nn.Module) -> Tensor:
             given, tau = self.settings, self.settings.temperature
@@ -62,6 +70,15 @@ class Teacher:
             return torch.stack([total, *parts.detach()])
 
         return loss
+
+
+class SilentSelf(Teacher):
+    """The model that learns, with its branch silent: what it was made of, in memory once."""
+
+    def heard(self, input_ids: Tensor, documents: Tensor | None) -> tuple[Tensor, nn.Module]:
+        """As of the source; the model is in training mode again afterwards."""
+        with silenced(self.model):
+            return super().heard(input_ids, documents)
 
 
 def teacher_name(arm: Arm) -> str | None:

@@ -8,9 +8,11 @@ import sys
 from typing import Any
 
 from wuneng.device import autocast_dtype, pick_device
-from wuneng.model.counting import memory_estimate, total_parameters
+from wuneng.model.counting import total_parameters
 from wuneng.recipe import Parallel, TextData
+from wuneng.train.peak_memory import phase_memory
 from wuneng.train.per_device import Roof, per_device
+from wuneng.train.phases import Phase
 from wuneng.train.plan import ArmPlan, RunPlan
 from wuneng.train.schedule import steps_before_decay
 from wuneng.train.starting_point import PLAIN, Sources
@@ -49,7 +51,7 @@ def estimate(
                 "per_device": None
                 if parallel is None
                 else per_device(
-                    *(arm, parallel, processes),
+                    *(arm, parallel, processes, _kind(plan.device)),
                     _activation_bytes(plan.device, arm.training.precision),
                     roof,
                 ),
@@ -70,7 +72,8 @@ def _sources_of_text(plan: RunPlan) -> list[dict[str, Any]]:
 
 def _arm(arm: ArmPlan, device: str, sources: Sources, measure: bool) -> dict[str, Any]:
     facts, training = arm.facts, arm.training
-    memory = _memory(arm, device)
+    stages = [{"stage": phase.name, **_memory(arm, phase, device)} for phase in arm.phases]
+    largest = max(stages, key=lambda stage: stage["total"])
     flops = facts.flops_per_token * (training.total_tokens if arm.trains else 0)
     return {
         "parts": dict(facts.parts),
@@ -81,27 +84,23 @@ def _arm(arm: ArmPlan, device: str, sources: Sources, measure: bool) -> dict[str
         "match": arm.match,
         "learning_rate": facts.learning_rate,
         "training_flops": flops,
-        "memory": {**memory, "total": sum(memory.values())},
+        "memory": {name: held for name, held in largest.items() if name != "stage"},
+        "stages": stages if arm.phases[0].kind else [],
         "compile": training.compile,
         "disk_bytes": _disk(arm) + _copies(arm, sources),
         **_time(arm, device, flops, measure),
     }
 
 
-def _memory(arm: ArmPlan, device: str) -> dict[str, int]:
-    """Bytes of training, by what they hold."""
-    facts, training, teacher = arm.facts, arm.training, arm.teacher
-    memory = memory_estimate(
-        arm.config,
-        sequences=training.micro_batch_size or training.batch_size,
-        sequence_length=training.sequence_length,
-        activation_bytes=_activation_bytes(device, training.precision),
-        recomputed_every=training.recomputed_every,
-    )
-    weights = facts.parameters + (total_parameters(teacher.config) if teacher else 0)
-    memory["weights"] = 4 * weights
-    memory["gradients"], memory["optimizer"] = 4 * facts.trainable, 8 * facts.trainable
-    return memory
+def _memory(arm: ArmPlan, phase: Phase, device: str) -> dict[str, Any]:
+    """Bytes of training at the peak, by what they hold, and their ``total``."""
+    size = _activation_bytes(device, arm.training.precision)
+    held = phase_memory(arm, phase, _kind(device), size)
+    return {**held, "total": sum(held.values())}
+
+
+def _kind(device: str) -> str:
+    return device if device.startswith(("cuda", "cpu")) else str(pick_device(device))
 
 
 def _activation_bytes(device: str, precision: str) -> int:

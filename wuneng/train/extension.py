@@ -35,6 +35,12 @@ def extend(run: RunDirectory, stored: Recipe, wanted: Recipe) -> None:
     _check_data(stored.data)
     outline = RunOutline.of(stored)
     trained = [name for name, arm in stored.arms.items() if arm.train != "none"]
+    for name in trained:
+        if stored.arms[name].stages is not None:
+            raise InputError(
+                f"training.steps: arm {name!r} cannot be extended: its stages share all steps, so "
+                "a longer run differs from its first stage on. Train it anew with as many steps"
+            )
     doomed: list[tuple[ArmDirectory, list[int]]] = []
     for arm in trained:
         for seed in outline.seeds:

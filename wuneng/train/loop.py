@@ -27,11 +27,11 @@ from wuneng.train.distillation import Teacher
 from wuneng.train.loggers import Logger
 from wuneng.train.machine_figures import machine_figures, reset_peak
 from wuneng.train.observing import Observer
-from wuneng.train.optimizer import build_optimizer, set_learning_rate
 from wuneng.train.pace import Pace
+from wuneng.train.phase_walk import PhaseWalk
+from wuneng.train.phases import Phase
 from wuneng.train.quality import measure
 from wuneng.train.saving import Saver
-from wuneng.train.schedule import learning_rate_at
 from wuneng.train.signals import Interrupted, StopSignals
 from wuneng.train.skipping import Skipping
 from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
@@ -64,6 +64,8 @@ class ArmJob:
     flops_per_token: float = 0.0
     """Of training, for the share of the device's arithmetic that is used; 0: not known."""
     teacher: Teacher | None = None
+    phases: tuple[Phase, ...] = ()
+    """In which it is trained; empty: all steps are alike, and train what requires gradients."""
     shards: bool = False
     """Every process writes its own part of a checkpoint."""
 
@@ -79,13 +81,13 @@ class ArmTraining:
 
     def __post_init__(self) -> None:
         job = self.job
-        self.optimizer = build_optimizer(job.model, job.training)
+        self._walk = PhaseWalk(job.model, job.training, job.phases, job.teacher)
         self._observer = Observer(job.model, job.training, job.numerics, job.validation)
         self.called = prepare_model(job.model, job.training, job.numerics)
         self.total_steps = job.training.total_steps
         place = job.directory.checkpoints
         self._saver = Saver(
-            *(place, job.model, self.optimizer, job.training),
+            *(place, job.model, self._walk.optimizer, job.training),
             warn=self.display.warn,
             processes=job.numerics.processes,
             shards=job.shards,
@@ -113,6 +115,8 @@ class ArmTraining:
         with Prefetched(self.job.train, left) as self._batches, self._saver, self._profiling:
             while self.state.step < self.total_steps:
                 self.leave_if_asked()
+                if self._walk.is_due(self.state.step):
+                    self._enter(self.state.step)
                 with self._profiling.of(self.state.step + 1):
                     learning_rate, outcome = self._step()
                 figures = self._validate_if_due()
@@ -132,11 +136,11 @@ class ArmTraining:
         found = processes.first(
             lambda: checkpoint.latest_usable(job.directory.checkpoints, self.display.warn)
         )
+        self._enter(0 if found is None else found.state.step)
         if found is None:
             self.state = TrainerState(job.arm, job.seed, total_steps=self.total_steps)
-            self.state.schedule = job.training.model_dump(
-                include=set(OptimizerSettings.model_fields)
-            )
+            settings = set(OptimizerSettings.model_fields)
+            self.state.schedule = job.training.model_dump(include=settings)
             self.state.data_description = job.data_description
         else:
             self._resume(found)
@@ -168,7 +172,8 @@ class ArmTraining:
                 f"{state.data_description!r}; it is: {job.data_description!r}. "
                 "Restore the data, or start anew with --resume never"
             )
-        checkpoint.restore(found, job.model, self.optimizer)
+        moments = self._walk.has_begun(state.step)
+        checkpoint.restore(found, job.model, self._walk.optimizer, moments=moments)
         job.train.load_state_dict(state.data)
         if job.numerics.scaler is not None and state.scaler:
             job.numerics.scaler.load_state_dict(state.scaler)
@@ -177,23 +182,28 @@ class ArmTraining:
         state.total_steps = self.total_steps  # more than then, where the run was extended
         self.display.note(f"{job.arm}: continuing after step {state.step} ({found.path})")
 
+    def _enter(self, step: int) -> None:
+        entered = self._walk.enter(step)
+        self._saver.follow(self._walk.optimizer)
+        if entered is not None:
+            self.display.note(f"{self.job.arm} (seed {self.job.seed}): {entered}")
+
     def _step(self) -> tuple[float, StepOutcome]:
         job, state = self.job, self.state
         began, waited = time.perf_counter(), self._batches.waited
-        learning_rate = learning_rate_at(state.step, self.total_steps, job.training)
-        set_learning_rate(self.optimizer, learning_rate)
+        learning_rate = self._walk.learning_rate(state.step)
         with record_function(PREFIX + DATA):  # heard by a profile alone
             batch = self._batches.next_batch()
         try:
             outcome = take_step(
                 self.called,
-                self.optimizer,
+                self._walk.optimizer,
                 batch,
                 job.training,
                 job.numerics,
                 step=state.step + 1,
                 arm=job.arm,
-                teacher=job.teacher,
+                teacher=self._walk.teacher,
                 skipping=self._skipping,
             )
         except Exception as error:
@@ -207,6 +217,7 @@ class ArmTraining:
         self._first_of_session = False
         state.step += 1
         state.tokens += outcome.tokens
+        self._walk.taken(state.step)
         if typical:
             state.timed_tokens += outcome.tokens
             state.timed_seconds += elapsed
@@ -272,6 +283,8 @@ class ArmTraining:
             "data_wait": round(pace.data_wait, 4),
             "seconds": round(state.seconds, 3),
         }
+        if self._walk.phase.name:
+            row["stage"] = self._walk.phase.name
         row.update(outcome.parts)
         row.update(observed)
         row |= machine_figures(

@@ -3,12 +3,13 @@ measured."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wuneng.distributed.degrees import Degrees, degrees_for
-from wuneng.model.counting import logit_bytes, memory_estimate
 from wuneng.recipe import Parallel
+from wuneng.train.peak_memory import logits_of, most_activations
+from wuneng.train.phases import Phase
 from wuneng.train.plan import ArmPlan
 from wuneng.train.shares import check_length, check_rows
 
@@ -44,11 +45,17 @@ def processes_of(parallel: Parallel) -> int:
 
 
 def per_device(
-    arm: ArmPlan, parallel: Parallel, processes: int, element: int, roof: Roof | None
+    arm: ArmPlan,
+    parallel: Parallel,
+    processes: int,
+    device: str,
+    element: int,
+    roof: Roof | None,
 ) -> dict[str, Any]:
     """Memory of each of ``processes`` devices, and seconds of training, ready for JSON.
 
     Args:
+        device: ``cpu`` or another, whose chunks of logits are larger.
         element: bytes of an activation.
         roof: None: no time is computed, and no memory is too small.
 
@@ -66,7 +73,7 @@ def per_device(
     check_rows(arm.training.batch_size, degrees.data)
     if degrees.context > 1:
         check_length(arm.training.sequence_length, degrees.context)
-    memory = _memory(arm, degrees, parallel, element)
+    memory = _memory(arm, degrees, parallel, device, element)
     total = sum(memory.values())
     return {
         "processes": processes,
@@ -78,20 +85,19 @@ def per_device(
     }
 
 
-def _memory(arm: ArmPlan, degrees: Degrees, parallel: Parallel, element: int) -> dict[str, int]:
+def _memory(
+    arm: ArmPlan, degrees: Degrees, parallel: Parallel, device: str, element: int
+) -> dict[str, int]:
     """Bytes by what they hold; ``gathered``: what of the others is there for a moment."""
     facts, training, config = arm.facts, arm.training, arm.config
     rows = -(-training.batch_size // degrees.data)
     rows = min(rows, training.micro_batch_size or rows)
     length = -(-training.sequence_length // degrees.context)
-    whole = memory_estimate(
-        config,
-        sequences=rows,
-        sequence_length=length,
-        activation_bytes=element,
-        recomputed_every=training.recomputed_every,
+    phases = [_of_one(phase, rows, length) for phase in arm.phases]
+    activations, logits = max(
+        (most_activations(arm, phase, device, element), logits_of(arm, phase, device))
+        for phase in phases
     )
-    logits = logit_bytes(config, rows * length)
     shard = degrees.of_weights.shard
     gathered = 0
     if shard > 1:  # what stands outside the layers; the layer at work, the next, and a gradient
@@ -110,10 +116,16 @@ def _memory(arm: ArmPlan, degrees: Degrees, parallel: Parallel, element: int) ->
         "weights": _FLOAT32 * -(-facts.parameters // shard),
         "gradients": _FLOAT32 * -(-facts.trainable // shard),
         "optimizer": 2 * _FLOAT32 * -(-facts.trainable // shard),
-        "activations": whole["activations"] - logits,
+        "activations": activations - logits,
         "logits": logits,
         "gathered": gathered,
     }
+
+
+def _of_one(phase: Phase, rows: int, length: int) -> Phase:
+    """The phase as one device sees it."""
+    own = {"batch_size": rows, "micro_batch_size": rows, "sequence_length": length}
+    return replace(phase, training=phase.training.model_copy(update=own))
 
 
 def _seconds(arm: ArmPlan, degrees: Degrees, roof: Roof) -> float:

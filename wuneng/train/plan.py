@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from wuneng.model import WuNengConfig
-from wuneng.model.counting import added_percent, parameters_by_part
+from wuneng.model.counting import added_percent, forward_flops_per_token, parameters_by_part
+from wuneng.model.skeleton import Layout
 from wuneng.recipe import (
     Distillation,
     EndEvaluation,
@@ -26,8 +28,10 @@ from wuneng.recipe.arms import Arm
 from wuneng.train.arms import ArmConfigs, has_short_conv, has_token_shift, kind_of
 from wuneng.train.distillation import teacher_config, teacher_name
 from wuneng.train.outline import RunOutline
+from wuneng.train.phases import Phase, phases_of
+from wuneng.train.replacing import replaced_layers
 from wuneng.train.starting_point import OwnModels, Sources
-from wuneng.train.trainable import TrainableParameters, arm_flops, check_patterns
+from wuneng.train.trainable import TrainableParameters, arm_flops, as_stage, check_patterns
 from wuneng.train.vocabulary import TextUse, Vocabulary, task_vocabulary, text_vocabulary
 
 __all__ = ["Adapters", "ArmFacts", "ArmPlan", "RunPlan", "TeacherPlan", "plan_run"]
@@ -94,6 +98,10 @@ class ArmPlan:
     """Name and size of every parameter that trains; empty: the arm is scored as it is."""
     adapters: Adapters | None
     teacher: TeacherPlan | None
+    replaced: tuple[int, ...]
+    """Layers in which state heads stand in attention's place, and whose attention is not saved."""
+    phases: tuple[Phase, ...]
+    """In which it trains, one after the other; one where the arm has no stages."""
     facts: ArmFacts
 
     @property
@@ -188,6 +196,10 @@ def _arm(
     added = added_percent(parts)
     if adapters is not None:
         parts["adapters"] = trainable.total(name) - sum(parts.values())
+    phases = _phases(name, arm, training, config, trainable)
+    replaced: tuple[int, ...] = ()
+    if arm.replace is not None:
+        replaced = replaced_layers(arm.replace, _state_layers(config))
     facts = ArmFacts(
         kind=kind_of(config),
         token_shift=has_token_shift(config),
@@ -196,12 +208,13 @@ def _arm(
         parameters=trainable.total(name),
         trainable=sum(sizes.values()),
         added_percent=added,
-        flops_per_token=arm_flops(
-            config, layout, sizes, training.sequence_length, teacher.config if teacher else None
-        ),
+        flops_per_token=sum(
+            phase.steps * _phase_flops(phase, config, layout, teacher) for phase in phases
+        )
+        / training.total_steps,
         learning_rate=training.learning_rate,
         init_from=arm.init_from,
-        trains="lora" if arm.lora else arm.train,
+        trains=as_stage(arm.train, has_lora=arm.lora is not None),
     )
     return ArmPlan(
         name=name,
@@ -213,8 +226,41 @@ def _arm(
         trainable=MappingProxyType(sizes),
         adapters=adapters,
         teacher=teacher,
+        replaced=replaced,
+        phases=phases,
         facts=facts,
     )
+
+
+def _phases(
+    name: str, arm: Arm, training: Training, config: WuNengConfig, trainable: TrainableParameters
+) -> tuple[Phase, ...]:
+    if arm.stages is None:
+        return (Phase("", "", 0, training, MappingProxyType(trainable(name))),)
+    layers = _state_layers(config)
+    chosen = partial(trainable.of_stage, name)
+    return phases_of(name, arm, training, layers, chosen)
+
+
+def _state_layers(config: WuNengConfig) -> list[int]:
+    return [i for i in range(config.num_hidden_layers) if config.has_state(i)]
+
+
+def _phase_flops(
+    phase: Phase, config: WuNengConfig, layout: Layout, teacher: TeacherPlan | None
+) -> float:
+    """Training FLOPs of a token in ``phase``."""
+    length = phase.training.sequence_length
+    if phase.kind not in ("align", "distill"):
+        taught = teacher.config if teacher else None
+        return arm_flops(config, layout, phase.trainable, length, taught)
+    silent = config.changed({"num_state_heads": 0, "state_layers": None, "cross_head": "none"})
+    if phase.kind == "distill":
+        return arm_flops(config, layout, phase.trainable, length, silent)
+    base = forward_flops_per_token(silent, length)
+    branch = forward_flops_per_token(config, length) - base
+    head = 2.0 * config.hidden_size * config.vocab_size  # its logits are not asked for
+    return base - head + 3 * branch
 
 
 def _teacher(name: str, arm: Arm, config: WuNengConfig, sources: Sources) -> TeacherPlan | None:

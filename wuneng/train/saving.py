@@ -49,13 +49,20 @@ class Saver:
         processes: Processes = ALONE,
         shards: bool = False,
     ) -> None:
-        self._place, self._model, self._optimizer = place, model, optimizer
+        self._place, self._model = place, model
         self._training, self._warn, self._processes = training, warn, processes
         self._decay_begins = _decay_begins(training)
         self._writer: _Writer | None = None
         self._waited = 0.0
         self._group = processes.save_group() if shards else None
-        if training.async_checkpoints:
+        self.follow(optimizer)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """From now on ``optimizer`` is the one whose moments are saved."""
+        if getattr(self, "_optimizer", None) is optimizer:
+            return
+        self._optimizer = optimizer
+        if self._training.async_checkpoints:
             # Weakly: the optimiser, and files that its state is mapped from, go with the arm.
             wait = weakref.WeakMethod(self._wait)
             optimizer.register_step_pre_hook(lambda *_: _call(wait))

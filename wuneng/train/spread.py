@@ -40,6 +40,11 @@ def arm_degrees(
         )
     )
     check_rows(arm.training.batch_size, degrees.data)
+    if processes.size > 1 and arm.phases[0].kind:
+        raise InputError(
+            f"arms.{arm.name}: stages are trained by one process, got {processes.size}: what "
+            "trains changes from stage to stage. Use --jobs for several arms or seeds"
+        )
     if degrees.context > 1:
         _check_pieces(arm, degrees.context)
     if degrees.shard > 1 and autocast_dtype(arm.training.precision, device) is torch.float16:

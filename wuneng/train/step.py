@@ -24,6 +24,7 @@ from wuneng.errors import DataError, NonFiniteError, RunError
 from wuneng.model.head_loss import ask, summed_cross_entropy, unwrapped
 from wuneng.ops.context import context_parallel
 from wuneng.recipe import Training
+from wuneng.train.alignment import Aligner
 from wuneng.train.distillation import Teacher
 from wuneng.train.shares import piece_of_rows, share_of
 from wuneng.train.skipping import Skipping
@@ -103,7 +104,8 @@ class StepOutcome:
     reason: str = ""
     """Why the batch was skipped, where the recipe has it so (``wuneng.train.skipping``)."""
     parts: dict[str, float] = field(default_factory=dict)
-    """With a teacher: ``kl`` and ``ce``, in nats per scored token, before they are weighted."""
+    """With a teacher that has logits: ``kl`` and ``ce``, in nats per scored token, before they are
+    weighted."""
 
 
 def prepare_model(
@@ -151,7 +153,7 @@ def take_step(
     *,
     step: int,
     arm: str,
-    teacher: Teacher | None = None,
+    teacher: Teacher | Aligner | None = None,
     skipping: Skipping | None = None,
 ) -> StepOutcome:
     """Train on ``batch`` once. ``step`` (1-based) and ``arm`` are for messages.
@@ -186,7 +188,7 @@ def take_step(
         raise NonFiniteError(
             f"{where}: {judged.reason}; the weights were not updated. {_what_to_try(numerics)}"
         )
-    named = dict(zip(("kl", "ce"), shares, strict=False))
+    named = dict(zip(() if teacher is None else teacher.parts, shares, strict=True))
     if judged.reason:
         if numerics.scaler is not None:
             numerics.scaler.update()
@@ -215,15 +217,15 @@ def _backward(
     training: Training,
     numerics: Numerics,
     scored: int,
-    teacher: Teacher | None,
+    teacher: Teacher | Aligner | None,
 ) -> Tensor:
     """Accumulate gradients over the micro-batches; returns what every process (here one) adds to
     the batch's loss, float32 ``[processes, 1]``.
 
-    With a teacher ``[processes, 3]``: its divergence and the cross-entropy follow.
+    With a teacher its parts follow: of one that has logits the divergence and the cross-entropy.
     """
     device = numerics.device
-    total = torch.zeros(1 if teacher is None else 3, device=device)
+    total = torch.zeros(1 if teacher is None else 1 + len(teacher.parts), device=device)
     pieces = list(micro_batches(numerics.share(batch), training.micro_batch_size))
     for number, piece in enumerate(pieces, 1):
         input_ids, labels, documents = (None if x is None else x.to(device) for x in piece)

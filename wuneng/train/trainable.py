@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
+import torch
 from torch import nn
 
 from wuneng.errors import RecipeError
@@ -17,9 +18,19 @@ from wuneng.recipe.arms import Arm
 from wuneng.train.lora import adapter_parameters, adapter_ranks, is_adapter
 from wuneng.train.name_patterns import names_found
 
-__all__ = ["TrainableParameters", "arm_flops", "check_patterns", "freeze"]
+__all__ = [
+    "TrainableParameters",
+    "arm_flops",
+    "as_stage",
+    "check_patterns",
+    "freeze",
+    "lower_frozen",
+]
 
-_GRAFTED = re.compile(r"model\.layers\.\d+\.(state_heads|cross_head)\.")
+_GRAFTED = re.compile(r"model\.layers\.\d+\.(state_heads\.|cross_head\.|self_attn\.shift_)")
+
+#: Parameters of a linear layer, which are those of its ``base_layer`` once it has an adapter.
+_OF = ("weight", "bias")
 
 
 class TrainableParameters:
@@ -42,6 +53,13 @@ class TrainableParameters:
             RecipeError: no layer has such a name, or no ranks come near the number to match.
         """
         return self._of(arm).ranks
+
+    def of_stage(self, arm: str, train: str | list[str], layer: int | None) -> dict[str, int]:
+        """What a stage's ``train`` means for the arm, or for one layer of it. Errors of a call."""
+        found = self._of(arm).chosen(train)
+        if layer is None:
+            return found
+        return {n: size for n, size in found.items() if n.startswith(f"model.layers.{layer}.")}
 
     def layout(self, arm: str) -> Layout:
         """What the model holds, without adapters."""
@@ -68,28 +86,50 @@ class _OfArm:
         self._budget = budget
 
     @cached_property
+    def _trains(self) -> list[str | list[str]]:
+        """What each of its stages trains, as a stage says it."""
+        own = as_stage(self.arm.train, has_lora=self.arm.lora is not None)
+        if self.arm.stages is None:
+            return [own]
+        return [getattr(stage.settings, "train", "new") or own for stage in self.arm.stages]
+
+    @cached_property
     def ranks(self) -> dict[str, int]:
         lora = self.arm.lora
         if lora is None:
             return {}
-        return adapter_ranks(lora, self.layout.linears, self._budget, f"arms.{self.name}.lora")
+        linears = self.layout.linears
+        if any("new" in train for train in self._trains if isinstance(train, str)):
+            # What is new trains itself: adapters are for what it was added to.
+            linears = {name: shape for name, shape in linears.items() if not _GRAFTED.match(name)}
+        return adapter_ranks(lora, linears, self._budget, f"arms.{self.name}.lora")
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Of every parameter, trained or not."""
-        own = {name: shape.numel() for name, shape in self.layout.parameters.items()}
+        adapted = {f"{name}.{of}": f"{name}.base_layer.{of}" for name in self.ranks for of in _OF}
+        own = {adapted.get(n, n): shape.numel() for n, shape in self.layout.parameters.items()}
         return own | adapter_parameters(self.ranks, self.layout.linears)
 
     @cached_property
     def trainable(self) -> dict[str, int]:
-        sizes, train = self.sizes, self.arm.train
+        """In any of its stages, in the order of the parameters."""
+        chosen = [self.chosen(train) for train in self._trains]
+        return {n: size for n, size in self.sizes.items() if any(n in found for found in chosen)}
+
+    def chosen(self, train: str | list[str]) -> dict[str, int]:
+        """What ``train`` of a stage means: ``new`` is state and middle heads alone."""
+        sizes = self.sizes
         if isinstance(train, list):
             return self._named(train)
-        if train == "new" and self.arm.lora is not None:
-            return {name: size for name, size in sizes.items() if is_adapter(name)}
-        if train == "new":
-            return {name: size for name, size in sizes.items() if _GRAFTED.match(name)}
-        return sizes if train == "all" else {}
+        if train == "all":
+            return sizes
+        new, adapters = "new" in train, "lora" in train
+        return {
+            name: size
+            for name, size in sizes.items()
+            if (new and _GRAFTED.match(name)) or (adapters and is_adapter(name))
+        }
 
     def _named(self, patterns: list[str]) -> dict[str, int]:
         chosen: dict[str, int] = {}
@@ -103,6 +143,11 @@ class _OfArm:
         return chosen
 
 
+def as_stage(train: str | list[str], *, has_lora: bool) -> str | list[str]:
+    """An arm's ``train`` as a stage would say it: beside adapters ``new`` means these."""
+    return "lora" if has_lora and train == "new" else train
+
+
 def freeze(model: nn.Module, trainable: Mapping[str, int]) -> None:
     """Let only the parameters of these names require gradients.
 
@@ -114,6 +159,18 @@ def freeze(model: nn.Module, trainable: Mapping[str, int]) -> None:
         raise ValueError(f"no parameter is called {min(unknown)}")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trainable)
+
+
+def lower_frozen(model: nn.Module) -> None:
+    """Hold the matrices of linear layers that require no gradient in bf16; a tied head, which is
+    the embedding, and all else stay as they are."""
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for module in model.modules():
+        if not isinstance(module, nn.Linear) or id(module.weight) in looked_up:
+            continue
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def arm_flops(
@@ -133,7 +190,7 @@ def arm_flops(
         weight = f"{name}.weight"
         if weight not in built.parameters:  # the output projection, tied to the embedding
             weight = "model.embed_tokens.weight"
-        if weight not in trains:
+        if weight not in trains and f"{name}.base_layer.weight" not in trains:
             flops -= 2 * inputs * outputs
     if teacher is not None:
         flops += forward_flops_per_token(teacher, sequence_length)

@@ -49,6 +49,7 @@ class _InChunks(torch.autograd.Function):
                     d_hidden[part] = gradient @ w
                 if d_weight is not None:
                     _add_product(d_weight, gradient, h[part])
+                del gradient  # before there are the next chunk's logits
         # Attributes, so that backward can scale them in place and hand them over: the weight's
         # gradient is the largest tensor of a step with a large vocabulary.
         ctx.d_hidden, ctx.d_weight, ctx.weight_dtype = d_hidden, d_weight, weight.dtype

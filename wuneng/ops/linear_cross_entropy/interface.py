@@ -136,12 +136,13 @@ def _distillation_in_chunks(
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of ``logits`` ``[n, V]``, and its gradient in their place."""
-    normaliser = logits.logsumexp(-1)
-    of_targets = logits.gather(1, targets[:, None])
-    loss = (normaliser - of_targets[:, 0]).sum()
-    gradient = logits.sub_(normaliser[:, None]).exp_()
+    # In place throughout: logsumexp would make a second chunk.
+    highest, of_targets = logits.amax(-1, keepdim=True), logits.gather(1, targets[:, None])
+    gradient = logits.sub_(highest).exp_()
+    total = gradient.sum(-1, keepdim=True)
+    loss = (total.log() + highest - of_targets).sum()
     minus_one = torch.full_like(of_targets, -1.0)
-    return loss, gradient.scatter_add_(1, targets[:, None], minus_one)
+    return loss, gradient.div_(total).scatter_add_(1, targets[:, None], minus_one)
 
 
 def _worth_cutting(
