@@ -55,9 +55,19 @@ class Disturbed:
 
 
 def disturbed_round(
-    recipe: Path, out: Path, expected: dict[str, Any], draw: random.Random, kills: int, stops: int
+    recipe: Path,
+    out: Path,
+    expected: dict[str, Any],
+    draw: random.Random,
+    kills: int,
+    stops: int,
+    pause: float = 6.0,
 ) -> Disturbed:
-    """Train ``recipe`` in ``out`` with two workers, killed and stopped up to so many times."""
+    """Train ``recipe`` in ``out`` with two workers, killed and stopped up to so many times.
+
+    Args:
+        pause: seconds between two of them, at most.
+    """
     found, began = Disturbed(), time.monotonic()
     with hosts(recipe, out) as workers:
         running = {host: workers.start(host) for host in "ab"}
@@ -65,12 +75,12 @@ def disturbed_round(
             if time.monotonic() - began > 600:
                 found.wrong.append("not done after ten minutes")
                 break
-            time.sleep(draw.uniform(0.1, 6.0))
+            time.sleep(draw.uniform(0.1, pause))
             host = draw.choice("ab")
-            pause = found.stops < stops and draw.random() < 0.3
+            stop = found.stops < stops and draw.random() < 0.3
             if (out / "results.json").exists() or not running[host].is_alive():
                 pass  # nothing to disturb
-            elif pause:
+            elif stop:
                 _stop(running[host].pid, draw)
                 found.stops += 1
             elif found.kills < kills:

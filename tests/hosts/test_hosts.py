@@ -37,7 +37,7 @@ def test_two_killed_and_stopped_at_random_finish_every_unit_once(
 ) -> None:
     """`python -m tests.hosts` goes on with it for fifty kills: see tests/hosts/log.md."""
     recipe, expected = undisturbed
-    found = disturbed_round(recipe, tmp_path / "run", expected, random.Random(4), 2, 0)
+    found = disturbed_round(recipe, tmp_path / "run", expected, random.Random(4), 2, 0, 0.8)
     assert found.wrong == []
     assert found.kills == 2
 
