@@ -192,9 +192,16 @@ def dry_run_tables() -> Iterator[Table]:
     from wuneng_cli.dry_run import plan_table
 
     parts = ("embedding", "attention", "state heads", "middle heads", "feed-forward", "norms")
-    for arms in (3, 10):
+    held = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "total")
+    device = {
+        "processes": 1024,
+        "degrees": "HSDP, replicate 128 x shard 4 x context 2",
+        "memory": dict.fromkeys(held, 123.4 * 2**30),
+    }
+    for arms, of_each in ((3, None), (10, None), (3, device)):
         entries = {
             (LONG_ARM if n == 1 else f"arm-number-{n}"): {
+                "per_device": of_each,
                 "parts": {part: 1_234_567_890 + n + 10 * k for k, part in enumerate(parts)},
                 "parameters": SEVEN_B + n,
                 "trainable_parameters": 123_456_789 + n,
