@@ -135,6 +135,17 @@ def test_a_holder_killed_on_this_machine_is_replaced_at_once(tmp_path: Path) -> 
             assert [path.name for path in tmp_path.iterdir()] == [".claim-2"]
 
 
+def test_what_one_left_that_was_killed_while_it_claimed_goes(tmp_path: Path) -> None:
+    """Killed between the two names of its claim, it left the first for good."""
+    killed = tmp_path / ".claim-1.18b9ce644e2cb6c2.partial"
+    killed.write_bytes(A.told(0))
+    others = tmp_path / ".claim-x.partial"
+    others.write_text("not ours")
+    with take(tmp_path).kept():
+        assert not killed.exists()
+    assert list(tmp_path.iterdir()) == [others]
+
+
 def test_time_in_which_the_watcher_stood_still_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ from wuneng.errors import RunError
 from wuneng.records.claimant import Claimant, Holder
 from wuneng.records.fence import fenced
 from wuneng.records.files import disk_errors, open_no_link
-from wuneng.records.leftovers import lock
+from wuneng.records.leftovers import lock, remove_abandoned
 
 __all__ = ["CLAIM", "Claim", "ClaimLost", "Vacancy", "Watch", "claimed", "remove_ended"]
 
@@ -42,6 +42,8 @@ CLAIM = ".claim-"
 _TRUSTED = 2
 #: Beats that whoever takes over from a silent process waits: more than it may trust its claim.
 _SETTLING = 3
+#: Names under which claims are made before they count.
+_HALF_MADE = re.compile(re.escape(CLAIM) + r"\d{1,9}\.[0-9a-f]+\.partial")
 _BETWEEN_LOOKS = 0.1
 _WORTH_TELLING = 2.0
 """Seconds."""
@@ -175,6 +177,8 @@ class Vacancy:
             return None
         for number in others:
             (self.directory / f"{CLAIM}{number}").unlink(missing_ok=True)
+        with suppress(OSError):  # of one killed while it made its claim: in nobody's way
+            remove_abandoned(self.directory, _HALF_MADE)
         return claim
 
 
