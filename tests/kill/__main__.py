@@ -15,7 +15,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.kill.harness import MODES, Scenario, Server, scenarios
+from tests.kill.harness import MODES, Scenario, Server
+from tests.kill.scenarios import scenarios
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kill.harness import KILL, MODES, Scenario, Server, scenarios
+from tests.kill.harness import KILL, MODES, Scenario, Server
+from tests.kill.scenarios import scenarios
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD and fork")
 

@@ -16,11 +16,11 @@ from tests.train.tiny import Watcher, tiny_job, tiny_training
 from wuneng.errors import InputError
 from wuneng.records import read_jsonl
 from wuneng.train import loggers
+from wuneng.train.arm_job import ArmJob
 from wuneng.train.csv_log import CsvLogger
 from wuneng.train.display import Progress
 from wuneng.train.flat_rows import flat, numbers
 from wuneng.train.loggers import open_loggers
-from wuneng.train.loop import ArmJob
 from wuneng.train.signals import Interrupted
 
 ROW = {

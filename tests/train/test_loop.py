@@ -20,9 +20,10 @@ from tests.train.tiny import (
 )
 from wuneng.errors import CheckpointError, DiskError, NonFiniteError, RunError
 from wuneng.records import read_jsonl
-from wuneng.train import checkpoint, loop
+from wuneng.train import checkpoint, loop, recording
+from wuneng.train.arm_job import ArmJob
 from wuneng.train.display import Progress
-from wuneng.train.loop import ArmJob, ArmTraining
+from wuneng.train.loop import ArmTraining
 from wuneng.train.signals import Interrupted, StopSignals
 
 
@@ -209,14 +210,14 @@ def test_another_arms_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_under_the_metrics_keeps_the_last_checkpoint(
     tmp_path: Path, undisturbed: ArmJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = loop.append_jsonl
+    append = recording.append_jsonl
 
     def full_at_step_8(path: Path, row: dict[str, Any]) -> None:
         if row["step"] == 8:
             raise DiskError(f"cannot write {path}: {errno.errorcode[errno.ENOSPC]}")
         append(path, row)
 
-    monkeypatch.setattr(loop, "append_jsonl", full_at_step_8)
+    monkeypatch.setattr(recording, "append_jsonl", full_at_step_8)
     job = tiny_job(tmp_path / "full")
     with pytest.raises(DiskError, match=r"metrics\.jsonl"):
         train(job)

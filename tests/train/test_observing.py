@@ -17,7 +17,7 @@ from tests.train.tiny import FixedBatches, TinyModel, tiny_job, tiny_training
 from wuneng.inspect.quantities import half_life, in_context_rate
 from wuneng.inspect.recording import record
 from wuneng.records import read_jsonl
-from wuneng.train import loop, machine_figures
+from wuneng.train import machine_figures, observing
 from wuneng.train.machine_figures import peak_flops
 from wuneng.train.observing import Observer
 from wuneng.train.step import Numerics, StepOutcome
@@ -78,7 +78,7 @@ def test_looking_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     watched = model_job(tmp_path / "watched", steps=4)
     train(watched)
     assert watched.model.training
-    monkeypatch.setattr(loop.Observer, "figures", lambda *arguments: {})
+    monkeypatch.setattr(observing.Observer, "figures", lambda *arguments: {})
     blind = model_job(tmp_path / "blind", steps=4)
     train(blind)
     assert weights(blind) == weights(watched)

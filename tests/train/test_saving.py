@@ -17,8 +17,8 @@ from wuneng.data.batch import Batch
 from wuneng.errors import DiskError, NonFiniteError, RecipeError
 from wuneng.records import atomic
 from wuneng.train import checkpoint, saving
+from wuneng.train.arm_job import ArmJob
 from wuneng.train.display import Progress
-from wuneng.train.loop import ArmJob
 from wuneng.train.signals import Interrupted
 
 ASIDE = {"async_checkpoints": True}

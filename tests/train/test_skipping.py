@@ -15,8 +15,8 @@ from wuneng.errors import NonFiniteError
 from wuneng.recipe import Spikes
 from wuneng.records import read_jsonl
 from wuneng.train import arm_run
+from wuneng.train.arm_job import ArmJob
 from wuneng.train.display import Progress
-from wuneng.train.loop import ArmJob
 from wuneng.train.optimizer import build_optimizer, named_state
 from wuneng.train.signals import Interrupted
 from wuneng.train.skipping import Skipping

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from wuneng.data.batch import Batch
 from wuneng.recipe import Training
 from wuneng.records import ArmDirectory
+from wuneng.train.arm_job import ArmJob
 from wuneng.train.display import Progress
-from wuneng.train.loop import ArmJob
 from wuneng.train.step import Numerics
 from wuneng.train.trainer_state import seed_everything
 

@@ -23,10 +23,11 @@ from wuneng.recipe import Parallel
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, read_jsonl, refuse_links
 from wuneng.records.atomic import directory_written_atomically, remove_leftovers
 from wuneng.records.sharing import share_files
+from wuneng.train.arm_job import ArmJob
 from wuneng.train.display import Display
 from wuneng.train.distillation import Teacher
 from wuneng.train.loggers import open_loggers
-from wuneng.train.loop import ArmJob, ArmTraining
+from wuneng.train.loop import ArmTraining
 from wuneng.train.lora import add_adapters, merge_adapters
 from wuneng.train.outline import RunOutline
 from wuneng.train.plan import ArmFacts, ArmPlan, RunPlan, TeacherPlan

@@ -1,73 +1,40 @@
 """Training one arm, from its first step or its last checkpoint to the end.
 
 ``ArmTraining.run`` is the story; what it tells is done elsewhere: one step in ``step``, figures in
-``quality``, saving in ``checkpoint``, watching in ``display``.
+``quality``, saving in ``checkpoint``, telling of it in ``recording``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import nn
 from torch.profiler import record_function
 
-from wuneng.data.batch import TrainingData, ValidationData, same_data
+from wuneng.data.batch import same_data
 from wuneng.data.prefetch import Prefetched
 from wuneng.errors import CheckpointError
 from wuneng.model.time_by_part import DATA, PREFIX
-from wuneng.recipe import OptimizerSettings, Training
-from wuneng.records import ArmDirectory, append_jsonl, read_jsonl, truncate_jsonl_after
+from wuneng.recipe import OptimizerSettings
+from wuneng.records import read_jsonl, truncate_jsonl_after
 from wuneng.records.durable import flush
 from wuneng.train import checkpoint
-from wuneng.train.display import Display, Progress
-from wuneng.train.distillation import Teacher
-from wuneng.train.loggers import Logger
-from wuneng.train.machine_figures import machine_figures, reset_peak
+from wuneng.train.arm_job import ArmJob
+from wuneng.train.display import Display
+from wuneng.train.machine_figures import reset_peak
 from wuneng.train.observing import Observer
 from wuneng.train.pace import Pace
 from wuneng.train.phase_walk import PhaseWalk
-from wuneng.train.phases import Phase
 from wuneng.train.quality import measure
+from wuneng.train.recording import Recorder
 from wuneng.train.saving import Saver
 from wuneng.train.signals import Interrupted, StopSignals
 from wuneng.train.skipping import Skipping
-from wuneng.train.step import Numerics, StepOutcome, compilation_error, prepare_model, take_step
+from wuneng.train.step import StepOutcome, compilation_error, prepare_model, take_step
 from wuneng.train.step_profile import StepProfile
-from wuneng.train.step_range import StepRange
 from wuneng.train.trainer_state import TrainerState, capture_rng, draw_apart, restore_rng
 
-__all__ = ["ArmJob", "ArmTraining"]
-
-
-@dataclass(frozen=True)
-class ArmJob:
-    """Everything that training one arm from one seed needs."""
-
-    arm: str
-    seed: int
-    model: nn.Module
-    """Called as ``model(input_ids=, document_ids=, use_cache=False).logits``."""
-    training: Training
-    """The arm's own settings."""
-    train: TrainingData
-    """At its first batch."""
-    validation: ValidationData
-    data_description: str
-    directory: ArmDirectory
-    numerics: Numerics
-    loggers: Sequence[Logger] = ()
-    profile: StepRange | None = None
-    """Steps that are profiled."""
-    flops_per_token: float = 0.0
-    """Of training, for the share of the device's arithmetic that is used; 0: not known."""
-    teacher: Teacher | None = None
-    phases: tuple[Phase, ...] = ()
-    """In which it is trained; empty: all steps are alike, and train what requires gradients."""
-    shards: bool = False
-    """Every process writes its own part of a checkpoint."""
+__all__ = ["ArmTraining"]
 
 
 @dataclass
@@ -82,7 +49,7 @@ class ArmTraining:
     def __post_init__(self) -> None:
         job = self.job
         self._walk = PhaseWalk(job.model, job.training, job.phases, job.teacher)
-        self._observer = Observer(job.model, job.training, job.numerics, job.validation)
+        observer = Observer(job.model, job.training, job.numerics, job.validation)
         self.called = prepare_model(job.model, job.training, job.numerics)
         self.total_steps = job.training.total_steps
         place = job.directory.checkpoints
@@ -100,6 +67,7 @@ class ArmTraining:
             self.display.warn,
         )
         self._pace = Pace()
+        self._recorder = Recorder(job, self.display, observer, self._pace)
         self._saved_step = -1
         self._first_of_session = True
 
@@ -120,7 +88,12 @@ class ArmTraining:
                 with self._profiling.of(self.state.step + 1):
                     learning_rate, outcome = self._step()
                 figures = self._validate_if_due()
-                self._record(learning_rate, outcome, figures)
+                self.state.seconds = time.perf_counter() - self._clock
+                self._recorder.stepped(
+                    *(self.state, learning_rate, outcome, figures),
+                    stage=self._walk.phase.name,
+                    skipped_batches=self._skipping.batches,
+                )
                 if self._saver.due(self.state):
                     self._save()
             self._save()
@@ -239,69 +212,6 @@ class ArmTraining:
         figures = self.job.numerics.processes.first(lambda: quality.values)
         self.state.note_validation(figures)
         return figures
-
-    def _record(
-        self, learning_rate: float, outcome: StepOutcome, figures: dict[str, float]
-    ) -> None:
-        """One line of metrics.jsonl where one is due; the display hears of every step."""
-        job, state, pace = self.job, self.state, self._pace
-        state.seconds = time.perf_counter() - self._clock
-        edge = state.step in (1, self.total_steps)
-        due = edge or state.step % job.training.log_every == 0
-        logged = due or bool(figures) or bool(outcome.reason)
-        self.display.stepped(
-            Progress(
-                arm=job.arm,
-                seed=job.seed,
-                step=state.step,
-                total_steps=self.total_steps,
-                loss=outcome.loss,
-                learning_rate=learning_rate,
-                grad_norm=outcome.grad_norm,
-                tokens_per_second=pace.tokens_per_second,
-                seconds_left=pace.seconds_for(self.total_steps - state.step),
-                logged=logged,
-                validation=figures,
-                skipped=outcome.reason,
-                skipped_batches=self._skipping.batches,
-            )
-        )
-        if not logged:
-            return
-        observed = self._observer.figures(state.step, outcome)  # by all processes together
-        if not job.numerics.processes.is_first:
-            return
-        row: dict[str, Any] = {
-            "arm": job.arm,
-            "seed": job.seed,
-            "step": state.step,
-            "tokens": state.tokens,
-            "loss": outcome.loss,
-            "lr": learning_rate,
-            "grad_norm": outcome.grad_norm,
-            "tokens_per_second": round(pace.tokens_per_second, 1),
-            "data_wait": round(pace.data_wait, 4),
-            "seconds": round(state.seconds, 3),
-        }
-        if self._walk.phase.name:
-            row["stage"] = self._walk.phase.name
-        row.update(outcome.parts)
-        row.update(observed)
-        row |= machine_figures(
-            job.numerics.device,
-            job.numerics.autocast_dtype,
-            pace.tokens_per_second * job.flops_per_token / job.numerics.processes.size,
-        )
-        if outcome.skipped:
-            row["skipped"] = True
-        if outcome.reason:
-            row["skipped_because"] = outcome.reason
-        if figures:
-            row["validation"] = figures
-        append_jsonl(job.directory.metrics, row)
-        for logger in job.loggers:
-            logger.log(row)
-        pace.log()
 
     def leave_if_asked(self) -> None:
         """Save and raise Interrupted if a signal has come.
