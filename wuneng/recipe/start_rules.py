@@ -46,6 +46,7 @@ def upgrade_problems(
 def _replace_problems(arm: Arm) -> Iterator[str]:
     if arm.init_from is None:
         yield "needs init_from, the model whose attention is replaced"
+        return
     if arm.model.num_state_heads == 0 or arm.train == "none":
         yield "expected state heads that train: they stand in attention's place"
         return
@@ -62,6 +63,7 @@ def _stage_problems(arm: Arm, total_steps: int) -> Iterator[Problem]:
         return
     if arm.init_from is None:
         yield (), "needs init_from, the model to start from"
+        return
     if arm.distill is not None:
         yield (), "expected none beside distill: a stage of that name says the same"
     new = [stage for stage in arm.stages if stage.kind != "tune"]
