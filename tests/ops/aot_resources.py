@@ -47,11 +47,17 @@ from wuneng.ops.wkv7.triton_snapshot_kernels import (
     snapshot_read_kernel,
     snapshot_state_gradients_kernel,
 )
+from wuneng.ops.wkv7.triton_state_gradients import wkv7_state_gradients_kernel
 from wuneng.ops.wkv7.triton_step import STEP_WARPS, step_values, wkv7_step_kernel
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 HEADS, PROCESSORS = 256, 132
-MIX_KERNELS = ("mix_forward", "mix_backward")
+SCAN_KERNELS = {
+    "forward": wkv7_forward_kernel,
+    "state_gradients": wkv7_state_gradients_kernel,
+    "backward": wkv7_backward_kernel,
+}
+MIX_KERNELS = ("mix_forward", "mix_state_gradients", "mix_backward")
 SEGMENT_KERNELS = {
     "segment_states": segment_states_kernel,
     "segment_gradients": segment_gradients_kernel,
@@ -80,18 +86,24 @@ class Build:
         if self.launch is not None:
             return self.launch
         chunk = chunk_length(self.dtype, self.size, self.keeps_states)
-        choose = forward_launch if self.kernel == "forward" else backward_launch
-        return choose(self.dtype, self.size, chunk, HEADS, PROCESSORS)
+        if self.kernel == "backward":
+            return backward_launch(self.dtype, self.size, chunk)
+        return forward_launch(self.dtype, self.size, chunk, HEADS, PROCESSORS)
 
 
 BUILDS = (
     *(
         Build(kernel, arch, keeps_states=keeps)
         for arch in (80, 90, 100)
-        for kernel, keeps in (("forward", False), ("forward", True), ("backward", True))
+        for kernel, keeps in (
+            ("forward", False),
+            ("forward", True),
+            ("state_gradients", True),
+            ("backward", True),
+        )
     ),
-    *(Build(kernel, size=size) for kernel in ("forward", "backward") for size in (32, 128)),
-    *(Build(kernel, dtype=torch.float32) for kernel in ("forward", "backward")),
+    *(Build(kernel, size=size) for kernel in SCAN_KERNELS for size in (32, 128)),
+    *(Build(kernel, dtype=torch.float32) for kernel in SCAN_KERNELS),
     Build("backward", dtype=torch.float16),
     Build("backward", packed=True),
     Build("step"),
@@ -133,8 +145,13 @@ def scan_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, 
     types |= {"d" + name: part for name in "rwkab"} | {"dv": tensor}
     types |= dict.fromkeys(("initial_state", "final_state"), "*fp32")
     types |= dict.fromkeys(("d_initial_state", "d_final_state"), "*fp32")
-    types |= {"boundary_states": tensor if build.keeps_states else None, "d_boundary_states": None}
-    types |= dict.fromkeys(("tokens", "rows", "heads"), "i32") | {"block_stride": "i64"}
+    types |= dict.fromkeys(
+        ("boundary_states", "chunk_gradients"), tensor if build.keeps_states else None
+    )
+    types["d_boundary_states"] = None
+    types |= dict.fromkeys(("sequences", "tokens", "rows", "heads"), "i32") | {
+        "block_stride": "i64"
+    }
     types["table"] = "*i64" if build.packed else None
     types |= dict.fromkeys(("k_k", "k_a", "replacement_key", "d_replacement_key", "d_weights"))
     constants = {
@@ -152,8 +169,7 @@ def scan_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, 
         "HAS_KEY_GRADIENT": False,
         **precision(build.dtype),
     }
-    kernel = wkv7_forward_kernel if build.kernel == "forward" else wkv7_backward_kernel
-    return kernel, types, constants, launch
+    return SCAN_KERNELS[build.kernel], types, constants, launch
 
 
 def mix_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:

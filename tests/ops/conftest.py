@@ -7,11 +7,39 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A process whose GPU met an illegal access can do nothing more there: every later test would
+    fail for the first one's fault. Under xdist another worker goes on in its place."""
+    try:
+        return (yield)
+    except Exception as error:
+        if item.get_closest_marker("gpu") and _device_is_lost():
+            text = f"{item.nodeid}: the device is lost: {type(error).__name__}: {error}"
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                os.write(2, f"{text.splitlines()[0]}\n".encode())
+                os._exit(9)
+            pytest.exit(text, returncode=3)
+        raise
+
+
+def _device_is_lost() -> bool:
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")

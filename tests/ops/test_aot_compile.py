@@ -23,36 +23,45 @@ from tests.ops.aot_worker import BUILDS, CROSS_HEAD_BUILDS, SCAN_BUILDS, name_of
 Compiled = Callable[[str], dict[str, Any]]
 
 # Spilled bytes a thread, stores, at head size 64: the larger of Triton 3.6.0's and 3.7.1's. None
-# is allowed of what is not listed.
+# is allowed of what is not listed. A scan with two warps spills some and is faster than one with
+# four that spills none (docs/kernels.md).
 ALLOWED_SPILLS = {
-    ("forward", "bfloat16", 80): 96,
-    ("forward", "bfloat16", 90): 8,
-    ("forward", "bfloat16", 100): 8,
-    ("backward", "bfloat16", 80): 256,
-    ("backward", "bfloat16", 90): 128,
-    ("backward", "bfloat16", 100): 208,
-    ("backward", "float16", 90): 128,
+    ("forward", "bfloat16", 80): 68,
+    ("forward", "bfloat16", 90): 76,
+    ("forward", "bfloat16", 100): 88,
+    ("state_gradients", "bfloat16", 80): 48,
+    ("state_gradients", "bfloat16", 90): 44,
+    ("state_gradients", "bfloat16", 100): 60,
+    ("backward", "bfloat16", 80): 128,
     # Three tf32 passes hold three copies of the operands: for accuracy, not for speed.
-    ("forward", "float32", 90): 576,
-    ("backward", "float32", 90): 1024,
+    ("forward", "float32", 90): 556,
+    ("state_gradients", "float32", 90): 8,
+    ("backward", "float32", 90): 948,
     ("step", "bfloat16", 90): 0,
-    # Gradients of the projections are folded where registers are short already; the other choice
-    # was a second kernel and 1.5 KB of traffic a (token, head).
-    ("mix_forward", "bfloat16", 80): 104,
-    ("mix_forward", "bfloat16", 90): 8,
-    ("mix_forward", "bfloat16", 100): 24,
-    ("mix_backward", "bfloat16", 80): 432,
-    ("mix_backward", "bfloat16", 90): 216,
-    ("mix_backward", "bfloat16", 100): 288,
-    ("mix_backward", "float16", 90): 216,
-    ("mix_forward", "float32", 90): 576,
-    ("mix_backward", "float32", 90): 1056,
-    # Without stored states, at 32 tokens a chunk; none at 16.
-    ("segment_states", "bfloat16", 80): 24,
+    # Inputs are made, and gradients of the projections folded, where registers are short already.
+    ("mix_forward", "bfloat16", 80): 92,
+    ("mix_forward", "bfloat16", 90): 96,
+    ("mix_forward", "bfloat16", 100): 92,
+    ("mix_state_gradients", "bfloat16", 80): 36,
+    ("mix_state_gradients", "bfloat16", 90): 60,
+    ("mix_state_gradients", "bfloat16", 100): 64,
+    ("mix_backward", "bfloat16", 80): 172,
+    ("mix_forward", "float32", 90): 560,
+    ("mix_state_gradients", "float32", 90): 8,
+    ("mix_backward", "float32", 90): 976,
+    ("segment_states", "bfloat16", 80): 36,
     ("segment_states", "float32", 90): 8,
     ("segment_gradients", "float32", 90): 8,
 }
-ALLOWED_SPILLS_SIZE_128 = {"forward": 0, "backward": 336, "mix_backward": 344}
+ALLOWED_SPILLS_SIZE_128 = {
+    "forward": 208,
+    "state_gradients": 52,
+    "backward": 20,
+    "mix_forward": 328,
+    "mix_state_gradients": 84,
+    "mix_backward": 52,
+    "segment_gradients": 100,
+}
 
 # Shared memory of one multiprocessor, bytes; two programs should fit side by side.
 SHARED_MEMORY = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}

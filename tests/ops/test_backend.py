@@ -52,8 +52,9 @@ def test_the_argument_the_innermost_block_the_environment_and_the_default(
 def test_candidates() -> None:
     assert candidates("readout", CPU) == ("native", "chunked", "reference")
     assert candidates("readout", META) == ("chunked", "reference")
-    assert candidates("readout", CUDA) == ("chunked", "reference"), "no kernel has been judged"
-    assert candidates("cross_head", CUDA) == ("reference",)
+    assert candidates("readout", CUDA) == ("triton", "chunked", "reference")
+    assert candidates("cross_head", CUDA) == ("triton", "reference")
+    assert candidates("unheard of", CUDA) == ("chunked", "reference"), "no GPU has judged it"
     for name in BACKENDS:
         found = candidates("cross_head", CUDA, name)
         assert found[0] == name

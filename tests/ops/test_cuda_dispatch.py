@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from tests.ops.memoryless import called, called_unasked, drawn, head_arguments, others, run_operator
-from wuneng.ops import HeadInputs, HeadOptions, HeadWeights, state_head, using
+from wuneng.ops import HeadInputs, HeadOptions, HeadWeights, backend, state_head, using
 from wuneng.ops.head_arguments import HeadOutputs
 from wuneng.ops.readout import state_readout
 from wuneng.ops.readout import triton_kernels as readout_kernels
@@ -102,6 +102,7 @@ def test_a_backend_asked_for_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WUNENG_BACKEND", name)
+    monkeypatch.setattr(backend, "JUDGED", frozenset())
     run_operator(keeps_carry=False)
     assert called_unasked == ["state_head_step"] * (instead is None)
     assert others == [instead] * (instead is not None)

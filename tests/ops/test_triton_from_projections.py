@@ -90,6 +90,14 @@ def test_half_precision_operands(case: ProjectionCase, dtype: torch.dtype) -> No
         assert_close(case, wkv7_from_projections_triton)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_repeated_tokens(dtype: torch.dtype) -> None:
+    """A GPU was off by 5 % here, in the keys' gradient, while tf32 served the inverse."""
+    case = ProjectionCase(tokens=61, size=64, repeats=40, dtype=dtype)
+    with faithful(rounds_tf32=True):
+        assert_close(case, wkv7_from_projections_triton)
+
+
 def worst(case: ProjectionCase, operator: Callable[..., object]) -> tuple[float, float]:
     """Of all tensors: the largest loss, and the largest that is allowed."""
     found = losses(*sides(case, operator))
@@ -130,7 +138,7 @@ def test_drawn_shapes(seed: int) -> None:
         a_max=1.0 + below(2),
         repeats=below(tokens),
         lengths=(cut, tokens - cut) if below(2) else (),
-        options={"chunk": (16, 32)[below(2)], "values": (16, size)[below(2)]},
+        options={"chunk": (16, 32)[below(2)], "values": (16, min(size, 32))[below(2)]},
         seed=seed,
     )
     assert_close(case, wkv7_from_projections_triton)

@@ -12,6 +12,7 @@ from tests.ops.triton_interpreter import faithful  # isort: split
 
 from tests.ops.triton_checks import INPUTS, Case
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
+from wuneng.errors import BackendError
 from wuneng.ops import Snapshots, wkv7
 from wuneng.ops.wkv7 import triton_autograd, triton_launch
 from wuneng.ops.wkv7.reference import wkv7_reference
@@ -244,8 +245,20 @@ def test_launch_splits_values_when_heads_are_few() -> None:
     assert triton_launch.forward_launch(*arguments, heads=256, processors=132).values == 64
     assert triton_launch.forward_launch(*arguments, heads=66, processors=132).values == 32
     assert triton_launch.forward_launch(*arguments, heads=4, processors=132).values == 16
-    assert triton_launch.backward_launch(*arguments, heads=256, processors=132).values == 64
-    assert triton_launch.backward_launch(torch.bfloat16, 16, 16, 4, 132).values == 16
+    # A program for every chunk is always enough.
+    assert triton_launch.backward_launch(*arguments).values == 64
+    assert triton_launch.backward_launch(torch.bfloat16, 16, 16).values == 16
+
+
+@pytest.mark.parametrize("values", [16, 32, 64])
+def test_no_launch_has_more_warps_than_rows_for_them(values: int) -> None:
+    """Eight warps over 64 rows read outside of their shared memory on a GPU (Triton 3.6)."""
+    for dtype in (torch.bfloat16, torch.float16):
+        assert triton_launch.forward_launch(dtype, 64, 16, 256, 132, values).warps <= values // 16
+    assert triton_launch.backward_launch(torch.bfloat16, 64, 16, 64).warps == 4
+    if values == 64:
+        with pytest.raises(BackendError, match="at most 32 for float32 tensors, got 64"):
+            triton_launch.forward_launch(torch.float32, 64, 16, 256, 132, values)
 
 
 def test_candidates_are_few_and_valid() -> None:

@@ -74,12 +74,14 @@ def state_head(
         return run(*head, cu_seqlens=cu_seqlens, keeps_carry=keeps_carry)
     if plain and cu_seqlens is None and _steps(inputs, weights, options, state, carry, backend):
         out = state_head_step(inputs, weights, options, state, carry, backend=backend)
-        return out if keeps_carry else out._replace(carry=None)
+        # Not by _replace: torch.compile 2.11 stumbles over what it makes.
+        return out if keeps_carry else HeadOutputs(out.readout, out.state)
     memory = (state, carry, cu_seqlens, snapshots)
     out = _composed(inputs, weights, options, *memory, read, recurrence, backend)
     if not keeps_carry:
         return out
-    return out._replace(carry=_next_carry(inputs, options, carry, cu_seqlens))
+    after = _next_carry(inputs, options, carry, cu_seqlens)
+    return HeadOutputs(out.readout, out.state, after, out.ring)
 
 
 def _no_gradient(x: Tensor | None) -> bool:

@@ -16,10 +16,10 @@ from wuneng.ops.wkv7.reference import INPUTS_SCHEMA, Inputs
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step_with_snapshots
 from wuneng.ops.wkv7.triton_launch import (
-    backward_launch,
     check_inputs,
     chunk_length,
     forward_launch,
+    state_gradients_launch,
 )
 from wuneng.ops.wkv7.triton_passes import cut_where_few, scan, scan_back
 from wuneng.ops.wkv7.triton_segments import gradients_at_ends, states_at_starts
@@ -165,7 +165,9 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
     d_states = None if d_states is None else d_states.contiguous()
     cut = None
     if d_initial_state.numel():
-        cut = cut_where_few(v, cu_seqlens, position, chunk, values, segments, backward_launch)
+        cut = cut_where_few(
+            v, cu_seqlens, position, chunk, values, segments, state_gradients_launch
+        )
     if cut is None:
         table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, position, chunk)
         given = (table, dy, d_final_state, d_states)

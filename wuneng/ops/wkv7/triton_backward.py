@@ -1,15 +1,17 @@
-"""Fused WKV-7 backward: one reverse scan over a head's chunks, the state's gradient in registers.
+"""Second pass of the fused WKV-7 backward: every chunk's gradients, all chunks at once.
 
     r, w, k, v, a, b, dy  --+                        +--> dr, dw, dk, dv, da, db
     state at chunk start  --+--> [ A, T, U again ] --+
-                                 [ dS in registers ] ----> gradient of the initial state
+    dS' of the chunk      --+
+
+The state before a chunk is what the forward scan kept, and dS', the gradient of the state after it,
+what triton_state_gradients.py carried back, so that a chunk has nothing to wait for.
 
 A_*, T and U are computed again for each chunk instead of being stored: six CHUNK x SIZE inputs are
-read anyway, and what they give would be ten times the traffic. With dS the gradient of the state
-after the chunk, in the chunk's centred frame (see triton_chunk.py; dS' = dS diag(W_C / W_mid)):
+read anyway, and what they give would be ten times the traffic. In the chunk's centred frame (see
+triton_chunk.py):
 
     dU = A_qb^T dY + b^ dS'^T     dZ = T^T dU     dV = A_qk^T dY + k^ dS'^T + A_ak^T dZ
-    dS_0 = (dS' + dY^T r^ + dZ^T a^) diag(W_mid)
     dA_ab = tril_(dZ U^T)   dA_ak = tril_(dZ V^T)   dA_qb = tril(dY U^T)   dA_qk = tril(dY V^T)
     da^ = dA_ab b^ + dA_ak k^ + dZ S'         db^ = dA_ab^T a^ + dA_qb^T r^ + U dS'
     dr^ = dA_qb b^ + dA_qk k^ + dY S'         dk^ = dA_ak^T a^ + dA_qk^T r^ + V dS'
@@ -33,10 +35,10 @@ from wuneng.ops.wkv7.triton_chunk import (
     chunk_slots,
     decay_factors,
     load_CK,
-    load_state,
     lower_products,
     multiply,
-    scan_program,
+    multiply_finely,
+    sequence_extent,
     tile_offsets,
     unit_lower_inverse,
 )
@@ -67,89 +69,92 @@ def read_gradients(
 
 
 @triton.jit
+def chunk_of_row(table, row, sequences, tokens, rows, HAS_TABLE: tl.constexpr):
+    """Return `(begin, end, lead, index)`: the sequence that a row of states belongs to, as
+    :func:`sequence_extent`, and which of its chunks begins there (none, where that is past the
+    last)."""
+    if HAS_TABLE:
+        begun = row * 0
+        for first in range(0, sequences, 64):
+            others = first + tl.arange(0, 64)
+            mask = others < sequences
+            first_rows = tl.load(table + others * 4 + 3, mask=mask, other=0)
+            begun += tl.sum((mask & (first_rows <= row)).to(tl.int32), 0)
+        sequence = begun - 1
+    else:
+        sequence = row // rows
+    begin, end, lead, first_row = sequence_extent(table, sequence, tokens, rows, HAS_TABLE)
+    return begin, end, lead, row - first_row
+
+
+@triton.jit
 def wkv7_backward_kernel(
     r, w, k, v, a, b,  # [tokens, heads, SIZE], any float type
     boundary_states,  # [rows, heads, SIZE, SIZE] (value, key), as the forward stored them
+    chunk_gradients,  # the same shape: dS' of the chunk that begins at a row
     table,  # int64 [sequences, 4]: begin, end, lead, first row of boundary_states; or None
     dy,  # [tokens, heads, SIZE]
-    d_final_state,  # [sequences, heads, SIZE, SIZE] or None
-    d_boundary_states,  # like boundary_states, or None: gradients of the stored states themselves
     dr, dw, dk, dv, da, db,  # as the inputs; but dr, dw, dk, da, db [blocks, ...] if BLOCKS > 1
-    d_initial_state,  # float32 [sequences, heads, SIZE, SIZE]
+    sequences,
     tokens,  # tokens per sequence and ...
     rows,  # ... rows of boundary_states per sequence, read where there is no table
     heads,
     block_stride,  # elements between two value blocks' parts of dr, dw, dk, da, db
     SIZE: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, INVERSE_PRECISION: tl.constexpr,
-    HAS_FINAL: tl.constexpr,
     HAS_TABLE: tl.constexpr,
-    HAS_BOUNDARIES: tl.constexpr,
     k_k=None,  # [heads, SIZE], with RAW
     k_a=None,  # [heads, SIZE], with RAW
     d_replacement_key=None,  # [tokens, heads, SIZE] or None, with RAW: what reached k~ otherwise
-    d_weights=None,  # float32 [chunks, heads, blocks, 2, SIZE], with RAW: of k_k, k_a; a chunk's
+    d_weights=None,  # float32 [rows, heads, blocks, 2, SIZE], with RAW: of k_k, k_a; a chunk's
     RAW: tl.constexpr = False,  # w, k, a, b are projections, as in wkv7_forward_kernel, ...
     SHARED: tl.constexpr = False,  # ... and with SHARED a and da are None: dk holds both
     A_MAX: tl.constexpr = 1.0,
     HAS_KEY_GRADIENT: tl.constexpr = False,
 ):  # fmt: skip
-    """Write the gradients of wkv7_forward_kernel's inputs; shapes are the forward's."""
+    """Write the gradients of wkv7_forward_kernel's inputs, a program per (row, head, block)."""
     BLOCKS: tl.constexpr = SIZE // VALUES
-    value_block, sequence, head, state, begin, end, lead, first_row = scan_program(
-        table, tokens, rows, heads, HAS_TABLE, SIZE, BLOCKS
-    )
-    part = value_block.to(tl.int64) * block_stride
-    tile_CK, tile_VC, state_VK_offsets = tile_offsets(value_block, heads, SIZE, VALUES, CHUNK)
-    ds_VK = load_state(d_final_state, state + state_VK_offsets, HAS_FINAL)
-
-    count = tl.cdiv(end - begin + lead, CHUNK)
-    if HAS_BOUNDARIES:
-        boundary = ((first_row + count) * heads + head) * SIZE * SIZE
-        ds_VK += tl.load(d_boundary_states + boundary + state_VK_offsets).to(tl.float32)
-    for step in range(count):
-        index = count - 1 - step
-        base = begin - lead + index * CHUNK
+    program = tl.program_id(0)
+    value_block = program % BLOCKS
+    head = program // BLOCKS % heads
+    row = (program // BLOCKS // heads).to(tl.int64)
+    begin, end, lead, index = chunk_of_row(table, row, sequences, tokens, rows, HAS_TABLE)
+    base = begin - lead + index * CHUNK
+    if base < end:
+        part = value_block.to(tl.int64) * block_stride
+        tile_CK, tile_VC, state_VK_offsets = tile_offsets(value_block, heads, SIZE, VALUES, CHUNK)
         start, mask_C = chunk_slots(base, begin, end, head, heads, SIZE, CHUNK)
         mask_CK = mask_C[:, None]
-        boundary = ((first_row + index) * heads + head) * SIZE * SIZE
+        state = (row * heads + head) * SIZE * SIZE + state_VK_offsets
 
-        r_CK, k_CK, a_CK, b_CK, v_VC, _key_CK, enter_K, leave_K = load_operands(
+        r_CK, k_CK, a_CK, b_CK, v_VC, _key_CK, enter_K, _leave_K = load_operands(
             r, w, k, v, a, b, k_k, k_a, head, start, tile_CK, tile_VC, mask_C,
             CHUNK, OPERAND, RAW, SHARED, A_MAX,
         )  # fmt: skip
         dy_VC = tl.load(dy + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
-        state_VK = tl.load(boundary_states + boundary + state_VK_offsets).to(tl.float32)
-        state_VK = state_VK * enter_K[None, :]
+        state_VK = tl.load(boundary_states + state).to(tl.float32) * enter_K[None, :]
+        ds_VK = tl.load(chunk_gradients + state)
 
         # The forward's intermediates again.
         ab_CC = lower_products(a_CK, b_CK, True, OPERAND, PRECISION)
-        inverse_CC = unit_lower_inverse(ab_CC, CHUNK, INVERSE_PRECISION).to(OPERAND)
+        inverse_CC = unit_lower_inverse(ab_CC, CHUNK, INVERSE_PRECISION)
         ak_CC = lower_products(a_CK, k_CK, True, OPERAND, PRECISION).to(OPERAND)
         z_VC = multiply(state_VK, tl.trans(a_CK), OPERAND, PRECISION)
         z_VC += multiply(v_VC, tl.trans(ak_CC), OPERAND, PRECISION)
-        u_VC = multiply(z_VC, tl.trans(inverse_CC), OPERAND, PRECISION).to(OPERAND)
+        u_VC = multiply_finely(z_VC, tl.trans(inverse_CC), OPERAND, PRECISION).to(OPERAND)
 
-        # The serial chain: dS -> dU -> dZ -> dS.
-        ds_VK = ds_VK * leave_K[None, :]
-        decay_K = tl.sum(state_VK * ds_VK, 0)
-        ds_rounded_VK = ds_VK.to(OPERAND)
+        decay_K = tl.sum(state_VK * ds_VK.to(tl.float32), 0)
+        ds_VK = ds_VK.to(OPERAND)
         qb_CC = lower_products(r_CK, b_CK, False, OPERAND, PRECISION)
-        du_VC = multiply(ds_rounded_VK, tl.trans(b_CK), OPERAND, PRECISION)
+        du_VC = multiply(ds_VK, tl.trans(b_CK), OPERAND, PRECISION)
         du_VC += multiply(dy_VC, qb_CC, OPERAND, PRECISION)
-        dz_VC = multiply(du_VC, inverse_CC, OPERAND, PRECISION).to(OPERAND)
+        dz_VC = multiply_finely(du_VC, inverse_CC, OPERAND, PRECISION).to(OPERAND)
 
         qk_CC = lower_products(r_CK, k_CK, False, OPERAND, PRECISION)
-        dv_VC = multiply(ds_rounded_VK, tl.trans(k_CK), OPERAND, PRECISION)
+        dv_VC = multiply(ds_VK, tl.trans(k_CK), OPERAND, PRECISION)
         dv_VC += multiply(dy_VC, qk_CC, OPERAND, PRECISION)
         dv_VC += multiply(dz_VC, ak_CC, OPERAND, PRECISION)
         tl.store(dv + start + tile_VC, dv_VC.to(dv.dtype.element_ty), mask=mask_C[None, :])
-
-        ds_VK += multiply(dy_VC, r_CK, OPERAND, PRECISION)
-        ds_VK += multiply(dz_VC, a_CK, OPERAND, PRECISION)
-        ds_VK = ds_VK * enter_K[None, :]
-        if HAS_BOUNDARIES:
-            ds_VK += tl.load(d_boundary_states + boundary + state_VK_offsets).to(tl.float32)
 
         # Registers are short from here on: decays are read and raised again instead of kept (half
         # the spills at CHUNK = 32), and each gradient is stored before the next one begins.
@@ -172,7 +177,7 @@ def wkv7_backward_kernel(
         tl.store(dr + out_CK, (dr_CK * after_CK).to(dr.dtype.element_ty), mask=mask_CK)
         flow_CK = at_own_CK + r_CK.to(tl.float32) * dr_CK
 
-        db_CK = multiply(tl.trans(u_VC), ds_rounded_VK, OPERAND, PRECISION)
+        db_CK = multiply(tl.trans(u_VC), ds_VK, OPERAND, PRECISION)
         decay_K += tl.sum(b_CK.to(tl.float32) * db_CK, 0)
         db_CK += multiply(tl.trans(dab_CC), a_CK, OPERAND, PRECISION)
         db_CK += multiply(tl.trans(dqb_CC), r_CK, OPERAND, PRECISION)
@@ -188,8 +193,7 @@ def wkv7_backward_kernel(
             )
             if not SHARED:
                 tl.store(da + out_CK, d_source_CK.to(da.dtype.element_ty), mask=mask_CK)
-            chunk = first_row + index - sequence  # every sequence before has a row at its end
-            weight_K = (((chunk * heads + head) * BLOCKS + value_block) * 2) * SIZE + tl.arange(
+            weight_K = (((row * heads + head) * BLOCKS + value_block) * 2) * SIZE + tl.arange(
                 0, SIZE
             )
             tl.store(d_weights + weight_K, d_k_k_K)
@@ -197,7 +201,7 @@ def wkv7_backward_kernel(
             tl.store(db + out_CK, (db_CK * back_CK).to(db.dtype.element_ty), mask=mask_CK)
         flow_CK -= b_CK.to(tl.float32) * db_CK
 
-        dk_CK = multiply(tl.trans(v_VC), ds_rounded_VK, OPERAND, PRECISION)
+        dk_CK = multiply(tl.trans(v_VC), ds_VK, OPERAND, PRECISION)
         decay_K += tl.sum(k_CK.to(tl.float32) * dk_CK, 0)
         dk_CK += multiply(tl.trans(dak_CC), a_CK, OPERAND, PRECISION)
         dk_CK += multiply(tl.trans(dqk_CC), r_CK, OPERAND, PRECISION)
@@ -225,5 +229,3 @@ def wkv7_backward_kernel(
         if RAW:
             dw_CK = fold_log_decay(dw_CK, load_CK(w + start, tile_CK, mask_CK))
         tl.store(dw + out_CK, dw_CK.to(dw.dtype.element_ty), mask=mask_CK)
-
-    tl.store(d_initial_state + state + state_VK_offsets, ds_VK)

@@ -30,6 +30,24 @@ def multiply(x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def multiply_finely(x, y, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return `x @ y` in float32, where rounding float32 operands to OPERAND would be felt.
+
+    What goes through the triangular inverse cancels on runs of equal tokens: in one pass with
+    bfloat16 operands the gradient of their keys was off by 5 %. Each operand is split in a rounded
+    part and the rest, rounded too, and the product of the two rests is left out: twice the bits,
+    on the same registers as :func:`multiply`.
+    """
+    if OPERAND == tl.float32:  # noqa: SIM300
+        return multiply(x, y, OPERAND, PRECISION)
+    else:
+        x_high, y_high = x.to(OPERAND), y.to(OPERAND)
+        x_rest = (x - x_high.to(tl.float32)).to(OPERAND)
+        y_rest = (y - y_high.to(tl.float32)).to(OPERAND)
+        return tl.dot(x_high, y_high, tl.dot(x_rest, y_high, tl.dot(x_high, y_rest)))
+
+
+@triton.jit
 def load_CK(pointers, offsets_CK, mask_CK):
     """Load a tile as float32; what the mask leaves out is 0, which leaves the state unchanged."""
     return tl.load(pointers + offsets_CK, mask=mask_CK, other=0.0).to(tl.float32)
@@ -70,8 +88,12 @@ def double_blocks(inverse_CC, strict_CC, row, column, SIZE: tl.constexpr, PRECIS
         & ((column // SIZE) % 2 == 0)
     )
     chosen_CC = tl.where(quarter_CC, strict_CC, 0.0)
-    right_CC = multiply(chosen_CC, inverse_CC, tl.float32, PRECISION)
-    return inverse_CC + multiply(inverse_CC, right_CC, tl.float32, PRECISION)
+    if PRECISION == "split":
+        right_CC = multiply_finely(chosen_CC, inverse_CC, tl.bfloat16, PRECISION)
+        return inverse_CC + multiply_finely(inverse_CC, right_CC, tl.bfloat16, PRECISION)
+    else:
+        right_CC = multiply(chosen_CC, inverse_CC, tl.float32, PRECISION)
+        return inverse_CC + multiply(inverse_CC, right_CC, tl.float32, PRECISION)
 
 
 @triton.jit
@@ -190,7 +212,8 @@ def removed_values(
     state_VK = state_VK * enter_K[None, :]
     z_VC = multiply(state_VK, tl.trans(a_CK), OPERAND, PRECISION)
     z_VC += multiply(v_VC, tl.trans(ak_CC), OPERAND, PRECISION)
-    return state_VK, multiply(z_VC, tl.trans(inverse_CC), OPERAND, PRECISION).to(OPERAND)
+    u_VC = multiply_finely(z_VC, tl.trans(inverse_CC), OPERAND, PRECISION)
+    return state_VK, u_VC.to(OPERAND)
 
 
 @triton.jit

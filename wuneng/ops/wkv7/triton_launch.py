@@ -47,16 +47,16 @@ class Launch:
 
 CANDIDATES = {
     "forward": (
-        Launch(16, 64, 4, 2),
-        Launch(32, 64, 4, 2),
-        Launch(16, 32, 4, 2),
-        Launch(32, 32, 4, 2),
+        Launch(16, 64, 2, 3),
+        Launch(16, 64, 2, 2),
+        Launch(16, 32, 2, 3),
+        Launch(32, 64, 2, 3),
     ),
     "backward": (
         Launch(16, 64, 4, 1),
         Launch(16, 64, 4, 2),
-        Launch(16, 64, 8, 1),
-        Launch(32, 64, 8, 1),
+        Launch(16, 64, 2, 1),
+        Launch(16, 32, 8, 1),
     ),
 }
 """At most four of each for head size 64 in bfloat16, every one with a reason to win."""
@@ -65,43 +65,56 @@ CANDIDATES = {
 def chunk_length(dtype: torch.dtype, size: int, keeps_states: bool) -> int:
     """Tokens per chunk.
 
-    The backward pass at 32 tokens spills half a kilobyte a thread, so whatever a backward pass may
-    follow runs at 16; float16 could not hold 32 tokens of decay either (e^{9.7}), and float32
-    operands take twice the registers.
+    The backward pass at 32 tokens spills half a kilobyte a thread, and float16 could not hold 32
+    tokens of decay (e^{9.7}). Forward alone would fit, and is slower at 32 than at 16: a chunk's
+    products are a chain, and the inverse is two links longer (1.02 ms against 0.73 on an H200).
     """
-    if keeps_states or dtype != torch.bfloat16 or size > 64:
-        return 16
-    return 32
+    return 16
 
 
 def forward_launch(
-    dtype: torch.dtype, size: int, chunk: int, heads: int, processors: int
+    dtype: torch.dtype, size: int, chunk: int, heads: int, processors: int, values: int = 0
 ) -> Launch:
-    """Launch of the forward kernel for ``heads`` (sequences x heads) on ``processors`` SMs."""
-    values, wide = _values(dtype, size, heads, processors)
-    return Launch(chunk, values, 8 if dtype == torch.float32 else 4, 1 if wide else 2)
+    """Launch of the forward kernel for ``heads`` (sequences x heads) on ``processors`` SMs.
+
+    Few warps: each waits for the chain's products anyway, and what passes between warps costs more
+    than registers that are spilled (docs/kernels.md has the times). ``values`` 0 chooses.
+    """
+    values, wide = _values(dtype, size, heads, processors, values)
+    if dtype == torch.float32:
+        return Launch(chunk, values, 8, 1)
+    return Launch(chunk, values, 1 if values == 16 else 2, 2 if wide else 3)
 
 
-def backward_launch(
-    dtype: torch.dtype, size: int, chunk: int, heads: int, processors: int
-) -> Launch:
-    """Launch of the backward kernel, as :func:`forward_launch`.
+#: Of the kernels that only carry a state or its gradient: the same chain of products.
+state_gradients_launch = forward_launch
+segment_states_launch = forward_launch
+
+
+def backward_launch(dtype: torch.dtype, size: int, chunk: int, values: int = 0) -> Launch:
+    """Launch of the backward kernel, which has a program for every chunk and so never too few.
 
     Every further value block costs a float32 part of five gradients, so blocks are kept large
     where registers allow it; with fewer value rows, eight warps spill less than four.
     """
-    values, _ = _values(dtype, size, heads, processors)
-    return Launch(chunk, values, 4 if values == size else 8, 1)
+    values, _ = _values(dtype, size, 1, 1, values)
+    return Launch(chunk, values, 4 if values >= 64 else 8, 1)
 
 
-#: Of the kernels that only carry a segment's state.
-segment_states_launch = forward_launch
+def _values(
+    dtype: torch.dtype, size: int, heads: int, processors: int, asked: int
+) -> tuple[int, bool]:
+    """Value channels of a scan's program, and whether its operands are wide.
 
-
-def _values(dtype: torch.dtype, size: int, heads: int, processors: int) -> tuple[int, bool]:
-    """Value channels of a scan's program, and whether its operands are wide."""
+    Raises:
+        BackendError: more than 32 channels of float32 are asked for: compiled for eight warps, a
+            product of three tf32 passes over 64 rows reads outside of its shared memory on sm_90
+            (Triton 3.6), and four warps have no registers for it.
+    """
+    if dtype == torch.float32 and asked > 32:
+        raise BackendError(f"values must be at most 32 for float32 tensors, got {asked}")
     wide = dtype == torch.float32 or size > 64
-    return _split_values(32 if wide else min(size, 64), size, heads, processors), wide
+    return asked or _split_values(32 if wide else min(size, 64), size, heads, processors), wide
 
 
 def segment_scan_launch(size: int) -> Launch:
@@ -154,8 +167,9 @@ SEGMENTED_CHUNKS = 64
 def precision(dtype: torch.dtype) -> dict[str, object]:
     """Operand type and float32 product modes, as the kernels' constant arguments.
 
-    bfloat16 and float16 tensors multiply as they are, but the triangular inverse is done in tf32:
-    its error would otherwise pass through every later product. float32 tensors multiply in three
+    bfloat16 and float16 tensors multiply as they are, but the triangular inverse is made of pairs
+    of bfloat16, 16 bits: its error would otherwise pass through every later product, and a GPU's
+    tf32 cuts operands off after 10 bits instead of rounding them. float32 tensors multiply in three
     tf32 passes (error near 1e-6), or in one where the user allows torch to
     (``torch.set_float32_matmul_precision``).
     """
@@ -164,7 +178,7 @@ def precision(dtype: torch.dtype) -> dict[str, object]:
         mode = "tf32x3" if exact else "tf32"
         return {"OPERAND": tl.float32, "PRECISION": mode, "INVERSE_PRECISION": mode}
     operand = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
-    return {"OPERAND": operand, "PRECISION": "tf32", "INVERSE_PRECISION": "tf32"}
+    return {"OPERAND": operand, "PRECISION": "tf32", "INVERSE_PRECISION": "split"}
 
 
 def check_inputs(inputs: tuple[Tensor, ...]) -> None:

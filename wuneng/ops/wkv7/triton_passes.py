@@ -18,7 +18,9 @@ from wuneng.ops.wkv7.triton_launch import (
     precision,
     processors,
     segment_length,
+    state_gradients_launch,
 )
+from wuneng.ops.wkv7.triton_state_gradients import wkv7_state_gradients_kernel
 from wuneng.ops.wkv7.triton_tables import (
     Segments,
     boundary_rows,
@@ -45,7 +47,7 @@ def cut_where_few(
     batch, tokens, heads, size = v.shape
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     device, count = v.device, sequences * heads
-    values = values or choose(v.dtype, size, chunk, count, processors(device)).values
+    values = choose(v.dtype, size, chunk, count, processors(device), values).values
     programs = count * (size // values)
     length = segment_length(segments, tokens, chunk, programs, count, processors(device))
     if length == 0:
@@ -77,40 +79,34 @@ def scan(
     """
     tokens, heads, size = y.shape[1:]
     programs = final_state.shape[0] * heads
-    launch = forward_launch(y.dtype, size, chunk, programs, processors(y.device))
-    values = values or launch.values
+    launch = forward_launch(y.dtype, size, chunk, programs, processors(y.device), values)
     with on_device(y):
-        wkv7_forward_kernel[(programs * (size // values),)](
+        wkv7_forward_kernel[(programs * (size // launch.values),)](
             *(*inputs, initial_state, table, y, final_state, states),
             *(tokens, rows_per_sequence(tokens, chunk), heads),
             HAS_INITIAL=initial_state is not None,
             HAS_TABLE=table is not None,
             STORE_BOUNDARIES=states is not None,
             **raw,
-            **_constants(y, launch, chunk, values),
+            **_constants(y, launch),
         )
 
 
-def _constants(like: Tensor, launch: Launch, chunk: int, values: int) -> dict[str, object]:
+def _constants(like: Tensor, launch: Launch) -> dict[str, object]:
     return {
         "SIZE": like.shape[-1],
-        "VALUES": values,
-        "CHUNK": chunk,
+        "VALUES": launch.values,
+        "CHUNK": launch.chunk,
         "num_warps": launch.warps,
         "num_stages": launch.stages,
         **precision(like.dtype),
     }
 
 
-def value_blocks(dy: Tensor, sequences: int, chunk: int, values: int) -> int:
+def value_blocks(dy: Tensor, chunk: int, values: int) -> int:
     """Into how many blocks of value channels :func:`scan_back` splits a head."""
-    return dy.shape[-1] // _backward_values(dy, sequences, chunk, values)[0]
-
-
-def _backward_values(dy: Tensor, sequences: int, chunk: int, values: int) -> tuple[int, Launch]:
-    heads, size = dy.shape[2:]
-    launch = backward_launch(dy.dtype, size, chunk, sequences * heads, processors(dy.device))
-    return values or launch.values, launch
+    size = dy.shape[-1]
+    return size // backward_launch(dy.dtype, size, chunk, values).values
 
 
 def scan_back(
@@ -121,17 +117,22 @@ def scan_back(
     d_initial_state: Tensor,
     chunk: int,
     values: int,
+    folded: dict[str, Any] | None = None,
     **raw: Any,
 ) -> None:
-    """Launch the backward kernel, a program per (row of d_initial_state, head).
+    """Launch the two backward passes: the state's gradient, a program per (row of
+    d_initial_state, head), then all others, a program per (row of states, head).
 
     ``given`` are table, dy, d_final_state and d_states; ``gradients`` of the six inputs, written;
-    ``raw`` as :func:`scan`.
+    ``raw`` as :func:`scan`, ``folded`` what the second pass takes besides.
     """
     table, dy, d_final_state, d_states = given
     (tokens, heads, size), sequences = dy.shape[1:], d_initial_state.shape[0]
-    values, launch = _backward_values(dy, sequences, chunk, values)
-    blocks = size // values
+    chunk_gradients = torch.empty_like(states)
+    programs, rows = sequences * heads, rows_per_sequence(tokens, chunk)
+    first = state_gradients_launch(dy.dtype, size, chunk, programs, processors(dy.device), values)
+    second = backward_launch(dy.dtype, size, chunk, values)
+    blocks = size // second.values
     parts = list(gradients)
     if blocks > 1:
         # dv's rows belong to one block each; the other gradients are sums over blocks.
@@ -142,14 +143,21 @@ def scan_back(
             for x in gradients
         ]
     with on_device(dy):
-        wkv7_backward_kernel[(sequences * heads * blocks,)](
-            *(*inputs, states, *given, *parts, d_initial_state),
-            *(tokens, rows_per_sequence(tokens, chunk), heads, dy.numel()),
+        wkv7_state_gradients_kernel[(programs * (size // first.values),)](
+            *(*inputs, *given, chunk_gradients, d_initial_state, tokens, rows, heads),
             HAS_FINAL=d_final_state is not None,
             HAS_TABLE=table is not None,
             HAS_BOUNDARIES=d_states is not None,
             **raw,
-            **_constants(dy, launch, chunk, values),
+            **_constants(dy, first),
+        )
+        wkv7_backward_kernel[(states.shape[0] * heads * blocks,)](
+            *(*inputs, states, chunk_gradients, table, dy, *parts),
+            *(sequences, tokens, rows, heads, dy.numel()),
+            HAS_TABLE=table is not None,
+            **raw,
+            **(folded or {}),
+            **_constants(dy, second),
         )
     for part, gradient in zip(parts, gradients, strict=True):
         if part is not None and gradient is not None and part is not gradient:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.wkv7.triton_passes import scan, scan_back, value_blocks
-from wuneng.ops.wkv7.triton_tables import rows_per_sequence
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -67,35 +66,24 @@ def projection_scan_back(
     """
     dy, d_key, d_final_state = _contiguous(*given)
     assert dy is not None
-    blocks = value_blocks(dy, d_initial_state.shape[0], chunk, values)
-    d_weights = _weight_parts(dy, table, chunk, blocks)
+    # A fixed order of summation, as of the other parts. Rows where no chunk begins stay zero.
+    shape = (states.shape[0], dy.shape[2], value_blocks(dy, chunk, values), 2, dy.shape[3])
+    d_weights = dy.new_zeros(shape, dtype=torch.float32)
     k_k, k_a = _contiguous(*weights)
     scan_back(
         tuple(_contiguous(*projections)),
         states.contiguous(),
         (table, dy, d_final_state, None),
         *(gradients, d_initial_state, chunk, values),
+        folded={
+            "d_replacement_key": d_key,
+            "d_weights": d_weights,
+            "HAS_KEY_GRADIENT": d_key is not None,
+        },
         k_k=k_k,
         k_a=k_a,
-        d_replacement_key=d_key,
-        d_weights=d_weights,
-        HAS_KEY_GRADIENT=d_key is not None,
         **_constants(projections, a_max),
     )
-    # A fixed order of summation, as of the other parts.
     totals = d_weights.sum((0, 2)).unbind(1)
     for total, gradient in zip(totals, weight_gradients, strict=True):
         gradient.copy_(total)
-
-
-def _weight_parts(dy: Tensor, table: Tensor | None, chunk: int, blocks: int) -> Tensor:
-    """Where every chunk puts its gradients of k_k and k_a, float32 [chunks, heads, blocks, 2, N].
-
-    The number of chunks is only a bound where sequences have a table; the rest must be zero.
-    """
-    batch, tokens, heads, size = dy.shape
-    shape = (heads, blocks, 2, size)
-    if table is None:
-        chunks = batch * (rows_per_sequence(tokens, chunk) - 1)
-        return dy.new_empty(chunks, *shape, dtype=torch.float32)
-    return dy.new_zeros(tokens // chunk + table.shape[0], *shape, dtype=torch.float32)

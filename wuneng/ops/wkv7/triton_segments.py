@@ -36,6 +36,7 @@ from wuneng.ops.wkv7.triton_chunk import (
     load_state,
     lower_products,
     multiply,
+    multiply_finely,
     removed_values,
     sequence_extent,
     tile_offsets,
@@ -167,13 +168,13 @@ def segment_gradients_kernel(
         dy_VC = tl.load(dy + start + tile_VC, mask=mask_y_C[None, :], other=0.0).to(OPERAND)
 
         ab_CC = lower_products(a_CK, b_CK, True, OPERAND, PRECISION)
-        inverse_CC = unit_lower_inverse(ab_CC, CHUNK, INVERSE_PRECISION).to(OPERAND)
+        inverse_CC = unit_lower_inverse(ab_CC, CHUNK, INVERSE_PRECISION)
         qb_CC = lower_products(r_CK, b_CK, False, OPERAND, PRECISION)
 
         ds_VK = ds_VK * leave_K[None, :]
         du_VC = multiply(ds_VK, tl.trans(b_CK), OPERAND, PRECISION)
         du_VC += multiply(dy_VC, qb_CC, OPERAND, PRECISION)
-        dz_VC = multiply(du_VC, inverse_CC, OPERAND, PRECISION).to(OPERAND)
+        dz_VC = multiply_finely(du_VC, inverse_CC, OPERAND, PRECISION).to(OPERAND)
         ds_VK += multiply(dy_VC, r_CK, OPERAND, PRECISION)
         ds_VK += multiply(dz_VC, a_CK, OPERAND, PRECISION)
         ds_VK = ds_VK * enter_K[None, :]
