@@ -35,10 +35,10 @@ EXAMPLES = """Examples:
 
 What: ops (WKV-7's backends, attention, fusion), prefill, decode, train, parts. Against: mha and
 rwkv7 (as many parameters), replace, mha-shift, llama (transformers' own), fla
-(flash-linear-attention's operators and RWKV-7 model), mamba (mamba-ssm's operators), none. On a GPU
-the last two's operators are always tried. Presets: 130m, 400m, 1.5b, 7b. One length alone is
-measured at its eighth, quarter and half too. With --compare, options left out are the earlier
-record's.
+(flash-linear-attention's operators and RWKV-7 model), mamba (mamba-ssm's operators), wind
+(wind_rwkv's WKV-7 kernel), none. On a GPU the last three's operators are always tried. Presets:
+130m, 400m, 1.5b, 7b. One length alone is measured at its eighth, quarter and half too. With
+--compare, options left out are the earlier record's.
 """
 
 
@@ -135,6 +135,7 @@ def bench(
     require_one_process()
     from wuneng.bench.record import failures, nothing_measured, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
+    from wuneng.bench.stopping import was_stopped
     from wuneng.errors import InputError
     from wuneng.ops.backend import check_environment
 
@@ -166,6 +167,8 @@ def bench(
     failed = [*failures(record), *filter(None, [nothing_measured(record)])]
     for line in failed:
         print_error(line)
+    if was_stopped(record):
+        raise KeyboardInterrupt
     if failed or not passed:
         raise typer.Exit(1)
 

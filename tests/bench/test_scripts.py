@@ -26,7 +26,7 @@ def test_the_gpus_script(repository: Path) -> None:
     lines = commands(repository / "benchmarks" / "gpu.sh")
     assert len(lines) >= 5
     for line in lines:
-        given = vars(_parser().parse_args(line))
+        given = vars(_parser().parse_args([*line, "--device", "cuda", "--dtype", "bf16"]))
         given = {name: x for name, x in given.items() if name not in ("out", "verbose")}
         assert make_request(**given).device == "cuda"
 

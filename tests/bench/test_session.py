@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ import torch
 
 from tests.bench.records import record_of, tiny_request
 from wuneng.bench.architectures import PRESETS, choose, derive
+from wuneng.bench.engine import Engine
 from wuneng.bench.pictures import draw
 from wuneng.bench.record import csv_text, read_record, rows_of, write_record
 from wuneng.bench.request import make_request
 from wuneng.bench.schema import SCHEMA, problems
+from wuneng.bench.stopping import STOPPED, was_stopped
 from wuneng.built_in_arms import BUILT_IN_ARMS
 from wuneng.errors import DataError, InputError, ModelError
 from wuneng.model import WuNengConfig
@@ -257,3 +262,29 @@ def test_what_cannot_be_measured_is_refused(
     request = make_request(**{"seq_len": "16,32", "what": "decode", "device": "cpu", **options})
     with pytest.raises(error, match=message):
         run_benchmark(request)
+
+
+def test_one_that_is_stopped_keeps_what_it_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By SIGTERM in the second of two groups: the first stays, the rest says why it is empty."""
+    runs: list[int] = []
+    own = Engine.run
+
+    def run(self: Engine, cases: Any, seconds: float) -> Any:
+        runs.append(1)
+        if len(runs) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return own(self, cases, seconds)
+
+    monkeypatch.setattr(Engine, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    record = record_of(what="decode,prefill")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert was_stopped(record)
+    assert not problems(record)
+    statuses = [row["status"] for row in record["rows"]]
+    assert {*statuses} == {"ok", "skipped"}
+    assert all((row["median_ms"] is None) == (row["note"] == STOPPED) for row in record["rows"])
+    runs[:] = [1]
+    with pytest.raises(KeyboardInterrupt):  # nothing was measured yet: nothing is kept
+        record_of(what="decode,prefill")

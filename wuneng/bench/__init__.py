@@ -2,12 +2,14 @@
 
 session        the story: lengths in turn, groups of cases, one record
 request        what is asked for
+groups         what that makes: groups of cases, in order
 architectures  the models that are compared, from a recipe, a model directory or a preset
 operators      cases: WKV-7's backends, SDPA, cross-head fusion, other projects' kernels
 models         cases: prefill, decode, training step
 engine         a group of cases: gate, warm up, time interleaved, measure memory
 gate           correctness first: nothing that is wrong gets a speed
 timing         clocks, repetitions, medians and spread
+stopping       what is kept when somebody stops it
 memory         peaks, what is available, what did not fit
 machine        the machine's own bandwidth and matmul rate
 roofline       bytes and FLOPs that the work needs at least

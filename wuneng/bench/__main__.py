@@ -15,6 +15,7 @@ from pathlib import Path
 
 from wuneng.bench.request import WHATS, make_request
 from wuneng.bench.schema import SCHEMA
+from wuneng.bench.stopping import was_stopped
 from wuneng.errors import WuNengError
 from wuneng.foreign import print_line
 
@@ -75,6 +76,8 @@ def _measure(options: argparse.Namespace) -> int:
     failed = [*failures(record), *filter(None, [nothing_measured(record)])]
     for line in failed:
         print_line(f"error: {line}", stderr=True)
+    if was_stopped(record):
+        return 130
     return 1 if failed else 0
 
 

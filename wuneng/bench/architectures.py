@@ -144,7 +144,7 @@ def choose(request: BenchRequest) -> Comparison:
     """
     named = request.against is not None
     against = DEFAULT_AGAINST if request.against is None else request.against
-    arms = [arm for arm in against if arm != "mamba"]  # operators alone
+    arms = [arm for arm in against if arm not in ("mamba", "wind")]  # operators alone
     if not set(request.what) & {"prefill", "decode", "train"}:
         arms = [arm for arm in arms if arm != "fla"]
     if request.model is None:

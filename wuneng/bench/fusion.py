@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.bench import roofline
+from wuneng.bench.draws import generator_on, normal
 from wuneng.bench.engine import Case, Missing, Prepared
 from wuneng.bench.gate import GateResult, judge, relative_error
 from wuneng.bench.memory import tensor_bytes
@@ -116,11 +117,11 @@ class _Compiled:
 
 
 def _inputs(shapes: OperatorShapes, config: Any, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_on(shapes.device, seed)
     lead = (shapes.batch, shapes.tokens)
     width = config.num_attention_heads * config.head_dim
-    A = torch.randn(*lead, width, generator=generator)
-    R = torch.randn(*lead, config.num_state_heads, config.state_head_dim, generator=generator)
+    A = normal((*lead, width), generator)
+    R = normal((*lead, config.num_state_heads, config.state_head_dim), generator)
     return [x.to(shapes.device, shapes.dtype) for x in (A, R)]
 
 
@@ -150,7 +151,7 @@ def _outputs_and_gradients(
         x.requires_grad_()
     outputs = fuse(leaves["A"], leaves["R"])
     leaves |= dict(layer.named_parameters())
-    generator = torch.Generator().manual_seed(1)
-    seeds = [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
+    generator = generator_on(outputs[0].device, 1)
+    seeds = [normal(x.shape, generator).to(x) for x in outputs]
     gradients = torch.autograd.grad(outputs, list(leaves.values()), seeds)
     return [x.detach() for x in outputs], dict(zip(leaves, gradients, strict=True))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.bench.draws import generator_on, normal
 from wuneng.ops.wkv7.reference import wkv7_reference
 
 __all__ = [
@@ -182,7 +183,7 @@ def _gradients(
     leaves = [x.detach().requires_grad_() for x in inputs]
     y = operator(*leaves)[0]
     if dy is None:
-        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+        dy = normal(y.shape, generator_on(y.device, 1)).to(y)
     return torch.autograd.grad(y, leaves, dy), dy
 
 
@@ -191,9 +192,9 @@ def _directional_error(
 ) -> float:
     """<gradient, direction> against a central difference of the float64 loop, relative to the
     root of the sum of the squared products (their sum alone may cancel)."""
-    generator = torch.Generator().manual_seed(2)
+    generator = generator_on(dy.device, 2)
     exact = [x.double() for x in inputs]
-    along = [torch.randn(x.shape, generator=generator).to(x) for x in exact]
+    along = [normal(x.shape, generator).to(x) for x in exact]
     products = [g.double() * d for g, d in zip(found, along, strict=True)]
     slope = sum(p.sum() for p in products)
     scale = sum((p**2).sum() for p in products)

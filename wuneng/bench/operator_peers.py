@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wuneng.bench import roofline
+from wuneng.bench.draws import generator_on, normal, uniform
 from wuneng.bench.engine import Case, Prepared
 from wuneng.bench.gate import GateResult, judge, recurrence_gate, relative_error
 from wuneng.bench.memory import tensor_bytes
@@ -67,19 +68,19 @@ def ssd_reference(
 
 def mamba_inputs(shapes: OperatorShapes, seed: int, tokens: int | None = None) -> list[Tensor]:
     """x, dt, A, B, C, D, dt_bias, drawn as Mamba-2's layer starts; parameters in float32."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_on(shapes.device, seed)
     lead = (shapes.batch, tokens or shapes.tokens)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*lead, *shape, generator=generator).to(shapes.device, shapes.dtype)
+    def of_tokens(*shape: int) -> Tensor:
+        return normal((*lead, *shape), generator).to(shapes.device, shapes.dtype)
 
-    def uniform() -> Tensor:
-        return torch.rand(shapes.heads, generator=generator)
+    def of_heads() -> Tensor:
+        return uniform((shapes.heads,), generator)
 
-    x, dt = normal(shapes.heads, shapes.size), normal(shapes.heads)
-    B, C = normal(GROUPS, shapes.size), normal(GROUPS, shapes.size)
-    step = 10.0 ** (-3 + 2 * uniform())  # between 0.001 and 0.1
-    A, D, dt_bias = -(1 + 15 * uniform()), 0.5 + uniform(), step + torch.log(-torch.expm1(-step))
+    x, dt = of_tokens(shapes.heads, shapes.size), of_tokens(shapes.heads)
+    B, C = of_tokens(GROUPS, shapes.size), of_tokens(GROUPS, shapes.size)
+    step = 10.0 ** (-3 + 2 * of_heads())  # between 0.001 and 0.1
+    A, D, dt_bias = -(1 + 15 * of_heads()), 0.5 + of_heads(), step + torch.log(-torch.expm1(-step))
     A, D, dt_bias = (p.to(shapes.device) for p in (A, D, dt_bias))
     return [x, dt, A, B, C, D, dt_bias]
 
@@ -175,5 +176,4 @@ def fla_step_case(shapes: OperatorShapes, inputs: Callable[[int], list[Tensor]])
 
 def _state(shapes: OperatorShapes, seed: int) -> Tensor:
     shape = (shapes.batch, shapes.heads, shapes.size, shapes.size)
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return drawn.to(shapes.device)
+    return normal(shape, generator_on(shapes.device, seed)).to(shapes.device)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wuneng.bench import roofline
+from wuneng.bench.draws import generator_on, normal
 from wuneng.bench.engine import Case, Missing, Prepared, Skipped
 from wuneng.bench.fusion import fusion_cases
 from wuneng.bench.gate import attention_gate, judge, relative_error, wkv7_gate
@@ -25,6 +26,7 @@ from wuneng.bench.operator_peers import fla_step_case, mamba_case, mamba_step_ca
 from wuneng.bench.peers import fla_operators, flash_attention
 from wuneng.bench.record import Row
 from wuneng.bench.shapes import OperatorShapes, prepared
+from wuneng.bench.wind import wind_case
 from wuneng.ops import native, wkv7
 
 __all__ = ["OperatorShapes", "operator_groups", "wkv7_inputs"]
@@ -36,9 +38,9 @@ OPERATIONS = ("forward", "forward+backward", "step", "fusion")
 
 def wkv7_inputs(shapes: OperatorShapes, seed: int, tokens: int | None = None) -> list[Tensor]:
     """r, w (log decay), k, v, a, b ``[B, T, H, N]``."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_on(shapes.device, seed)
     shape = (shapes.batch, tokens or shapes.tokens, shapes.heads, shapes.size)
-    r, decay, k, v, kappa, rate = (torch.randn(shape, generator=generator) for _ in range(6))
+    r, decay, k, v, kappa, rate = (normal(shape, generator) for _ in range(6))
     kappa = F.normalize(kappa, dim=-1)
     w = -0.6065306597 * torch.sigmoid(decay)
     inputs = (r, w, k, v, -kappa, kappa * torch.sigmoid(rate))
@@ -52,7 +54,7 @@ def operator_groups(
 
     Args:
         config: says what is fused.
-        peers: ``fla`` and ``mamba``, or one of them, or none.
+        peers: any of ``fla``, ``mamba`` and ``wind``.
         compiled: also what torch.compile makes of the fusion.
     """
     operators = dict(_wkv7_operators(shapes, "fla" in peers))
@@ -70,6 +72,8 @@ def operator_groups(
         ]
         if "mamba" in peers:
             cases.append(mamba_case(shapes, operation, backward=backward))
+        if "wind" in peers:
+            cases.append(wind_case(shapes, operation, wkv7_inputs, backward=backward))
         yield operation, cases
     steps = [*_step_cases(shapes), _attention_step_case(shapes)]
     if "fla" in peers:
@@ -192,9 +196,9 @@ def _attention_case(
 
 
 def _query_key_value(shapes: OperatorShapes, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_on(shapes.device, seed)
     shape = (shapes.batch, shapes.heads, shapes.tokens, shapes.size)
-    drawn = (torch.randn(shape, generator=generator) for _ in range(3))
+    drawn = (normal(shape, generator) for _ in range(3))
     return [x.to(shapes.device, shapes.dtype) for x in drawn]
 
 
@@ -206,8 +210,7 @@ def _step_cases(shapes: OperatorShapes) -> list[Case]:
         shape = (shapes.batch, shapes.heads, shapes.size, shapes.size)
 
         def state(seed: int, shape: Any = shape) -> Tensor:
-            drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-            return drawn.to(shapes.device)
+            return normal(shape, generator_on(shapes.device, seed)).to(shapes.device)
 
         def prepare(backend: str = backend, state: Any = state) -> Prepared:
             count = shapes.sets(shapes.size + 6, tokens=1)

@@ -21,6 +21,7 @@ __all__ = [
     "FLA",
     "MAMBA",
     "PEERS",
+    "WIND",
     "fla_operators",
     "flash_attention",
     "load_peer",
@@ -31,8 +32,9 @@ __all__ = [
 ]
 
 FLA, FLASH, MAMBA = "flash-linear-attention", "flash-attn", "mamba-ssm"
+WIND = "wind_rwkv"
 #: What is named as missing where it is not installed: the module to import, by distribution.
-PEERS = {FLA: "fla", FLASH: "flash_attn", MAMBA: "mamba_ssm"}
+PEERS = {FLA: "fla", FLASH: "flash_attn", MAMBA: "mamba_ssm", WIND: "wind_rwkv"}
 #: What mamba-ssm's own Mamba-2 layer passes unless told otherwise.
 MAMBA_CHUNK = 256
 

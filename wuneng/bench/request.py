@@ -26,8 +26,9 @@ __all__ = [
 WHATS = ("ops", "prefill", "decode", "train", "parts")
 DEFAULT_WHATS = ("ops", "prefill", "decode", "train")
 #: Arms that can stand beside the model: the built-in ones, and other projects'. ``fla``:
-#: flash-linear-attention's operators and RWKV-7 model; ``mamba``: mamba-ssm's operators.
-ARMS = (*(arm for arm in BUILT_IN_ARMS if arm != "wuneng"), "llama", "fla", "mamba")
+#: flash-linear-attention's operators and RWKV-7 model; ``mamba``: mamba-ssm's operators;
+#: ``wind``: wind_rwkv's WKV-7 kernel.
+ARMS = (*(arm for arm in BUILT_IN_ARMS if arm != "wuneng"), "llama", "fla", "mamba", "wind")
 DEFAULT_AGAINST = ("mha", "rwkv7")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_LENGTH = "4k"

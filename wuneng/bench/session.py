@@ -4,43 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from wuneng.bench import roofline
 from wuneng.bench.architectures import Comparison, choose
-from wuneng.bench.engine import Case, Engine, torch_dtype
+from wuneng.bench.engine import Engine, torch_dtype
 from wuneng.bench.exponents import growth
+from wuneng.bench.groups import groups as all_groups
 from wuneng.bench.machine import Machine, clocks_mhz, load_average
-from wuneng.bench.models import ModelStore, decode_case, prefill_case, train_case
-from wuneng.bench.operators import OperatorShapes, operator_groups
+from wuneng.bench.models import ModelStore
 from wuneng.bench.parts import model_parts
 from wuneng.bench.peers import peer_versions
 from wuneng.bench.record import Row
 from wuneng.bench.request import BenchRequest
 from wuneng.bench.schema import SCHEMA_VERSION
+from wuneng.bench.stopping import sigterm_interrupts, skipped
 from wuneng.bench.timing import Clock, clock_for
 from wuneng.device import environment, pick_device
 
 __all__ = ["run_benchmark"]
 
 Notify = Callable[[str], None]
-_MODEL_CASES: dict[str, Callable[..., Case]] = {
-    "prefill": prefill_case,
-    "decode": decode_case,
-    "train": train_case,
-}
-
-
-@dataclass
-class _Group:
-    """Cases that are timed against each other, and their share of the time."""
-
-    title: str
-    cases: list[Case]
-    weight: float
 
 
 def run_benchmark(
@@ -76,12 +62,9 @@ def run_benchmark(
         machine.clocks["start"] = clocks_mhz(device)
         store = ModelStore(device, dtype, dtype_name, comparison.training)
         engine = Engine(machine, chosen_clock, store.drop)
-        rows = _run_groups(request, comparison, store, engine, notify)
-        parts: list[dict[str, Any]] = []
-        if "parts" in request.what:
-            notify("parts of a training step and of a decoded token")
-            own = [a for a in comparison.architectures if not a.is_peer]
-            parts = model_parts(store, own, request.batches[0], request.seq_lens)
+        with sigterm_interrupts():
+            rows, stopped = _run_groups(request, comparison, store, engine, notify)
+            parts = [] if stopped else _parts(request, comparison, store, notify, rows)
         machine.probe(chosen_clock)
         machine.clocks["end"] = clocks_mhz(device)
         machine.load = {"start": load_before, "end": load_average()}
@@ -110,53 +93,52 @@ def _run_groups(
     store: ModelStore,
     engine: Engine,
     notify: Notify,
-) -> list[Row]:
-    groups = list(_groups(request, comparison, store))
+) -> tuple[list[Row], bool]:
+    """All rows, and whether somebody stopped it; who does so before the first is measured gets
+    KeyboardInterrupt."""
+    groups = list(all_groups(request, comparison, store))
     total = sum(group.weight for group in groups)
-    rows = []
+    rows: list[Row] = []
     last_what = None
-    for group in groups:
+    for place, group in enumerate(groups):
         what = group.cases[0].row.what
         if last_what not in (None, what):
             engine.machine.probe(engine.clock)
             if what == "train":
                 store.drop()  # inference's copies of the models
         notify(group.title)
-        rows += engine.run(group.cases, request.seconds * group.weight / total)
+        try:
+            rows += engine.run(group.cases, request.seconds * group.weight / total)
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            notify("stopped: what was measured so far is kept")
+            rows += skipped(case.row for left in groups[place:] for case in left.cases)
+            store.drop()
+            return rows, True
         last_what = what
     store.drop()
-    return rows
+    return rows, False
 
 
-def _groups(request: BenchRequest, comparison: Comparison, store: ModelStore) -> Iterator[_Group]:
-    """All groups, in the order in which they are measured."""
-    for what in ("ops", "prefill", "decode", "train"):
-        if what not in request.what:
-            continue
-        for batch in request.batches:
-            for length in request.seq_lens:
-                where = f"{what}, {length} tokens, batch {batch}"
-                if what == "ops":
-                    yield from _operator_groups(request, comparison, store, batch, length)
-                    continue
-                make = _MODEL_CASES[what]
-                cases = [make(store, a, batch, length) for a in comparison.architectures]
-                yield _Group(where, cases, 4 * length**0.5)
-
-
-def _operator_groups(
-    request: BenchRequest, comparison: Comparison, store: ModelStore, batch: int, length: int
-) -> Iterator[_Group]:
-    config = comparison.architectures[0].config
-    heads = request.heads or config.num_attention_heads or config.num_state_heads
-    size = config.state_head_dim or config.head_dim or 64
-    shapes = OperatorShapes(batch, length, heads, size, store.dtype, store.dtype_name, store.device)
-    on_gpu = store.device.type == "cuda"
-    alone = request.what == ("ops",)
-    peers = [name for name in ("fla", "mamba") if on_gpu or name in (request.against or ())]
-    for operation, cases in operator_groups(shapes, config, peers=peers, compiled=alone):
-        title = f"ops, {operation}, {length} tokens, batch {batch}, {heads} heads of {size}"
-        yield _Group(title, cases, length**0.5)
+def _parts(
+    request: BenchRequest,
+    comparison: Comparison,
+    store: ModelStore,
+    notify: Notify,
+    rows: list[Row],
+) -> list[dict[str, Any]]:
+    if "parts" not in request.what:
+        return []
+    notify("parts of a training step and of a decoded token")
+    own = [a for a in comparison.architectures if not a.is_peer]
+    try:
+        return model_parts(store, own, request.batches[0], request.seq_lens)
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        notify("stopped: what was measured so far is kept")
+        return []
 
 
 def _against_final_rates(row: Row, machine: Machine) -> None:

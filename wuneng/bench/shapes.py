@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuneng.bench.draws import generator_on, normal
 from wuneng.bench.engine import Prepared
 from wuneng.bench.memory import tensor_bytes
 from wuneng.bench.record import Row
@@ -66,7 +67,7 @@ def prepared(
         for x in inputs:
             x.requires_grad_()
     like = sets[0][output_like]
-    dy = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(like)
+    dy = normal(like.shape, generator_on(like.device, 1)).to(like)
 
     def both(index: int) -> Any:
         inputs = sets[index % len(sets)]
