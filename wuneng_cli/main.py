@@ -82,7 +82,17 @@ class _Commands(TyperGroup):
 
 
 def _make_harmless(error: Exception) -> None:
-    error.message = shown(error.message)  # type: ignore[attr-defined]
+    text = error.message + _what_came(error)  # type: ignore[attr-defined]
+    error.message = shown(text)  # type: ignore[attr-defined]
+
+
+def _what_came(error: Exception) -> str:
+    """``, got '0'``: typer's own sentence about a number tells what was expected alone."""
+    cause = error.__cause__ or error.__context__
+    if not isinstance(cause, ValueError) or not hasattr(cause, "errors"):
+        return ""
+    found = cause.errors()
+    return f", got {found[0]['input']!r}" if found and "input" in found[0] else ""
 
 
 class _PlainFormatter(logging.Formatter):

@@ -188,3 +188,22 @@ def test_no_arguments_shows_help() -> None:
     code, out, err = run()
     assert code == 2
     assert "Usage: wuneng" in out + err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "recipes/quickstart.yaml", "--jobs", "0"],
+        ["train", "recipes/quickstart.yaml", "--processes", "0"],
+        ["generate", "there", "--temperature", "0x"],
+        ["bench", "--seconds", "0"],
+        ["convert", "from", "to", "--seed", "-1"],
+    ],
+    ids=lambda arguments: arguments[-2],
+)
+def test_a_number_that_cannot_be_is_told(arguments: list[str]) -> None:
+    """typer's own sentence says what was expected, and not what came."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert f"got '{arguments[-1]}'" in " ".join(result.output.split())
+    assert arguments[-2] in result.output
