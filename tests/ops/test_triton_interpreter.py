@@ -33,9 +33,10 @@ def test_bfloat16_rounds_as_torch() -> None:
     assert np.array_equal(float32_values(bits), expected.float().numpy(), equal_nan=True)
 
 
-def test_tf32_keeps_ten_bits() -> None:
-    rounded = tf32_values(np.array([1 + 2**-10, 1 + 2**-11, 1 + 2**-12, -3.0], dtype=np.float32))
-    assert rounded.tolist() == [1 + 2**-10, 1 + 2**-10, 1.0, -3.0]
+def test_tf32_keeps_ten_bits_and_cuts_the_others_off() -> None:
+    near_two = 2 - 2**-12
+    cut = tf32_values(np.array([1 + 2**-10, 1 + 2**-11, near_two, -near_two, -3.0], np.float32))
+    assert cut.tolist() == [1 + 2**-10, 1.0, 2 - 2**-10, -2 + 2**-10, -3.0]
 
 
 @triton.jit
