@@ -247,6 +247,19 @@ def test_what_is_no_model_is_told(
         find_model(model, arm, Path("runs"))
 
 
+def test_a_latest_run_that_is_not_finished_says_so(runs: Path) -> None:
+    begun = RunDirectory(runs / "begun")
+    begun.path.mkdir()
+    begun.recipe.write_text("arms:\n  wuneng: {}\n", encoding="utf-8")
+    (begun.arm("wuneng").checkpoints / "step-5").mkdir(parents=True)
+    begun.update_latest(runs)
+    with pytest.raises(ModelError, match=r"so the latest run was meant$"):
+        find_model(None, runs_root=runs)
+    write_json(runs / "q" / "results.json", {})
+    with pytest.raises(ModelError, match=r"the last that is finished is .*runs/q$"):
+        find_model(None, runs_root=runs)
+
+
 def test_without_any_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no model was given and there is no .*latest; train one"):
         find_model(None, runs_root=tmp_path / "runs")

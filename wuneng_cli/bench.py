@@ -37,8 +37,8 @@ What: ops (WKV-7's backends, attention, fusion), prefill, decode, train, parts. 
 rwkv7 (as many parameters), replace, mha-shift, llama (transformers' own), fla
 (flash-linear-attention's operators and RWKV-7 model), mamba (mamba-ssm's operators), wind
 (wind_rwkv's WKV-7 kernel), none. On a GPU the last three's operators are always tried. Presets:
-130m, 400m, 1.5b, 7b. One length alone is measured at its eighth, quarter and half too. With
---compare, options left out are the earlier record's.
+130m, 400m, 1.5b, 7b. One length alone is measured at its eighth, quarter and half too,
+from 128 on. With --compare, options left out are the earlier record's.
 """
 
 

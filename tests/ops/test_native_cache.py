@@ -252,7 +252,7 @@ def test_a_slow_compiler_is_announced_once(
         for _ in range(3):
             compiler_process.run_compiler([slow])
     assert [record.getMessage() for record in caplog.records] == [
-        f"waiting for {slow}, which builds the C kernels (given up after 20 s)"
+        f"waiting for {slow}, which builds the C kernels (for 20 s at most)"
     ]
 
 

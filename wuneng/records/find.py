@@ -31,7 +31,12 @@ def find_model(
     """
     place = _latest(Path(runs_root)) if path is None else _existing(Path(path), Path(runs_root))
     if (place / "recipe.yaml").is_file():
-        return _in_run(RunDirectory(place), arm)
+        try:
+            return _in_run(RunDirectory(place), arm)
+        except ModelError as error:
+            if path is not None:
+                raise
+            raise ModelError(f"{error}. {_latest_is_meant(place, Path(runs_root))}") from None
     if arm is not None:
         raise ModelError(
             f"{place} is not a run directory (no recipe.yaml), so it has no arm '{arm}'"
@@ -46,6 +51,17 @@ def find_model(
             f"{''.join(map(_convert_first, sorted(place.glob('*.pth'))[:1]))}"
         )
     return found
+
+
+def _latest_is_meant(place: Path, runs_root: Path) -> str:
+    """Which run was taken for want of a name, and which finished one could be named instead."""
+    finished = [p.parent for p in runs_root.glob("*/results.json") if not p.parent.is_symlink()]
+    finished = [p for p in finished if p.resolve() != place]
+    text = "No model was named, so the latest run was meant"
+    if not finished:
+        return text
+    newest = max(finished, key=lambda p: (p / "results.json").stat().st_mtime)
+    return f"{text}; the last that is finished is {newest}"
 
 
 def _latest(runs_root: Path) -> Path:

@@ -56,7 +56,7 @@ def _wait(process: subprocess.Popen[bytes], name: str) -> int:
 def _announce(name: str) -> None:
     """Once in a process: kernels for every head size are built by several calls."""
     _log.warning(
-        "waiting for %s, which builds the C kernels (given up after %g s)",
+        "waiting for %s, which builds the C kernels (for %g s at most)",
         shown_line(name),
         _PATIENCE,
     )
