@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/kernels.md and docs/performance.md await from a GPU, by one command, in order
-# of importance, within eight minutes on an H100: proofs, launches, operators, models. Needs torch,
+# of importance: proofs, launches, operators, models. Meant for eight minutes on an H100, where it was
+# never run to its end; each step has a limit. Needs torch,
 # triton, transformers, rich, matplotlib and pytest (and pydantic for training steps; pytest-xdist
 # makes the proofs quick); no installation of wuneng itself.
 #

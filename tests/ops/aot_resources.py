@@ -28,9 +28,9 @@ from wuneng.ops.wkv7.triton_backward import wkv7_backward_kernel
 from wuneng.ops.wkv7.triton_forward import wkv7_forward_kernel
 from wuneng.ops.wkv7.triton_launch import (
     CANDIDATES,
+    CHUNK,
     Launch,
     backward_launch,
-    chunk_length,
     forward_launch,
     precision,
     segment_scan_launch,
@@ -85,7 +85,7 @@ class Build:
     def launch_parameters(self) -> Launch:
         if self.launch is not None:
             return self.launch
-        chunk = chunk_length(self.dtype, self.size, self.keeps_states)
+        chunk = CHUNK
         if self.kernel == "backward":
             return backward_launch(self.dtype, self.size, chunk)
         return forward_launch(self.dtype, self.size, chunk, HEADS, PROCESSORS)
@@ -195,7 +195,7 @@ def step_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, 
 
 def segment_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
     """As scan_arguments, for the kernels of triton_segments."""
-    chunk = chunk_length(build.dtype, build.size, build.keeps_states)
+    chunk = CHUNK
     launch = segment_states_launch(build.dtype, build.size, chunk, HEADS, PROCESSORS)
     if build.kernel == "segment_scan":
         launch = segment_scan_launch(build.size)

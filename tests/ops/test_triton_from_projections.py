@@ -277,9 +277,9 @@ def test_what_the_fused_kernels_leave_to_the_parts(
         )
     # Few heads and a long sequence: wkv7 cuts it into segments, which read a and b as tensors.
     monkeypatch.setattr(triton_from_projections, "processors", lambda _: 132)
-    assert triton_from_projections.fits(given[3], (), 1, True)
-    assert not triton_from_projections.fits(torch.empty(1, 4096, 1, 16), (), 1, True)
-    assert triton_from_projections.fits(torch.empty(0, 4096, 1, 16), (), 0, True)
+    assert triton_from_projections.fits(given[3], (), 1)
+    assert not triton_from_projections.fits(torch.empty(1, 4096, 1, 16), (), 1)
+    assert triton_from_projections.fits(torch.empty(0, 4096, 1, 16), (), 0)
     monkeypatch.setattr(triton_launch, "INTERPRETING", False)
     with pytest.raises(ValueError, match="needs CUDA tensors"):
         wkv7_from_projections(*given, a_max=1.0, backend="triton")

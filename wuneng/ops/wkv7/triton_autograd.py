@@ -16,8 +16,8 @@ from wuneng.ops.wkv7.reference import INPUTS_SCHEMA, Inputs
 from wuneng.ops.wkv7.snapshots import Snapshots
 from wuneng.ops.wkv7.step import step_with_snapshots
 from wuneng.ops.wkv7.triton_launch import (
+    CHUNK,
     check_inputs,
-    chunk_length,
     forward_launch,
     state_gradients_launch,
 )
@@ -69,8 +69,7 @@ def wkv7_triton(
     if v.shape[1] == 1 and cu_seqlens is None and not differentiated:
         return _one_token(inputs, initial_state, snapshots)
     keeps_states = differentiated or snapshots is not None
-    if chunk == 0:
-        chunk = chunk_length(v.dtype, v.shape[-1], keeps_states)
+    chunk = chunk or CHUNK
     position = None if snapshots is None else snapshots.position
     y, final_state, states = torch.ops.wuneng.wkv7_triton_forward(
         *inputs, initial_state, cu_seqlens, position, chunk, values, keeps_states, segments

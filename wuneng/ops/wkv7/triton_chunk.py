@@ -224,3 +224,18 @@ def after_chunk(
     state_VK += multiply(u_VC, b_CK, OPERAND, PRECISION)
     state_VK += multiply(v_VC, k_CK, OPERAND, PRECISION)
     return state_VK * leave_K[None, :]
+
+
+@triton.jit
+def gradient_before_chunk(
+    ds_VK, dy_VC, r_CK, a_CK, b_CK, inverse_CC, qb_CC, enter_K,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return the gradient of the state before the chunk from dS', that after it in its frame."""
+    du_VC = multiply(ds_VK, tl.trans(b_CK), OPERAND, PRECISION)
+    du_VC += multiply(dy_VC, qb_CC, OPERAND, PRECISION)
+    dz_VC = multiply_finely(du_VC, inverse_CC, OPERAND, PRECISION).to(OPERAND)
+    ds_VK += multiply(dy_VC, r_CK, OPERAND, PRECISION)
+    ds_VK += multiply(dz_VC, a_CK, OPERAND, PRECISION)
+    return ds_VK * enter_K[None, :]

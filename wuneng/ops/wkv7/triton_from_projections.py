@@ -15,9 +15,9 @@ from torch import Tensor
 
 from wuneng.ops.wkv7 import triton_launch
 from wuneng.ops.wkv7.triton_launch import (
+    CHUNK,
     DTYPES,
     HEAD_SIZES,
-    chunk_length,
     forward_launch,
     processors,
     segment_length,
@@ -29,7 +29,7 @@ from wuneng.ops.wkv7.triton_tables import boundary_rows, sequence_table
 Projections = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]
 
 
-def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int, differentiated: bool) -> bool:
+def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int) -> bool:
     """Whether :func:`wkv7_from_projections_triton` takes these: size, dtypes, device, one pass.
 
     Where heads are so few that wkv7 would cut sequences into segments it does not: the passes that
@@ -44,9 +44,9 @@ def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int, differentiated: 
     programs = sequences * heads
     if torch.compiler.is_compiling() or programs == 0:
         return True
-    chunk, count = chunk_length(v.dtype, size, differentiated), processors(v.device)
-    values = forward_launch(v.dtype, size, chunk, programs, count).values
-    return segment_length(0, tokens, chunk, programs * (size // values), programs, count) == 0
+    count = processors(v.device)
+    values = forward_launch(v.dtype, size, CHUNK, programs, count).values
+    return segment_length(0, tokens, CHUNK, programs * (size // values), programs, count) == 0
 
 
 def wkv7_from_projections_triton(
@@ -67,12 +67,10 @@ def wkv7_from_projections_triton(
         y ``[B, T, S, N]`` in v's dtype, k~ ``[B, T, S, N]`` in k's, and the final state ``[B or
         sequences, S, N, N]`` float32.
     """
-    v = tensors[3]
     keeps_states = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (*tensors, initial_state)
     )
-    if chunk == 0:
-        chunk = chunk_length(v.dtype, v.shape[-1], keeps_states)
+    chunk = chunk or CHUNK
     y, key, final_state, _ = torch.ops.wuneng.wkv7_from_projections_triton_forward(
         *tensors, initial_state, cu_seqlens, a_max, chunk, values, keeps_states
     )

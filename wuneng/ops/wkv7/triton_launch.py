@@ -62,14 +62,13 @@ CANDIDATES = {
 """At most four of each for head size 64 in bfloat16, every one with a reason to win."""
 
 
-def chunk_length(dtype: torch.dtype, size: int, keeps_states: bool) -> int:
-    """Tokens per chunk.
+CHUNK = 16
+"""Tokens per chunk, unless a caller says otherwise.
 
-    The backward pass at 32 tokens spills half a kilobyte a thread, and float16 could not hold 32
-    tokens of decay (e^{9.7}). Forward alone would fit, and is slower at 32 than at 16: a chunk's
-    products are a chain, and the inverse is two links longer (1.02 ms against 0.73 on an H200).
-    """
-    return 16
+The backward pass at 32 tokens spills half a kilobyte a thread, and float16 could not hold 32
+tokens of decay (e^{9.7}). Forward alone would fit, and is slower at 32 than at 16: a chunk's
+products are a chain, and the inverse is two links longer (1.02 ms against 0.73 on an H200).
+"""
 
 
 def forward_launch(

@@ -32,11 +32,11 @@ from wuneng.ops.wkv7.triton_chunk import (
     after_chunk,
     chunk_slots,
     decay_factors,
+    gradient_before_chunk,
     load_CK,
     load_state,
     lower_products,
     multiply,
-    multiply_finely,
     removed_values,
     sequence_extent,
     tile_offsets,
@@ -172,12 +172,9 @@ def segment_gradients_kernel(
         qb_CC = lower_products(r_CK, b_CK, False, OPERAND, PRECISION)
 
         ds_VK = ds_VK * leave_K[None, :]
-        du_VC = multiply(ds_VK, tl.trans(b_CK), OPERAND, PRECISION)
-        du_VC += multiply(dy_VC, qb_CC, OPERAND, PRECISION)
-        dz_VC = multiply_finely(du_VC, inverse_CC, OPERAND, PRECISION).to(OPERAND)
-        ds_VK += multiply(dy_VC, r_CK, OPERAND, PRECISION)
-        ds_VK += multiply(dz_VC, a_CK, OPERAND, PRECISION)
-        ds_VK = ds_VK * enter_K[None, :]
+        ds_VK = gradient_before_chunk(
+            ds_VK, dy_VC, r_CK, a_CK, b_CK, inverse_CC, qb_CC, enter_K, OPERAND, PRECISION
+        )
         if HAS_BOUNDARIES:
             boundary = ((first_row + index) * heads + head) * SIZE * SIZE
             inside_VK = d_boundary_states + boundary + state_VK_offsets

@@ -21,10 +21,9 @@ import triton.language as tl
 
 from wuneng.ops.wkv7.triton_chunk import (
     chunk_slots,
+    gradient_before_chunk,
     load_state,
     lower_products,
-    multiply,
-    multiply_finely,
     scan_program,
     tile_offsets,
     unit_lower_inverse,
@@ -85,12 +84,9 @@ def wkv7_state_gradients_kernel(
             chunk_gradients + boundary + state_VK_offsets,
             ds_VK.to(chunk_gradients.dtype.element_ty),
         )
-        du_VC = multiply(ds_VK, tl.trans(b_CK), OPERAND, PRECISION)
-        du_VC += multiply(dy_VC, qb_CC, OPERAND, PRECISION)
-        dz_VC = multiply_finely(du_VC, inverse_CC, OPERAND, PRECISION).to(OPERAND)
-        ds_VK += multiply(dy_VC, r_CK, OPERAND, PRECISION)
-        ds_VK += multiply(dz_VC, a_CK, OPERAND, PRECISION)
-        ds_VK = ds_VK * enter_K[None, :]
+        ds_VK = gradient_before_chunk(
+            ds_VK, dy_VC, r_CK, a_CK, b_CK, inverse_CC, qb_CC, enter_K, OPERAND, PRECISION
+        )
         if HAS_BOUNDARIES:
             ds_VK += tl.load(d_boundary_states + boundary + state_VK_offsets).to(tl.float32)
 
