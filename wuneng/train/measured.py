@@ -75,7 +75,10 @@ def _timed(arm: ArmPlan, numerics: Numerics, length: int) -> tuple[int, float]:
     """Tokens of a step, and its median seconds."""
     from wuneng.model import WuNengForCausalLM  # slow to import
 
-    training, vocabulary = arm.training.model_copy(update={"compile": False}), arm.config.vocab_size
+    plain: dict[str, object] = {"compile": False}  # compiling would take longer than what is timed
+    if arm.training.has_low_bit_moments:
+        plain["optimizer"] = "adamw"
+    training, vocabulary = arm.training.model_copy(update=plain), arm.config.vocab_size
     with torch.random.fork_rng(devices=[]):
         model = WuNengForCausalLM(arm.config).to(numerics.device)
         called = prepare_model(model, training)
