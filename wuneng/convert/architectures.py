@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from wuneng.convert.families import FAMILIES, Family
+from wuneng.convert.families import FAMILIES, WIRING, Family
 from wuneng.errors import ModelError, file_errors, nearest
 from wuneng.model import WuNengConfig
 
@@ -86,6 +86,8 @@ def _checked_fields(source: PreTrainedConfig, family: Family, where: str) -> dic
     }
     fields |= _sliding(source, family, where)
     fields["qk_norm"] = family.qk_norm
+    fields |= family.wiring
+    fields |= {ours: getattr(source, theirs) for ours, theirs in family.fields.items()}
     return fields
 
 
@@ -154,7 +156,6 @@ def _not_stock(config: WuNengConfig) -> str:
     """What no stock type has; empty if nothing stands in the way."""
     plain = {
         "ffn": "swiglu",
-        "norm": "rmsnorm",
         "embedding_norm": False,
         "attention_token_shift": False,
         "attention_short_conv": 0,
@@ -174,8 +175,9 @@ def does_not_fit(config: WuNengConfig, family: Family) -> str:
         return general
     if config.qk_norm != family.qk_norm:
         return "q/k norm" if config.qk_norm else "has q/k norm"
-    wrong = _biases_that_do_not_fit(config, family)
-    if wrong:
+    if wrong := _wiring_that_does_not_fit(config, family):
+        return wrong
+    if wrong := _biases_that_do_not_fit(config, family):
         return wrong
     if config.sliding_window is not None:
         if family.window == "none":
@@ -184,6 +186,15 @@ def does_not_fit(config: WuNengConfig, family: Family) -> str:
             return "has the sliding window in every layer"
     if family.even_width and config.hidden_size % config.num_attention_heads:
         return "needs hidden_size to be a multiple of num_attention_heads"
+    return ""
+
+
+def _wiring_that_does_not_fit(config: WuNengConfig, family: Family) -> str:
+    for name in WIRING:
+        wanted = family.wiring.get(name, getattr(WuNengConfig, name))
+        value = getattr(config, name)
+        if name not in family.fields and value != wanted:
+            return f"{name} is {value!r}, a {family.title} has {wanted!r}"
     return ""
 
 
@@ -216,6 +227,9 @@ def as_stock(config: WuNengConfig, family: Family) -> PreTrainedConfig:
     for ours, theirs in family.biases.items():
         if isinstance(theirs, str):
             fields[theirs] = getattr(config, ours)
+    fields |= {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
+    if "attention_multiplier" in fields and config.attention_multiplier is None:
+        fields["attention_multiplier"] = (config.head_dim or 0) ** -0.5
     if family.window == "all":
         fields["sliding_window"] = config.sliding_window
     elif family.window == "layers":

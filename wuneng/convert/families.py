@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["FAMILIES", "Family", "bias_fields", "family_of"]
+__all__ = ["FAMILIES", "WIRING", "Family", "bias_fields", "family_of"]
 
 Bias = str | bool
 Role = Literal["attention", "state", "wuneng"]
@@ -24,6 +24,17 @@ def bias_fields(query_key_value: Bias, output: Bias, mlp: Bias) -> dict[str, Bia
         "attention_output_bias": output,
         "mlp_bias": mlp,
     }
+
+
+#: Fields of WuNeng that set the layers of one family apart from those of another.
+WIRING = (
+    *("norm", "embedding_multiplier", "attention_multiplier", "residual_multiplier"),
+    "logits_scaling",
+)
+
+
+def _same_names(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,10 @@ class Family:
             ``layers``: in those that ``layer_types`` names.
         even_width: whether the hidden size must be a multiple of the number of heads even where
             ``head_dim`` is given.
+        fields: of :data:`WIRING`, those that each checkpoint says for itself, to the family's own
+            name for it.
+        wiring: of :data:`WIRING`, what the others are in every checkpoint of the family. Left out:
+            as in a Llama.
     """
 
     model_type: str
@@ -57,6 +72,13 @@ class Family:
     biases: Mapping[str, Bias] = field(default_factory=lambda: bias_fields(False, False, False))
     window: Literal["none", "all", "layers"] = "none"
     even_width: bool = False
+    fields: Mapping[str, str] = field(default_factory=dict)
+    wiring: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of a checkpoint's configuration that are taken over, whatever they say."""
+        return frozenset(self.fields.values())
 
 
 _RECORDS = (
@@ -77,6 +99,16 @@ _RECORDS = (
         window="layers",
     ),
     Family("mistral", "Mistral", "attention", window="all"),
+    Family(
+        "granite",
+        "Granite",
+        "attention",
+        biases=bias_fields("attention_bias", "attention_bias", "mlp_bias"),
+        fields=_same_names(
+            *("embedding_multiplier", "attention_multiplier"),
+            *("residual_multiplier", "logits_scaling"),
+        ),
+    ),
     Family("rwkv7", "RWKV-7 in the fla layout", "state", spellings=("rwkv7_fla",)),
     Family("wuneng", "WuNeng", "wuneng"),
 )

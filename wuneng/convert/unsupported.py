@@ -59,10 +59,16 @@ _TYPES = {
 }
 
 
-def ruled_out(config: Mapping[str, Any]) -> list[str]:
-    """What in the configuration a WuNeng layer does not compute, as ``field: meaning``."""
+def ruled_out(config: Mapping[str, Any], family: Family | None = None) -> list[str]:
+    """What in the configuration a WuNeng layer does not compute, as ``field: meaning``.
+
+    Args:
+        family: whose record says of some fields that they are taken over.
+    """
     found = []
     for field, meaning in _FIELDS.items():
+        if family is not None and field in family.reads:
+            continue
         value: Any = config
         for part in field.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -91,7 +97,7 @@ def check_supported(config: Mapping[str, Any], where: str) -> Family:
         raise ModelError(f"{where}: no 'model_type'; expected the configuration of a model")
     family = family_of(name)
     # RWKV-7 and our own have readers of their own, which refuse by field.
-    reasons = ruled_out(config) if family is None or family.role == "attention" else []
+    reasons = ruled_out(config, family) if family is None or family.role == "attention" else []
     if family is not None and not reasons:
         return family
     message = f"{where}: model_type {name!r} cannot be converted.{nearest(name, FAMILIES)}"

@@ -50,7 +50,7 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
+        self.scaling = config.attention_multiplier or self.head_dim**-0.5
         self.is_causal = True
         self.sliding_window = config.sliding_window if config.is_sliding(layer_idx) else None
         size, width = config.hidden_size, config.num_attention_heads * self.head_dim

@@ -24,6 +24,7 @@ from wuneng.model.field_defaults import (
     default_rank,
     with_older_meaning,
 )
+from wuneng.model.field_rules import check_heads
 from wuneng.model.field_types import CHOICES, choice_problem, is_finite_number, type_problem
 
 _GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu")
@@ -71,6 +72,10 @@ class WuNengConfig(PreTrainedConfig):
     ffn: str = "swiglu"
     norm: str = "rmsnorm"
     embedding_norm: bool = False
+    embedding_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
 
     layers: list[str] | dict | None = None
     num_state_heads: int = 2
@@ -193,7 +198,7 @@ class WuNengConfig(PreTrainedConfig):
         for room, name in (("state", "state_kind"), ("middle", "cross_head")):
             if wrong := check_kind(room, getattr(self, name)):  # type: ignore[arg-type]
                 raise ValueError(f"{name} {wrong}")
-        self._check_heads()
+        check_heads(self)
         self._check_limits()
         self._check_values()
         self._check_layers()
@@ -245,42 +250,6 @@ class WuNengConfig(PreTrainedConfig):
                     f"hidden_act {self.hidden_act!r} is not known."
                     f"{nearest(self.hidden_act, ACT2FN)}"
                 )
-
-    def _check_heads(self) -> None:
-        heads, groups, states = (
-            self.num_attention_heads,
-            self.num_key_value_heads,
-            self.num_state_heads,
-        )
-        if heads == 0 and states == 0:
-            raise ValueError("num_attention_heads and num_state_heads must be not both 0")
-        if heads and self.head_dim and self.head_dim % 2:
-            raise ValueError(
-                "head_dim (hidden_size / num_attention_heads where it is left out) must be even, "
-                f"got {self.head_dim}"
-            )
-        if heads and (groups is None or groups < 1 or heads % groups):
-            raise ValueError(
-                f"num_key_value_heads must divide num_attention_heads ({heads}), got {groups}"
-            )
-        if not heads and states:
-            if self.state_key_source != "own" or self.state_value_source != "own":
-                raise ValueError(
-                    "num_attention_heads is 0, so state_key_source and state_value_source must be "
-                    f"'own', got {self.state_key_source!r} and {self.state_value_source!r}"
-                )
-            if self.state_layers is not None:
-                raise ValueError("num_attention_heads is 0, so state_layers must cover all layers")
-        if self.cross_head != "none" and self.state_head_dim != self.head_dim:
-            raise ValueError(
-                f"cross_head {self.cross_head!r} needs state_head_dim equal to head_dim "
-                f"({self.head_dim}), got {self.state_head_dim}"
-            )
-        if self.cross_head != "none" and heads % states and states % heads:
-            raise ValueError(
-                f"cross_head {self.cross_head!r} groups heads evenly: num_attention_heads "
-                f"({heads}) must be a multiple of num_state_heads ({states}), or the reverse"
-            )
 
     def has_state(self, layer_idx: int) -> bool:
         """Whether layer ``layer_idx`` carries state heads."""

@@ -4,6 +4,7 @@
     x'  = x + A' W_o + [lambda * R; Mid] W_branch
     x'' = x' + FFN(norm(x'))
 
+(other families place norms and factors otherwise: :mod:`wuneng.model.residual`).
 The same class is the baseline: without state heads it is a Llama, parameter names and all;
 without attention heads it is a pure RWKV-7.
 """
@@ -47,11 +48,13 @@ from wuneng.model.configuration import WuNengConfig
 from wuneng.model.context_call import piece_call
 from wuneng.model.context_loss import loss_of_piece, refuse_head_arguments
 from wuneng.model.initialisation import initialise
-from wuneng.model.structure import BlockParts, ModelParts, output_projection
+from wuneng.model.logits import ScaledLogits, has_plain_logits, scaled_logits
+from wuneng.model.residual import ResidualParts
+from wuneng.model.structure import ModelParts, output_projection
 from wuneng.ops.context import active_context
 
 
-class WuNengBlock(GradientCheckpointingLayer, BlockParts):
+class WuNengBlock(GradientCheckpointingLayer, ResidualParts):
     """One layer: hybrid attention and feed-forward, each behind a norm and a residual."""
 
     def __init__(self, config: WuNengConfig, layer_idx: int) -> None:
@@ -60,6 +63,7 @@ class WuNengBlock(GradientCheckpointingLayer, BlockParts):
         self.mask_kind = "sliding" if config.is_sliding(layer_idx) else "full"
         #: What becomes of the branch while an upgrade trains; None: it is added to attention.
         self.branch_way: BranchWay | None = None
+        self.residual_multiplier = config.residual_multiplier
         self.add_parts(config, layer_idx, ACT2FN.__getitem__)
 
     def forward(
@@ -99,14 +103,15 @@ class WuNengBlock(GradientCheckpointingLayer, BlockParts):
                 readout, first_value = self.state_heads(h, heads, first_value, layout, slot)
                 attended, branch = self.cross_head(attended, readout)
         if way is not None and heads is not None and branch is not None and way.is_watched(self):
-            hidden = hidden + way.shown(self, hidden, heads.output, branch, (layout, slot))
+            said: Tensor | None = way.shown(self, hidden, heads.output, branch, (layout, slot))
         elif attention is not None and attended is not None:
             mixed = attention.o_proj(attended)
-            hidden = hidden + (mixed if branch is None else mixed + branch)
-        elif branch is not None:
-            hidden = hidden + branch
-        h = self.post_attention_layernorm(hidden)
-        return hidden + self.mlp(h, layout, slot), first_value
+            said = mixed if branch is None else mixed + branch
+        else:
+            said = branch
+        if said is not None:
+            hidden = hidden + self.from_heads(said)
+        return hidden + self.from_feed_forward(hidden, layout, slot), first_value
 
 
 class WuNengPreTrainedModel(PreTrainedModel):
@@ -183,6 +188,8 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.config.embedding_multiplier != 1.0:
+            hidden = hidden * self.config.embedding_multiplier
         past = given_cache(past_key_values, cache)
         if past is not None and self.gradient_checkpointing and self.training:
             raise ValueError("Activation checkpointing would advance the cache twice: pass none.")
@@ -272,8 +279,8 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         hidden = hidden[:, kept]
-        logits = self.lm_head(hidden) if head_loss is None else None
-        loss = None if head_loss is None else head_loss(hidden, self.lm_head)
+        logits = scaled_logits(self.lm_head(hidden), self.config) if head_loss is None else None
+        loss = None if head_loss is None else head_loss(hidden, self.output_head())
         if labels is not None or of_loss.get("shift_labels") is not None:
             arguments = {**kwargs, **of_loss, "vocab_size": self.config.vocab_size}
             if context is None:
@@ -287,6 +294,11 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def output_head(self) -> nn.Module:
+        """What makes logits ``[..., vocab]`` of last hidden states ``[..., D]``."""
+        plain = has_plain_logits(self.config)
+        return self.lm_head if plain else ScaledLogits(self.lm_head, self.config)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refused, as is ``generate_batch``: a paged cache has no room for a recurrent state."""

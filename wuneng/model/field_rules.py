@@ -1,0 +1,45 @@
+"""Rules that tie fields of a configuration together; each raises ValueError, naming the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["check_heads"]
+
+
+def check_heads(config: Any) -> None:
+    """How many heads there are of each kind, and how large they are."""
+    heads, groups, states = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.num_state_heads,
+    )
+    if heads == 0 and states == 0:
+        raise ValueError("num_attention_heads and num_state_heads must be not both 0")
+    if heads and config.head_dim and config.head_dim % 2:
+        raise ValueError(
+            "head_dim (hidden_size / num_attention_heads where it is left out) must be even, "
+            f"got {config.head_dim}"
+        )
+    if heads and (groups is None or groups < 1 or heads % groups):
+        raise ValueError(
+            f"num_key_value_heads must divide num_attention_heads ({heads}), got {groups}"
+        )
+    if not heads and states:
+        if config.state_key_source != "own" or config.state_value_source != "own":
+            raise ValueError(
+                "num_attention_heads is 0, so state_key_source and state_value_source must be "
+                f"'own', got {config.state_key_source!r} and {config.state_value_source!r}"
+            )
+        if config.state_layers is not None:
+            raise ValueError("num_attention_heads is 0, so state_layers must cover all layers")
+    if config.cross_head != "none" and config.state_head_dim != config.head_dim:
+        raise ValueError(
+            f"cross_head {config.cross_head!r} needs state_head_dim equal to head_dim "
+            f"({config.head_dim}), got {config.state_head_dim}"
+        )
+    if config.cross_head != "none" and heads % states and states % heads:
+        raise ValueError(
+            f"cross_head {config.cross_head!r} groups heads evenly: num_attention_heads "
+            f"({heads}) must be a multiple of num_state_heads ({states}), or the reverse"
+        )
