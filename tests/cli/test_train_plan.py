@@ -48,10 +48,12 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
         assert (arm["seconds"], arm["not_measured"]) == (None, "--no-measure")
 
 
-@pytest.mark.parametrize("name", ["study-bytes", "study-reasoning", "study-fineweb"])
-def test_shipped_studies_can_be_planned(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "shows"), [("study-bytes", 0.02), ("study-reasoning", 0.3), ("study-fineweb", 0.02)]
+)
+def test_shipped_studies_can_be_planned(name: str, shows: float) -> None:
     """Every arm is tuned as often as any other, of the same size at each rung, and what the seeds
-    can show is said."""
+    can show is said: less than what the arms were apart when it was made."""
     path = RECIPES / f"{name}.yaml"
     code, out, err = run(str(path), "--dry-run", "--json", "--no-measure")
     assert (code, err) == (0, "")
@@ -68,7 +70,7 @@ def test_shipped_studies_can_be_planned(name: str) -> None:
         assert all(row["runs"] == wanted[row["stage"]] for row in rows)
         sizes = [row["parameters"] for row in rows]
         assert max(sizes) <= 1.01 * min(sizes), "the arms are not matched"
-    assert 0 < planned["plan"]["minimum_detectable_effect"] < 0.02
+    assert 0 < planned["plan"]["minimum_detectable_effect"] < shows
 
 
 def test_the_large_recipe_keeps_its_promises() -> None:
