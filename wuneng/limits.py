@@ -73,6 +73,8 @@ LIMITS: dict[str, Limits] = {
     "attention_multiplier": _FACTOR,
     "residual_multiplier": _FACTOR,
     "logits_scaling": _FACTOR,
+    "attention_softcap": _FACTOR,
+    "logit_softcap": _FACTOR,
     "num_state_heads": Limits(0, MOST_HEADS),
     "state_head_dim": _WIDTH,
     "decay_rank": _WIDTH,

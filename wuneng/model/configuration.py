@@ -24,8 +24,8 @@ from wuneng.model.field_defaults import (
     default_rank,
     with_older_meaning,
 )
-from wuneng.model.field_rules import check_heads
-from wuneng.model.field_types import CHOICES, choice_problem, is_finite_number, type_problem
+from wuneng.model.field_rules import check_heads, check_rope
+from wuneng.model.field_types import CHOICES, choice_problem, type_problem
 
 _GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu")
 #: What recipes offer. A converted model keeps whatever activation transformers knows.
@@ -72,10 +72,19 @@ class WuNengConfig(PreTrainedConfig):
     ffn: str = "swiglu"
     norm: str = "rmsnorm"
     embedding_norm: bool = False
+    norm_placement: str = "pre"
+    qk_norm_over: str = "head"
+    scaled_embedding: bool = False
     embedding_multiplier: float = 1.0
     attention_multiplier: float | None = None
+    attention_softcap: float | None = None
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
+    logit_softcap: float | None = None
+    rope_layers: list[int] | None = None
+    sliding_rope_parameters: dict | None = None
+    rope_float32: bool = False
+    longrope_recompute: bool = False
 
     layers: list[str] | dict | None = None
     num_state_heads: int = 2
@@ -206,7 +215,7 @@ class WuNengConfig(PreTrainedConfig):
             load_kind("state", self.state_kind).check(self)
 
     def _check_layers(self) -> None:
-        for name in ("state_layers", "sliding_window_layers"):
+        for name in ("state_layers", "sliding_window_layers", "rope_layers"):
             layers = getattr(self, name)
             if layers is not None and any(not 0 <= i < self.num_hidden_layers for i in layers):
                 raise ValueError(f"{name} must lie in 0..{self.num_hidden_layers - 1}: {layers}")
@@ -239,9 +248,7 @@ class WuNengConfig(PreTrainedConfig):
             raise ValueError(
                 f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
             )
-        theta = (self.rope_parameters or {}).get("rope_theta", 1.0)
-        if not is_finite_number(theta) or theta <= 0:
-            raise ValueError(f"rope_theta must be a number above 0, got {theta!r}")
+        check_rope(self)
         if self.hidden_act not in USUAL_ACTIVATIONS:
             from transformers.activations import ACT2FN  # torch, which planning does without
 
@@ -267,6 +274,10 @@ class WuNengConfig(PreTrainedConfig):
             return "state"
         listed = self.state_layers is None or layer_idx in self.state_layers
         return "hybrid" if self.num_state_heads and listed else "attention"
+
+    def has_rope(self, layer_idx: int) -> bool:
+        """Whether attention of layer ``layer_idx`` turns queries and keys by their positions."""
+        return self.rope_layers is None or layer_idx in self.rope_layers
 
     @property
     def first_state_layer(self) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["check_heads"]
+from wuneng.model.field_types import is_finite_number
+
+__all__ = ["check_heads", "check_rope"]
 
 
 def check_heads(config: Any) -> None:
@@ -43,3 +45,22 @@ def check_heads(config: Any) -> None:
             f"cross_head {config.cross_head!r} groups heads evenly: num_attention_heads "
             f"({heads}) must be a multiple of num_state_heads ({states}), or the reverse"
         )
+
+
+def check_rope(config: Any) -> None:
+    """Rotary positions: of all layers, and of those with a sliding window."""
+    _check_one_rope(config.rope_parameters or {})
+    if config.sliding_rope_parameters is not None:
+        if config.sliding_window is None:
+            raise ValueError("sliding_rope_parameters needs sliding_window")
+        if "rope_type" not in config.sliding_rope_parameters:
+            raise ValueError("sliding_rope_parameters must state rope_type")
+        _check_one_rope(config.sliding_rope_parameters)
+
+
+def _check_one_rope(rope: dict[str, Any]) -> None:
+    theta, part = rope.get("rope_theta", 1.0), rope.get("partial_rotary_factor")
+    if not is_finite_number(theta) or theta <= 0:
+        raise ValueError(f"rope_theta must be a number above 0, got {theta!r}")
+    if part is not None and (not is_finite_number(part) or not 0 < part <= 1):
+        raise ValueError(f"partial_rotary_factor must lie above 0 and up to 1, got {part!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["ScaledLogits", "has_plain_logits", "scaled_logits"]
@@ -11,12 +12,17 @@ __all__ = ["ScaledLogits", "has_plain_logits", "scaled_logits"]
 
 def has_plain_logits(config: Any) -> bool:
     """Whether logits are what ``lm_head`` makes, and nothing else."""
-    return bool(config.logits_scaling == 1.0)
+    return bool(config.logits_scaling == 1.0 and config.logit_softcap is None)
 
 
 def scaled_logits(logits: Tensor, config: Any) -> Tensor:
-    """The model's logits, from those of ``lm_head``, ``[..., vocab]``: over ``logits_scaling``."""
-    return logits if config.logits_scaling == 1.0 else logits / config.logits_scaling
+    """The model's logits, from those of ``lm_head``, ``[..., vocab]``: over ``logits_scaling``, and
+    within ``logit_softcap``."""
+    if config.logits_scaling != 1.0:
+        logits = logits / config.logits_scaling
+    if config.logit_softcap is not None:
+        logits = torch.tanh(logits / config.logit_softcap) * config.logit_softcap
+    return logits
 
 
 class ScaledLogits(nn.Module):

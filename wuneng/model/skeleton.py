@@ -123,7 +123,8 @@ class _Rotary(nn.Module):
     def __init__(self, config: WuNengConfig) -> None:
         super().__init__()
         kind = (config.rope_parameters or {})["rope_type"]
-        frequencies = torch.empty((config.head_dim or 0) // 2)
+        part = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
+        frequencies = torch.empty((int((config.head_dim or 0) * part) + 1) // 2)
         if kind != "default":
             try:
                 frequencies = ROPE_INIT_FUNCTIONS[kind](config)[0]
