@@ -83,6 +83,8 @@ def test_the_record_is_transformers_own_layer(name: str) -> None:
     for on in (False, True):
         asked = {ours: fixed.get(ours, on) for ours in family.biases}
         wiring = {"qk_norm": family.qk_norm, **family.wiring}
+        if family.has_experts:
+            wiring |= {"num_experts": 3, "moe_intermediate_size": 8, "moe_layers": [1]}
         config = WuNengConfig(**PLAIN, **asked, **wiring, sliding_window=7)
         if family.window == "none":
             assert does_not_fit(config, family) == "has no sliding window"

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.convert.sources import assert_same_bits, save_source, tensors_of
 from wuneng.convert import GraftSettings, Request, convert
 from wuneng.convert.architectures import does_not_fit
-from wuneng.convert.families import FAMILIES, ROPE_WIRING, WIRING
+from wuneng.convert.families import FAMILIES, OWN_WIRING, WIRING
 from wuneng.errors import ModelError
 from wuneng.evaluate.scoring import CallLimits, score_answers
 from wuneng.model import WuNengConfig, WuNengForCausalLM
@@ -39,6 +39,19 @@ SOURCES: dict[str, dict[str, Any]] = {
     "granite-three-heads": GRANITE | THREE_HEADS,
     "granite-biases-head14": GRANITE
     | {"head_dim": 14, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "qwen3-moe": {
+        "kind": "qwen3_moe",
+        **THREE_HEADS,
+        "head_dim": 10,
+        "num_hidden_layers": 3,
+        "mlp_only_layers": [1],
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "use_sliding_window": True,
+        "sliding_window": 9,
+    },
     "smollm3-windows": {
         "kind": "smollm3",
         **THREE_HEADS,
@@ -188,13 +201,13 @@ def test_every_field_of_the_family_reaches_the_model(converted: Converted) -> No
     family = FAMILIES[converted.kind]
     fields = [
         field
-        for field in (*WIRING, *ROPE_WIRING)
+        for field in (*WIRING, *OWN_WIRING)
         if getattr(model.config, field) != getattr(WuNengConfig, field)
     ]
     assert {*fields} >= {*family.fields, *family.wiring} - {"attention_softcap", "logit_softcap"}
     with torch.no_grad():
         right = model(IDS).logits
-        for field in {*fields} - {"longrope_recompute"}:
+        for field in {*fields} - {"longrope_recompute", "num_experts", "moe_intermediate_size"}:
             config = WuNengConfig.from_dict(model.config.to_dict())
             setattr(config, field, getattr(WuNengConfig, field))
             other = WuNengForCausalLM(config).to(torch.bfloat16).eval()

@@ -21,7 +21,7 @@ HYBRIDS = (
 )
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts: 8 (a mixture"),
-    ({"model_type": "qwen3_moe", "num_experts": 128}, "num_experts: 128 (a mixture of experts)"),
+    ({"model_type": "qwen2_moe", "num_experts": 60}, "num_experts: 60 (a mixture of experts)"),
     ({"model_type": "deepseek_v3", "kv_lora_rank": 512}, "kv_lora_rank: 512 (multi-head latent"),
     ({"model_type": "mpt", "attn_config": {"alibi": True}}, "attn_config.alibi: True (ALiBi"),
     ({"model_type": "bloom"}, "model_type: bloom (ALiBi positions)"),

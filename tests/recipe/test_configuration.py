@@ -15,7 +15,7 @@ import pytest
 from pydantic import StringConstraints, ValidationError
 from pydantic.fields import FieldInfo
 
-from wuneng.convert.families import ROPE_WIRING, WIRING
+from wuneng.convert.families import OWN_WIRING, WIRING
 from wuneng.model import WuNengConfig, from_settings
 from wuneng.recipe import ModelSettings
 from wuneng.recipe.arms import resolve_model
@@ -37,7 +37,7 @@ ONLY_IN_MODELS = {
     "state_norm_eps": "RWKV-7's constant, which some checkpoints have otherwise",
     **{
         name: "of a family of checkpoints; a recipe that starts from one keeps it"
-        for name in (*WIRING, *ROPE_WIRING)
+        for name in (*WIRING, *OWN_WIRING)
         if name != "norm"
     },
 }

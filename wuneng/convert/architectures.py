@@ -88,9 +88,18 @@ def _checked_fields(source: PreTrainedConfig, family: Family, where: str) -> dic
     fields["qk_norm"] = family.qk_norm
     fields |= family.wiring
     fields |= {ours: getattr(source, theirs) for ours, theirs in family.fields.items()}
+    if family.has_experts:
+        fields["moe_layers"] = _layers_of_experts(source)
     if family.query_scalar:
         fields["attention_multiplier"] = _positive(source, "query_pre_attn_scalar", where) ** -0.5
     return fields
+
+
+def _layers_of_experts(source: Any) -> list[int] | None:
+    step, without = source.decoder_sparse_step, source.mlp_only_layers
+    layers = range(source.num_hidden_layers)
+    found = [i for i in layers if i not in without and (i + 1) % step == 0]
+    return None if len(found) == len(layers) else found
 
 
 def _positive(source: PreTrainedConfig, name: str, where: str) -> float:
@@ -177,6 +186,8 @@ def does_not_fit(config: WuNengConfig, family: Family) -> str:
         return "q/k norm" if config.qk_norm else "has q/k norm"
     if wrong := _wiring_that_does_not_fit(config, family):
         return wrong
+    if bool(config.num_experts) != family.has_experts:
+        return "has experts" if family.has_experts else "has no experts"
     if wrong := rope_that_does_not_fit(config, family):
         return wrong
     if wrong := _biases_that_do_not_fit(config, family):
@@ -245,12 +256,17 @@ def as_stock(config: WuNengConfig, family: Family) -> PreTrainedConfig:
         if isinstance(theirs, str):
             fields[theirs] = getattr(config, ours)
     fields |= {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
+    if family.has_experts:
+        layers = range(config.num_hidden_layers)
+        fields["mlp_only_layers"] = [i for i in layers if not config.has_experts(i)]
     if family.query_scalar:
         fields["query_pre_attn_scalar"] = _query_scalar(config)
     if "attention_multiplier" in fields:
         fields["attention_multiplier"] = _scale(config)
     if family.window == "all":
         fields["sliding_window"] = config.sliding_window
+        if hasattr(kind, "use_sliding_window"):
+            fields["use_sliding_window"] = config.sliding_window is not None
     elif family.window == "layers":
         if hasattr(kind, "use_sliding_window"):
             fields["use_sliding_window"] = config.sliding_window is not None

@@ -27,6 +27,7 @@ from wuneng.convert.probe import Answers, Probe
 from wuneng.convert.remote_code import AUTO_MAP, foreign_kind, write_modelling_code
 from wuneng.convert.resave import read_config, same_tensors
 from wuneng.convert.source import Located, open_tensors
+from wuneng.convert.stacked import ExpertsApart, apart_shapes
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.convert.verify import answers_of
 from wuneng.errors import InputError, ModelError, RunError
@@ -85,6 +86,8 @@ def _stock(
     family = family_of(plain.model_type)
     if family is not None and family.fused:
         source, wanted = JoinedTensors(source, family.fused), joined_shapes(wanted, family.fused)
+    if family is not None and family.has_experts:
+        source, wanted = ExpertsApart(source), apart_shapes(wanted)
     routes, dropped = kept_routes(source, wanted, silent=is_grafted_name)
     plan = make_plan(source, routes, dropped, dtype=dtype, wanted=wanted)
     return same_function(located, f"wuneng to stock {plain.model_type}", plain, plan, target)

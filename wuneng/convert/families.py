@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["FAMILIES", "ROPE_WIRING", "WIRING", "Family", "bias_fields", "family_of"]
+__all__ = ["FAMILIES", "OWN_WIRING", "WIRING", "Family", "bias_fields", "family_of"]
 
 Bias = str | bool
 Role = Literal["attention", "state", "wuneng"]
@@ -31,9 +31,10 @@ WIRING = (
     *("norm", "norm_placement", "qk_norm_over", "scaled_embedding", "embedding_multiplier"),
     *("attention_multiplier", "attention_softcap", "residual_multiplier"),
     *("logits_scaling", "logit_softcap", "rope_float32"),
+    *("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
 )
-#: The same, of rotary positions: which checkpoints have what is a family's own way of saying it.
-ROPE_WIRING = ("rope_layers", "sliding_rope_parameters", "longrope_recompute")
+#: The same, of what families say each in a way of their own.
+OWN_WIRING = ("rope_layers", "sliding_rope_parameters", "longrope_recompute", "moe_layers")
 #: What a layer of Gemma has and a Llama's has not.
 _GEMMA = {"norm": "rmsnorm_plus_one", "norm_placement": "both", "scaled_embedding": True}
 #: What a layer of OLMo 2 has and a Llama's has not.
@@ -83,6 +84,7 @@ class Family:
             change.
         has_no_rope_layers: whether ``no_rope_layers`` says which layers have rotary positions.
         fused: what the family stores as one matrix, by the ends of names.
+        has_experts: whether layers are mixtures of experts, which checkpoints store one by one.
         idle: fields that ask for something else elsewhere, and that this family does not read.
     """
 
@@ -104,6 +106,7 @@ class Family:
     has_no_rope_layers: bool = False
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
+    has_experts: bool = False
 
     @property
     def reads(self) -> frozenset[str]:
@@ -135,6 +138,19 @@ _RECORDS = (
         window="layers",
     ),
     Family("mistral", "Mistral", "attention", window="all"),
+    Family(
+        "qwen3_moe",
+        "Qwen3-MoE",
+        "attention",
+        qk_norm=True,
+        biases=bias_fields("attention_bias", "attention_bias", False),
+        window="all",
+        has_experts=True,
+        fields=_same_names(
+            *("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
+        ),
+        idle=("num_local_experts",),
+    ),
     Family(
         "granite",
         "Granite",

@@ -22,6 +22,7 @@ from wuneng.convert.plan import (
     ties_its_head,
 )
 from wuneng.convert.source import Located, open_tensors
+from wuneng.convert.stacked import ExpertsTogether
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.errors import InputError, ModelError
 from wuneng.limits import LIMITS
@@ -56,6 +57,8 @@ def from_transformer(
     source: TensorSource = open_tensors(located)
     fields = _plain_fields(located)
     check_sizes(fields, source, str(located.path))
+    if located.family is not None and located.family.has_experts:
+        source = ExpertsTogether(source)
     if located.family is not None and located.family.fused:
         shapes = model_shapes(grafted_config(fields, GraftSettings(state_heads=0)))
         source = SplitTensors(source, located.family.fused, lambda name: shapes.get(name, (0,)))

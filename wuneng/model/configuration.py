@@ -24,7 +24,7 @@ from wuneng.model.field_defaults import (
     default_rank,
     with_older_meaning,
 )
-from wuneng.model.field_rules import check_heads, check_rope
+from wuneng.model.field_rules import check_experts, check_heads, check_rope
 from wuneng.model.field_types import CHOICES, choice_problem, type_problem
 
 _GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu")
@@ -85,6 +85,11 @@ class WuNengConfig(PreTrainedConfig):
     sliding_rope_parameters: dict | None = None
     rope_float32: bool = False
     longrope_recompute: bool = False
+    num_experts: int = 0
+    num_experts_per_tok: int = 1
+    moe_intermediate_size: int | None = None
+    norm_topk_prob: bool = False
+    moe_layers: list[int] | None = None
 
     layers: list[str] | dict | None = None
     num_state_heads: int = 2
@@ -208,6 +213,7 @@ class WuNengConfig(PreTrainedConfig):
             if wrong := check_kind(room, getattr(self, name)):  # type: ignore[arg-type]
                 raise ValueError(f"{name} {wrong}")
         check_heads(self)
+        check_experts(self)
         self._check_limits()
         self._check_values()
         self._check_layers()
@@ -215,7 +221,7 @@ class WuNengConfig(PreTrainedConfig):
             load_kind("state", self.state_kind).check(self)
 
     def _check_layers(self) -> None:
-        for name in ("state_layers", "sliding_window_layers", "rope_layers"):
+        for name in ("state_layers", "sliding_window_layers", "rope_layers", "moe_layers"):
             layers = getattr(self, name)
             if layers is not None and any(not 0 <= i < self.num_hidden_layers for i in layers):
                 raise ValueError(f"{name} must lie in 0..{self.num_hidden_layers - 1}: {layers}")
@@ -278,6 +284,11 @@ class WuNengConfig(PreTrainedConfig):
     def has_rope(self, layer_idx: int) -> bool:
         """Whether attention of layer ``layer_idx`` turns queries and keys by their positions."""
         return self.rope_layers is None or layer_idx in self.rope_layers
+
+    def has_experts(self, layer_idx: int) -> bool:
+        """Whether the feed-forward layer of layer ``layer_idx`` is a mixture of experts."""
+        listed = self.moe_layers is None or layer_idx in self.moe_layers
+        return bool(self.num_experts) and listed
 
     @property
     def first_state_layer(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from wuneng.model.field_types import is_finite_number
 
-__all__ = ["check_heads", "check_rope"]
+__all__ = ["check_experts", "check_heads", "check_rope"]
 
 
 def check_heads(config: Any) -> None:
@@ -44,6 +44,23 @@ def check_heads(config: Any) -> None:
         raise ValueError(
             f"cross_head {config.cross_head!r} groups heads evenly: num_attention_heads "
             f"({heads}) must be a multiple of num_state_heads ({states}), or the reverse"
+        )
+
+
+def check_experts(config: Any) -> None:
+    """A mixture of experts: how many, how wide, and which layers have it."""
+    if not config.num_experts:
+        if config.moe_layers is not None:
+            raise ValueError("moe_layers needs num_experts")
+        return
+    if config.ffn != "swiglu" or config.mlp_bias:
+        raise ValueError("num_experts goes with ffn 'swiglu', without mlp_bias")
+    if config.moe_intermediate_size is None:
+        raise ValueError("num_experts needs moe_intermediate_size")
+    if config.num_experts_per_tok > config.num_experts:
+        raise ValueError(
+            f"num_experts_per_tok must be at most num_experts ({config.num_experts}), got "
+            f"{config.num_experts_per_tok}"
         )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import initialization as init
 
 from wuneng.layers.attention import Attention
+from wuneng.layers.experts import MixtureOfExperts
 from wuneng.layers.feed_forward import ChannelMix
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.norms import HeadGroupNorm, HeadRMSNorm, PlusOneRMSNorm
@@ -42,6 +43,9 @@ def initialise(module: nn.Module, config: Any) -> bool:
         bound = 0.5 / math.sqrt(config.hidden_size)
         init.uniform_(module.key.weight, -bound, bound)
         init.zeros_(module.value.weight)
+    elif isinstance(module, MixtureOfExperts):
+        for parameter in module.parameters():
+            init.normal_(parameter, std=config.initializer_range)
     elif isinstance(module, PlusOneRMSNorm):
         init.zeros_(module.weight)
     elif isinstance(module, HeadRMSNorm):

@@ -70,6 +70,11 @@ class WuNengPreTrainedModel(PreTrainedModel):
         """torch's own attention has no soft caps."""
         return self.config.attention_softcap is None
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Experts run by whatever transformers chooses for a stock model's."""
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if not initialise(module, self.config):

@@ -52,10 +52,13 @@ class Layout(NamedTuple):
 def layout(config: WuNengConfig) -> Layout:
     """Names and shapes of the whole model. Layers with equal parts are built once, so that a
     thousand of them take no longer than three. Errors of ``Skeleton``."""
-    kinds: dict[tuple[bool, str], int] = {}
+    kinds: dict[tuple[bool, str, bool], int] = {}
     # The first layer has no value residual, and not every layer has the same heads.
     first = config.first_state_layer
-    of_layer = [(i <= first, config.layer_kind(i)) for i in range(config.num_hidden_layers)]
+    of_layer = [
+        (i <= first, config.layer_kind(i), config.has_experts(i))
+        for i in range(config.num_hidden_layers)
+    ]
     for i, kind in enumerate(of_layer):
         kinds.setdefault(kind, i)
     model = Skeleton(config, list(kinds.values()))

@@ -15,6 +15,7 @@ from torch import nn
 from wuneng.kinds import load_kind
 from wuneng.layers.attention import Attention
 from wuneng.layers.embedding import ScaledEmbedding
+from wuneng.layers.experts import MixtureOfExperts
 from wuneng.layers.feed_forward import make_feed_forward
 from wuneng.layers.middle.base import MiddleHeads, make_middle_heads
 from wuneng.layers.norms import make_norm
@@ -46,8 +47,12 @@ class BlockParts:
             self.post_feedforward_layernorm = make_norm(config.norm, size, eps)
         width = config.intermediate_size
         assert width is not None
-        self.mlp = make_feed_forward(
-            config.ffn, size, width, lambda: activation(config.hidden_act), config.mlp_bias
+        self.mlp = (
+            MixtureOfExperts(config)
+            if config.has_experts(layer_idx)
+            else make_feed_forward(
+                config.ffn, size, width, lambda: activation(config.hidden_act), config.mlp_bias
+            )
         )
 
 
