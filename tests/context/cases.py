@@ -34,6 +34,7 @@ WIRINGS = (
     "pre-shift",
     "gate-and-value-residual",
     "sliding-second-layer",
+    "four-norms-soft-caps",
     "rwkv-ffn",
     "pure-rwkv7",
     "paper",
