@@ -164,7 +164,7 @@ def test_trl_trains_it(tmp_path: Path) -> None:
 
 
 def test_trl_packs_documents_that_do_not_see_each_other(tmp_path: Path) -> None:
-    """Several in a row, told apart by positions that start again: the loss is that of each alone."""
+    """Several in a row, told apart by positions that start again: the loss is each one's."""
     lengths = [5, 9, 13, 7, 11, 6, 8, 12] * 6
     documents = [[(n + at) % 60 + 1 for at in range(size)] for n, size in enumerate(lengths)]
     trainer = sft_trainer(tmp_path, documents, packing=True, max_length=LENGTH)

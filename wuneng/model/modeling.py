@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from wuneng.layers.attention import Attention
 from wuneng.layers.layout import SequenceLayout
+from wuneng.model.adapters import AdapterTargets
 from wuneng.model.branch_way import BranchWay
 from wuneng.model.cache import WuNengCache
 from wuneng.model.call_arguments import (
@@ -109,7 +110,7 @@ class WuNengBlock(GradientCheckpointingLayer, BlockParts):
         return hidden + self.mlp(h, layout, slot), first_value
 
 
-class WuNengPreTrainedModel(PreTrainedModel):
+class WuNengPreTrainedModel(AdapterTargets, PreTrainedModel):
     """What transformers needs to know about every WuNeng model."""
 
     config: WuNengConfig
