@@ -41,8 +41,9 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A transformers directory or hub name (Llama, Qwen2, Qwen3, Mistral, RWKV-7, "
-            "WuNeng), a run, an RWKV-7 .pth, or a distributed checkpoint.",
+            help="A transformers directory or hub name (Llama, Qwen2, Qwen3 and its MoE, Mistral, "
+            "Granite, SmolLM3, Phi-3, OLMo 2/3, Gemma 2/3, RWKV-7, WuNeng), a run, an RWKV-7 .pth, "
+            "or a distributed checkpoint.",
         ),
     ],
     destination: Annotated[
