@@ -176,7 +176,7 @@ def bench_tables() -> Iterator[Table]:
 
 def convert_tables() -> Iterator[Table]:
     from wuneng.convert import Check
-    from wuneng_cli.conversion import checks_table
+    from wuneng_cli.conversion_text import checks_table
 
     names = ("full forward", "left padding", "cache, token by token", "generate, 32 tokens, greedy")
     yield checks_table(

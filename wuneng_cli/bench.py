@@ -30,9 +30,9 @@ EXAMPLES = """Examples:
   wuneng bench --seq-len 8k   a small model at 1k, 2k, 4k and 8k tokens
   wuneng bench --model recipes/text.yaml --what train --seq-len 512,2k
   wuneng bench --preset 400m --what decode --batch 1,16,64 \\
-      --seq-len 1k,8k,32k --device cuda
+                              --seq-len 1k,8k,32k --device cuda
   wuneng bench --what parts --seq-len 512
-      where a training step spends its time
+                              where a training step spends its time
   wuneng bench --compare runs/bench/small --fail-over 10%
 
 What: ops (WKV-7's backends, attention, fusion), prefill, decode, train, parts. Against: mha and

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.conversion import checks_table, is_same, same_line, summary
+from wuneng_cli.conversion_text import checks_table, is_same, same_line, summary
 from wuneng_cli.render import print_json, print_line, print_renderable, print_text
 
 if TYPE_CHECKING:
@@ -20,17 +20,21 @@ SHORT_HELP = "Turn a checkpoint into WuNeng, or back."
 EXAMPLES = """Examples:
 
 \b
-  wuneng convert Qwen/Qwen2.5-0.5B upgraded   add state and middle heads
+  wuneng convert Qwen/Qwen2.5-0.5B upgraded
+      add state and middle heads
   wuneng convert my-llama upgraded --state-heads 4 --cross-head concat \\
-      --dtype bf16
+                                 --dtype bf16
   wuneng convert my-llama upgraded --state-from rwkv7.pth \\
-      --state-head-dim 64 --cross-head none
+                                 --state-head-dim 64 --cross-head none
   wuneng convert rwkv7.pth rwkv7 --tokenizer world
-      the same function, as a WuNeng
+                                 the same function, as a WuNeng
   wuneng convert runs/text shared --to transformers
-      for people without this package
-  wuneng convert upgraded sharded --to dcp    a distributed checkpoint
-  wuneng convert sharded again                and back
+                                 for people without this package
+  wuneng convert runs/text shared --push-to-hub me/my-model
+                                 and onto Hugging Face's hub
+  wuneng convert upgraded sharded --to dcp
+      a distributed checkpoint
+  wuneng convert sharded again   and back
 
 The new heads start silent: the converted model gives its source's logits, which is checked before
 the destination appears. Train them afterwards.
@@ -44,8 +48,9 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A transformers directory or hub name (Llama, Qwen2, Qwen3, Mistral, RWKV-7, "
-            "WuNeng), a run, an RWKV-7 .pth, or a distributed checkpoint.",
+            help="A transformers directory or hub name (Llama, Qwen2, Qwen3 and its MoE, Mistral, "
+            "Granite, SmolLM3, Phi-3, OLMo 2/3, Gemma 2/3, RWKV-7, WuNeng), a run, an RWKV-7 .pth, "
+            "or a distributed checkpoint.",
         ),
     ],
     destination: Annotated[
@@ -161,6 +166,17 @@ def convert(
             help="Compare the source's files with their checksums, where it has some, before use.",
         ),
     ] = True,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Upload the result to this repository on Hugging Face's hub.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make that repository private.")
+    ] = False,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Convert a checkpoint and prove that it still computes the same.
@@ -200,6 +216,9 @@ def convert(
         stock=stock,
         verify=verify,
         check_source=checksums,
+        push_to_hub=push_to_hub,
+        private=private,
+        progress=not (output.quiet or output.as_json),
     )
 
     def note(line: str) -> None:
@@ -213,7 +232,8 @@ def convert(
             print_renderable(checks_table(error.checks), stderr=True)
         raise
     if output.as_json:
-        print_json({"directory": str(outcome.directory), **outcome.record})
+        uploaded = {} if outcome.uploaded is None else {"uploaded": outcome.uploaded}
+        print_json({"directory": str(outcome.directory), **outcome.record, **uploaded})
         return
     if outcome.checks and (output.verbose or not all(map(is_same, outcome.checks))):
         print_renderable(checks_table(outcome.checks))
@@ -221,6 +241,8 @@ def convert(
         print_text(same_line(outcome.checks))
     for line in summary(outcome.record):
         print_line(line)
+    if outcome.uploaded is not None:
+        print_line(f"  uploaded    {outcome.uploaded}")
     print_line(f"\nEverything is in {outcome.directory}.")
 
 

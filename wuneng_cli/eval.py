@@ -25,12 +25,12 @@ EXAMPLES = """Examples:
 \b
   wuneng eval   the latest run on its held-out data
   wuneng eval runs/quickstart --state zero
-      what is lost without the state
+                what is lost without the state
   wuneng eval runs/quickstart --controls all
-      whose gain is it? each head, memory span
+                whose gain is it? each head, memory span
   wuneng eval runs/text --tasks reasoning --data-dir my-test-sets
   wuneng eval runs/text --baseline runs/text/mha-shift --tasks arc,piqa \\
-      --limit 200
+                --limit 200
   wuneng eval path/to/llama --tasks mmlu --num-fewshot 5 --batch-size 8
 
 Aliases: arc = arc_easy + arc_challenge; obqa = openbookqa; lambada = lambada_openai; reasoning =

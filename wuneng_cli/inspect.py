@@ -19,7 +19,7 @@ EXAMPLES = """Examples:
 \b
   wuneng inspect --text chapter.txt   the latest run's arm with state heads
   wuneng inspect runs/quickstart --task parity
-      over a held-out row: see the state flip
+                                      over a held-out row: see the state flip
   wuneng inspect runs/text --arm mha --text chapter.txt --format csv
   wuneng inspect path/to/model --text chapter.txt --seq-len 1k --out look
 

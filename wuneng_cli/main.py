@@ -28,19 +28,19 @@ _EXAMPLES = """Examples:
 
 \b
   wuneng train recipes/quickstart.yaml
-      compare three arms on the CPU
-  wuneng train my.yaml --dry-run     check a recipe and see its sizes
-  wuneng eval                        score the latest run on its held-out data
+                                    compare three arms on the CPU
+  wuneng train my.yaml --dry-run    check a recipe and see its sizes
+  wuneng eval                       score the latest run on its held-out data
   wuneng inspect runs/text --text FILE
-      what each head does: memory, rates, states
+                                    what each head does: memory, rates, states
   wuneng generate runs/text --prompt "It was"
-      let a model that was trained on text write
-  wuneng convert my-llama upgraded   add state heads to a model you have
-  wuneng bench --seq-len 8k          speed and memory over lengths up to 8k
+                                    let a model that was trained on text write
+  wuneng convert my-llama upgraded  add state heads to a model you have
+  wuneng bench --seq-len 8k         speed and memory over lengths up to 8k
   wuneng report runs/text runs/bench/small
-      one page about runs and benchmarks
-  wuneng recipe --fields             what a recipe may say
-  wuneng cache                       what is kept between commands, and where
+                                    one page about runs and benchmarks
+  wuneng recipe --fields            what a recipe may say
+  wuneng cache                      what is kept between commands, and where
 
 Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.
 """

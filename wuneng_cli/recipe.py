@@ -22,9 +22,9 @@ EXAMPLES = """Examples:
 \b
   wuneng recipe --fields  every field: what it takes, its default, its meaning
   wuneng recipe --fields --markdown
-      the same as docs/recipe.md
+                          the same as docs/recipe.md
   wuneng recipe recipes/quickstart.yaml
-      a recipe with every default written out
+                          a recipe with every default written out
   wuneng recipe recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
 """
 

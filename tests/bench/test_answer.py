@@ -147,7 +147,7 @@ def test_no_legend_lies_over_its_panel(full_record: Any) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figures = {name: figure for name, figure in _figures(rows_of(full_record), full_record).items()}
+    figures = _figures(rows_of(full_record), full_record)
     assert {"ratio", "time", "memory", "decode", "roofline"} == set(figures)
     for name, figure in figures.items():
         figure.canvas.draw()

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from tests.cli.commands import outcome
 from tests.convert.sources import save_source
 from wuneng.convert import Check
-from wuneng_cli.conversion import is_same
+from wuneng_cli.conversion_text import is_same
 
 run = partial(outcome, "convert")
 

@@ -1,4 +1,4 @@
-"""What ``wuneng convert`` says of a conversion: how far the logits are apart, and what changed."""
+"""What ``wuneng convert`` tells of a conversion: the proof, and what changed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def same_line(checks: list[Check]) -> str:
 
 
 def checks_table(checks: list[Check]) -> Table:
+    """One row for each comparison of logits."""
     from wuneng.tables import Column, Table
 
     headings = ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict")
