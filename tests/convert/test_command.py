@@ -52,9 +52,11 @@ def test_where_nothing_differs_one_line_says_so(source: str, tmp_path: Path) -> 
     code, said, _ = run(source, str(tmp_path / "out"))
     assert code == 0
     first = said.splitlines()[0]
-    assert first.startswith("The same logits as the source's in 8 checks (full forward, left ")
-    assert "in float32" in first
-    assert "in bfloat16" in first
+    names = "full forward; left padding; cache, token by token; generate()"
+    assert first.startswith(
+        f"The same logits as the source's in 4 checks ({names}); furthest apart"
+    )
+    assert ": 0 in float32 (1e-05 allowed). " in first
     assert "max |Δ logit|" not in said
 
 

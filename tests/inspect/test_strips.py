@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from wuneng.inspect.strips import strip_lines, turns
+from wuneng.inspect.subject import _ones
 
 
 def record(bits: str, *paths: list[float]) -> dict[str, Any]:
@@ -45,3 +48,9 @@ def test_strips_are_as_wide_as_the_terminal() -> None:
 def test_other_texts_have_none() -> None:
     found = record("01010", [1.0] * 5)
     assert list(strip_lines({**found, "text": {"tokens": 5, "ones": []}}, 80)) == []
+
+
+def test_ones_of_a_task_in_a_mixture() -> None:
+    """There zero and one are 65 and 66, as the tokens of the tasks before them are counted first."""
+    assert _ones(torch.tensor([65, 66, 65, 66, 66])) == (2, 4, 5)
+    assert _ones(torch.tensor([65, 65])) == ()
