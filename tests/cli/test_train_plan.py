@@ -125,6 +125,8 @@ def test_memory_of_each_device_is_computed() -> None:
     for part in ("activations", "logits"):
         assert copies["memory"][part] == quarter["memory"][part]
     assert copies["memory"]["activations"] < whole["activations"] / 3
+    bits = devices_of("--roof", "A100", "--set", "training.optimizer=adamw-8bit")["per_device"]
+    assert bits["memory"]["optimizer"] == memory["optimizer"] / 4
     shards = devices_of("--set", "parallel.shard=4")["per_device"]
     assert (shards["processes"], shards["degrees"]) == (4, "FSDP, replicate 1 x shard 4")
     for part in ("weights", "gradients", "optimizer"):
@@ -160,6 +162,10 @@ def test_a_time_is_computed_at_rates_that_the_bench_has_measured(tmp_path: Path)
         (("--roof", "H10"), "--roof: expected A100, H100 NVL"),
         (("--roof", str(RECIPES / "text.yaml")), "not valid JSON"),
         (("--processes", "3", "--set", "parallel.shard=2"), "parallel.shard: expected a divisor"),
+        (
+            ("--set", "parallel.shard=2", "--set", "training.optimizer=adamw-8bit"),
+            "adamw-8bit is not for weights that are cut",
+        ),
         (("--processes", "256"), "training.batch_size: expected at least one sequence"),
         (
             ("--processes", "2", "--set", "sweep={training.clip: [1.0, 2.0]}"),

@@ -58,7 +58,8 @@ CPU_PATHS = [
     FastPath("low_rank.native:low_rank", "pre-shift", "decode"),
     FastPath("low_rank.native:projections", "own-removal-key", "decode"),
     FastPath("cross_head.native:cross_head", "own-removal-key", "decode"),
-    FastPath("native.hybrid_token:HybridToken.__call__", "default", "decode"),
+    FastPath("native.hybrid_token:HybridToken.__call__", "rwkv-ffn", "decode"),
+    FastPath("native.model_token:ModelToken.__call__", "default", "decode"),
     FastPath("wkv7.chunked:forward_pass", "snapshots", "prefill", written=2),
     FastPath("wkv7.chunked:backward_pass", "snapshots", "gradient", written=7),
     FastPath("wkv7.interface:step", "default", "decode", "chunked", watched=True),
@@ -100,7 +101,7 @@ LOADERS = [
     f"{module}:library"
     for module in (
         *("state_head.native", "low_rank.native", "cross_head.native"),
-        *("native.few_tokens", "native.hybrid_token"),
+        *("native.few_tokens", "native.hybrid_token", "native.model_token"),
     )
 ]
 

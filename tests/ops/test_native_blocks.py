@@ -21,13 +21,13 @@ from wuneng.ops import LowRank
 from wuneng.ops.cross_head import native as cross_head
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
 from wuneng.ops.low_rank import native as low_rank
-from wuneng.ops.native import hybrid_token
+from wuneng.ops.native import hybrid_token, model_token
 from wuneng.ops.state_head import native as state_head
 from wuneng.ops.state_head import native_arguments as arguments
 
 HEADERS = (
     *("state_head/state_head.h", "low_rank/low_rank.h", "cross_head/cross_head.h"),
-    "native/hybrid_token.h",
+    *("native/hybrid_token.h", "native/model_token.h"),
 )
 LETTERS = ("r", "w", "k", "v", "a", "b", "gate")
 
@@ -69,7 +69,8 @@ def blocks(repository: Path) -> dict[str, Any]:
 
 def test_the_headers_are_read(blocks: dict[str, Any]) -> None:
     assert list(blocks) == [
-        *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "HybridToken", "TokenInputs")
+        *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "HybridToken", "TokenInputs"),
+        *("TokenLayer", "TokenModel", "TokenCache", "TokenCall"),
     ]
     assert [name for name, _ in blocks["Rows"]._fields_] == ["data", "row"]
     assert all(ctypes.sizeof(kind) % 8 == 0 for kind in blocks.values())
@@ -84,6 +85,10 @@ def test_types_and_sizes(blocks: dict[str, Any]) -> None:
         "LowRank": low_rank.LOW_RANK,
         "CrossHead": cross_head.CROSS_HEAD,
         "TokenInputs": hybrid_token._INPUTS,
+        "TokenLayer": model_token._LAYER,
+        "TokenModel": model_token._MODEL,
+        "TokenCache": model_token._CACHE,
+        "TokenCall": model_token._CALL,
     }.items():
         assert _letters(blocks[name]) == _expanded(packed), name
 
@@ -153,8 +158,9 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, ...]]:
         return 0
 
     names = ("low_rank", "projections", "cross_head", "hybrid_token", "state_head_forward")
+    names += ("model_token",)
     kernels = SimpleNamespace(**dict.fromkeys(names, note))
-    for module in (low_rank, cross_head, hybrid_token, state_head):
+    for module in (low_rank, cross_head, hybrid_token, model_token, state_head):
         monkeypatch.setattr(module, "_kernels", lambda _: kernels)
     return calls
 
@@ -252,3 +258,70 @@ def test_a_layers_token(blocks: dict[str, Any], handed: list[tuple[bytes, ...]])
     for name, x in tensors.items():
         assert getattr(given, name) == x.data_ptr(), name
     assert (given.key_row, given.value_row) == (48, 80)
+
+
+def test_a_models_token(
+    blocks: dict[str, Any], handed: list[tuple[bytes, ...]], repository: Path
+) -> None:
+    """Two layers, the second with state heads; B 3, D 12, H 4, G 2, N 16, F 20, S 2."""
+    tensors = [torch.randn(12), *(torch.randn(n, 12) for n in (64, 32, 32)), torch.randn(12, 64)]
+    tensors += [torch.randn(n) for n in (64, 32, 32, 12, 16, 16, 12)]
+    tensors += [torch.randn(20, 12), torch.randn(20, 12), torch.randn(12, 20)]
+    tensors += [torch.randn(n) for n in (20, 20, 12)]
+    numbers = (1e-5, 2e-5, 3e-5, 4e-5, 0.25)
+    head = HeadWeights(*(torch.randn(32) for _ in range(8)))
+    own = [torch.randn(32, 12) for _ in range(3)]
+    state = model_token.StateWeights(
+        hybrid_token.TokenWeights(own[2], *WEIGHTS, head, *MIDDLE.values(), torch.randn(12, 64)),
+        hybrid_token.TokenOptions(HeadOptions(2, 16, letters="k"), "additive", 4, 1e-5),
+        *own[:2],
+    )
+    layers = [model_token.LayerWeights(*tensors, numbers, x) for x in (None, state)]
+    norm = model_token.FinalNorm(torch.randn(12), 5e-5)
+    call = model_token.make(layers, norm, 16, 3)
+    assert call is not None
+    hidden, rotation = torch.randn(3, 1, 12), (torch.randn(3, 1, 16), torch.randn(3, 1, 16))
+    keys, values = torch.randn(3, 2, 400, 16)[:, :, :300], torch.randn(3, 2, 400, 16)[:, :, :300]
+    states = [torch.randn(3, 2, 16, 16), torch.randn(3, 2, 16, 16), *torch.randn(2, 3, 32)]
+    caches = [model_token.LayerCache(keys, values), model_token.LayerCache(values, keys, *states)]
+    seen = torch.ones(3, 310, dtype=torch.bool)
+    out = call(hidden, rotation, seen, caches)
+    model, given = (
+        read(blocks[x], y) for x, y in zip(("TokenModel", "TokenCall"), handed[0], strict=True)
+    )
+    assert (model.layers, model.batch, model.threads) == (2, 3, torch.get_num_threads())
+    assert (model.width, model.heads, model.groups, model.inner) == (12, 4, 2, 20)
+    assert (model.norm, model.norm_eps) == (norm.weight.data_ptr(), 5e-5)
+    found = (2 * blocks["TokenLayer"]).from_address(model.layer)
+    for name, x in zip(model_token.LayerWeights._fields[:18], tensors, strict=True):
+        assert [getattr(layer, name) for layer in found] == [x.data_ptr()] * 2, name
+    for layer in found:
+        names = ("input_eps", "q_eps", "k_eps", "feed_eps", "scaling")
+        assert tuple(getattr(layer, x) for x in names) == numbers
+    assert (found[0].hybrid, found[0].own_key, found[0].own_value) == (0, 0, 0)
+    assert (found[1].own_key, found[1].own_value) == tuple(x.data_ptr() for x in own[:2])
+    hybrid = blocks["HybridToken"].from_address(found[1].hybrid)
+    assert hybrid.receptance.weight == own[2].data_ptr()
+    check_cross_head(hybrid.cross, 3)
+    # The result goes where the token's hidden states were copied to.
+    assert given.hidden == out.data_ptr() != hidden.data_ptr()
+    assert torch.equal(out, hidden)
+    assert (given.cos, given.sin, given.rotations) == (*(x.data_ptr() for x in rotation), 16)
+    assert (given.seen, given.columns, given.pieces) == (seen.data_ptr(), 310, 2)
+    constants = dict(
+        re.findall(
+            r"#define (\w+) (\d+)", (repository / "wuneng/ops/native/model_token.h").read_text()
+        )
+    )
+    assert int(constants["PIECE"]) == model_token._PIECE
+    assert int(constants["MOST_TOKENS"]) == model_token.MOST_SEQUENCES
+
+
+def test_a_models_cache(blocks: dict[str, Any]) -> None:
+    keys, values = torch.randn(3, 2, 400, 16)[:, :, :300], torch.randn(3, 2, 400, 16)[:, :, :300]
+    states = [torch.randn(1) for _ in range(4)]
+    found = read(blocks["TokenCache"], model_token.LayerCache(keys, values, *states).block())
+    assert (found.key, found.value) == (keys.data_ptr(), values.data_ptr())
+    assert (found.tokens, found.sequence, found.head) == (300, 2 * 400 * 16, 400 * 16)
+    names = ("state", "final_state", "carry", "last")
+    assert [getattr(found, x) for x in names] == [x.data_ptr() for x in states]

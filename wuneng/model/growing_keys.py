@@ -34,11 +34,11 @@ class _Buffer:
 
     def append(self, new: Tensor) -> None:
         end = self.filled + new.shape[-2]
-        self.memory[..., self.filled : end, :].copy_(new)
+        self.memory.narrow(-2, self.filled, new.shape[-2]).copy_(new)
         self.filled = end
 
     def view(self) -> Tensor:
-        return self.memory[..., : self.filled, :]
+        return self.memory.narrow(-2, 0, self.filled)
 
     def continues(self, old: Tensor, new: Tensor) -> bool:
         """Whether ``new`` may be written behind ``old``: it is this buffer's, its end, and fits.

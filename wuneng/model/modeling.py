@@ -40,6 +40,7 @@ from wuneng.model.call_shapes import check_shapes, kept_positions
 from wuneng.model.configuration import WuNengConfig
 from wuneng.model.context_call import piece_call
 from wuneng.model.context_loss import loss_of_piece, refuse_head_arguments
+from wuneng.model.decoded_token import decoded_token
 from wuneng.model.initialisation import initialise
 from wuneng.model.logits import ScaledLogits, has_plain_logits, scaled_logits
 from wuneng.model.rotary import make_rotary, outgrown
@@ -139,14 +140,17 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
         check_shapes(hidden, seen, attention_mask, position_ids)
         documents = {"document_ids": document_ids, "seq_idx": seq_idx}
         documents |= {name: kwargs.get(name) for name in BOUNDARIES}
+        if self.config.embedding_norm:
+            hidden = self.embed_norm(hidden)
         context = active_context()
         given = (hidden, attention_mask, position_ids, documents, past)
         if context is None:
+            decoded = decoded_token(self, WuNengBlock, *given, kwargs)
+            if decoded is not None:
+                return BaseModelOutputWithPast(decoded, **with_cache(past))
             layout, masks, position_embeddings, past = whole_call(self, *given, use_cache)
         else:
             layout, masks, position_embeddings, past = piece_call(context, self, *given)
-        if self.config.embedding_norm:
-            hidden = self.embed_norm(hidden)
         first_value: Tensor | None = None
         for block in self.layers:
             hidden, first_value = block(

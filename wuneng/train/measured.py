@@ -103,7 +103,10 @@ class _Stepper:
         from wuneng.model import WuNengForCausalLM  # slow to import
 
         self.arm, self.numerics, self.length = arm, numerics, length
-        self.training = arm.training.model_copy(update={"compile": False})
+        plain: dict[str, object] = {"compile": False}  # compiling takes longer than what is timed
+        if arm.training.has_low_bit_moments:
+            plain["optimizer"] = "adamw"
+        self.training = arm.training.model_copy(update=plain)
         model = WuNengForCausalLM(arm.config).to(numerics.device)
         self.called = prepare_model(model, self.training)
         self.optimizer = build_optimizer(model, self.training)

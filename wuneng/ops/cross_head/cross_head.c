@@ -56,34 +56,36 @@ static void middle_head(const CrossHead *g, const float *attention, const float 
   }
 }
 
-/* A' = A + alpha * up(R): each attention head takes its state head, or the mean of its state heads. */
-static void change_attention(const CrossHead *g, const float *attention, const float *readout,
-                             float *changed) {
-  for (int64_t head = 0; head < g->heads; ++head) {
-    const int64_t count = g->state_heads > g->heads ? g->state_heads / g->heads : 1;
-    const int64_t first =
-        g->state_heads > g->heads ? head * count : head / (g->heads / g->state_heads);
-    const float *alpha = g->alpha_or_matrix + head * N, *old = attention + head * N;
-    EACH {
-      vf sum = {0};
-      for (int64_t i = 0; i < count; ++i) sum += load(AT(readout + (first + i) * N));
-      store(AT(changed + head * N), load(AT(old)) + load(AT(alpha)) * (sum / (float)count));
-    }
+/* One state head: lambda R and Mid. */
+void cross_head_branch(const CrossHead *g, int64_t token, int64_t head) {
+  const float *read = g->readout + (token * g->state_heads + head) * N;
+  float *scaled = g->branch + (token * 2 * g->state_heads + head) * N;
+  const float scale = g->scale[g->scales > 1 ? head : 0];
+  EACH store(AT(scaled), scale * load(AT(read)));
+  middle_head(g, g->attention + token * g->heads * N, read, head, scaled + g->state_heads * N);
+}
+
+/* One attention head, of the additive kind: A' = A + alpha * up(R), with its state head or the mean
+   of its state heads. */
+void cross_head_changed(const CrossHead *g, int64_t token, int64_t head) {
+  const int64_t count = g->state_heads > g->heads ? g->state_heads / g->heads : 1;
+  const int64_t first =
+      g->state_heads > g->heads ? head * count : head / (g->heads / g->state_heads);
+  const int64_t place = (token * g->heads + head) * N;
+  const float *readout = g->readout + (token * g->state_heads + first) * N;
+  EACH {
+    vf sum = {0};
+    for (int64_t i = 0; i < count; ++i) sum += load(AT(readout + i * N));
+    store(AT(g->changed + place),
+          load(AT(g->attention + place)) +
+              load(AT(g->alpha_or_matrix + head * N)) * (sum / (float)count));
   }
 }
 
 void cross_head(const CrossHead *g) {
   for (int64_t token = 0; token < g->tokens; ++token) {
-    const float *attention = g->attention + token * g->heads * N;
-    const float *readout = g->readout + token * g->state_heads * N;
-    float *branch = g->branch + token * 2 * g->state_heads * N;
-    for (int64_t head = 0; head < g->state_heads; ++head) {
-      const float scale = g->scale[g->scales > 1 ? head : 0], *read = readout + head * N;
-      float *scaled = branch + head * N;
-      EACH store(AT(scaled), scale * load(AT(read)));
-      middle_head(g, attention, read, head, branch + (g->state_heads + head) * N);
-    }
-    if (g->kind == 0)
-      change_attention(g, attention, readout, g->changed + token * g->heads * N);
+    for (int64_t head = 0; head < g->state_heads; ++head) cross_head_branch(g, token, head);
+    for (int64_t head = 0; g->kind == 0 && head < g->heads; ++head)
+      cross_head_changed(g, token, head);
   }
 }

@@ -5,24 +5,12 @@
 
 #include <math.h>
 
-#include "../native/vectors.h"
+#include "../native/products.h"
 
 /* width must be a multiple of ROWS. */
 void product(const Product *g) {
-  for (int64_t token = 0; token < g->tokens; ++token) {
-    const float *x = g->x + token * g->size;
-    for (int64_t i = 0; i < g->width; i += ROWS) {
-      const float *row = g->weight + i * g->size;
-      vf sums[ROWS] = {{0}};
-      int64_t j = 0;
-      for (; j + WIDEST <= g->size; j += WIDEST)
-        for (int r = 0; r < ROWS; ++r) sums[r] += load(x + j) * load(row + r * g->size + j);
-      float *out = g->out + token * g->width + i;
-      sum_rows(sums, out);
-      for (; j < g->size; ++j)
-        for (int r = 0; r < ROWS; ++r) out[r] += x[j] * row[r * g->size + j];
-    }
-  }
+  for (int64_t i = 0; i < g->width; i += ROWS)
+    products(g->tokens, g->x, g->size, g->weight + i * g->size, g->size, g->out + i, g->width);
 }
 
 /* out += x rows, with rows [count, width]: sums of a block of columns stay in registers. */

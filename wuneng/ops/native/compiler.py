@@ -34,6 +34,8 @@ _SOURCES = (
     "low_rank/low_rank.c",
     "cross_head/cross_head.c",
     "native/hybrid_token.c",
+    "native/attend_token.c",
+    "native/model_token.c",
 )
 _HEADERS = (
     "state_head/state_head.h",
@@ -41,6 +43,9 @@ _HEADERS = (
     "low_rank/low_rank.h",
     "cross_head/cross_head.h",
     "native/hybrid_token.h",
+    "native/attend_token.h",
+    "native/model_token.h",
+    "native/products.h",
     "native/vectors.h",
 )
 _FLAGS = (

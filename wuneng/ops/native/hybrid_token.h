@@ -27,4 +27,7 @@ typedef struct {
   float *branch;  /* [B, D] */
 } TokenInputs;
 
+/* The state heads' inputs of this token, into a copy of the layer's block. */
+void hybrid_heads(HybridToken *g, const TokenInputs *in);
+
 #endif

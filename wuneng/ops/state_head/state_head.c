@@ -31,7 +31,7 @@ static void keep_last(Rows x, const float *carry, float *last, const Arguments *
     memset(to, 0, N * sizeof(float));
 }
 
-static void forward_head(const Arguments *g, int64_t sequence, int64_t head) {
+void state_head_program(const Arguments *g, int64_t sequence, int64_t head) {
   const int64_t first = g->bounds[sequence], end = g->bounds[sequence + 1];
   const int64_t place = (sequence * g->heads + head) * N * N;
   float *state = g->final_state + place;
@@ -58,5 +58,5 @@ void state_head_forward(const Arguments *g) {
   const int64_t programs = g->sequences * g->heads;
 #pragma omp parallel for schedule(static) num_threads(g->threads) if (g->threads > 1)
   for (int64_t program = 0; program < programs; ++program)
-    forward_head(g, program / g->heads, program % g->heads);
+    state_head_program(g, program / g->heads, program % g->heads);
 }

@@ -1,0 +1,103 @@
+"""What a decoded token's one call reads of a block (:mod:`wuneng.model.decoded_token`).
+
+Only of a block whose every module does nothing but what its class says, with float32 weights of its
+own: anything hooked, wrapped, replaced, parametrised, offloaded or quantised is seen here, at every
+token, and the block's modules are called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.activations import SiLUActivation
+
+from wuneng.layers.attention import Attention
+from wuneng.layers.feed_forward import SwiGLU
+from wuneng.layers.middle.base import MiddleHeads
+from wuneng.layers.norms import RMSNorm
+from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.state.rwkv7 import RWKV7
+from wuneng.ops.native.hybrid_token import TokenOptions, TokenWeights
+from wuneng.ops.native.model_token import LayerWeights, StateWeights
+
+_SILU = (SiLUActivation, nn.SiLU)
+_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def layer_weights(block: Any, config: Any) -> LayerWeights | None:
+    """The weights of a block, or None where its modules have to be called.
+
+    Args:
+        block: a ``WuNengBlock`` that is plain itself.
+        config: the model's configuration.
+    """
+    parts = block._modules
+    norms = parts["input_layernorm"], parts["post_attention_layernorm"]
+    attention = _attention(parts.get("self_attn"), config)
+    feed_forward = _feed_forward(parts["mlp"])
+    if attention is None or feed_forward is None or not all(is_plain(x, RMSNorm) for x in norms):
+        return None
+    state = None
+    if parts.get("state_heads") is not None:
+        state = _state(parts["state_heads"], parts["cross_head"])
+        if state is None:
+            return None
+    weights, (q_eps, k_eps) = attention
+    first, second = (norm._parameters["weight"] for norm in norms)
+    numbers = (norms[0].eps, q_eps, k_eps, norms[1].eps, parts["self_attn"].scaling)
+    return LayerWeights._make((first, *weights, second, *feed_forward, numbers, state))
+
+
+def _attention(attention: Any, config: Any) -> tuple[list[Any], tuple[float, float]] | None:
+    """Weights q, k, v, o, their biases and the norms of queries and keys; the norms' eps."""
+    if attention is None or not is_plain(attention, Attention) or attention.config is not config:
+        return None
+    if attention.training and config.attention_dropout:
+        return None
+    parts = attention._modules
+    linears = [parts[name] for name in _LINEARS]
+    norms = [parts.get("q_norm"), parts.get("k_norm")]
+    if not all(is_plain(x, nn.Linear) for x in linears) or "q_conv" in parts:
+        return None
+    if any(x is not None and not is_plain(x, RMSNorm) for x in norms) or attention._parameters:
+        return None
+    own = [x._parameters["weight"] for x in linears] + [x._parameters["bias"] for x in linears]
+    own += [None if x is None else x._parameters["weight"] for x in norms]
+    first, second = (0.0 if x is None else x.eps for x in norms)
+    return own, (first, second)
+
+
+def _feed_forward(layer: Any) -> list[Any] | None:
+    """Weights gate, up, down, and their biases."""
+    if not is_plain(layer, SwiGLU):
+        return None
+    parts = layer._modules
+    linears = [parts["gate_proj"], parts["up_proj"], parts["down_proj"]]
+    if not any(is_plain(parts["act"], kind) for kind in _SILU):
+        return None
+    if not all(is_plain(x, nn.Linear) for x in linears):
+        return None
+    return [x._parameters["weight"] for x in linears] + [x._parameters["bias"] for x in linears]
+
+
+def _state(heads: Any, cross_head: Any) -> StateWeights | None:
+    if type(heads) is not RWKV7 or not isinstance(cross_head, MiddleHeads):
+        return None
+    if not heads.is_usual or not (heads.can_be_read() and cross_head.can_be_read()):
+        return None
+    own = [_own(heads, "k_proj", heads.key_source), _own(heads, "v_proj", heads.value_source)]
+    if any(x is not None and not is_plain(x, nn.Linear) for x in own):
+        return None
+    receptance, decay, rate, head = heads.token_weights()
+    weights = TokenWeights(receptance, decay, rate, head, *cross_head.token_weights())
+    norm: Any = cross_head._modules["group_norm"]
+    options = TokenOptions(
+        heads.options, str(cross_head.operator), cross_head.attention_heads, norm.eps
+    )
+    own_key, own_value = (None if x is None else x._parameters["weight"] for x in own)
+    return StateWeights(weights, options, own_key, own_value)
+
+
+def _own(heads: Any, name: str, source: str) -> Any:
+    return heads._modules[name] if source == "own" else None

@@ -1,0 +1,214 @@
+"""A decoded token's short way through all of a model's layers: one call in C.
+
+Taken on a CPU with a C compiler for one token of every sequence, without gradients, where each
+layer is attention and SwiGLU behind RMSNorm, with or without RWKV-7 heads of the plainest wiring,
+and nothing watches or has replaced a module; otherwise the blocks run one by one, with equal
+results. Keys, values and states go to the cache as they do there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from wuneng.layers.block_token import layer_weights
+from wuneng.layers.norms import RMSNorm
+from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.snapshot import Snapshot
+from wuneng.model.cache import HybridLayer, SlidingHybridLayer, WuNengCache
+from wuneng.model.call_shapes import is_padding
+from wuneng.model.token_layout import positions
+from wuneng.ops.backend import candidates
+from wuneng.ops.native import model_token
+from wuneng.ops.native.model_token import FinalNorm, LayerCache, ModelToken
+from wuneng.ops.plain import are_plain
+
+#: What the call computes, in float32 and to its rounding.
+_SOFTMAX = (sdpa_attention_forward, eager_attention_forward)
+#: Arguments of a call that ask for nothing here.
+_SILENT = ("return_dict", "is_causal")
+
+
+def decoded_token(
+    model: Any,
+    kind: type,
+    hidden: Tensor,
+    attention_mask: Any,
+    position_ids: Tensor | None,
+    documents: Mapping[str, Tensor | None],
+    cache: WuNengCache | None,
+    asked: Mapping[str, Any],
+) -> Tensor | None:
+    """``hidden`` ``[B, 1, D]`` through all layers and the last norm; None where the modules have to
+    run.
+
+    Args:
+        model: a ``WuNengModel`` whose blocks are of the class ``kind``.
+        attention_mask, position_ids, documents, cache: as
+            :func:`wuneng.model.call_layout.whole_call`.
+        asked: the call's other arguments.
+    """
+    if hidden.shape[1] != 1 or cache is None or not _may(model, hidden, cache):
+        return None
+    if any(x is not None for x in documents.values()) or _asks(asked):
+        return None
+    served, real = _real_tokens(attention_mask)
+    if not served:
+        return None
+    block = _block(model, kind, hidden.shape[0])
+    if block is None or not _fit(model, cache, hidden.shape[0]):
+        return None
+    seen = cache.get_seq_length()
+    rotation = model.rotary_emb(hidden, position_ids=positions(hidden, position_ids, seen, None))
+    if not _is_rotation(rotation, block.size):
+        return None
+    return block(hidden, rotation, real, _caches(model, cache, hidden.shape[0]))
+
+
+def _may(model: Any, hidden: Tensor, cache: Any) -> bool:
+    """What a glance decides."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(cache) is not WuNengCache:
+        return False
+    if torch.is_autocast_enabled("cpu") or hidden.shape[0] > model_token.MOST_SEQUENCES:
+        return False
+    if not are_plain(hidden) or not hidden.is_cpu or hidden.dtype != torch.float32:
+        return False
+    if "native" not in candidates("token", hidden.device) or "update" in cache.__dict__:
+        return False
+    name = model.config._attn_implementation
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward) in _SOFTMAX
+
+
+def _asks(asked: Mapping[str, Any]) -> bool:
+    return any(value not in (None, False) for name, value in asked.items() if name not in _SILENT)
+
+
+def _real_tokens(attention_mask: Any) -> tuple[bool, Tensor | None]:
+    """Whether the call is served with this mask, and which tokens are real, bool ``[B, all]``; None
+    where all are."""
+    if attention_mask is None:
+        return True, None
+    if not is_padding(attention_mask) or not are_plain(attention_mask):
+        return False, None
+    real = attention_mask.bool()
+    if bool(real.all()):
+        return True, None
+    return bool(real[:, -1].all()), real.contiguous()
+
+
+class _Read(NamedTuple):
+    """A model's block, and what it was read from."""
+
+    block: ModelToken
+    layers: nn.ModuleList
+    norm: nn.Module
+    snapshot: Snapshot
+    dropout: float
+
+
+_READ: WeakKeyDictionary[Any, _Read] = WeakKeyDictionary()
+
+
+def _block(model: Any, kind: type, batch: int) -> ModelToken | None:
+    """The model's block, read again where anything about it has changed."""
+    parts, config, known = model._modules, model.config, _READ.get(model)
+    if (
+        known is not None
+        and known.layers is parts["layers"]
+        and known.norm is parts["norm"]
+        and known.block.batch == batch
+        and known.block.threads == torch.get_num_threads()
+        and known.dropout == config.attention_dropout
+        and known.snapshot.holds()
+    ):
+        return known.block
+    made = _read(parts["layers"], parts["norm"], kind, config, batch)
+    if made is not None:
+        snapshot = Snapshot((parts["layers"], parts["norm"]))
+        _READ[model] = _Read(
+            made, parts["layers"], parts["norm"], snapshot, config.attention_dropout
+        )
+    return made
+
+
+def _read(layers: Any, norm: Any, kind: type, config: Any, batch: int) -> ModelToken | None:
+    if not is_plain(layers, nn.ModuleList) or not is_plain(norm, RMSNorm):
+        return None
+    found = []
+    for block in layers:
+        if not is_plain(block, kind) or block.branch_way is not None:
+            return None
+        weights = layer_weights(block, config)
+        if weights is None:
+            return None
+        found.append(weights)
+    final = FinalNorm(norm._parameters["weight"], norm.eps)
+    return model_token.make(found, final, config.head_dim, batch) if found else None
+
+
+def _fit(model: Any, cache: WuNengCache, batch: int) -> bool:
+    """Whether every layer's cache holds what an earlier call of this model left, in float32."""
+    config, seen = model.config, cache.get_seq_length()
+    if not seen or len(cache.layers) != len(model.layers) or getattr(cache, "offloading", False):
+        return False
+    for layer, block in zip(cache.layers, model.layers, strict=True):
+        window, tokens = block.self_attn.sliding_window, seen
+        if type(layer) is not (HybridLayer if window is None else SlidingHybridLayer):
+            return False
+        if window is not None:
+            tokens = min(seen, window - 1)
+            if layer.record_past or layer.sliding_window != window:
+                return False
+        shape = (batch, config.num_key_value_heads, tokens, config.head_dim)
+        states = (layer.get("wkv"), layer.get("shift"))
+        if "update" in layer.__dict__ or not are_plain(layer.keys, layer.values, *states):
+            return False
+        if not all(x is not None and x.shape == shape for x in (layer.keys, layer.values)):
+            return False
+        if not all(map(_is_float, (layer.keys, layer.values))) or not all(map(_is_kept, states)):
+            return False
+    return True
+
+
+def _is_float(x: Any) -> bool:
+    return x.dtype == torch.float32 and bool(x.is_cpu)
+
+
+def _is_kept(x: Tensor | None) -> bool:
+    return x is None or (_is_float(x) and x.is_contiguous())
+
+
+def _is_rotation(rotation: tuple[Tensor, Tensor], size: int) -> bool:
+    return are_plain(*rotation) and all(x.shape[-1] == size and _is_kept(x) for x in rotation)
+
+
+def _caches(model: Any, cache: WuNengCache, batch: int) -> list[LayerCache]:
+    """Room for one token more in every layer, and for its state after it."""
+    config = model.config
+    new = torch.empty(batch, config.num_key_value_heads, 1, config.head_dim)
+    return [
+        _advanced(block, layer, new)
+        for block, layer in zip(model.layers, cache.layers, strict=True)
+    ]
+
+
+def _advanced(block: Any, layer: Any, new: Tensor) -> LayerCache:
+    key, value = layer.update(new, new)
+    heads = block._modules.get("state_heads")
+    if heads is None:
+        return LayerCache(key, value)
+    state, carry, options = layer.get("wkv"), layer.get("shift"), heads.options
+    final = torch.empty(new.shape[0], options.heads, options.size, options.size)
+    last = None
+    layer.put("wkv", final)
+    if options.letters:
+        last = torch.empty(new.shape[0], len(options.letters) * heads.width)
+        layer.put("shift", last)
+    return LayerCache(key, value, state, final, carry, last)
