@@ -32,6 +32,18 @@ from wuneng.ops.plain import are_plain
 
 #: What the call computes, in float32 and to its rounding.
 _SOFTMAX = (sdpa_attention_forward, eager_attention_forward)
+#: How a layer has to be wired, for the call computes nothing else. What comes before the layers
+#: (scaled embeddings) and after the last norm (scaled, capped logits) is none of its business.
+_WIRING = {
+    "norm_placement": "pre",
+    "qk_norm_over": "head",
+    "residual_multiplier": 1.0,
+    "attention_softcap": None,
+    "rope_layers": None,
+    "sliding_rope_parameters": None,
+    "rope_float32": False,
+    "num_experts": 0,
+}
 #: Arguments of a call that ask for nothing here.
 _SILENT = ("return_dict", "is_causal")
 
@@ -82,8 +94,15 @@ def _may(model: Any, hidden: Tensor, cache: Any) -> bool:
         return False
     if "native" not in candidates("token", hidden.device) or "update" in cache.__dict__:
         return False
+    if not _is_wired_so(model.config):
+        return False
     name = model.config._attn_implementation
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward) in _SOFTMAX
+
+
+def _is_wired_so(config: Any) -> bool:
+    held = vars(config)
+    return all(held.get(name, usual) == usual for name, usual in _WIRING.items())
 
 
 def _asks(asked: Mapping[str, Any]) -> bool:
