@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
         "wuneng.device",
         "wuneng.errors",
         "wuneng.foreign",
+        "wuneng.hub",
         "wuneng.built_in_arms",
         "wuneng.head_counts",
         "wuneng.kinds",

@@ -13,7 +13,7 @@ from tests.test_import_direction import FLOORS, ROOT, sources
 _DOTTED = re.compile(r"``?(wuneng(?:_cli)?(?:\.\w+)+)(?:\(\))?``?")
 _DOCUMENT = re.compile(r"\b[\w/-]+\.md\b")
 #: Documents of other projects, and those that a program writes beside a model or a result.
-_ELSEWHERE = ("README.md",)
+_ELSEWHERE = ("README.md", "README-source.md", "README-source-2.md", "README-source-3.md")
 
 
 def texts() -> Iterator[tuple[Path, int, str]]:

@@ -85,6 +85,17 @@ def test_the_paired_difference_and_its_interval_are_there(width: int) -> None:
     )
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_an_evaluation_leaves_no_figure_to_the_file(width: int) -> None:
+    """``n``, ``p`` and ``chance`` were left out at 80 columns: what a difference is worth."""
+    for table in TABLES["eval"]():
+        assert table.laid_out(width)[1] == []
+        text = printed(table, width)
+        assert [figure for figure in ("10,042", "0.250") if figure not in text] == []
+        ps = [row[6] for row in table.rows if len(row) == 8]
+        assert without_spaces("".join(ps)) in without_spaces("".join(columns_of(text)))
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_the_panel_while_training_is_whole(width: int) -> None:
     from wuneng.train.display import PanelDisplay, Progress

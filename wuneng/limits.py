@@ -54,6 +54,7 @@ class Limits(NamedTuple):
 
 _INFINITE = float("inf")
 _WIDTH = Limits(1, WIDEST)
+_FACTOR = Limits(0, _INFINITE, open=True)
 #: Of the fields of a configuration. A model without attention heads has no key and value heads.
 LIMITS: dict[str, Limits] = {
     "vocab_size": Limits(1, MOST_TOKEN_IDS),
@@ -68,6 +69,15 @@ LIMITS: dict[str, Limits] = {
     "rms_norm_eps": Limits(0, _INFINITE),
     "attention_dropout": Limits(0, 1),
     "sliding_window": Limits(1, LARGEST_COUNT),
+    "embedding_multiplier": _FACTOR,
+    "attention_multiplier": _FACTOR,
+    "residual_multiplier": _FACTOR,
+    "logits_scaling": _FACTOR,
+    "attention_softcap": _FACTOR,
+    "num_experts": Limits(0, MOST_HEADS),
+    "num_experts_per_tok": Limits(1, MOST_HEADS),
+    "moe_intermediate_size": Limits(1, WIDEST_FEED_FORWARD),
+    "logit_softcap": _FACTOR,
     "num_state_heads": Limits(0, MOST_HEADS),
     "state_head_dim": _WIDTH,
     "decay_rank": _WIDTH,

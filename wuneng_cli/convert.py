@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
+from wuneng_cli.conversion_text import checks_table, summary
 from wuneng_cli.render import print_json, print_line, print_renderable
 
 if TYPE_CHECKING:
-    from wuneng.convert import Check, GraftSettings
-    from wuneng.tables import Table
+    from wuneng.convert import GraftSettings
 
 __all__ = ["EXAMPLES", "SHORT_HELP", "convert"]
 
@@ -25,6 +25,7 @@ EXAMPLES = """Examples:
   wuneng convert my-llama upgraded --state-from rwkv7.pth --state-head-dim 64 --cross-head none
   wuneng convert rwkv7.pth rwkv7 --tokenizer world            the same function, as a WuNeng
   wuneng convert runs/text shared --to transformers           for people without this package
+  wuneng convert runs/text shared --push-to-hub me/my-model   and onto Hugging Face's hub
   wuneng convert upgraded sharded --to dcp                    a distributed checkpoint
   wuneng convert sharded again                                and back
 
@@ -40,8 +41,9 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A transformers directory or hub name (Llama, Qwen2, Qwen3, Mistral, RWKV-7, "
-            "WuNeng), a run, an RWKV-7 .pth, or a distributed checkpoint.",
+            help="A transformers directory or hub name (Llama, Qwen2, Qwen3 and its MoE, Mistral, "
+            "Granite, SmolLM3, Phi-3, OLMo 2/3, Gemma 2/3, RWKV-7, WuNeng), a run, an RWKV-7 .pth, "
+            "or a distributed checkpoint.",
         ),
     ],
     destination: Annotated[
@@ -157,6 +159,17 @@ def convert(
             help="Compare the source's files with their checksums, where it has some, before use.",
         ),
     ] = True,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Upload the result to this repository on Hugging Face's hub.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make that repository private.")
+    ] = False,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Convert a checkpoint and prove that it still computes the same.
@@ -194,6 +207,9 @@ def convert(
         stock=stock,
         verify=verify,
         check_source=checksums,
+        push_to_hub=push_to_hub,
+        private=private,
+        progress=not (output.quiet or output.as_json),
     )
 
     def note(line: str) -> None:
@@ -204,15 +220,18 @@ def convert(
         outcome = carry_out(request, note)
     except VerificationError as error:
         if error.checks and not output.as_json:
-            print_renderable(_checks_table(error.checks), stderr=True)
+            print_renderable(checks_table(error.checks), stderr=True)
         raise
     if output.as_json:
-        print_json({"directory": str(outcome.directory), **outcome.record})
+        uploaded = {} if outcome.uploaded is None else {"uploaded": outcome.uploaded}
+        print_json({"directory": str(outcome.directory), **outcome.record, **uploaded})
         return
     if outcome.checks:
-        print_renderable(_checks_table(outcome.checks))
-    for line in _summary(outcome.record):
+        print_renderable(checks_table(outcome.checks))
+    for line in summary(outcome.record):
         print_line(line)
+    if outcome.uploaded is not None:
+        print_line(f"  uploaded    {outcome.uploaded}")
     print_line(f"\nEverything is in {outcome.directory}.")
 
 
@@ -263,52 +282,3 @@ def _layers(text: str) -> tuple[int, ...]:
             )
         layers += range(int(first), end + 1)
     return tuple(layers)
-
-
-def _checks_table(checks: list[Check]) -> Table:
-    from wuneng.tables import Column, Table
-
-    headings = ("tokens", "max |Δ logit|", "allowed", "same argmax", "KL (nats)", "verdict")
-    names = [Column("", name=True), Column("dtype", name=True)]
-    table = Table("converted against source", [*names, *map(Column, headings)])
-    for check in checks:
-        table.add_row(
-            check.name,
-            check.dtype,
-            str(check.positions),
-            f"{check.max_abs_logit_difference:.3g}",
-            "" if check.tolerance is None else f"{check.tolerance:.2g}",
-            f"{100 * check.argmax_agreement:.1f} %",
-            f"{check.kl:.3g}",
-            "for information" if check.tolerance is None else "same" if check.passed else "DIFFERS",
-        )
-    return table
-
-
-def _summary(record: dict[str, Any]) -> list[str]:
-    """What changed, in a few lines."""
-    tensors = record["tensors"]
-    dropped = tensors["dropped"]
-    lines = [
-        f"{record['what']}: {record['source']}",
-        f"  parameters  {record['parameters']:,}",
-        f"  tensors     {tensors['kept']:,} kept, {tensors['new']:,} new, {len(dropped):,} dropped",
-        f"  files       {', '.join(record['copied_files']) or 'none copied'}",
-    ]
-    if record["added_parameters"]:
-        lines[1] += (
-            f", of them {record['added_parameters']:,} in state and middle heads "
-            f"(+{record['added_percent']:.2f} %)"
-        )
-    reasons = sorted(set(dropped.values()))
-    lines += [f"  dropped     {sum(r == why for r in dropped.values())}: {why}" for why in reasons]
-    if record.get("state_from"):
-        start = record["state_from"]
-        lines.append(
-            f"  warm start  {len(start['tensors'])} tensors of {start['from']}, not an equivalence"
-        )
-    if record.get("without_tokenizer"):
-        lines.append(f"  tokenizer   none: {record['without_tokenizer']}")
-    if not record["verified"]:
-        lines.append("  not verified: logits were not compared (--no-verify)")
-    return lines

@@ -55,9 +55,12 @@ def _of_study(
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     from math import prod
 
-    from wuneng.study import plan_study
+    from wuneng.study import measured_widths, plan_study
 
-    planned, runs = plan_study(written, sources_of(written.recipe)), []
+    sources, runs = sources_of(written.recipe), []
+    planned = plan_study(written, sources)
+    if measure and planned.study.match == "time":
+        planned = plan_study(written, sources, measured_widths(written, planned.runs))
     points = prod(len(values) for values in planned.study.tune.values())
     for rung in planned.rungs:
         plan = planned.runs[rung.name]
@@ -133,6 +136,7 @@ def runs_lines(planned: dict[str, Any]) -> Iterator[str]:
         )
     plan = planned["plan"]
     if plan is not None:
+        yield from _equal_time(plan)
         if plan["tune"]:
             yield (
                 "a best value at the edge of its grid makes the grid longer, for every arm: that "
@@ -146,3 +150,19 @@ def runs_lines(planned: dict[str, Any]) -> Iterator[str]:
         )
     reasons = dict.fromkeys(row["not_measured"] for row in planned["runs"] if row["not_measured"])
     yield from (f"time not measured: {reason}" for reason in reasons)
+
+
+def _equal_time(plan: dict[str, Any]) -> Iterator[str]:
+    """What ``match: time`` found."""
+    if plan["match"] != "time":
+        return
+    for rung in plan["rungs"]:
+        found = rung.get("feed_forward_widths")
+        if found is None:
+            yield "match: time: not measured, so the arms above are matched by parameters"
+            return
+        arms = (f"{arm} {one['width']:,} ({one['time']:.2f})" for arm, one in found.items())
+        yield (
+            f"match: time at {rung['rung']}: feed-forward width, and a step's time as a share of "
+            f"{plan['reference']}'s: {', '.join(arms)}"
+        )

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from tests.context.cases import IGNORED, Case, arm, batch
 from wuneng import WuNengCache
+from wuneng.distributed.processes import Processes
 from wuneng.evaluate.controls.names import Control
 from wuneng.evaluate.controls.switch import controlled
 from wuneng.kinds import register
@@ -197,16 +198,16 @@ def _refusal(run: Callable[[Any, dict[str, Any]], Any], group: Any) -> str:
     return "not refused"
 
 
-def answers() -> dict[str, Any]:
-    """Every call and every refusal on this rank."""
+def answers(processes: Processes) -> dict[str, Any]:
+    """Every call and every refusal in this one of ``processes``."""
     register("state", "unsaid")(Unsaid)
     register("middle", "unsaid")(UnsaidMiddle)
     mesh = _mesh()["context"]
-    alone = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    alone = [dist.new_group([rank]) for rank in range(processes.size)]
     return {
         "calls": {name: answer(call(), mesh) for name, call in CALLS.items()},
         "checkpointed": answer(given(), mesh, again=True),
-        "alone": answer(given(), alone[dist.get_rank()]),
+        "alone": answer(given(), alone[processes.rank]),
         "bfloat16": halved(mesh),
         "refused": {name: _refusal(run, mesh) for name, (run, _) in REFUSED.items()},
     }

@@ -13,6 +13,7 @@ from tests.model.ropes import SCALED
 from tests.model.small import BASE, OTHER_KINDS, VARIANTS, disturbed
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.built_in_arms import BUILT_IN_ARMS
+from wuneng.distributed.processes import Processes
 from wuneng.model.head_loss import summed_cross_entropy
 from wuneng.ops.context import context_parallel, piece_of, sum_gradients
 
@@ -33,6 +34,7 @@ WIRINGS = (
     "pre-shift",
     "gate-and-value-residual",
     "sliding-second-layer",
+    "four-norms-soft-caps",
     "rwkv-ffn",
     "pure-rwkv7",
     "paper",
@@ -123,12 +125,12 @@ def computed(case: Case, group: Any = None, *, widened: bool = False) -> dict[st
     return {"loss": total, "logits": kept["logits"].detach(), **gradients}
 
 
-def pieces() -> dict[str, dict[str, Tensor]]:
-    """Every case on this rank."""
+def pieces(processes: Processes) -> dict[str, dict[str, Tensor]]:
+    """Every case in this one of ``processes``."""
     pair = dist.new_group([0, 1])
     groups = {2: pair, 4: dist.group.WORLD}
     found = {}
     for name, case in cases().items():
-        if dist.get_rank() < case.ranks:
+        if processes.rank < case.ranks:
             found[name] = computed(case, groups[case.ranks])
     return found

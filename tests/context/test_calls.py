@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.context.calls import CALLS, REFUSED, answer, answers, given, halved
 from tests.context.cases import Case, arm
-from tests.context.group import run_group
+from tests.distributed.pool import pool
 from wuneng.ops.context import context_parallel, piece_lengths, sum_gradients
 
 #: float32, against results that sum in another order.
@@ -18,9 +18,10 @@ CLOSE = 2e-5
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks() -> list[dict[str, Any]]:
     """All answers on every rank: two groups of two, which do the same."""
-    found = run_group(answers, 4, tmp_path_factory.mktemp("group"))
+    with pool(4) as processes:
+        found = processes.run(4, answers)
     for key in ("calls", "checkpointed", "bfloat16"):
         for first, second in ((0, 2), (1, 3)):
             _assert_same(found[first][key], found[second][key])

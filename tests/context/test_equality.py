@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.context.cases import cases, computed, pieces
-from tests.context.group import run_group
+from tests.distributed.pool import pool
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import using
 
@@ -18,10 +17,10 @@ CASES = cases()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+def ranks() -> list[dict[str, dict[str, Tensor]]]:
     """Every case on every rank; the processes are started once."""
-    place: Path = tmp_path_factory.mktemp("group")
-    return run_group(pieces, 4, place)
+    with pool(4) as processes:
+        return processes.run(4, pieces)
 
 
 def _joined(ranks: Any, name: str) -> list[dict[str, Tensor]]:

@@ -23,6 +23,7 @@ from wuneng.distributed.launched import Launched
 
 #: Once for all processes.
 _IMPORTED = [
+    "tests.context.calls",
     "tests.distributed.cases",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",

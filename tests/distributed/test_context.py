@@ -73,6 +73,10 @@ def test_an_arm_that_cannot_be_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -
     foreign = replace(arm, config=arm.config.changed({"state_kind": "foreign"}))
     with pytest.raises(InputError, match="state_kind 'foreign'"):
         _degrees(foreign, context=4)
+    blocks = replace(arm, training=arm.training.model_copy(update={"optimizer": "adamw-8bit"}))
+    assert _degrees(blocks, context=2) == Degrees(replicate=2, context=2)
+    with pytest.raises(InputError, match=r"adamw-8bit is not for .*parallel\.shard 2.*adamw-bf16"):
+        _degrees(blocks, shard=2)
     taught: Any = replace(arm, teacher=object())
     with pytest.raises(InputError, match="a teacher"):
         _degrees(taught, context=4)

@@ -143,19 +143,6 @@ def test_rolling_texts(load: Load, tiny: Make) -> None:
         HarnessModel(loaded, 2).loglikelihood_rolling(asked, disable_tqdm=True)
 
 
-@pytest.mark.parametrize("progress", [True, False])
-def test_the_bar_of_rolling_texts_is_shown_where_wanted(
-    load: Load, tiny: Make, progress: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from lm_eval.api.instance import Instance
-
-    asked = [Instance("loglikelihood_rolling", {}, ("owls",), 0, metadata=("wikitext", 0, 1))]
-    model = HarnessModel(load(tiny("llama")), 2, progress=progress)
-    capfd.readouterr()  # what saving the model has shown
-    model.loglikelihood_rolling(asked)
-    assert ("1/1" in capfd.readouterr().err) == progress
-
-
 @pytest.mark.parametrize("by_row", [True, False])
 def test_held_out_text(load: Load, text_run: Path, by_row: bool) -> None:
     loaded = load(text_run / "mha" / "model")

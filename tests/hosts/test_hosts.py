@@ -15,9 +15,11 @@ import yaml
 from tests.hosts.rounds import UNITS, disturbed_round, left, write_recipe
 from tests.hosts.workers import hosts
 from tests.train.small_run import RECIPE
+from tests.train.tiny import Watcher
 from wuneng.errors import InputError
-from wuneng.recipe import load_recipe
-from wuneng.records import read_json
+from wuneng.recipe import load_recipe, read_written
+from wuneng.records import read_json, verify
+from wuneng.study import run_study
 from wuneng.train import Workers, run
 from wuneng.train.resume import differences
 
@@ -104,6 +106,39 @@ def test_a_sweep_is_shared_too_and_what_diverged_is_not_tried_again(tmp_path: Pa
     assert said.count(" steps on cpu") == 4, "each was tried once"
     assert said.count("warning: learning_rate-1e30: mha (seed 0): step 2") == 1
     assert not list(out.rglob(".claim-*"))
+
+
+def test_a_study_is_shared_too_and_concludes_as_of_one_command(tmp_path: Path) -> None:
+    """Tuning ends before comparing begins, wherever its last unit is trained."""
+    training = {**RECIPE["training"], "steps": 3, "validate_every": 0, "checkpoint_every": 0}
+    tried = {"training.learning_rate": [0.001, 0.004, 0.002]}
+    study = {"primary": "parity/loss", "tune": tried, "seeds": 2}
+    path, out = tmp_path / "recipe.yaml", tmp_path / "study"
+    path.write_text(yaml.safe_dump({**RECIPE, "training": training, "study": study}))
+    alone = run_study(read_written(path), tmp_path / "alone", display=Watcher()).directory
+    with hosts(path, out) as workers:
+        started = [workers.start("a"), workers.start("b")]
+        for process in started:
+            process.join()
+            assert process.exitcode == 0, workers.said()
+        finished, said = workers.finished(), workers.said()
+    units = {file.relative_to(out).parent for file in out.rglob("result.json")}
+    assert units == {file.relative_to(alone).parent for file in alone.rglob("result.json")}
+    assert len(finished) == len(units), "every unit once"
+    assert "trained by" in said or "finished by another process" in said, "both took part"
+    record, expected = (without_costs(read_json(run / "results.json")) for run in (out, alone))
+    assert record == expected
+    assert len({read_json(run / "study-plan.json")["sha256"] for run in (out, alone)}) == 1
+    verify(out)
+    assert not list(out.rglob(".claim-*"))
+
+
+def without_costs(value: Any) -> Any:
+    """``value`` less what the clock says."""
+    if isinstance(value, dict):
+        costs = ("seconds", "tokens_per_second")
+        return {name: without_costs(v) for name, v in value.items() if name not in costs}
+    return [without_costs(v) for v in value] if isinstance(value, list) else value
 
 
 def test_another_recipe_is_refused_by_name(

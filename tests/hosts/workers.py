@@ -14,7 +14,7 @@ from typing import Any
 
 from wuneng.recipe import read_written
 from wuneng.records.claimant import Claimant
-from wuneng.study import run_sweep
+from wuneng.study import run_study, run_sweep
 from wuneng.train import Workers, arm_run, run
 from wuneng.train.display import PlainDisplay
 
@@ -85,6 +85,8 @@ def work(
     }
     if written.recipe.is_single:
         run(written.recipe, out, **settings)
+    elif written.recipe.study is not None:
+        run_study(written, out, **settings)
     else:
         run_sweep(written, out, **settings)
 

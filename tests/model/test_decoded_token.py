@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tests.model.small import in_pieces, plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
+from wuneng.convert.families import OWN_WIRING, WIRING
 from wuneng.model import modeling
 from wuneng.model.call_arguments import cache_of
 from wuneng.ops import native, using
@@ -69,6 +70,51 @@ def test_it_gives_what_the_modules_give(variant: str) -> None:
         found = _decoded(model)
     assert taken == [False, *[variant in SERVED] * 5]
     _assert_right(found, model)
+
+
+#: One of each that a layer of another family has and a Llama's has not.
+WIRINGS: dict[str, dict[str, Any]] = {
+    "norm_placement": {"norm_placement": "post"},
+    "qk_norm_over": {"qk_norm": True, "qk_norm_over": "width"},
+    "residual_multiplier": {"residual_multiplier": 0.5},
+    "attention_softcap": {"attention_softcap": 3.0},
+    "rope_layers": {"rope_layers": [0]},
+    "sliding_rope_parameters": {
+        "sliding_window": 6,
+        "sliding_window_layers": [1],
+        "sliding_rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    },
+    "rope_float32": {"rope_float32": True},
+    "norm": {"norm": "rmsnorm_wide"},
+    "another norm": {"norm": "rmsnorm_plus_one"},
+    "partial": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "experts": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+}
+#: What is outside of the layers, or a number that the call is given.
+OUTSIDE: dict[str, dict[str, Any]] = {
+    "embedding_multiplier": {"embedding_multiplier": 2.0},
+    "scaled_embedding": {"scaled_embedding": True},
+    "attention_multiplier": {"attention_multiplier": 0.3},
+    "logits_scaling": {"logits_scaling": 0.7},
+    "logit_softcap": {"logit_softcap": 4.0},
+}
+
+
+@pytest.mark.parametrize("name", [*WIRINGS, *OUTSIDE])
+def test_layers_wired_as_another_familys(name: str) -> None:
+    model = _model(**(WIRINGS | OUTSIDE)[name])
+    with _counted() as taken:
+        found = _decoded(model)
+    assert taken == [False, *[name in OUTSIDE] * 5]
+    if name != "experts":  # transformers' grouped products have no float64
+        _assert_right(found, model)
+
+
+def test_every_wiring_is_known_here() -> None:
+    """A field that layers are built by has a case above."""
+    told = {"moe_intermediate_size", "num_experts", "num_experts_per_tok", "norm_topk_prob"}
+    told |= {"moe_layers", "longrope_recompute"}  # nothing without the others
+    assert {*WIRING, *OWN_WIRING} - told <= {*WIRINGS, *OUTSIDE}
 
 
 @pytest.mark.parametrize("variant", ["default", "mha"])

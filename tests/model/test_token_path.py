@@ -22,7 +22,7 @@ from wuneng.ops import native, using
 pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
 SHORT = ["default", "concat", "additive", "gqa-qk-norm-bias", "no-shift", "shift-on-k", "a-max-2"]
 SHORT += ["no-bonus-no-norm-scalar", "sliding", "state-in-second-layer", "rwkv-ffn", "mlp-bias"]
-SHORT += ["own-key-value", "own-key"]
+SHORT += ["own-key-value", "own-key", "post-norm-multipliers", "four-norms-soft-caps"]
 LONG = ["no-middle", "gqa", "own-removal-key", "pre-shift", "snapshots", "paper"]
 LONG += ["gate-and-value-residual", "value-from-output", "mha"]
 

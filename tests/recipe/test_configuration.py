@@ -15,6 +15,7 @@ import pytest
 from pydantic import StringConstraints, ValidationError
 from pydantic.fields import FieldInfo
 
+from wuneng.convert.families import OWN_WIRING, WIRING
 from wuneng.model import WuNengConfig, from_settings
 from wuneng.recipe import ModelSettings
 from wuneng.recipe.arms import resolve_model
@@ -34,6 +35,11 @@ ONLY_IN_MODELS = {
     "bos_token_id": "the tokenizer's",
     "eos_token_id": "the tokenizer's",
     "state_norm_eps": "RWKV-7's constant, which some checkpoints have otherwise",
+    **{
+        name: "of a family of checkpoints; a recipe that starts from one keeps it"
+        for name in (*WIRING, *OWN_WIRING)
+        if name != "norm"
+    },
 }
 #: Of transformers, and none that recipes offer.
 OTHER_ACTIVATION = "gelu_fast"

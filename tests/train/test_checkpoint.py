@@ -13,8 +13,9 @@ import torch
 
 from tests.damage import alter, empty, truncate
 from tests.train.tiny import TinyModel, Watcher, counting_batch, fill, tiny_job, tiny_training
-from wuneng.errors import CheckpointError, DiskError
+from wuneng.errors import CheckpointError, DiskError, InputError
 from wuneng.records import atomic
+from wuneng.records.checksums import seal_directory
 from wuneng.train import checkpoint
 from wuneng.train.loop import ArmTraining
 from wuneng.train.optimizer import build_optimizer, named_state
@@ -88,6 +89,26 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     assert str(tmp_path / "step-20") in report
     if name != "manifest.json":
         assert f"step-20/{name}" in report
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a field", "a file"])
+def test_a_newer_versions_checkpoint_is_neither_passed_over_nor_deleted(
+    tmp_path: Path, known: bool
+) -> None:
+    place = tmp_path / "checkpoints"
+    save(place, 3)
+    newest = save(place, 6)
+    trainer = json.loads((newest / "trainer.json").read_text())
+    name = "trainer.json" if known else "curvature"
+    (newest / name).write_text(json.dumps({**trainer, "curvature": 1.0}))
+    seal_directory(newest, "manifest.json")
+    for resume in (
+        lambda: checkpoint.latest_usable(place, pytest.fail),
+        lambda: ArmTraining(tiny_job(tmp_path), Watcher(), StopSignals()).run(),
+    ):
+        with pytest.raises(InputError, match=r"step-6/\w+\.json: .*newer version.*'curvature'"):
+            resume()
+    assert steps(place) == [3, 6]
 
 
 def test_every_checkpoint_damaged_leaves_none(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A checkpoint in shards: its bits, its damage, another model's."""
 
+import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import torch
 
 from tests.damage import alter, empty, truncate
 from tests.train.test_checkpoint import remove, trained
+from tests.train.tiny import tiny_training
+from wuneng.device import resident_bytes
 from wuneng.distributed.save_group import SaveGroup
 from wuneng.errors import CheckpointError
 from wuneng.train import checkpoint, sharded
 from wuneng.train.model_tensors import model_tensors
-from wuneng.train.optimizer import named_state
+from wuneng.train.optimizer import build_optimizer, named_state
 from wuneng.train.trainer_state import TrainerState
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
@@ -40,6 +44,41 @@ def test_every_bit_comes_back(tmp_path: Path) -> None:
     ):
         assert mine.keys() == read.keys()
         assert all(torch.equal(mine[name], read[name]) for name in mine)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
+def test_what_is_read_back_is_not_held_twice(tmp_path: Path) -> None:
+    """Weights are read piece by piece into the model's own, and moments are the optimiser's."""
+    number, shape = 8, (1024, 1024)
+
+    def built() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        model = torch.nn.ParameterDict({f"w{n}": torch.ones(shape) for n in range(number)})
+        kinds = dict.fromkeys(model, "decay")
+        return model, build_optimizer(model, tiny_training(), kinds)
+
+    model, optimizer = built()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = sharded.content(model, optimizer, TrainerState("tiny", 0, step=1))
+    names = {"trainer": checkpoint.TRAINER, "manifest": checkpoint.MANIFEST}
+    sharded.write(tmp_path, held, SaveGroup(), written=lambda: None, **names)
+    found = checkpoint.verify(tmp_path / "step-1")
+    del model, optimizer, held, parameter
+    model, optimizer = built()
+    before, peak, done = resident_bytes("RssAnon"), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            peak[0] = max(peak[0], resident_bytes("RssAnon") - before)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    checkpoint.restore(found, model, optimizer)
+    done.set()
+    watching.join()
+    moments, one = 2 * number * 4 * math.prod(shape), 4 * math.prod(shape)
+    assert 0.9 * moments < peak[0] < moments + 3 * one
 
 
 @pytest.mark.parametrize("name", [SHARD, "trainer.json", "manifest.json"])

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from wuneng.convert.families import FAMILIES, Family
+from wuneng.convert.families import FAMILIES, WIRING, Family
+from wuneng.convert.rope_fields import rope_fields, rope_that_does_not_fit, stock_rope
 from wuneng.errors import ModelError, file_errors, nearest
 from wuneng.model import WuNengConfig
 
@@ -27,7 +27,6 @@ _COMMON = (
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
-    "hidden_act",
     "max_position_embeddings",
     "initializer_range",
     "rms_norm_eps",
@@ -36,7 +35,6 @@ _COMMON = (
     "bos_token_id",
     "eos_token_id",
     "tie_word_embeddings",
-    "rope_parameters",
     "attention_dropout",
 )
 _SIZES = _COMMON[:6]
@@ -72,21 +70,43 @@ def _configuration(family: Family) -> type[PreTrainedConfig]:
 def _checked_fields(source: PreTrainedConfig, family: Family, where: str) -> dict[str, Any]:
     fields: dict[str, Any] = {name: getattr(source, name) for name in _COMMON}
     fields["head_dim"] = _head_dim(source)
+    fields["hidden_act"] = getattr(source, family.activation)
     for name in (*_SIZES, "head_dim"):
         value = fields[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _LARGEST:
             raise ModelError(f"{where}: {name} must be a positive whole number, got {value!r}")
     if fields["hidden_act"] not in ACT2FN:
         act = str(fields["hidden_act"])
-        raise ModelError(f"{where}: hidden_act {act!r} is not known.{nearest(act, ACT2FN)}")
-    _check_rope(fields["rope_parameters"], where)
+        name = family.activation
+        raise ModelError(f"{where}: {name} {act!r} is not known.{nearest(act, ACT2FN)}")
     fields |= {
         ours: theirs if isinstance(theirs, bool) else bool(getattr(source, theirs, False))
         for ours, theirs in family.biases.items()
     }
     fields |= _sliding(source, family, where)
+    fields |= rope_fields(source, family, fields["sliding_window"] is not None, where)
     fields["qk_norm"] = family.qk_norm
+    fields |= family.wiring
+    fields |= {ours: getattr(source, theirs) for ours, theirs in family.fields.items()}
+    if family.has_experts:
+        fields["moe_layers"] = _layers_of_experts(source)
+    if family.query_scalar:
+        fields["attention_multiplier"] = _positive(source, "query_pre_attn_scalar", where) ** -0.5
     return fields
+
+
+def _layers_of_experts(source: Any) -> list[int] | None:
+    step, without = source.decoder_sparse_step, source.mlp_only_layers
+    layers = range(source.num_hidden_layers)
+    found = [i for i in layers if i not in without and (i + 1) % step == 0]
+    return None if len(found) == len(layers) else found
+
+
+def _positive(source: PreTrainedConfig, name: str, where: str) -> float:
+    value: Any = getattr(source, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ModelError(f"{where}: {name} must be a positive number, got {value!r}")
+    return value
 
 
 def stock_config(config: WuNengConfig) -> PreTrainedConfig:
@@ -110,20 +130,11 @@ def stock_config(config: WuNengConfig) -> PreTrainedConfig:
 
 
 def _head_dim(source: PreTrainedConfig) -> Any:
-    explicit = getattr(source, "head_dim", None)
-    return explicit or source.hidden_size // source.num_attention_heads
+    return getattr(source, "head_dim", None) or _usual_head_dim(source)
 
 
-def _check_rope(rope: Any, where: str) -> None:
-    if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
-        raise ModelError(f"{where}: rope_parameters must be one set for all layers, got {rope!r}")
-    kind = rope.get("rope_type", "default")
-    known = {"default", *ROPE_INIT_FUNCTIONS} - {"proportional"}
-    if kind not in known:
-        raise ModelError(
-            f"{where}: rope_type {kind!r} is not supported; expected one of "
-            f"{', '.join(sorted(known))}.{nearest(str(kind), known)}"
-        )
+def _usual_head_dim(config: Any) -> int:
+    return int(config.hidden_size // config.num_attention_heads)
 
 
 def _sliding(source: PreTrainedConfig, family: Family, where: str) -> dict[str, Any]:
@@ -154,7 +165,6 @@ def _not_stock(config: WuNengConfig) -> str:
     """What no stock type has; empty if nothing stands in the way."""
     plain = {
         "ffn": "swiglu",
-        "norm": "rmsnorm",
         "embedding_norm": False,
         "attention_token_shift": False,
         "attention_short_conv": 0,
@@ -174,8 +184,13 @@ def does_not_fit(config: WuNengConfig, family: Family) -> str:
         return general
     if config.qk_norm != family.qk_norm:
         return "q/k norm" if config.qk_norm else "has q/k norm"
-    wrong = _biases_that_do_not_fit(config, family)
-    if wrong:
+    if wrong := _wiring_that_does_not_fit(config, family):
+        return wrong
+    if bool(config.num_experts) != family.has_experts:
+        return "has experts" if family.has_experts else "has no experts"
+    if wrong := rope_that_does_not_fit(config, family):
+        return wrong
+    if wrong := _biases_that_do_not_fit(config, family):
         return wrong
     if config.sliding_window is not None:
         if family.window == "none":
@@ -185,6 +200,26 @@ def does_not_fit(config: WuNengConfig, family: Family) -> str:
     if family.even_width and config.hidden_size % config.num_attention_heads:
         return "needs hidden_size to be a multiple of num_attention_heads"
     return ""
+
+
+def _wiring_that_does_not_fit(config: WuNengConfig, family: Family) -> str:
+    for name in WIRING:
+        wanted = family.wiring.get(name, getattr(WuNengConfig, name))
+        value = getattr(config, name)
+        if name == "attention_multiplier" and family.query_scalar:
+            if _query_scalar(config) ** -0.5 != _scale(config):
+                return f"{name} is {value!r}, not 1 over the root of a whole number"
+        elif name not in family.fields and value != wanted:
+            return f"{name} is {value!r}, a {family.title} has {wanted!r}"
+    return ""
+
+
+def _scale(config: WuNengConfig) -> float:
+    return float(config.attention_multiplier or (config.head_dim or 1) ** -0.5)
+
+
+def _query_scalar(config: WuNengConfig) -> int:
+    return max(1, round(_scale(config) ** -2))
 
 
 def _biases_that_do_not_fit(config: WuNengConfig, family: Family) -> str:
@@ -211,22 +246,38 @@ def as_stock(config: WuNengConfig, family: Family) -> PreTrainedConfig:
     Raises:
         ModelError: transformers refuses a value that a WuNeng may have.
     """
+    kind = _configuration(family)
     fields: dict[str, Any] = {name: getattr(config, name) for name in _COMMON}
-    fields |= {"head_dim": config.head_dim, "dtype": config.dtype}
+    fields |= {family.activation: config.hidden_act, "dtype": config.dtype}
+    fields |= stock_rope(config, family)
+    if hasattr(kind, "head_dim") or config.head_dim != _usual_head_dim(config):
+        fields["head_dim"] = config.head_dim
     for ours, theirs in family.biases.items():
         if isinstance(theirs, str):
             fields[theirs] = getattr(config, ours)
+    fields |= {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
+    if family.has_experts:
+        layers = range(config.num_hidden_layers)
+        fields["mlp_only_layers"] = [i for i in layers if not config.has_experts(i)]
+    if family.query_scalar:
+        fields["query_pre_attn_scalar"] = _query_scalar(config)
+    if "attention_multiplier" in fields:
+        fields["attention_multiplier"] = _scale(config)
     if family.window == "all":
         fields["sliding_window"] = config.sliding_window
+        if hasattr(kind, "use_sliding_window"):
+            fields["use_sliding_window"] = config.sliding_window is not None
     elif family.window == "layers":
-        fields["use_sliding_window"] = config.sliding_window is not None
-        fields["sliding_window"] = config.sliding_window or 4096
+        if hasattr(kind, "use_sliding_window"):
+            fields["use_sliding_window"] = config.sliding_window is not None
+        unused = getattr(kind, "sliding_window", None)
+        fields["sliding_window"] = config.sliding_window or unused
         fields["layer_types"] = [
             "sliding_attention" if config.is_sliding(layer) else "full_attention"
             for layer in range(config.num_hidden_layers)
         ]
     try:
-        stock = _configuration(family)(**fields)
+        stock = kind(**fields)
     except Exception as error:  # configuration classes raise whatever a bad value leads to
         raise ModelError(f"a {family.model_type} cannot be made: {_on_one_line(error)}") from error
     stock.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.convert.probe import PARAGRAPH
-from wuneng.errors import ModelError, RunError
-from wuneng.evaluate.loading import load_tokenizer
-from wuneng.foreign import regular_file_inside
-from wuneng.records import disk_errors
+from wuneng.errors import RunError
+from wuneng.evaluate.loading import load_tokenizer, run_of
+from wuneng.hub.papers import copy_file, copy_papers
 
 __all__ = ["check_same_tokens", "copy_companions"]
 
@@ -27,29 +26,35 @@ _NAMES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_PATTERNS = ("LICENSE*", "NOTICE*", "USE_POLICY*", "additional_chat_templates/*.jinja")
+_PATTERNS = ("additional_chat_templates/*.jinja",)
 
 
-def copy_companions(source: Path, destination: Path) -> list[str]:
-    """Copy the files as they are; returns their names. Code (``.py``) is never copied.
+def copy_companions(source: Path | None, model: Path, destination: Path) -> list[str]:
+    """Copy the files as they are; returns their names there. Code (``.py``) is never copied.
+
+    The model's card is kept under another name, unless it is a run's, which is written anew.
+
+    Args:
+        source: where the tokenizer is; None: there is none.
+        model: the directory or file of the weights, whose licence and card come along.
 
     Raises:
-        ModelError: one is a link that leads out of ``source``, or cannot be read.
+        ModelError: one is a link that leads out of its directory, or cannot be read.
         DiskError: the disk is full or refuses.
     """
+    copied = []
+    if model.is_dir():
+        copied += copy_papers(model, destination, card=run_of(model) is None)
+    if source is None:
+        return copied
     found = [source / name for name in _NAMES if os.path.lexists(source / name)]
     found += [path for pattern in _PATTERNS for path in sorted(source.glob(pattern))]
-    found = [path for path in found if path.suffix != ".py" and not path.is_dir()]
-    for path in found:
-        target = destination / path.relative_to(source)
-        try:
-            data = regular_file_inside(path, source).read_bytes()
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-    return [str(path.relative_to(source)) for path in found]
+    names = [str(path.relative_to(source)) for path in found if not path.is_dir()]
+    for name in names:
+        copy_file(source / name, source, destination / name)
+    if source != model:
+        copied += copy_papers(source, destination, card=False)
+    return names + copied
 
 
 def check_same_tokens(source: Path, destination: Path) -> Any:

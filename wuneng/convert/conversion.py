@@ -19,15 +19,17 @@ import torch
 from wuneng.convert.companions import check_same_tokens, copy_companions
 from wuneng.convert.comparison import Check, require_all, worst
 from wuneng.convert.generation_file import leave_out_unfit
+from wuneng.convert.model_card import conversion_card
 from wuneng.convert.plan import Plan
 from wuneng.convert.probe import Probe, make_probe
 from wuneng.convert.shard_writer import bytes_of, write_shards
 from wuneng.convert.source import Located
 from wuneng.convert.verify import check_against_model
 from wuneng.errors import InputError
+from wuneng.hub import CARD, card_text
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import ADDED_PARTS, added_percent, parameters_by_part
-from wuneng.records import usable_directory, write_json
+from wuneng.records import usable_directory, write_json, write_text_atomic
 from wuneng.records.atomic import directory_written_atomically
 
 __all__ = ["MARGIN", "RECORD", "Conversion", "Outcome", "carry_out", "check_destination"]
@@ -45,6 +47,7 @@ class Conversion:
     Attributes:
         what: the direction in words, as ``llama to wuneng``.
         source: the label of the source.
+        place: the source itself, a directory or a file.
         config: of the destination.
         counted: the WuNeng configuration whose added parameters the record states; None where the
             destination has no such parts.
@@ -58,6 +61,7 @@ class Conversion:
 
     what: str
     source: str
+    place: Path
     config: Any
     counted: WuNengConfig | None
     plan: Plan
@@ -96,6 +100,7 @@ def same_function(
     return Conversion(
         what=what,
         source=located.label,
+        place=located.path,
         config=config,
         counted=counted,
         plan=plan,
@@ -114,11 +119,13 @@ class Outcome:
         directory: the destination.
         record: the content of convert.json.
         checks: the verification's; empty when there was none.
+        uploaded: the address of the commit on the hub; None where nothing was uploaded.
     """
 
     directory: Path
     record: dict[str, Any]
     checks: list[Check]
+    uploaded: str | None = None
 
 
 def check_destination(destination: Path) -> None:
@@ -143,8 +150,18 @@ def check_destination(destination: Path) -> None:
         )
 
 
-def carry_out(conversion: Conversion, destination: Path, *, verify: bool, note: Note) -> Outcome:
+def carry_out(
+    conversion: Conversion,
+    destination: Path,
+    *,
+    verify: bool,
+    note: Note,
+    repository: str | None = None,
+) -> Outcome:
     """Write, prove, and rename into place; on any failure nothing is left behind.
+
+    Args:
+        repository: where the result goes on the hub, for its card.
 
     Raises:
         VerificationError: the logits differ by more than the tolerance.
@@ -160,11 +177,7 @@ def carry_out(conversion: Conversion, destination: Path, *, verify: bool, note: 
         conversion.config.dtype = conversion.dtype
         conversion.config.save_pretrained(temporary)
         write_shards(temporary, plan.shards)
-        copied = (
-            []
-            if conversion.companions is None
-            else copy_companions(conversion.companions, temporary)
-        )
+        copied = copy_companions(conversion.companions, conversion.place, temporary)
         conversion.write(temporary)
         if isinstance(conversion.config, WuNengConfig) and (left := leave_out_unfit(temporary)):
             note(left)
@@ -180,6 +193,10 @@ def carry_out(conversion: Conversion, destination: Path, *, verify: bool, note: 
             require_all(checks)
         record = _record(conversion, checks, inputs, copied)
         write_json(temporary / RECORD, record)
+        card = conversion_card(
+            record, conversion.place, conversion.config.to_dict(), repository=repository
+        )
+        write_text_atomic(temporary / CARD, card_text(card, temporary))
     return Outcome(destination, record, checks)
 
 

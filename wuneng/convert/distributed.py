@@ -28,6 +28,7 @@ from wuneng.convert.companions import copy_companions
 from wuneng.convert.comparison import Check, compare
 from wuneng.convert.conversion import MARGIN, RECORD, Conversion, Outcome, same_function
 from wuneng.convert.families import FAMILIES
+from wuneng.convert.model_card import conversion_card
 from wuneng.convert.plan import kept_routes, main_dtype, make_plan, model_shapes
 from wuneng.convert.probe import Answers, Probe, ask
 from wuneng.convert.resave import read_config
@@ -36,9 +37,10 @@ from wuneng.convert.tensor_files import TensorInfo, read_json_object
 from wuneng.convert.verify import answers_of
 from wuneng.errors import ModelError, RunError, file_errors, shortened
 from wuneng.foreign.regular import read_regular
+from wuneng.hub import CARD, card_text
 from wuneng.model import WuNengForCausalLM
 from wuneng.model.counting import ADDED_PARTS, added_percent, parameters_by_part
-from wuneng.records import write_json
+from wuneng.records import write_json, write_text_atomic
 from wuneng.records.atomic import directory_written_atomically
 
 __all__ = ["DcpTensors", "from_dcp", "write_dcp"]
@@ -169,7 +171,7 @@ def write_dcp(
             dcp.save({"model": tensors}, checkpoint_id=temporary, no_dist=True)
         config.dtype = main_dtype(source)
         config.save_pretrained(temporary)
-        copied = copy_companions(located.path, temporary)
+        copied = copy_companions(located.path, located.path, temporary)
         if verify:
             _require_same_bits(tensors, temporary)
         parts = parameters_by_part(config)
@@ -190,6 +192,8 @@ def write_dcp(
             "copied_files": copied,
         }
         write_json(temporary / RECORD, record)
+        card = conversion_card(record, located.path, config.to_dict())
+        write_text_atomic(temporary / CARD, card_text(card, temporary))
     return Outcome(destination, record, [])
 
 

@@ -1,7 +1,7 @@
 """WuNeng to transformers: a stock model where nothing is lost, code that travels where it would be.
 
-A model without state heads, or whose branch is exactly zero, computes what a Llama, Qwen2, Qwen3 or
-Mistral computes: plain transformers loads it. Any other model takes its modelling code along.
+A model without state heads, or whose branch is exactly zero, computes what a Llama computes, or a
+model of another family: plain transformers loads it. Any other takes its modelling code along.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from wuneng.convert import answering
 from wuneng.convert.architectures import stock_config
 from wuneng.convert.comparison import Check, compare
 from wuneng.convert.conversion import Conversion, same_function
+from wuneng.convert.families import family_of
+from wuneng.convert.fused import JoinedTensors, joined_shapes
 from wuneng.convert.graft import is_grafted_name
 from wuneng.convert.plan import kept_routes, main_dtype, make_plan, model_shapes
 from wuneng.convert.probe import Answers, Probe
 from wuneng.convert.remote_code import AUTO_MAP, foreign_kind, write_modelling_code
 from wuneng.convert.resave import read_config, same_tensors
 from wuneng.convert.source import Located, open_tensors
+from wuneng.convert.stacked import ExpertsApart, apart_shapes
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.convert.verify import answers_of
 from wuneng.errors import InputError, ModelError, RunError
@@ -80,6 +83,11 @@ def _stock(
     config.num_state_heads, config.cross_head = 0, "none"
     config.state_layers = config.layers = None
     wanted = model_shapes(config)
+    family = family_of(plain.model_type)
+    if family is not None and family.fused:
+        source, wanted = JoinedTensors(source, family.fused), joined_shapes(wanted, family.fused)
+    if family is not None and family.has_experts:
+        source, wanted = ExpertsApart(source), apart_shapes(wanted)
     routes, dropped = kept_routes(source, wanted, silent=is_grafted_name)
     plan = make_plan(source, routes, dropped, dtype=dtype, wanted=wanted)
     return same_function(located, f"wuneng to stock {plain.model_type}", plain, plan, target)

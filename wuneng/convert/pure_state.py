@@ -47,6 +47,7 @@ def from_rwkv7(located: Located, *, dtype: torch.dtype | None, tokenizer: str | 
     return Conversion(
         what="rwkv7 to wuneng",
         source=located.label,
+        place=located.path,
         config=config,
         counted=None,
         plan=plan,

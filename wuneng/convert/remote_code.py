@@ -43,25 +43,8 @@ class _Edit:
     text: str
 
 
-_CARD = """# A WuNeng model
-
-Attention heads beside state heads. Its modelling code is in this directory; it needs torch
-and transformers 5.17 or newer, nothing else:
-
-```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
-```
-
-The tokenizer, if there is one, loads with `AutoTokenizer.from_pretrained("PATH")`. `convert.json`
-says where the weights came from and how the conversion was checked.
-"""
-
-
 def write_modelling_code(directory: Path) -> None:
-    """Write the files of :func:`modelling_files` and a README that says how to load them."""
-    (directory / "README.md").write_text(_CARD, encoding="utf-8")
+    """Write the files of :func:`modelling_files`."""
     for name, text in modelling_files().items():
         (directory / name).write_text(text, encoding="utf-8", newline="\n")
 

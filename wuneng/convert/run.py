@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from wuneng.convert.source import Located, locate
 from wuneng.convert.transformer import from_transformer
 from wuneng.data.tokenizer import check_tokenizer
 from wuneng.errors import InputError, nearest
+from wuneng.hub.upload import check_repository, upload
 from wuneng.records import verify
 
 __all__ = ["Request", "convert"]
@@ -48,6 +49,9 @@ class Request:
             there are some.
         new_apart: whether new heads get a file of their own: the others then hold the same bytes
             whatever is added, and several conversions of one source can share them.
+        push_to_hub: a repository ``owner/name`` to upload the result to.
+        private: make that one private.
+        progress: show on stderr how far the upload is.
         skip_check: the option that leaves that out, for the error over a damaged file.
     """
 
@@ -63,6 +67,9 @@ class Request:
     verify: bool = True
     check_source: bool = True
     new_apart: bool = False
+    push_to_hub: str | None = None
+    private: bool = False
+    progress: bool = False
     skip_check: str = "--no-checksums"
 
 
@@ -75,6 +82,7 @@ def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> O
         InputError: options that contradict the source or each other; an existing destination.
         VerificationError: the logits differ; nothing was written.
         DiskError: the disk is full; nothing is left behind.
+        RunError: the result is there, but could not be uploaded.
     """
     if request.to not in TARGETS:
         raise InputError(
@@ -82,6 +90,7 @@ def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> O
             f"{nearest(request.to, TARGETS)}"
         )
     dtype = _dtype(request.dtype)
+    _check_upload(request)
     check_destination(request.destination)
     located = locate(request.source)
     if request.check_source:
@@ -94,7 +103,15 @@ def convert(request: Request, note: Callable[[str], None] = lambda _: None) -> O
     if request.to == "dcp":
         return write_dcp(located, request.destination, verify=request.verify, note=note)
     conversion = _build(request, located, dtype)
-    return carry_out(conversion, request.destination, verify=request.verify, note=note)
+    repository = request.push_to_hub
+    outcome = carry_out(
+        conversion, request.destination, verify=request.verify, note=note, repository=repository
+    )
+    if repository is None:
+        return outcome
+    note(f"uploading {outcome.directory} to {repository}")
+    options = {"private": request.private, "progress": request.progress}
+    return replace(outcome, uploaded=upload(outcome.directory, repository, **options))
 
 
 def _build(request: Request, located: Located, dtype: torch.dtype | None) -> Conversion:
@@ -140,6 +157,19 @@ def _check_options(request: Request, located: Located) -> None:
         )
     if request.to == "dcp" and request.dtype is not None:
         raise InputError("--to dcp writes the tensors as they are; --dtype does not apply")
+
+
+def _check_upload(request: Request) -> None:
+    """Refuse, before any work, what could not or must not be uploaded after it."""
+    if request.push_to_hub is None:
+        if request.private:
+            raise InputError("--private goes with --push-to-hub")
+        return
+    check_repository(request.push_to_hub)
+    if request.to == "dcp":
+        raise InputError("--push-to-hub is for models; nobody loads a distributed checkpoint there")
+    if not request.verify:
+        raise InputError("--push-to-hub uploads what was compared; leave out --no-verify")
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -83,6 +83,9 @@ _OTHER_VERSIONS = {
     "att.time_maa_w1": "RWKV-6",
     "att.time_faaaa": "RWKV-5 or RWKV-6",
     "att.time_decay": "RWKV-4 to RWKV-6",
+    "qkv.qq.weight": "RWKV-7b, with DeepEmbedAttention",
+    "qkv.k_emb.weight": "RWKV-7b, with DeepEmbedAttention",
+    "ffn.s_emb.weight": "RWKV-7a, with DeepEmbed in its feed-forward layers",
 }
 
 
@@ -145,7 +148,9 @@ def read_rwkv7(source: TensorSource, where: str, settings: Mapping[str, Any] | N
             transposed.add(x070)
     for sign, version in _OTHER_VERSIONS.items():
         if any(name.endswith(sign) for name in stored):
-            raise ModelError(f"{where}: this is {version} (it holds *.{sign}); expected RWKV-7")
+            raise ModelError(
+                f"{where}: this is {version} (it holds *.{sign}); expected RWKV-7 (x070)"
+            )
     ignored = {
         stored.pop(name): "layer 0 has no value residual"
         for name in ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")

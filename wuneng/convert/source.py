@@ -11,6 +11,7 @@ from wuneng.convert.families import FAMILIES, Family
 from wuneng.convert.tensor_files import PthFile, SafetensorsFiles, TensorSource, read_json_object
 from wuneng.convert.unsupported import check_supported
 from wuneng.errors import ModelError, reason, shortened
+from wuneng.hub.papers import PAPERS
 from wuneng.records import find_model
 
 __all__ = ["DCP_METADATA", "Located", "locate", "open_tensors"]
@@ -22,8 +23,7 @@ _HUB_FILES = [
     "model*.safetensors",
     "tokenizer.model",
     "*.txt",
-    "LICENSE*",
-    "NOTICE*",
+    *PAPERS,
 ]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from wuneng.convert.architectures import plain_fields
 from wuneng.convert.conversion import Conversion, same_function
 from wuneng.convert.donor import Donor, open_donor
+from wuneng.convert.fused import SplitTensors
 from wuneng.convert.graft import GraftSettings, NewTensors, grafted_config
 from wuneng.convert.plan import (
     EMBEDDING,
@@ -21,6 +22,7 @@ from wuneng.convert.plan import (
     ties_its_head,
 )
 from wuneng.convert.source import Located, open_tensors
+from wuneng.convert.stacked import ExpertsTogether
 from wuneng.convert.tensor_files import TensorSource
 from wuneng.errors import InputError, ModelError
 from wuneng.limits import LIMITS
@@ -40,7 +42,7 @@ def from_transformer(
     state_from: str | None = None,
     new_apart: bool = False,
 ) -> Conversion:
-    """A Llama, Qwen2, Qwen3 or Mistral (or a WuNeng without state heads), with heads added.
+    """A Transformer of a known family (or a WuNeng without state heads), with heads added.
 
     Args:
         dtype: of the destination; None keeps the source's.
@@ -52,9 +54,14 @@ def from_transformer(
         ModelError: configuration or weights are broken or do not belong together.
         InputError: the heads asked for do not fit the model.
     """
-    source = open_tensors(located)
+    source: TensorSource = open_tensors(located)
     fields = _plain_fields(located)
     check_sizes(fields, source, str(located.path))
+    if located.family is not None and located.family.has_experts:
+        source = ExpertsTogether(source)
+    if located.family is not None and located.family.fused:
+        shapes = model_shapes(grafted_config(fields, GraftSettings(state_heads=0)))
+        source = SplitTensors(source, located.family.fused, lambda name: shapes.get(name, (0,)))
     # A checkpoint that stores two different embeddings means both, whatever its configuration
     # says: transformers loads it so.
     tied = fields["tie_word_embeddings"] and ties_its_head(source)

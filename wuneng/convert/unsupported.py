@@ -48,6 +48,8 @@ _FIELDS: dict[str, str] = {
     "n_positions": "learned absolute positions",
     "no_rope_layers": "layers without rotary positions",
     "cross_attention_layers": "cross-attention",
+    "resid_pdrop": "dropout of what a layer adds",
+    "use_bidirectional_attention": "attention to later tokens",
 }
 #: model types whose configuration does not say it in a field.
 _TYPES = {
@@ -55,14 +57,48 @@ _TYPES = {
     "bloom": "ALiBi positions",
     "mpt": "ALiBi positions",
     "rwkv": "RWKV-4's recurrence",
+    "rwkv5": "RWKV-5's recurrence",
     "rwkv6": "RWKV-6's recurrence",
+    "rwkv6qwen2": "QRWKV-6: RWKV-6's recurrence in a Qwen2",
+    "rwkv7qwen2": "QRWKV-7, of RADLADS: a Qwen2 whose attention is an RWKV-7 with grouped keys",
+    "rwkv_hybrid": "ARWKV: a Qwen2 whose attention is an RWKV-7 of its own kind",
+    "qwen3_next": "a hybrid: Gated DeltaNet beside gated attention, and a mixture of experts",
+    "qwen3_5": "a hybrid: Gated DeltaNet beside gated attention",
+    "qwen3_5_text": "a hybrid: Gated DeltaNet beside gated attention",
+    "qwen3_5_moe": "a hybrid: Gated DeltaNet beside gated attention, and a mixture of experts",
+    "qwen3_5_moe_text": "a hybrid: Gated DeltaNet beside gated attention, and a mixture of experts",
+    "olmo_hybrid": "a hybrid: Gated DeltaNet beside attention",
+    "kimi_linear": "a hybrid: Kimi Delta Attention beside latent attention (MLA)",
+    "falcon_h1": "a hybrid: Mamba-2 and attention in one layer",
+    "jamba": "a hybrid: Mamba beside attention, and a mixture of experts",
+    "bamba": "a hybrid: Mamba-2 beside attention",
+    "granitemoehybrid": "a hybrid: Mamba-2 beside attention",
+    "nemotron_h": "a hybrid: Mamba-2 beside attention",
+    "zamba": "a hybrid: Mamba and an attention layer that is shared",
+    "zamba2": "a hybrid: Mamba-2 and attention layers that are shared",
+    "lfm2": "a hybrid: gated short convolutions beside attention",
+    "lfm2_moe": "a hybrid: gated short convolutions beside attention, and a mixture of experts",
+    "recurrent_gemma": "a hybrid: gated linear recurrences beside attention",
+    "minimax": "a hybrid: lightning attention beside attention, and a mixture of experts",
+    "mamba": "Mamba's state-space layers",
+    "mamba2": "Mamba-2's state-space layers",
+    "falcon_mamba": "Mamba's state-space layers",
+    "xlstm": "xLSTM's recurrence",
 }
+#: Kinds of attention that ``layer_types`` may name.
+_ATTENTION = ("full_attention", "sliding_attention")
 
 
-def ruled_out(config: Mapping[str, Any]) -> list[str]:
-    """What in the configuration a WuNeng layer does not compute, as ``field: meaning``."""
+def ruled_out(config: Mapping[str, Any], family: Family | None = None) -> list[str]:
+    """What in the configuration a WuNeng layer does not compute, as ``field: meaning``.
+
+    Args:
+        family: whose record says of some fields that they are taken over.
+    """
     found = []
     for field, meaning in _FIELDS.items():
+        if family is not None and field in family.reads:
+            continue
         value: Any = config
         for part in field.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -72,8 +108,14 @@ def ruled_out(config: Mapping[str, Any]) -> list[str]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     for where in (config, rope if isinstance(rope, Mapping) else {}):
         factor = where.get("partial_rotary_factor")
+        if family is not None and "partial_rotary_factor" in family.reads:
+            continue
         if isinstance(factor, int | float) and factor != 1:
             found.append(f"partial_rotary_factor: {factor} (positions on a part of each head)")
+    types = config.get("layer_types")
+    others = {str(one) for one in types} - {*_ATTENTION} if isinstance(types, list) else set()
+    if others:
+        found.append(f"layer_types: {min(others)} (layers of another kind)")
     kind = str(config.get("model_type"))
     if kind in _TYPES:
         found.append(f"model_type: {kind} ({_TYPES[kind]})")
@@ -91,7 +133,7 @@ def check_supported(config: Mapping[str, Any], where: str) -> Family:
         raise ModelError(f"{where}: no 'model_type'; expected the configuration of a model")
     family = family_of(name)
     # RWKV-7 and our own have readers of their own, which refuse by field.
-    reasons = ruled_out(config) if family is None or family.role == "attention" else []
+    reasons = ruled_out(config, family) if family is None or family.role == "attention" else []
     if family is not None and not reasons:
         return family
     message = f"{where}: model_type {name!r} cannot be converted.{nearest(name, FAMILIES)}"

@@ -68,7 +68,7 @@ class AnswerCalls:
         softmax_dtype: torch.dtype | None,
         on_tokens: Callable[[int], object],
     ) -> None:
-        self.base, self.head = model.base_model, model.get_output_embeddings()
+        self.base, self.head = model.base_model, _head(model)
         self.device: torch.device = model.device
         self.answers = answers
         self.softmax_dtype = softmax_dtype
@@ -162,7 +162,7 @@ class AnswerCalls:
         slots, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
         unique, which = np.unique(places, return_inverse=True)
         flat = hidden.flatten(0, 1)
-        step = max(1, _LOGITS_AT_ONCE // self.head.weight.shape[0])
+        step = max(1, _LOGITS_AT_ONCE // self.head.out_features)
         for start in range(0, len(unique), step):
             chosen = torch.from_numpy(unique[start : start + step]).to(self.device)
             here = (which >= start) & (which < start + step)
@@ -184,6 +184,12 @@ class AnswerCalls:
         at = torch.from_numpy(slots)
         self.values[at] = found.to(self.values)
         self.greedy[at] = greedy.cpu()
+
+
+def _head(model: Any) -> Any:
+    """What makes a model's logits: a WuNeng may do more than multiply."""
+    own = getattr(model, "output_head", None)
+    return model.get_output_embeddings() if own is None else own()
 
 
 def _padded(rows: list[list[int]], *, left: bool) -> Tensor:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gc
 import io
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -58,8 +57,7 @@ def run_tasks(
         _fit_generation(task, model.max_length)
     torch.manual_seed(_TORCH_SEED)
     # The harness prints remarks about batch sizes to stdout, which belongs to results.
-    aside = sys.stderr if model.progress else io.StringIO()
-    with quiet_harness(), _lean_harness(), contextlib.redirect_stdout(aside):
+    with quiet_harness(), _lean_harness(), contextlib.redirect_stdout(io.StringIO()):
         results = evaluate(
             model,
             {"tasks": dict(loaded.tasks), "groups": {}, "group_map": {}},

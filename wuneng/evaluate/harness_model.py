@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from wuneng.errors import ModelError, NonFiniteError, TaskError
 from wuneng.evaluate.harness_encoding import HarnessEncoding
 from wuneng.evaluate.loading import LoadedModel
 from wuneng.evaluate.not_finite import not_finite_error
+from wuneng.evaluate.progress import EvaluationBar
 from wuneng.evaluate.scoring import CallLimits, can_share, score_answers
 from wuneng.evaluate.task_loading import quiet_harness
 from wuneng.model.finite import FiniteScores, NotFinite, all_finite
@@ -38,7 +38,7 @@ class HarnessModel(HarnessEncoding):
     Args:
         loaded: model and tokenizer, on their device.
         batch_size: requests per forward call, or "auto".
-        progress: whether to show the harness' progress bar while requests run.
+        progress: whether to show a bar while requests run; the harness' own never show.
         companion: whether every forward call holds at least two sequences (see `_with_companion`);
             then the harness scores, because neighbours in a batch matter.
         share: whether to compute common beginnings once; False leaves scoring to the harness.
@@ -75,7 +75,7 @@ class HarnessModel(HarnessEncoding):
         # Scoring reads every text once; generation asks for its cache itself.
         loaded.model.config.use_cache = False
         self.label = loaded.label
-        self.progress = progress
+        self.bar = EvaluationBar(wanted=progress)
         self.companion = companion
         self._previous: Tensor | None = None
         self._asked: list[str] = []
@@ -90,31 +90,33 @@ class HarnessModel(HarnessEncoding):
         return self._model_call(tokens.to(self.device))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-        """The harness' scoring; the bar only where wanted, and texts tokenised all at once."""
+        """The harness' scoring, with texts tokenised all at once."""
         self._encode_all([request.args for request in requests])
         try:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.progress)
+            return super().loglikelihood(requests, disable_tqdm=True)
         except NotFinite as found:
             raise self._error(requests[found.row], found) from None
         finally:
             self._encoded.clear()
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The harness' scoring of whole texts; the bar only where wanted."""
-        silent = disable_tqdm or not self.progress
+        """The harness' scoring of whole texts."""
         try:
-            return list(super().loglikelihood_rolling(requests, disable_tqdm=silent))
+            with self.bar.in_place_of_the_harness(f"reading {self.label}", len(requests), "texts"):
+                return list(super().loglikelihood_rolling(requests))
         except NotFinite as found:  # its row is a window's: whose, each text alone tells
             for request in requests if len(requests) > 1 else ():
-                self.loglikelihood_rolling([request], disable_tqdm=True)
+                self.loglikelihood_rolling([request])
             raise self._error(requests[0], found) from None
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The harness' generation; the bar only where wanted, and cut questions counted."""
+        """The harness' generation, with cut questions counted."""
         self._encode_texts({(request.args[0], None): None for request in requests})
         try:
             self._count_cuts(requests)
-            return super().generate_until(requests, disable_tqdm=disable_tqdm or not self.progress)
+            writing = f"writing {self.label}"
+            with self.bar.in_place_of_the_harness(writing, len(requests), "answers"):
+                return super().generate_until(requests)
         except NotFinite as found:
             text = self._asked[min(found.row, len(self._asked) - 1)]
             asked = next(request for request in requests if request.args[0] == text)
@@ -142,7 +144,7 @@ class HarnessModel(HarnessEncoding):
         for _, question, answer in requests:
             self._cut(len(question), self.max_length + 1 - len(answer))
         try:
-            return self._scores(requests, disable_tqdm or not self.progress, override_bs)
+            return self._scores(requests, override_bs)
         except NotFinite as found:
             row = found.row if self.share else self._first_not_finite(requests)
             raise NotFinite(row, self._read_of(requests[row])) from None
@@ -160,24 +162,19 @@ class HarnessModel(HarnessEncoding):
                 return row
         return 0
 
-    def _scores(self, requests: list[Any], disable_tqdm: bool, override_bs: int | None) -> Any:
+    def _scores(self, requests: list[Any], override_bs: int | None) -> Any:
+        what = f"scoring {self.label}"
         if not self.share:
-            return super()._loglikelihood_tokens(
-                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
-            )
-        with tqdm(
-            desc="Scoring",
-            unit=" tokens",
-            unit_scale=True,
-            disable=disable_tqdm,
-        ) as bar:
+            with self.bar.in_place_of_the_harness(what, len(requests), "answers"):
+                return super()._loglikelihood_tokens(requests, override_bs=override_bs)
+        with self.bar.counting(what, None, "tokens") as counted:
             return score_answers(
                 self.model,
                 [(question, answer) for _, question, answer in requests],
                 self.max_length,
                 self.limits,
                 softmax_dtype=self.softmax_dtype,
-                on_tokens=bar.update,
+                on_tokens=counted,
             )
 
     def _select_cont_toks(

@@ -122,31 +122,29 @@ def _metric_record(metric: MetricComparison) -> dict[str, Any]:
 
 
 def report_table(report: EvaluationReport) -> Table:
-    """Task, n, metric, both models with standard errors, paired difference, p, chance."""
+    """Task, n, metric, both models with standard errors, paired difference, p, chance.
+
+    Every figure is in the table, however narrow: where it is cut, the parts stand below each other.
+    """
     model, baseline = report.models["model"], report.models["baseline"]
     assert model is not None
-    columns = [
-        Column("task", name=True),
-        Column("n", spare=True),
-        Column("metric", name=True),
-        Column(f"{_shown(model)} ± se"),
-    ]
+    tasks = [task for task in report.tasks if task.part_of is None]
+    guessed = any(_chance(task, metric) for task in tasks for metric in task.metrics)
+    columns = [Column("task", name=True), Column("metric", name=True), Column("n")]
+    columns += [Column(f"{name} ± se") for name in _headings(model, baseline)]
     if baseline is not None:
-        columns.append(Column(f"{_shown(baseline)} ± se"))
-        columns += [Column("difference [95 % CI]"), Column("p", spare=True), Column("p (Holm)")]
-    columns.append(Column("chance", spare=True))
-    table = Table(
-        _title(model, baseline), columns, elsewhere=result_file(Path(), report.request.state).name
-    )
-    for task in report.tasks:
-        if task.part_of is not None:
-            continue
+        columns += [Column("difference [95 % CI]"), Column("p (Holm)")]
+    if guessed:
+        columns.append(Column("chance"))
+    table = Table(_title(model, baseline), columns)
+    for task in tasks:
         for row, metric in enumerate(task.metrics):
-            heading = [task.outcomes.task, str(task.n)] if row == 0 else ["", ""]
-            cells = [*heading, _direction(metric), _estimate(metric, metric.model)]
+            first = row == 0
+            cells = [task.outcomes.task if first else "", _direction(metric)]
+            cells += [f"{task.n:,}" if first else "", _estimate(metric, metric.model)]
             if baseline is not None:
                 cells += _compared_cells(metric)
-            table.add_row(*cells, _chance(task, metric))
+            table.add_row(*cells, *([_chance(task, metric)] if guessed else []))
     return table
 
 
@@ -156,7 +154,7 @@ def remarks(report: EvaluationReport) -> Iterator[str]:
         count = sum(metric.p_holm is not None for task in report.tasks for metric in task.metrics)
         yield (
             "difference: model minus baseline on the same items; p: exact McNemar for right/wrong "
-            "outcomes, else paired bootstrap; p (Holm): corrected for the "
+            "outcomes, else paired bootstrap; in brackets (Holm): corrected for the "
             f"{count} comparison{'s' if count != 1 else ''} of this table."
         )
         if any(task.outcomes.task == "validation" for task in report.tasks):
@@ -204,6 +202,15 @@ def _title(model: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     return f"{_named(model)}{against}"
 
 
+def _headings(model: dict[str, Any], baseline: dict[str, Any] | None) -> list[str]:
+    """Arms of one run by their own names: the title has the run's."""
+    if baseline is None:
+        return [_shown(model)]
+    names = [_shown(one) for one in (model, baseline)]
+    (run, _, arm), (other_run, _, other) = (name.rpartition("/") for name in names)
+    return [arm, other] if run == other_run and arm != other else names
+
+
 def _named(model: dict[str, Any]) -> str:
     return f"{_shown(model)} ({model['parameters']:,} parameters)"
 
@@ -222,13 +229,13 @@ def _compared_cells(metric: MetricComparison) -> list[str]:
     baseline = _estimate(metric, metric.baseline)
     difference = metric.difference
     if difference is None:
-        return [baseline, "", "", ""]
+        return [baseline, "", ""]
     shown = number(metric, difference.difference, signed=True)
     if difference.interval is not None:
         low, high = (number(metric, end, signed=True) for end in difference.interval)
         shown += f" [{low}, {high}]"
-    holm = "" if metric.p_holm is None else _p_value(metric.p_holm)
-    return [baseline, shown, _p_value(difference.p), holm]
+    p = _p_value(difference.p)
+    return [baseline, shown, p if metric.p_holm is None else f"{p} ({_p_value(metric.p_holm)})"]
 
 
 def _estimate(metric: MetricComparison, estimate: Estimate) -> str:

@@ -63,11 +63,10 @@ class CallLimits:
 def can_share(model: Any) -> bool:
     """Whether :func:`score_answers` knows this kind of model."""
     config = model.config
-    rope = getattr(config, "rope_parameters", None) or {}
-    return (
-        config.model_type in _MODEL_TYPES
-        and rope.get("rope_type", "default") not in _LENGTH_DEPENDENT_ROPE
-    )
+    names = ("rope_parameters", "sliding_rope_parameters")
+    ropes = [getattr(config, name, None) or {} for name in names]
+    kinds = {rope.get("rope_type", "default") for rope in ropes}
+    return config.model_type in _MODEL_TYPES and kinds.isdisjoint(_LENGTH_DEPENDENT_ROPE)
 
 
 def score_answers(

@@ -21,7 +21,7 @@ from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.middle.concat import Concat
 from wuneng.layers.middle.gated import Gated
 from wuneng.layers.recurrence_watch import recurrence_watched
-from wuneng.model.modeling import WuNengBlock
+from wuneng.model.block import WuNengBlock
 from wuneng.ops.cross_head import grouped_heads
 
 __all__ = ["LayerRecord", "MiddleRecord", "record"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wuneng.layers.layout import SequenceLayout
-from wuneng.layers.norms import RMSNorm
+from wuneng.layers.norms import make_query_norm
 from wuneng.layers.output_projection import make_output
 from wuneng.layers.short_conv import ShortConv
 
@@ -50,8 +50,9 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
+        self.scaling = config.attention_multiplier or self.head_dim**-0.5
         self.is_causal = True
+        self.has_rope = config.has_rope(layer_idx)
         self.sliding_window = config.sliding_window if config.is_sliding(layer_idx) else None
         size, width = config.hidden_size, config.num_attention_heads * self.head_dim
         kv_width = config.num_key_value_heads * self.head_dim
@@ -60,8 +61,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, kv_width, bias=config.attention_bias)
         self.o_proj = make_output(width, size, bias=config.attention_output_bias)
         if config.qk_norm:
-            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            of_head = config.qk_norm_over == "head"
+            sizes = (self.head_dim, self.head_dim) if of_head else (width, kv_width)
+            self.q_norm, self.k_norm = (
+                make_query_norm(config.norm, one, config.rms_norm_eps) for one in sizes
+            )
         if config.attention_token_shift:
             self.shift_k = nn.Parameter(torch.zeros(kv_width))
             self.shift_v = nn.Parameter(torch.zeros(kv_width))
@@ -83,7 +87,8 @@ class Attention(nn.Module):
         """Attention over ``hidden`` ``[B, T, D]``; the block applies the output projection.
 
         Args:
-            position_embeddings: cosines and sines, ``[B or 1, T, N]`` each.
+            position_embeddings: cosines and sines, ``[B or 1, T, R]`` each, of the first R channels
+                of a head; the others do not turn.
             attention_mask: whatever ``attend`` takes.
         """
         query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
@@ -94,11 +99,14 @@ class Attention(nn.Module):
                 self._convolve(letter, u, layout, past_key_values)
                 for letter, u in (("q", query), ("k", key), ("v", value))
             )
-        q_BHTN, k_BGTN, v_BGTN = (self._split(u) for u in (query, key, value))
-        if self.config.qk_norm:
+        over = self.config.qk_norm_over if self.config.qk_norm else None
+        q, k = (self.q_norm(query), self.k_norm(key)) if over == "width" else (query, key)
+        q_BHTN, k_BGTN, v_BGTN = (self._split(u) for u in (q, k, value))
+        if over == "head":
             q_BHTN, k_BGTN = self.q_norm(q_BHTN), self.k_norm(k_BGTN)
-        cos, sin = position_embeddings[0].unsqueeze(1), position_embeddings[1].unsqueeze(1)
-        q_BHTN, k_BGTN = _rotate(q_BHTN, cos, sin), _rotate(k_BGTN, cos, sin)
+        if self.has_rope:
+            cos, sin = position_embeddings[0].unsqueeze(1), position_embeddings[1].unsqueeze(1)
+            q_BHTN, k_BGTN = _rotate(q_BHTN, cos, sin), _rotate(k_BGTN, cos, sin)
         if past_key_values is not None:
             k_BGTN, v_BGTN = past_key_values.update(k_BGTN, v_BGTN, self.layer_idx)
         k_BGTN, v_BGTN = layout.seen_by(k_BGTN, v_BGTN, self.sliding_window)
@@ -111,10 +119,27 @@ class Attention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
+            **self._softcap(),
             **kwargs,
         )
         output = output.reshape(*hidden.shape[:-1], -1).contiguous()
         return AttentionHeads(output, key, value, weights), weights
+
+    def _softcap(self) -> dict[str, float]:
+        """What ``attend`` is told of the cap on its logits.
+
+        Raises:
+            ValueError: it is one that would not listen.
+        """
+        cap, implementation = self.config.attention_softcap, self.config._attn_implementation
+        if cap is None:
+            return {}
+        if not str(implementation).startswith(("eager", "flash", "flex")):
+            raise ValueError(
+                "attn_implementation: expected eager, flash attention or flex attention where "
+                f"attention_softcap is {cap}, got {implementation!r}, which has no soft caps"
+            )
+        return {"softcap": cap}
 
     def _split(self, u: Tensor) -> Tensor:
         return u.view(*u.shape[:-1], -1, self.head_dim).transpose(1, 2)
@@ -146,11 +171,14 @@ class Attention(nn.Module):
 
 
 def _rotate(u: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE as Llama applies it: channels i and i + N/2 of ``[B, heads, T, N]`` turn together.
+    """RoPE as Llama applies it: channels i and i + R/2 of ``[B, heads, T, N]`` turn together.
 
     Operations come in transformers' order, which gradients equal to the last bit depend on.
     """
-    return (u * cos) + (_quarter_turn(u) * sin)
+    turning = cos.shape[-1]
+    if turning < u.shape[-1]:
+        return torch.cat([_rotate(u[..., :turning], cos, sin), u[..., turning:]], dim=-1)
+    return ((u * cos) + (_quarter_turn(u) * sin)).to(u.dtype)
 
 
 def _quarter_turn(u: Tensor) -> Tensor:

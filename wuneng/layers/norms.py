@@ -24,6 +24,29 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(dtype)
 
 
+class WideRMSNorm(RMSNorm):
+    """As OLMo 2 computes it: rounded once, after the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = _widened(x)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (self.weight * wide).to(x.dtype)
+
+
+class PlusOneRMSNorm(nn.Module):
+    """As Gemma computes it: the weight, which starts at zero, says how far the scale is from 1."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = _widened(x)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (wide * (1.0 + _widened(self.weight))).to(x.dtype)
+
+
 class HeadRMSNorm(nn.Module):
     """RMSNorm of each head ``[..., heads, N]`` with a weight per channel ``[heads, N]``."""
 
@@ -55,9 +78,22 @@ class HeadGroupNorm(nn.Module):
         return torch.addcmul(self.bias, wide.to(x.dtype), self.weight)
 
 
+_RMS_NORMS = {
+    "rmsnorm": RMSNorm,
+    "rmsnorm_wide": WideRMSNorm,
+    "rmsnorm_plus_one": PlusOneRMSNorm,
+}
+
+
 def make_norm(kind: str, size: int, eps: float) -> nn.Module:
-    """The block's norm: ``rmsnorm`` (Llama) or ``layernorm`` (RWKV-7)."""
-    return RMSNorm(size, eps) if kind == "rmsnorm" else nn.LayerNorm(size, eps=eps)
+    """The block's norm: ``rmsnorm`` (Llama), ``rmsnorm_wide`` (OLMo 2), ``rmsnorm_plus_one``
+    (Gemma) or ``layernorm`` (RWKV-7)."""
+    return nn.LayerNorm(size, eps=eps) if kind == "layernorm" else _RMS_NORMS[kind](size, eps)
+
+
+def make_query_norm(kind: str, size: int, eps: float) -> nn.Module:
+    """The norm of queries or keys: the block's kind, and RMSNorm where that is LayerNorm."""
+    return _RMS_NORMS.get(kind, RMSNorm)(size, eps)
 
 
 def _widened(x: Tensor) -> Tensor:

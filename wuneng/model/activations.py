@@ -42,7 +42,11 @@ def kept_by_layer(config: WuNengConfig, layer: int, trains: Trains, *, first: bo
     passes = not first or reads_input  # a gradient goes through attention
     # Norms: what comes in, and what the weight is multiplied with where that trains.
     norms = (2 if passes else 1) * (D + 1) + (2 * D if trains.base else 0)
+    if config.norm_placement == "both":
+        norms += 2 * (D + 1) + (2 * D if trains.base else 0)
     wide = 3 if config.ffn == "swiglu" else 1
+    if config.has_experts(layer):  # each chosen expert has an input and an output of its own
+        F = config.num_experts_per_tok * ((config.moe_intermediate_size or 0) + D)
     feed_forward = (wide + reads_input) * F + (D if reads_input else 0)
     attention = 0.0
     if config.has_attention(layer):

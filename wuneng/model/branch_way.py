@@ -61,24 +61,26 @@ class BranchWay:
             rest: what the feed-forward layer takes besides its input.
 
         Returns:
-            What attention adds to ``hidden``, ``[B, T, D]``: the silent model goes on with it.
+            What attention says, ``[B, T, D]``: the silent model goes on with it.
         """
         with torch.no_grad():
             attention: Tensor = block.self_attn.o_proj(attended)
             asked = attention
             if self.whole_layer:
-                asked = attention + _fed_forward(block, hidden + attention, rest)
+                asked = _whole_layer(block, hidden, attention, rest)
         said = branch
         if self.whole_layer and self.replaces:
-            said = branch + _fed_forward(block, hidden + branch, rest)
+            said = _whole_layer(block, hidden, branch, rest)
         assert self.watch is not None
         self.watch(block.layer_idx, said, asked)
         return attention
 
 
-def _fed_forward(block: Any, hidden: Tensor, rest: Any) -> Tensor:
-    found: Tensor = block.mlp(block.post_attention_layernorm(hidden), *rest)
-    return found
+def _whole_layer(block: Any, hidden: Tensor, said: Tensor, rest: Any) -> Tensor:
+    """What a layer adds to ``hidden`` where its heads say ``said``, ``[B, T, D]`` each."""
+    added: Tensor = block.from_heads(said)
+    fed: Tensor = block.from_feed_forward(hidden + added, *rest)
+    return added + fed
 
 
 def branch_ways(model: nn.Module) -> dict[int, BranchWay]:

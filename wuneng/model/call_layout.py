@@ -10,6 +10,7 @@ from torch import Tensor
 from wuneng.layers.layout import SequenceLayout
 from wuneng.model.cache import WuNengCache
 from wuneng.model.masks import attention_masks
+from wuneng.model.rotary import Positions, position_embeddings
 from wuneng.model.token_layout import packed_documents, positions, sequence_layout
 
 
@@ -19,13 +20,14 @@ class CallLayout(NamedTuple):
     Attributes:
         layout: which tokens form which sequence.
         masks: of attention, as :func:`wuneng.model.masks.attention_masks`.
-        position_embeddings: cosines and sines ``[B or 1, T, N]``; None without attention.
+        position_embeddings: as :func:`wuneng.model.rotary.position_embeddings`; empty without
+            attention.
         cache: given, made, or None.
     """
 
     layout: SequenceLayout
     masks: dict[str, Any]
-    position_embeddings: tuple[Tensor, Tensor] | None
+    position_embeddings: Positions
     cache: WuNengCache | None
 
 
@@ -63,7 +65,7 @@ def whole_call(
     position_ids = positions(hidden, position_ids, seen, document_ids)
     layout = sequence_layout(config, hidden, attention_mask, document_ids)
     if not config.num_attention_heads:
-        return CallLayout(layout, {}, None, cache)
+        return CallLayout(layout, {}, {}, cache)
     masks = attention_masks(config, hidden, attention_mask, cache, position_ids, document_ids)
-    embeddings = model.rotary_emb(hidden, position_ids=position_ids)
+    embeddings = position_embeddings(model, hidden, position_ids)
     return CallLayout(layout, masks, embeddings, cache)

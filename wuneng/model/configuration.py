@@ -24,7 +24,8 @@ from wuneng.model.field_defaults import (
     default_rank,
     with_older_meaning,
 )
-from wuneng.model.field_types import CHOICES, choice_problem, is_finite_number, type_problem
+from wuneng.model.field_rules import check_experts, check_heads, check_rope
+from wuneng.model.field_types import CHOICES, choice_problem, type_problem
 
 _GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu")
 #: What recipes offer. A converted model keeps whatever activation transformers knows.
@@ -71,6 +72,24 @@ class WuNengConfig(PreTrainedConfig):
     ffn: str = "swiglu"
     norm: str = "rmsnorm"
     embedding_norm: bool = False
+    norm_placement: str = "pre"
+    qk_norm_over: str = "head"
+    scaled_embedding: bool = False
+    embedding_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    attention_softcap: float | None = None
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    logit_softcap: float | None = None
+    rope_layers: list[int] | None = None
+    sliding_rope_parameters: dict | None = None
+    rope_float32: bool = False
+    longrope_recompute: bool = False
+    num_experts: int = 0
+    num_experts_per_tok: int = 1
+    moe_intermediate_size: int | None = None
+    norm_topk_prob: bool = False
+    moe_layers: list[int] | None = None
 
     layers: list[str] | dict | None = None
     num_state_heads: int = 2
@@ -193,7 +212,8 @@ class WuNengConfig(PreTrainedConfig):
         for room, name in (("state", "state_kind"), ("middle", "cross_head")):
             if wrong := check_kind(room, getattr(self, name)):  # type: ignore[arg-type]
                 raise ValueError(f"{name} {wrong}")
-        self._check_heads()
+        check_heads(self)
+        check_experts(self)
         self._check_limits()
         self._check_values()
         self._check_layers()
@@ -201,7 +221,7 @@ class WuNengConfig(PreTrainedConfig):
             load_kind("state", self.state_kind).check(self)
 
     def _check_layers(self) -> None:
-        for name in ("state_layers", "sliding_window_layers"):
+        for name in ("state_layers", "sliding_window_layers", "rope_layers", "moe_layers"):
             layers = getattr(self, name)
             if layers is not None and any(not 0 <= i < self.num_hidden_layers for i in layers):
                 raise ValueError(f"{name} must lie in 0..{self.num_hidden_layers - 1}: {layers}")
@@ -234,9 +254,7 @@ class WuNengConfig(PreTrainedConfig):
             raise ValueError(
                 f"snapshot_every must be a positive multiple of 16, got {self.snapshot_every}"
             )
-        theta = (self.rope_parameters or {}).get("rope_theta", 1.0)
-        if not is_finite_number(theta) or theta <= 0:
-            raise ValueError(f"rope_theta must be a number above 0, got {theta!r}")
+        check_rope(self)
         if self.hidden_act not in USUAL_ACTIVATIONS:
             from transformers.activations import ACT2FN  # torch, which planning does without
 
@@ -245,42 +263,6 @@ class WuNengConfig(PreTrainedConfig):
                     f"hidden_act {self.hidden_act!r} is not known."
                     f"{nearest(self.hidden_act, ACT2FN)}"
                 )
-
-    def _check_heads(self) -> None:
-        heads, groups, states = (
-            self.num_attention_heads,
-            self.num_key_value_heads,
-            self.num_state_heads,
-        )
-        if heads == 0 and states == 0:
-            raise ValueError("num_attention_heads and num_state_heads must be not both 0")
-        if heads and self.head_dim and self.head_dim % 2:
-            raise ValueError(
-                "head_dim (hidden_size / num_attention_heads where it is left out) must be even, "
-                f"got {self.head_dim}"
-            )
-        if heads and (groups is None or groups < 1 or heads % groups):
-            raise ValueError(
-                f"num_key_value_heads must divide num_attention_heads ({heads}), got {groups}"
-            )
-        if not heads and states:
-            if self.state_key_source != "own" or self.state_value_source != "own":
-                raise ValueError(
-                    "num_attention_heads is 0, so state_key_source and state_value_source must be "
-                    f"'own', got {self.state_key_source!r} and {self.state_value_source!r}"
-                )
-            if self.state_layers is not None:
-                raise ValueError("num_attention_heads is 0, so state_layers must cover all layers")
-        if self.cross_head != "none" and self.state_head_dim != self.head_dim:
-            raise ValueError(
-                f"cross_head {self.cross_head!r} needs state_head_dim equal to head_dim "
-                f"({self.head_dim}), got {self.state_head_dim}"
-            )
-        if self.cross_head != "none" and heads % states and states % heads:
-            raise ValueError(
-                f"cross_head {self.cross_head!r} groups heads evenly: num_attention_heads "
-                f"({heads}) must be a multiple of num_state_heads ({states}), or the reverse"
-            )
 
     def has_state(self, layer_idx: int) -> bool:
         """Whether layer ``layer_idx`` carries state heads."""
@@ -298,6 +280,15 @@ class WuNengConfig(PreTrainedConfig):
             return "state"
         listed = self.state_layers is None or layer_idx in self.state_layers
         return "hybrid" if self.num_state_heads and listed else "attention"
+
+    def has_rope(self, layer_idx: int) -> bool:
+        """Whether attention of layer ``layer_idx`` turns queries and keys by their positions."""
+        return self.rope_layers is None or layer_idx in self.rope_layers
+
+    def has_experts(self, layer_idx: int) -> bool:
+        """Whether the feed-forward layer of layer ``layer_idx`` is a mixture of experts."""
+        listed = self.moe_layers is None or layer_idx in self.moe_layers
+        return bool(self.num_experts) and listed
 
     @property
     def first_state_layer(self) -> int:

@@ -18,6 +18,7 @@ from wuneng.model.call_arguments import BOUNDARIES
 from wuneng.model.call_layout import CallLayout
 from wuneng.model.call_shapes import check_tokens, is_padding
 from wuneng.model.masks import piece_masks
+from wuneng.model.rotary import position_embeddings
 from wuneng.model.token_layout import packed_documents, positions
 from wuneng.ops.context import Context, gather_integers, gather_tokens, make_piece
 
@@ -119,14 +120,13 @@ def piece_call(
     piece = make_piece(context, lengths, document_ids, batch, hidden.device)
     layout = PieceLayout.of(piece, document_ids, batch)
     if not config.num_attention_heads:
-        return CallLayout(layout, {}, None, None)
+        return CallLayout(layout, {}, {}, None)
     masks = piece_masks(config, hidden, document_ids, layout)
     # The longest position too: some ways of scaling look at it.
     longest = at.max().expand(at.shape[0], 1)
-    cos, sin = model.rotary_emb(
-        hidden, position_ids=torch.cat([at[:, piece.tokens], longest], dim=1)
-    )
-    return CallLayout(layout, masks, (cos[:, :-1], sin[:, :-1]), None)
+    turns = position_embeddings(model, hidden, torch.cat([at[:, piece.tokens], longest], dim=1))
+    turns = {kind: (cos[:, :-1], sin[:, :-1]) for kind, (cos, sin) in turns.items()}
+    return CallLayout(layout, masks, turns, None)
 
 
 def agreed(

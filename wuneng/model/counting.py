@@ -79,6 +79,9 @@ def forward_flops_per_token(config: WuNengConfig, sequence_length: int) -> float
             weights += shape.numel() * (leaf in middle.matrices)
     flops = 2.0 * weights
     for layer in range(config.num_hidden_layers):
+        if config.has_experts(layer):
+            chosen = 3 * config.num_experts_per_tok * (config.moe_intermediate_size or 0)
+            flops += 2 * config.hidden_size * (chosen + config.num_experts)  # and the router
         if config.has_attention(layer):
             context = (sequence_length + 1) / 2
             if config.is_sliding(layer):

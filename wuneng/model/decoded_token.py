@@ -34,6 +34,13 @@ from wuneng.ops.plain import are_plain
 _SOFTMAX = (sdpa_attention_forward, eager_attention_forward)
 #: Arguments of a call that ask for nothing here.
 _SILENT = ("return_dict", "is_causal")
+#: Fields of a configuration by which layers are wired otherwise than a Llama's, and with which the
+#: modules run. Sizes, norms, feed-forward and heads are seen in the modules themselves, the
+#: embedding and the logits are outside.
+_LEFT = (
+    *("norm_placement", "qk_norm_over", "residual_multiplier", "attention_softcap", "rope_layers"),
+    *("sliding_rope_parameters", "rope_float32", "longrope_recompute", "num_experts", "moe_layers"),
+)
 
 
 def decoded_token(
@@ -129,7 +136,8 @@ def _block(model: Any, kind: type, batch: int) -> ModelToken | None:
         and known.snapshot.holds()
     ):
         return known.block
-    made = _read(parts["layers"], parts["norm"], kind, config, batch)
+    plain = all(getattr(config, name) == getattr(type(config), name) for name in _LEFT)
+    made = _read(parts["layers"], parts["norm"], kind, config, batch) if plain else None
     if made is not None:
         snapshot = Snapshot((parts["layers"], parts["norm"]))
         _READ[model] = _Read(

@@ -22,7 +22,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "state_init": ("even", "published"),
     "state_branch_init": ("zero", "small", "normal"),
     "ffn": ("swiglu", "mlp", "rwkv7"),
-    "norm": ("rmsnorm", "layernorm"),
+    "norm": ("rmsnorm", "rmsnorm_wide", "rmsnorm_plus_one", "layernorm"),
+    "norm_placement": ("pre", "post", "both"),
+    "qk_norm_over": ("head", "width"),
 }
 #: Of these, what is the output projections' or the kind's where it is left out.
 _MAY_BE_NONE = ("state_branch_init", "state_init")

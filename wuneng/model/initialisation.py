@@ -14,9 +14,10 @@ from torch import nn
 from transformers import initialization as init
 
 from wuneng.layers.attention import Attention
+from wuneng.layers.experts import MixtureOfExperts
 from wuneng.layers.feed_forward import ChannelMix
 from wuneng.layers.middle.base import MiddleHeads
-from wuneng.layers.norms import HeadGroupNorm, HeadRMSNorm
+from wuneng.layers.norms import HeadGroupNorm, HeadRMSNorm, PlusOneRMSNorm
 from wuneng.layers.output_projection import initialise_output, is_output
 from wuneng.layers.short_conv import ShortConv
 from wuneng.layers.state.base import StateHeads
@@ -42,6 +43,11 @@ def initialise(module: nn.Module, config: Any) -> bool:
         bound = 0.5 / math.sqrt(config.hidden_size)
         init.uniform_(module.key.weight, -bound, bound)
         init.zeros_(module.value.weight)
+    elif isinstance(module, MixtureOfExperts):
+        for parameter in module.parameters():
+            init.normal_(parameter, std=config.initializer_range)
+    elif isinstance(module, PlusOneRMSNorm):
+        init.zeros_(module.weight)
     elif isinstance(module, HeadRMSNorm):
         init.ones_(module.weight)
     elif isinstance(module, HeadGroupNorm):

@@ -4,6 +4,7 @@
     x'  = x + A' W_o + [lambda * R; Mid] W_branch
     x'' = x' + FFN(norm(x'))
 
+(other families place norms and factors otherwise: :mod:`wuneng.model.residual`).
 The same class is the baseline: without state heads it is a Llama, parameter names and all;
 without attention heads it is a pure RWKV-7.
 """
@@ -11,25 +12,18 @@ without attention heads it is a pure RWKV-7.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import (
-    LlamaRotaryEmbedding,
-    eager_attention_forward,
-)
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from wuneng.layers.attention import Attention
-from wuneng.layers.layout import SequenceLayout
-from wuneng.model.branch_way import BranchWay
+from wuneng.model.block import WuNengBlock
 from wuneng.model.cache import WuNengCache
 from wuneng.model.call_arguments import (
     BOUNDARIES,
@@ -48,66 +42,10 @@ from wuneng.model.context_call import piece_call
 from wuneng.model.context_loss import loss_of_piece, refuse_head_arguments
 from wuneng.model.decoded_token import decoded_token
 from wuneng.model.initialisation import initialise
-from wuneng.model.structure import BlockParts, ModelParts, output_projection
+from wuneng.model.logits import ScaledLogits, has_plain_logits, scaled_logits
+from wuneng.model.rotary import make_rotary, outgrown
+from wuneng.model.structure import ModelParts, output_projection
 from wuneng.ops.context import active_context
-
-
-class WuNengBlock(GradientCheckpointingLayer, BlockParts):
-    """One layer: hybrid attention and feed-forward, each behind a norm and a residual."""
-
-    def __init__(self, config: WuNengConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.layer_idx = layer_idx
-        self.mask_kind = "sliding" if config.is_sliding(layer_idx) else "full"
-        #: What becomes of the branch while an upgrade trains; None: it is added to attention.
-        self.branch_way: BranchWay | None = None
-        self.add_parts(config, layer_idx, ACT2FN.__getitem__)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        first_value: Tensor | None,
-        masks: dict[str, Any],
-        position_embeddings: tuple[Tensor, Tensor] | None,
-        layout: SequenceLayout,
-        past_key_values: WuNengCache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """``hidden`` ``[B, T, D]`` through the layer; ``first_value``: RWKV-7's value residual."""
-        slot = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-        h = self.input_layernorm(hidden)
-        heads, attention, way = None, self.self_attn, self.branch_way
-        if attention is not None and not (way and way.skips_attention(self)):
-            mask = masks[self.mask_kind]
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-                attention.config._attn_implementation, eager_attention_forward
-            )
-            heads, _ = attention(
-                h, position_embeddings, mask, layout, attend, past_key_values, **kwargs
-            )
-        attended = None if heads is None else heads.output
-        branch = None
-        silent = self.cross_head is None or (way is not None and way.is_silent(self))
-        if self.state_heads is not None and self.cross_head is not None and not silent:
-            # Asked of the class: what wraps a module would be gone past.
-            one_token = getattr(type(self.state_heads), "one_token", None)
-            short = one_token and one_token(
-                self.state_heads, self.cross_head, h, heads, layout, slot
-            )
-            if short is not None:
-                attended, branch = short
-            else:
-                readout, first_value = self.state_heads(h, heads, first_value, layout, slot)
-                attended, branch = self.cross_head(attended, readout)
-        if way is not None and heads is not None and branch is not None and way.is_watched(self):
-            hidden = hidden + way.shown(self, hidden, heads.output, branch, (layout, slot))
-        elif attention is not None and attended is not None:
-            mixed = attention.o_proj(attended)
-            hidden = hidden + (mixed if branch is None else mixed + branch)
-        elif branch is not None:
-            hidden = hidden + branch
-        h = self.post_attention_layernorm(hidden)
-        return hidden + self.mlp(h, layout, slot), first_value
 
 
 class WuNengPreTrainedModel(PreTrainedModel):
@@ -119,7 +57,6 @@ class WuNengPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["WuNengBlock"]
     _skip_keys_device_placement: ClassVar = ["past_key_values", "cache"]
-    _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -128,6 +65,16 @@ class WuNengPreTrainedModel(PreTrainedModel):
         "hidden_states": WuNengBlock,
         "attentions": OutputRecorder(Attention, index=1),
     }
+
+    @property
+    def _supports_sdpa(self) -> bool:
+        """torch's own attention has no soft caps."""
+        return self.config.attention_softcap is None
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Experts run by whatever transformers chooses for a stock model's."""
+        return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -140,7 +87,7 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
 
     def __init__(self, config: WuNengConfig) -> None:
         super().__init__(config)
-        self.add_parts(config, WuNengBlock, LlamaRotaryEmbedding)
+        self.add_parts(config, WuNengBlock, make_rotary)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -184,6 +131,8 @@ class WuNengModel(WuNengPreTrainedModel, ModelParts):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.config.embedding_multiplier != 1.0:
+            hidden = hidden * self.config.embedding_multiplier
         past = given_cache(past_key_values, cache)
         if past is not None and self.gradient_checkpointing and self.training:
             raise ValueError("Activation checkpointing would advance the cache twice: pass none.")
@@ -276,8 +225,8 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         hidden = hidden[:, kept]
-        logits = self.lm_head(hidden) if head_loss is None else None
-        loss = None if head_loss is None else head_loss(hidden, self.lm_head)
+        logits = scaled_logits(self.lm_head(hidden), self.config) if head_loss is None else None
+        loss = None if head_loss is None else head_loss(hidden, self.output_head())
         if labels is not None or of_loss.get("shift_labels") is not None:
             arguments = {**kwargs, **of_loss, "vocab_size": self.config.vocab_size}
             if context is None:
@@ -291,6 +240,21 @@ class WuNengForCausalLM(WuNengPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def output_head(self) -> nn.Module:
+        """What makes logits ``[..., vocab]`` of last hidden states ``[..., D]``."""
+        plain = has_plain_logits(self.config)
+        return self.lm_head if plain else ScaledLogits(self.lm_head, self.config)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but that a text which outgrows longrope's short factors is read anew
+        where the source does so."""
+        cache = kwargs.get(CACHE_NAME)
+        seen = 0 if cache is None else cache.get_seq_length()
+        if outgrown(self.config, input_ids.shape[1], seen):
+            kwargs |= {CACHE_NAME: None, "next_sequence_length": None}
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refused, as is ``generate_batch``: a paged cache has no room for a recurrent state."""

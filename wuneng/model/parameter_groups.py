@@ -35,4 +35,5 @@ def groups_of(model: nn.Module) -> dict[str, Group]:
 def _by_shape(name: str, parameter: Tensor) -> Group:
     module, _, leaf = name.rpartition(".")
     is_matrix = leaf == "weight" and parameter.dim() >= 2 and "norm" not in module.split(".")[-1]
-    return "decay" if is_matrix else "no_decay"
+    of_experts = module.endswith(".mlp.experts")  # a matrix for each, in one tensor
+    return "decay" if is_matrix or of_experts else "no_decay"

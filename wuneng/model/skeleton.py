@@ -52,10 +52,13 @@ class Layout(NamedTuple):
 def layout(config: WuNengConfig) -> Layout:
     """Names and shapes of the whole model. Layers with equal parts are built once, so that a
     thousand of them take no longer than three. Errors of ``Skeleton``."""
-    kinds: dict[tuple[bool, str], int] = {}
+    kinds: dict[tuple[bool, str, bool], int] = {}
     # The first layer has no value residual, and not every layer has the same heads.
     first = config.first_state_layer
-    of_layer = [(i <= first, config.layer_kind(i)) for i in range(config.num_hidden_layers)]
+    of_layer = [
+        (i <= first, config.layer_kind(i), config.has_experts(i))
+        for i in range(config.num_hidden_layers)
+    ]
     for i, kind in enumerate(of_layer):
         kinds.setdefault(kind, i)
     model = Skeleton(config, list(kinds.values()))
@@ -123,7 +126,8 @@ class _Rotary(nn.Module):
     def __init__(self, config: WuNengConfig) -> None:
         super().__init__()
         kind = (config.rope_parameters or {})["rope_type"]
-        frequencies = torch.empty((config.head_dim or 0) // 2)
+        part = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
+        frequencies = torch.empty((int((config.head_dim or 0) * part) + 1) // 2)
         if kind != "default":
             try:
                 frequencies = ROPE_INIT_FUNCTIONS[kind](config)[0]

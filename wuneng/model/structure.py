@@ -7,12 +7,15 @@ takes longer than all of the rest.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from wuneng.kinds import load_kind
 from wuneng.layers.attention import Attention
+from wuneng.layers.embedding import ScaledEmbedding
+from wuneng.layers.experts import MixtureOfExperts
 from wuneng.layers.feed_forward import make_feed_forward
 from wuneng.layers.middle.base import MiddleHeads, make_middle_heads
 from wuneng.layers.norms import make_norm
@@ -28,7 +31,8 @@ class BlockParts:
     ) -> None:
         """Build the layer's parts; ``activation`` makes the one that ``hidden_act`` names."""
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = make_norm(config.norm, size, eps)
+        placed = config.norm_placement
+        self.input_layernorm = make_norm(config.norm, size, eps) if placed != "post" else None
         self.self_attn = Attention(config, layer_idx) if config.has_attention(layer_idx) else None
         if config.has_state(layer_idx):
             kind = load_kind("state", config.state_kind)
@@ -37,10 +41,18 @@ class BlockParts:
         else:
             self.state_heads = self.cross_head = None
         self.post_attention_layernorm = make_norm(config.norm, size, eps)
+        if placed == "both":
+            self.pre_feedforward_layernorm = make_norm(config.norm, size, eps)
+        if placed != "pre":
+            self.post_feedforward_layernorm = make_norm(config.norm, size, eps)
         width = config.intermediate_size
         assert width is not None
-        self.mlp = make_feed_forward(
-            config.ffn, size, width, lambda: activation(config.hidden_act), config.mlp_bias
+        self.mlp = (
+            MixtureOfExperts(config)
+            if config.has_experts(layer_idx)
+            else make_feed_forward(
+                config.ffn, size, width, lambda: activation(config.hidden_act), config.mlp_bias
+            )
         )
 
 
@@ -58,7 +70,8 @@ class ModelParts:
 
         Only ``layers``, where they are given."""
         size = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, size, config.pad_token_id)
+        embedding = ScaledEmbedding if config.scaled_embedding else nn.Embedding
+        self.embed_tokens = embedding(config.vocab_size, size, config.pad_token_id)
         if config.embedding_norm:
             self.embed_norm = make_norm(config.norm, size, config.rms_norm_eps)
         wanted = range(config.num_hidden_layers) if layers is None else layers
@@ -66,6 +79,15 @@ class ModelParts:
         self.norm = make_norm(config.norm, size, config.rms_norm_eps)
         if config.num_attention_heads:
             self.rotary_emb = rotary(config)
+            if config.sliding_rope_parameters is not None:
+                self.sliding_rotary_emb = rotary(_with_sliding_rope(config))
+
+
+def _with_sliding_rope(config: WuNengConfig) -> WuNengConfig:
+    """As a layer with a sliding window reads the configuration."""
+    other = copy.copy(config)
+    other.rope_parameters = config.sliding_rope_parameters
+    return other
 
 
 def output_projection(config: WuNengConfig) -> nn.Linear:

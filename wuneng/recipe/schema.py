@@ -103,8 +103,9 @@ class Recipe(Settings):
     seed: Annotated[Count | list[Count], BeforeValidator(_seed_list)] = 0
     """Seed of everything random, or several to train every arm once from each."""
     init_from: Name | None = None
-    """A model to start from: a directory, run or hub name of a WuNeng, Llama, Qwen or Mistral. Its
-    sizes hold; of ``model`` only what concerns state and middle heads is used."""
+    """A model to start from: a directory, run or hub name of a WuNeng, or of a Llama or another
+    family that converts. Its sizes hold; of ``model`` only what concerns state and middle heads is
+    used."""
     train: TrainChoice = "all"
     """With ``init_from``: ``all``, ``new`` (state and middle heads, or LoRA's adapters),
     ``new+lora`` (both), ``none`` (scored as it is), or regular expressions searched for in

@@ -81,9 +81,10 @@ class Study(Settings):
     """Seeds of each arm once it is tuned: fresh ones, scored on what tuning never saw."""
     ladder: Ladder | None = None
     """Sizes and lengths of training; default the recipe's own."""
-    match: Literal["parameters", "flops", "state_bytes"] = "parameters"
+    match: Literal["parameters", "flops", "state_bytes", "time"] = "parameters"
     """What the other arms have as much of as the first (see ``arms.NAME.match``); an arm's own
-    ``match`` goes before."""
+    ``match`` goes before. ``time``: feed-forward layers until a training step takes as long, as
+    measured before the plan is written, on the machine that starts the study."""
 
 
 def tuned_field(path: str) -> tuple[str, str] | None:

@@ -48,9 +48,10 @@ class OptimizerSettings(Settings):
     """Steps over which the learning rate rises linearly from zero."""
     decay_fraction: Fraction = 0.2
     """wsd: share of the steps, at the end, in which the learning rate falls."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW; or Muon (momentum 0.95, steps as large as AdamW's) for the matrices inside the layers,
-    and AdamW for the rest."""
+    optimizer: Literal["adamw", "adamw-bf16", "adamw-8bit", "muon"] = "adamw"
+    """AdamW; the same with moments in bfloat16 or in eight bits (needs torchao), which take 4 or 2
+    bytes a parameter in place of 8, and the same learning rate; or Muon (momentum 0.95, steps as
+    large as AdamW's) for the matrices inside the layers, and AdamW for the rest."""
     weight_decay: NonNegativeReal = 0.1
     """Decoupled weight decay, on matrices only."""
     betas: Annotated[
@@ -61,6 +62,17 @@ class OptimizerSettings(Settings):
     """AdamW's epsilon."""
     clip: NonNegativeReal = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+
+    @property
+    def has_low_bit_moments(self) -> bool:
+        """Whether the optimiser is torchao's, whose step is compiled."""
+        return self.optimizer in ("adamw-bf16", "adamw-8bit")
+
+    @property
+    def moment_bytes(self) -> int:
+        """That the optimiser keeps of a parameter: two moments; Muon's one is not told apart, nor
+        are the 1/32 byte of scales that moments in eight bits have."""
+        return {"adamw-bf16": 4, "adamw-8bit": 2}.get(self.optimizer, 8)
 
 
 class Spikes(Settings):

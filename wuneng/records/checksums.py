@@ -25,6 +25,7 @@ __all__ = [
     "fault",
     "read_checksums",
     "read_self_sealed",
+    "rewrite_sealed",
     "seal",
     "seal_directory",
     "verify",
@@ -82,6 +83,32 @@ def seal_directory(
     names = (path.relative_to(directory).as_posix() for path in files)
     others = [name for name in names if name != manifest]
     seal(directory, others, known=known, manifest=manifest)
+
+
+def rewrite_sealed(directory: Path, name: str, text: str, manifest: str = CHECKSUMS) -> bool:
+    """Give one file of a finished directory another text; whether that was done.
+
+    Meanwhile the file is not listed, so that a kill at any point leaves a directory that is what
+    its checksums say. A file that somebody has edited, or in a directory whose checksums somebody
+    has deleted, is theirs.
+
+    Raises:
+        DamagedError: the file of checksums is itself damaged.
+        DiskError: the disk is full or refuses.
+    """
+    path, data = directory / name, text.encode("utf-8")
+    if not (directory / manifest).exists():
+        return False
+    files = read_checksums(directory, manifest)
+    written = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    known = files.pop(name, None)
+    if known == written or (known is not None and fault(path, known) is not None):
+        return False
+    if known is not None:
+        seal(directory, files, known=files, manifest=manifest)
+    write_text_atomic(path, text)
+    seal(directory, [*files, name], known={**files, name: written}, manifest=manifest)
+    return True
 
 
 def write_sealed_json(

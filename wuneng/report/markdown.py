@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from wuneng.foreign.text import shown_line
+from wuneng.foreign.markdown import code_span
+from wuneng.foreign.markdown import markdown_text as text
 from wuneng.report.build import Report
 from wuneng.report.section import Section, number
 
 __all__ = ["markdown_page"]
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
 
 
 def markdown_page(report: Report) -> str:
@@ -28,11 +26,6 @@ def markdown_page(report: Report) -> str:
     return "\n".join(lines)
 
 
-def text(value: object) -> str:
-    """What others wrote, without meaning to Markdown or to the HTML in it."""
-    return _SPECIAL.sub(r"\\\1", shown_line(str(value)))
-
-
 def _section(section: Section, heading: str) -> Iterator[str]:
     yield from (f"{heading} {text(section.title)}", "")
     for line in section.text:
@@ -47,5 +40,4 @@ def _section(section: Section, heading: str) -> Iterator[str]:
             yield f"| {' | '.join(text(number(row.get(key))) for key in keys)} |"
         yield ""
     if section.command:
-        ticks = "`" * (1 + max(map(len, re.findall("`+", section.command)), default=0))
-        yield from (f"Records: {ticks} {shown_line(section.command)} {ticks}", "")
+        yield from (f"Records: {code_span(section.command)}", "")

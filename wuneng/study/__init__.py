@@ -10,8 +10,16 @@ study       from plan to conclusion
 conclusion  results.json, its table and its sentences
 """
 
+from wuneng.study.equal_time import measured_widths
 from wuneng.study.planning import plan_study
 from wuneng.study.study import StudyResults, run_study
 from wuneng.study.sweep import SweepResults, run_sweep
 
-__all__ = ["StudyResults", "SweepResults", "plan_study", "run_study", "run_sweep"]
+__all__ = [
+    "StudyResults",
+    "SweepResults",
+    "measured_widths",
+    "plan_study",
+    "run_study",
+    "run_sweep",
+]

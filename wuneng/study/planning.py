@@ -19,11 +19,12 @@ from wuneng.errors import DataError, RecipeError, nearest
 from wuneng.recipe import Recipe, Study, SyntheticData, WrittenRecipe
 from wuneng.records import RunDirectory, read_json, write_json
 from wuneng.statistics import minimum_detectable_effect
+from wuneng.study.equal_time import WIDTHS, Widths, rung_at_widths
 from wuneng.study.rungs import Rung, matched_arms, rungs_of
 from wuneng.train.plan import RunPlan, plan_run
 from wuneng.train.starting_point import Sources
 
-__all__ = ["PLAN", "StudyPlan", "plan_study", "recorded_plan", "variant_of"]
+__all__ = ["PLAN", "StudyPlan", "plan_study", "recorded_plan", "stored_plan", "variant_of"]
 
 PLAN = "study-plan.json"
 
@@ -93,6 +94,7 @@ class StudyPlan:
             "rung": rung.name,
             "size": rung.size,
             "tokens_per_parameter": rung.tokens_per_parameter,
+            **({} if rung.widths is None else {WIDTHS: rung.widths}),
             "steps": plan.training.total_steps,
             "tokens": plan.training.total_tokens,
             "parameters": {name: arm.facts.parameters for name, arm in plan.arms.items()},
@@ -103,8 +105,14 @@ class StudyPlan:
         }
 
 
-def plan_study(written: WrittenRecipe, sources: Sources | None = None) -> StudyPlan:
+def plan_study(
+    written: WrittenRecipe, sources: Sources | None = None, widths: Widths | None = None
+) -> StudyPlan:
     """Resolve a study: its rungs, and the arms at each.
+
+    Args:
+        widths: by rung and arm, where ``match: time`` has measured them; else such arms are sized
+            by their parameters.
 
     Raises:
         RecipeError: an arm cannot be sized, or no such figure is measured.
@@ -112,7 +120,10 @@ def plan_study(written: WrittenRecipe, sources: Sources | None = None) -> StudyP
     """
     assert written.recipe.study is not None
     _check_primary(written.recipe, written.recipe.study.primary)
-    rungs = tuple(rungs_of(written, sources))
+    rungs = tuple(
+        rung if widths is None else rung_at_widths(rung, widths[rung.name])
+        for rung in rungs_of(written, sources)
+    )
     runs = {
         rung.name: plan_run(variant_of(written, rung, {}), sources, text="present")
         for rung in rungs
@@ -124,7 +135,7 @@ def variant_of(
     written: WrittenRecipe, rung: Rung, values: Mapping[str, Any], *, part: str = "all"
 ) -> Recipe:
     """The run at ``rung`` with ``values``; ``part`` of the held-out text is scored."""
-    changes = {**rung.changes, **matched_arms(written), **values}
+    changes = {**matched_arms(written), **rung.changes, **values}
     if written.recipe.data.kind == "text":
         changes["data.validation_part"] = part
     return written.variant(changes, why="study")
@@ -139,18 +150,26 @@ def recorded_plan(directory: RunDirectory, plan: StudyPlan) -> dict[str, Any]:
     Raises:
         DataError: the file is not what was written.
     """
-    path, now = directory.path / PLAN, plan.record()
-    if not path.exists():
-        write_json(path, {"sha256": _hash(now), "plan": now})
+    stored, now = stored_plan(directory), plan.record()
+    if stored is None:
+        write_json(directory.path / PLAN, {"sha256": _hash(now), "plan": now})
         return {"sha256": _hash(now), "changes": []}
-    stored = read_json(path)
-    if not isinstance(stored, dict) or not isinstance(stored.get("plan"), dict):
-        raise DataError(f"{path} is not the plan of a study. Start anew with --resume never")
     changes = []
     if _hash(stored["plan"]) != stored.get("sha256"):
         changes.append(f"{PLAN} was edited after it was written")
     changes += list(_differences(stored["plan"], json.loads(json.dumps(now)), ""))
     return {"sha256": stored.get("sha256"), "changes": changes}
+
+
+def stored_plan(directory: RunDirectory) -> dict[str, Any] | None:
+    """study-plan.json; None: there is none yet. DataError: it is not what was written."""
+    path = directory.path / PLAN
+    if not path.exists():
+        return None
+    stored = read_json(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("plan"), dict):
+        raise DataError(f"{path} is not the plan of a study. Start anew with --resume never")
+    return stored
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:

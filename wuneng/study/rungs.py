@@ -16,7 +16,7 @@ from wuneng.recipe import ModelSettings, Recipe, WrittenRecipe
 from wuneng.train.plan import plan_run
 from wuneng.train.starting_point import Sources
 
-__all__ = ["Rung", "matched_arms", "rungs_of"]
+__all__ = ["Rung", "aimed_arms", "matched_arms", "rungs_of"]
 
 _STEP = 8
 """Channels in which the feed-forward layer is made wider."""
@@ -34,6 +34,8 @@ class Rung:
     size: int | None = None
     """Parameters that were aimed at."""
     tokens_per_parameter: float | None = None
+    widths: Mapping[str, Mapping[str, float]] | None = None
+    """Of the arms' feed-forward layers, where they were measured (``match: time``)."""
 
 
 def rungs_of(written: WrittenRecipe, sources: Sources | None = None) -> list[Rung]:
@@ -59,18 +61,25 @@ def rungs_of(written: WrittenRecipe, sources: Sources | None = None) -> list[Run
     return rungs
 
 
-def matched_arms(written: WrittenRecipe) -> dict[str, Any]:
-    """``match`` of every arm but the first, where the arm does not state its own."""
-    recipe = written.recipe
-    assert recipe.study is not None
-    stated = written.source.data["arms"]
-    return {
-        f"arms.{name}.match": recipe.study.match
-        for name in recipe.arms
+def aimed_arms(written: WrittenRecipe) -> list[str]:
+    """The arms that ``study.match`` aims at the first: those that do not state their own ``match``,
+    and do not have the sizes of what they start from."""
+    recipe, stated = written.recipe, written.source.data["arms"]
+    return [
+        name
+        for name, arm in recipe.arms.items()
         if name != recipe.reference_arm
         and "match" not in (stated.get(name) or {})
-        and recipe.arms[name].init_from is None  # whose sizes are those of what it starts from
-    }
+        and arm.init_from is None
+    ]
+
+
+def matched_arms(written: WrittenRecipe) -> dict[str, Any]:
+    """``match`` of every arm that is aimed; by parameters until times are measured."""
+    study = written.recipe.study
+    assert study is not None
+    match = "parameters" if study.match == "time" else study.match
+    return {f"arms.{name}.match": match for name in aimed_arms(written)}
 
 
 def _length(recipe: Recipe, tokens: int) -> dict[str, Any]:

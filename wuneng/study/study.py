@@ -22,10 +22,11 @@ from wuneng.recipe import WrittenRecipe
 from wuneng.records import RUNS_ROOT, ArmDirectory, read_jsonl
 from wuneng.records.claim import claimed
 from wuneng.study.conclusion import rung_record, study_record, study_table
+from wuneng.study.equal_time import measured_widths, planned_widths
 from wuneng.study.memory import cache_sizes
 from wuneng.study.outcomes import arm_entries
 from wuneng.study.parent import Parent, open_parent
-from wuneng.study.planning import PLAN, StudyPlan, plan_study, recorded_plan
+from wuneng.study.planning import PLAN, StudyPlan, plan_study, recorded_plan, stored_plan
 from wuneng.study.rungs import Rung
 from wuneng.study.stage import Stage
 from wuneng.study.tuning import Tuned, tune
@@ -96,8 +97,8 @@ def run_study(
 
 
 def _carried_out(parent: Parent, opening: Opening, runs_root: Path) -> StudyResults:
-    plan = plan_study(parent.written, opening.sources)
     with claimed(parent.directory.path, opening.workers.claimant, opening.display.note):
+        plan = _planned(parent, opening)
         hashed = recorded_plan(parent.directory, plan)
     for change in hashed["changes"]:
         opening.display.warn(f"changed after the plan was written: {change}")
@@ -107,6 +108,20 @@ def _carried_out(parent: Parent, opening: Opening, runs_root: Path) -> StudyResu
     rungs = _compared(plan, stage, tuned, hashed)
     record = study_record(plan, hashed, rungs)
     return StudyResults(parent.directory.path, parent.write_results(record, PLAN))
+
+
+def _planned(parent: Parent, opening: Opening) -> StudyPlan:
+    """The plan; where ``match`` is time, with the widths that were written or are measured now."""
+    plan = plan_study(parent.written, opening.sources)
+    if plan.study.match != "time":
+        return plan
+    stored = stored_plan(parent.directory)
+    if stored is None:
+        opening.display.note("match: time: steps of every arm are measured first")
+        widths = measured_widths(parent.written, plan.runs)
+    else:
+        widths = planned_widths(stored["plan"], plan.runs)
+    return plan_study(parent.written, opening.sources, widths)
 
 
 def _compared(

@@ -6,8 +6,10 @@ checkpoint on, when the run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +20,7 @@ from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.whole import outline_of, whole_model
 from wuneng.distributed.wrapping import cut
 from wuneng.errors import InputError
+from wuneng.hub import copy_papers
 from wuneng.model.quiet import quiet_transformers
 from wuneng.recipe import Parallel
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, read_jsonl, refuse_links
@@ -29,6 +32,7 @@ from wuneng.train.distillation import Teacher
 from wuneng.train.loggers import open_loggers
 from wuneng.train.loop import ArmTraining
 from wuneng.train.lora import add_adapters, merge_adapters
+from wuneng.train.model_card import write_arm_card
 from wuneng.train.outline import RunOutline
 from wuneng.train.plan import ArmFacts, ArmPlan, RunPlan, TeacherPlan
 from wuneng.train.quality import Quality, measure
@@ -85,7 +89,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
     if arm.teacher is not None:
         known = arm.teacher
         teacher = processes.one_first(lambda: _teacher(known, seed, place, plan.sources, session))
-    model = processes.one_first(
+    model, start = processes.one_first(
         lambda: _model(arm, seed, place, plan.sources, plan.outline, session)
     )
     outline = outline_of(model) if degrees.shard > 1 else None
@@ -124,12 +128,16 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
             merge_adapters(found.float())  # weights held in bf16 would round what is added
         if arm.replaced:
             found = without_attention(found, arm.replaced)
-        _save_model(place, found, data.tokenizer)
         rows = read_jsonl(place.metrics)
         if arm.training.keep_best and state.best:
             state.best["kept"] = True
+        record = arm_record(arm.name, arm.facts, state, quality, final_loss(rows))
+        with _saved_model(place, found, data.tokenizer) as written:
+            if start is not None:
+                copy_papers(start, written, card=start != place.start)
+            write_arm_card(session.run, plan.outline.name, record, written, start)
         save_rows(place, quality)
-        save_record(place, arm_record(arm.name, arm.facts, state, quality, final_loss(rows)))
+        save_record(place, record)
 
     processes.first(leave)
 
@@ -154,13 +162,14 @@ def _model(
     sources: Sources,
     outline: RunOutline,
     session: Session,
-) -> WuNengForCausalLM:
-    """The arm's model at its first step: drawn from the seed, or loaded, frozen and adapted."""
+) -> tuple[WuNengForCausalLM, Path | None]:
+    """The arm's model at its first step: drawn from the seed, or loaded from the directory that is
+    returned with it, frozen and adapted."""
     if arm.init_from is None:
         from wuneng.model import WuNengForCausalLM  # not needed for planning, and slow to import
 
         seed_everything(seed)
-        return WuNengForCausalLM(arm.config)
+        return WuNengForCausalLM(arm.config), None
     note = session.display.note
     start = sources.directory(arm.init_from, arm.settings, place.start, seed, note)
     _share_start(place, list(outline.places(session.run)), session.check)
@@ -174,7 +183,7 @@ def _model(
     if arm.training.frozen_precision == "bf16":
         _check_lowered(arm, session.device)
         lower_frozen(model)
-    return model
+    return model, start
 
 
 def _check_lowered(arm: ArmPlan, device: torch.device) -> None:
@@ -251,12 +260,15 @@ def _in_words(facts: ArmFacts, steps: int) -> str:
     return f"{text}; {steps:,} steps"
 
 
-def _save_model(
+@contextmanager
+def _saved_model(
     place: ArmDirectory, model: WuNengForCausalLM, tokenizer: PreTrainedTokenizerFast | None
-) -> None:
-    """``model/`` in transformers format, complete or not at all."""
+) -> Iterator[Path]:
+    """``model/`` in transformers format, to put more into; complete or not at all."""
     needed = sum(parameter.nbytes for parameter in model.parameters()) + (1 << 20)
-    with directory_written_atomically(place.model, needed) as temporary, quiet_transformers():
-        model.save_pretrained(temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+    with directory_written_atomically(place.model, needed) as temporary:
+        with quiet_transformers():
+            model.save_pretrained(temporary)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
+        yield temporary

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.whole import cut_like, whole_tensors
 from wuneng.distributed.wrapping import put_away
-from wuneng.errors import CheckpointError, DamagedError
+from wuneng.errors import CheckpointError, DamagedError, InputError
 from wuneng.foreign.regular import read_regular_text
 from wuneng.records.atomic import directory_written_atomically, remove_directory, remove_leftovers
 from wuneng.records.checksums import fault, read_checksums
 from wuneng.train import sharded
 from wuneng.train.model_tensors import check_fit, kept_tensors, model_tensors
 from wuneng.train.optimizer import load_named_state, named_state
-from wuneng.train.trainer_state import TrainerState
+from wuneng.train.trainer_state import TrainerState, newer_version
 
 __all__ = [
     "Checkpoint",
@@ -146,12 +146,15 @@ def verify(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: in one line, which file is missing, cut short, altered or unreadable.
+        InputError: a newer version has written it.
     """
     try:
         files = read_checksums(path, MANIFEST)
     except DamagedError as error:
         raise CheckpointError(str(error)) from None
     shards = [name for name in files if sharded.is_shard(name)]
+    if TRAINER in files and (unknown := sorted(set(files) - {*_CONTENT, *shards})):
+        raise InputError(f"{path / MANIFEST}: {newer_version(unknown[0])}")
     if set(files) != ({TRAINER, *shards} if shards else set(_CONTENT)):
         raise CheckpointError(f"{path / MANIFEST}: does not list {', '.join(_CONTENT)}, or shards")
     for name, written in files.items():
@@ -162,12 +165,18 @@ def verify(path: Path) -> Checkpoint:
         return Checkpoint(path, TrainerState.from_json(_read_json(path / TRAINER)))
     except CheckpointError as error:
         raise CheckpointError(f"{path / TRAINER}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path / TRAINER}: {error}") from None
 
 
 def latest_usable(parent: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None; each unusable one is reported in one line.
 
     Leftovers of killed writes are deleted first.
+
+    Raises:
+        InputError: a newer version has written the newest: an older one is not continued in its
+            place, after which it would be deleted.
     """
     for name in remove_leftovers(parent):
         report(f"removed {parent / name}, left by a write that never finished")

@@ -116,7 +116,7 @@ def _activation_bytes(device: str, precision: str) -> int:
 def _disk(arm: ArmPlan) -> int:
     """Bytes of one seed: the model, and the checkpoints that are kept (weights and moments)."""
     facts, training = arm.facts, arm.training
-    checkpoint = 4 * facts.parameters + 8 * facts.trainable
+    checkpoint = 4 * facts.parameters + training.moment_bytes * facts.trainable
     kept = training.keep_checkpoints
     if training.schedule == "wsd" and steps_before_decay(training.total_steps, training):
         kept += 1  # the one from before the decay, from which a longer run goes on

@@ -180,13 +180,14 @@ class ArmTraining:
                 skipping=self._skipping,
             )
         except Exception as error:
-            failure = compilation_error(error)
+            failure = compilation_error(error, job.training)
             if failure is None:
                 raise
             raise failure from error
         elapsed, waited = time.perf_counter() - began, self._batches.waited - waited
         # Compiling belongs to wall time, but says nothing of how fast the arm is.
-        typical = not (job.training.compile and self._first_of_session)
+        compiles = job.training.compile or job.training.has_low_bit_moments
+        typical = not (compiles and self._first_of_session)
         self._first_of_session = False
         state.step += 1
         state.tokens += outcome.tokens

@@ -9,6 +9,7 @@ somewhat longer.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -22,7 +23,7 @@ from wuneng.train.optimizer import build_optimizer
 from wuneng.train.plan import ArmPlan
 from wuneng.train.step import Numerics, prepare_model, take_step
 
-__all__ = ["Speed", "measured_speed"]
+__all__ = ["Speed", "measured_speed", "step_seconds"]
 
 _BUDGET_SECONDS = 1.0
 _STEP_FLOPS = 2e11
@@ -71,34 +72,76 @@ def measured_speed(arm: ArmPlan, device_name: str) -> Speed:
     return Speed(training_flops_per_token(config, length) * tokens / seconds)
 
 
+def step_seconds(arms: Sequence[ArmPlan], device_name: str, rounds: int) -> list[list[float]]:
+    """Seconds of a training step of each arm, in turn: one list a round, in the arms' order.
+
+    All take as many random rows, as many as the recipe has or a moment of the first arm allows.
+
+    Raises:
+        WuNengError: the device or an arm cannot compute.
+    """
+    training = arms[0].training
+    device = pick_device(device_name)
+    numerics = Numerics.pick(device, autocast_dtype(training.precision, device))
+    before = torch.get_num_threads()
+    torch.set_num_threads(training.num_threads or before)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            steppers = [_Stepper(arm, numerics, training.sequence_length) for arm in arms]
+            rows = steppers[0].warmed_up(_BUDGET_SECONDS / 4)
+            for stepper in steppers:
+                stepper.seconds(rows)  # builds kernels, fills caches
+            return [[stepper.seconds(rows) for stepper in steppers] for _ in range(rounds)]
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Stepper:
+    """Takes real optimiser steps of an arm's model on random tokens."""
+
+    def __init__(self, arm: ArmPlan, numerics: Numerics, length: int) -> None:
+        from wuneng.model import WuNengForCausalLM  # slow to import
+
+        self.arm, self.numerics, self.length = arm, numerics, length
+        plain: dict[str, object] = {"compile": False}  # compiling takes longer than what is timed
+        if arm.training.has_low_bit_moments:
+            plain["optimizer"] = "adamw"
+        self.training = arm.training.model_copy(update=plain)
+        model = WuNengForCausalLM(arm.config).to(numerics.device)
+        self.called = prepare_model(model, self.training)
+        self.optimizer = build_optimizer(model, self.training)
+        self.step = 0
+
+    def seconds(self, rows: int) -> float:
+        """Those of the next step, of so many rows."""
+        self.step += 1
+        shape = (rows, self.length)
+        ids = torch.randint(self.arm.config.vocab_size, shape, device=self.numerics.device)
+        batch = Batch(ids, ids, None, "measured", self.length)
+        given = (self.called, self.optimizer, batch, self.training, self.numerics)
+        start = time.perf_counter()
+        take_step(*given, step=self.step, arm=self.arm.name)
+        return time.perf_counter() - start
+
+    def warmed_up(self, moment: float) -> int:
+        """Rows of a step: a row alone is slower than many together, so as many as the recipe has,
+        or ``moment`` allows."""
+        self.seconds(1)  # builds kernels, fills caches
+        rows, most = 1, self.training.micro_batch_size or self.training.batch_size
+        last = self.seconds(rows)
+        while rows < most and last < moment / 2:
+            rows = min(most, 4 * rows)
+            last = self.seconds(rows)
+        return rows
+
+
 def _timed(arm: ArmPlan, numerics: Numerics, length: int) -> tuple[int, float]:
     """Tokens of a step, and its median seconds."""
-    from wuneng.model import WuNengForCausalLM  # slow to import
-
-    training, vocabulary = arm.training.model_copy(update={"compile": False}), arm.config.vocab_size
     with torch.random.fork_rng(devices=[]):
-        model = WuNengForCausalLM(arm.config).to(numerics.device)
-        called = prepare_model(model, training)
-        optimizer = build_optimizer(model, training)
-        step = 0
-
-        def seconds(rows: int) -> float:
-            nonlocal step
-            step += 1
-            ids = torch.randint(vocabulary, (rows, length), device=numerics.device)
-            batch = Batch(ids, ids, None, "measured", length)
-            start = time.perf_counter()
-            take_step(called, optimizer, batch, training, numerics, step=step, arm=arm.name)
-            return time.perf_counter() - start
-
-        seconds(1)  # builds kernels, fills caches
+        stepper = _Stepper(arm, numerics, length)
         end = time.perf_counter() + _BUDGET_SECONDS
-        rows, most = 1, training.micro_batch_size or training.batch_size
-        times = [seconds(rows)]
-        # A row alone is slower than many together: as many as the recipe has, or a moment allows.
-        while rows < most and times[-1] < _BUDGET_SECONDS / 8:
-            rows = min(most, 4 * rows)
-            times = [seconds(rows)]
+        rows = stepper.warmed_up(_BUDGET_SECONDS / 4)
+        times = [stepper.seconds(rows)]
         while time.perf_counter() < end:
-            times.append(seconds(rows))
+            times.append(stepper.seconds(rows))
     return rows * length, median(times)

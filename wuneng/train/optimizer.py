@@ -1,4 +1,4 @@
-"""AdamW with RWKV-7's parameter groups.
+"""AdamW with RWKV-7's parameter groups, and how the state of any optimiser is saved by name.
 
 As RWKV-LM trains RWKV-7: weight decay on matrices only; the decay's base ``w0`` learns at twice
 the learning rate, without weight decay; Adam's betas are (0.9, 0.99). Which parameter belongs
@@ -19,6 +19,7 @@ from wuneng.distributed.whole import cut_like
 from wuneng.errors import CheckpointError
 from wuneng.model.parameter_groups import groups_of
 from wuneng.recipe import Training
+from wuneng.train.low_bit import SCALE, low_bit_adamw, put_together, taken_apart
 from wuneng.train.muon import HIDDEN, MuonAndAdamW, is_hidden_matrix
 from wuneng.train.name_patterns import names_found
 
@@ -93,6 +94,8 @@ def build_optimizer(
     }
     if training.optimizer == "muon":
         return MuonAndAdamW(groups, options)
+    if training.has_low_bit_moments:
+        return low_bit_adamw(groups, options, training.optimizer)
     return torch.optim.AdamW(groups, **options)
 
 
@@ -108,7 +111,11 @@ def _multipliers(names: Iterable[str], training: Training) -> dict[str, float]:
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Give every group ``learning_rate`` times its own scale."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["learning_rate_scale"]
+        rate = learning_rate * group["learning_rate_scale"]
+        if isinstance(group["lr"], Tensor):  # what is compiled reads it there
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -120,7 +127,8 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for quantity, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{quantity}/{name}"] = value.detach().contiguous()
+            for part, tensor in taken_apart(value).items():
+                tensors[f"{quantity}{part}/{name}"] = tensor.detach().contiguous()
     return tensors
 
 
@@ -135,7 +143,7 @@ def load_named_state(
     by_parameter: dict[nn.Parameter, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         parameter = owner(model, key, value.shape)
-        if value.dim():
+        if value.shape == parameter.shape:
             value = cut_like(value, parameter)
         by_parameter.setdefault(parameter, {})[key.partition("/")[0]] = value
     state = optimizer.state_dict()
@@ -143,7 +151,7 @@ def load_named_state(
     for group, indexed in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for parameter, index in zip(group["params"], indexed["params"], strict=True):
             if parameter in by_parameter:
-                loaded[index] = by_parameter[parameter]
+                loaded[index] = put_together(optimizer, parameter, by_parameter[parameter])
     optimizer.load_state_dict({"state": loaded, "param_groups": state["param_groups"]})
 
 
@@ -153,11 +161,12 @@ def owner(model: nn.Module, key: str, shape: torch.Size) -> nn.Parameter:
     Raises:
         CheckpointError: ``model`` has none, or one of another shape.
     """
-    name = key.partition("/")[2]
+    quantity, _, name = key.partition("/")
     try:
         parameter = model.get_parameter(name)
     except AttributeError:
         parameter = None
-    if parameter is None or (shape and shape != parameter.shape):
+    of_all = bool(shape) and not quantity.endswith(f".{SCALE}")
+    if parameter is None or (of_all and shape != parameter.shape):
         raise CheckpointError(f"the optimiser state {key!r} does not fit this model")
     return parameter

@@ -59,7 +59,7 @@ def phase_memory(arm: ArmPlan, phase: Phase, device: str, activation_bytes: int)
     return {
         "weights": _FLOAT * weights - 2 * lowered,
         "gradients": gradients,
-        "optimizer": 2 * _FLOAT * trainable,  # two moments; Muon's one is not told apart
+        "optimizer": training.moment_bytes * trainable,
         "activations": activations,
     }
 

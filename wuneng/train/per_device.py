@@ -11,7 +11,7 @@ from wuneng.recipe import Parallel
 from wuneng.train.peak_memory import logits_of, most_activations
 from wuneng.train.phases import Phase
 from wuneng.train.plan import ArmPlan
-from wuneng.train.shares import check_length, check_rows
+from wuneng.train.shares import check_length, check_moments, check_rows
 
 __all__ = ["Roof", "per_device", "processes_of"]
 
@@ -20,6 +20,8 @@ _HOST = 8
 _FLOAT32 = 4
 _MOVED = 10
 """Numbers that a step moves for each parameter at least, as ``bench.roofline`` counts them."""
+_MOMENTS = 8
+"""Bytes of two moments in float32, which are among those, read and written."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,15 @@ def per_device(
     Raises:
         InputError: as ``degrees_for``, or the batch has fewer rows than there are copies.
     """
-    facts = arm.facts
     degrees = degrees_for(
         parallel,
         processes,
         host_size=_HOST if processes % _HOST == 0 else processes,
-        state_bytes=_FLOAT32 * (facts.parameters + 3 * facts.trainable),
+        state_bytes=arm.state_bytes,
         device_bytes=roof.memory if roof is not None else float("inf"),
     )
     check_rows(arm.training.batch_size, degrees.data)
+    check_moments(arm.name, arm.training, degrees.shard)
     if degrees.context > 1:
         check_length(arm.training.sequence_length, degrees.context)
     memory = _memory(arm, degrees, parallel, device, element)
@@ -115,7 +117,7 @@ def _memory(
     return {
         "weights": _FLOAT32 * -(-facts.parameters // shard),
         "gradients": _FLOAT32 * -(-facts.trainable // shard),
-        "optimizer": 2 * _FLOAT32 * -(-facts.trainable // shard),
+        "optimizer": training.moment_bytes * -(-facts.trainable // shard),
         "activations": activations - logits,
         "logits": logits,
         "gathered": gathered,
@@ -134,5 +136,6 @@ def _seconds(arm: ArmPlan, degrees: Degrees, roof: Roof) -> float:
     if not arm.trains:
         return 0.0
     flops = facts.flops_per_token * training.tokens_per_step / degrees.size
-    moved = _MOVED * _FLOAT32 * facts.parameters / degrees.of_weights.shard
+    of_one = _MOVED * _FLOAT32 - 2 * (_MOMENTS - training.moment_bytes)
+    moved = of_one * facts.parameters / degrees.of_weights.shard
     return training.total_steps * max(flops / roof.flops, moved / roof.bandwidth)

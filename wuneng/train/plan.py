@@ -109,6 +109,12 @@ class ArmPlan:
         """Whether anything of it does."""
         return self.facts.trains != "none"
 
+    @property
+    def state_bytes(self) -> int:
+        """Of weights, gradients and the optimiser's moments."""
+        of_trained = 4 + self.training.moment_bytes
+        return 4 * self.facts.parameters + of_trained * self.facts.trainable
+
 
 @dataclass(frozen=True)
 class RunPlan:

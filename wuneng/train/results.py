@@ -21,6 +21,7 @@ from wuneng.records import (
 )
 from wuneng.statistics import over_seeds
 from wuneng.train.figures import ROWS_SCHEMA
+from wuneng.train.model_card import write_comparisons
 from wuneng.train.outline import RunOutline
 from wuneng.train.paired import paired_differences
 from wuneng.train.plan import ArmFacts
@@ -150,6 +151,7 @@ def write_results(
     if paired := paired_differences(run, arms):
         results["paired"] = paired
     results["summary"] = f"{closing_sentence(results)} {training_notes(results)}".rstrip()
+    write_comparisons(run, outline, results)
     write_sealed_json(run.results, results, beside=(run.recipe.name,))
     return results
 

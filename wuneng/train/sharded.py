@@ -190,6 +190,6 @@ def _below(prefix: str, stored: Mapping[str, Any]) -> dict[str, Any]:
 def _empty(model: nn.Module, key: str, dtype: torch.dtype, shape: torch.Size) -> Tensor:
     """Room for this process' part of a moment, cut as its parameter is."""
     parameter = owner(model, key, shape)
-    if not shape:
-        return torch.zeros((), dtype=dtype)
+    if shape != parameter.shape:
+        return torch.zeros(shape, dtype=dtype)
     return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)

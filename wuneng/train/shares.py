@@ -17,8 +17,9 @@ from torch import Tensor
 from wuneng.data.batch import IGNORED, Batch
 from wuneng.errors import InputError
 from wuneng.ops.context import piece_lengths
+from wuneng.recipe import Training
 
-__all__ = ["check_length", "check_rows", "piece_of_rows", "share_of"]
+__all__ = ["check_length", "check_moments", "check_rows", "piece_of_rows", "share_of"]
 
 
 def share_of(batch: Batch, number: int, parts: int) -> Batch:
@@ -70,6 +71,16 @@ def check_length(length: int, parts: int) -> None:
         raise InputError(
             f"training.sequence_length: expected a token or more for each of the {parts} processes "
             f"that parallel.context cuts a sequence for, got {length}"
+        )
+
+
+def check_moments(arm: str, training: Training, shard: int) -> None:
+    """InputError where moments in eight bits would have to be cut."""
+    if shard > 1 and training.optimizer == "adamw-8bit":
+        raise InputError(
+            f"arms.{arm}: training.optimizer adamw-8bit is not for weights that are cut among "
+            f"processes (parallel.shard {shard}): blocks of moments would lie across the cuts. Use "
+            "adamw-bf16, or parallel.shard: 1"
         )
 
 

@@ -10,11 +10,9 @@ from wuneng.distributed.processes import Processes
 from wuneng.errors import InputError
 from wuneng.recipe import Parallel
 from wuneng.train.plan import ArmPlan
-from wuneng.train.shares import check_length, check_rows
+from wuneng.train.shares import check_length, check_moments, check_rows
 
 __all__ = ["arm_degrees", "cut_dtypes", "writes_shards"]
-
-_FLOAT32 = 4
 
 
 def arm_degrees(
@@ -28,14 +26,12 @@ def arm_degrees(
     """
     if processes.size == 1:
         return SINGLE
-    facts = arm.facts
     degrees = processes.first(
         lambda: degrees_for(
             parallel,
             processes.size,
             host_size=processes.host_size,
-            # Weights, and of those that train a gradient and two moments.
-            state_bytes=_FLOAT32 * (facts.parameters + 3 * facts.trainable),
+            state_bytes=arm.state_bytes,
             device_bytes=_memory(device, processes.host_size),
         )
     )
@@ -53,6 +49,7 @@ def arm_degrees(
             f"processes (parallel.shard {degrees.shard}): its loss scale would differ between "
             "them. Use bf16, or parallel.shard: 1"
         )
+    check_moments(arm.name, arm.training, degrees.shard)
     return degrees
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from wuneng.errors import InputError, ModelError, RecipeError
+from wuneng.errors import InputError, ModelError, RecipeError, shortened
 from wuneng.model import WuNengConfig
 from wuneng.recipe import ModelSettings
 from wuneng.records import find_model, read_json, verify
@@ -73,6 +73,7 @@ class OwnModels:
                 f"init_from: {source} is a {kind}; `wuneng train` converts it on the way, "
                 f"or do it first: wuneng convert {quote(source)} DIRECTORY"
             )
+        _refuse_quantised(source, stored)
         try:
             return WuNengConfig.from_dict(stored)
         except Exception as error:  # configuration classes raise whatever a bad value leads to
@@ -92,6 +93,19 @@ class OwnModels:
     def converts(self, source: str, model: ModelSettings) -> bool:
         """Never."""
         return False
+
+
+def _refuse_quantised(source: str, stored: Mapping[str, Any]) -> None:
+    quantised = stored.get("quantization_config")
+    if quantised is None:
+        return
+    way = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    raise ModelError(
+        f"init_from: {source} holds quantised weights (quantization_config: "
+        f"{shortened(str(way or 'of no named method'))}), and a run trains floating-point ones. "
+        "Start from the model that it was made of; training.frozen_precision: bf16 keeps what is "
+        "frozen small"
+    )
 
 
 def starting_config(

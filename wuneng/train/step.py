@@ -133,13 +133,14 @@ def prepare_model(
     return torch.compile(model) if training.compile else model  # type: ignore[return-value]
 
 
-def compilation_error(error: Exception) -> RunError | None:
+def compilation_error(error: Exception, training: Training) -> RunError | None:
     """What to tell the user if ``error`` comes from torch.compile; None if it does not."""
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
     reason = str(error).partition("\n")[0]
+    field, plain = ("compile", "false") if training.compile else ("optimizer", "adamw")
     return RunError(
-        f"training.compile: torch.compile failed ({reason}). Set training.compile to false, or "
+        f"training.{field}: torch.compile failed ({reason}). Set training.{field} to {plain}, or "
         "install what it misses: a C++ compiler on the CPU, triton on CUDA"
     )
 

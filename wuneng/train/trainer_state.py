@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from wuneng.errors import CheckpointError
+from wuneng.errors import CheckpointError, InputError
 
-__all__ = ["TrainerState", "capture_rng", "draw_apart", "restore_rng", "seed_everything"]
+__all__ = [
+    "TrainerState",
+    "capture_rng",
+    "draw_apart",
+    "newer_version",
+    "restore_rng",
+    "seed_everything",
+]
 
 #: Fields that the checkpoints of earlier versions lack.
 _ADDED_LATER = {"waited_seconds", "skipping"}
@@ -67,11 +74,14 @@ class TrainerState:
         """The state written by ``to_json``.
 
         Raises:
-            CheckpointError: keys are missing or unknown.
+            CheckpointError: keys are missing.
+            InputError: there are some that a newer version must have written.
         """
         names = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or not names - _ADDED_LATER <= set(values) <= names:
+        if not isinstance(values, dict) or not names - _ADDED_LATER <= set(values):
             raise CheckpointError("has other keys than this version writes")
+        if unknown := sorted(set(values) - names):
+            raise newer_version(unknown[0])
         return cls(**values)
 
     def note_validation(self, figures: dict[str, float]) -> None:
@@ -87,6 +97,14 @@ class TrainerState:
             name = next(iter(losses))
         if not self.best or value < self.best["value"]:
             self.best = {"step": self.step, "name": name, "value": value}
+
+
+def newer_version(unknown: str) -> InputError:
+    """What to tell of a checkpoint that has ``unknown``, though its checksums are right."""
+    return InputError(
+        f"written by a newer version of wuneng (this one does not know {unknown!r}). "
+        "Continue with that version, or begin a new run with --resume never"
+    )
 
 
 def seed_everything(seed: int) -> None:

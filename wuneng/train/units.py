@@ -27,6 +27,7 @@ from wuneng.records.claimant import Claimant
 from wuneng.train.arm_run import Session, run_arm
 from wuneng.train.display import Display
 from wuneng.train.failures import Failure
+from wuneng.train.low_bit import check_installed
 from wuneng.train.outline import RunOutline
 from wuneng.train.plan import RunPlan
 from wuneng.train.results import finished_record, train_again
@@ -103,9 +104,11 @@ def say_where_tokens_are_kept(data: TextData | SyntheticData, display: Display) 
 
 
 def check_precision(plan: RunPlan, device: torch.device) -> None:
-    """InputError for an arm that this device cannot train: found out before the first trains."""
+    """InputError for an arm that this device, or what is installed, cannot train: found out before
+    the first trains."""
     for arm in plan.arms.values():
         autocast_dtype(arm.training.precision, device)
+        check_installed(arm.training.optimizer)
 
 
 class UnitTraining:

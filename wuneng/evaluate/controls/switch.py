@@ -25,7 +25,8 @@ from wuneng.evaluate.controls.recurrences import (
     rolled,
 )
 from wuneng.layers.state.base import StateHeads
-from wuneng.model.modeling import WuNengBlock, WuNengModel
+from wuneng.model.block import WuNengBlock
+from wuneng.model.modeling import WuNengModel
 from wuneng.ops import Recurrence, wkv7
 
 __all__ = ["blocks_of", "controlled", "heads_of", "why_not"]
