@@ -51,6 +51,6 @@ def test_other_texts_have_none() -> None:
 
 
 def test_ones_of_a_task_in_a_mixture() -> None:
-    """There zero and one are 65 and 66: the tokens of the tasks before it are counted first."""
+    """Zero and one are 65 and 66 there: the tokens of the tasks before them are counted first."""
     assert _ones(torch.tensor([65, 66, 65, 66, 66])) == (2, 4, 5)
     assert _ones(torch.tensor([65, 65])) == ()

@@ -43,14 +43,11 @@ class Snapshot:
             return False
         return same and self._places() == self.places
 
-    def _places(self) -> list[tuple[int | bool | torch.dtype, ...]]:
-        """Where the parameters' numbers lie, of what kind and in what order they are."""
+    def _places(self) -> tuple[list[int], list[bool], list[torch.dtype]]:
+        """Where the parameters' numbers lie, in what order they are and of what kind."""
         of = self.parameters
-        return [
-            *zip(
-                map(Tensor.data_ptr, of),
-                map(Tensor.is_contiguous, of),
-                [x.dtype for x in of],
-                strict=True,
-            )
-        ]
+        return (
+            [*map(Tensor.data_ptr, of)],
+            [*map(Tensor.is_contiguous, of)],
+            [x.dtype for x in of],
+        )
