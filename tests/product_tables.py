@@ -176,10 +176,10 @@ def bench_tables() -> Iterator[Table]:
 
 def convert_tables() -> Iterator[Table]:
     from wuneng.convert import Check
-    from wuneng_cli.convert import _checks_table
+    from wuneng_cli.conversion_text import checks_table
 
     names = ("full forward", "left padding", "cache, token by token", "generate, 32 tokens, greedy")
-    yield _checks_table(
+    yield checks_table(
         [
             Check(name, dtype, 1_048_576, 1.23e-12, 0.999, 4.56e-10, tolerance)
             for name in names

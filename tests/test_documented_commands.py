@@ -20,11 +20,13 @@ COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-define
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Up to the remark, which two spaces or more set off.
 COMMAND = re.compile(r"(?:^ *|&& *|\| *)(?:\.venv/bin/)?(wuneng(?: \S+)+)", re.MULTILINE)
+CONTINUED = re.compile(r" *\\\n +")
 COPY = re.compile(r"^cp (\S+) (\S+)$", re.MULTILINE)
 
 
 def commands_in(text: str) -> list[str]:
-    return [found.strip() for found in COMMAND.findall(text)]
+    whole = CONTINUED.sub(" ", text)
+    return [found.strip() for found in COMMAND.findall(whole)]
 
 
 SHOWN = sorted(

@@ -27,10 +27,12 @@ SHORT_HELP = "Measure speed, memory and how they grow with length."
 EXAMPLES = """Examples:
 
 \b
-  wuneng bench --seq-len 8k                      a small model at 1k, 2k, 4k and 8k tokens
+  wuneng bench --seq-len 8k   a small model at 1k, 2k, 4k and 8k tokens
   wuneng bench --model recipes/text.yaml --what train --seq-len 512,2k
-  wuneng bench --preset 400m --what decode --batch 1,16,64 --seq-len 1k,8k,32k --device cuda
-  wuneng bench --what parts --seq-len 512        where a training step spends its time
+  wuneng bench --preset 400m --what decode --batch 1,16,64 \\
+                              --seq-len 1k,8k,32k --device cuda
+  wuneng bench --what parts --seq-len 512
+                              where a training step spends its time
   wuneng bench --compare runs/bench/small --fail-over 10%
 
 What: ops (WKV-7's backends, attention, fusion), prefill, decode, train, parts. Against: mha and
@@ -102,7 +104,8 @@ def bench(
             "--seconds",
             metavar="S",
             min=0.1,
-            help="Time to spend on repetitions; each case gets at least three. [default: 40]",
+            help="Time to spend on repetitions, each case at least three; the checks against the "
+            "reference and the warm-up before them take as long as they take. [default: 40]",
         ),
     ] = None,
     out: Annotated[
@@ -133,6 +136,11 @@ def bench(
     from wuneng.device import require_one_process
 
     require_one_process()
+    from wuneng.bench.request import RECIPES
+    from wuneng.records import find_model
+
+    if model is not None and Path(model).suffix not in RECIPES:
+        find_model(model)  # before what takes seconds to import
     from wuneng.bench.record import failures, nothing_measured, read_record
     from wuneng.bench.request import BenchRequest, make_request, parse_percent
     from wuneng.bench.stopping import was_stopped
@@ -176,9 +184,9 @@ def bench(
 def _measure(
     request: BenchRequest, out: Path | None, *, verify: bool, quiet: bool
 ) -> tuple[dict[str, Any], Path]:
-    from wuneng.bench.architectures import RECIPES
     from wuneng.bench.pictures import draw
     from wuneng.bench.record import write_record
+    from wuneng.bench.request import RECIPES
     from wuneng.bench.session import run_benchmark
     from wuneng.records import RUNS_ROOT, RunDirectory, find_model, prove_writable
     from wuneng.records import verify as verify_files

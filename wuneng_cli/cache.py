@@ -18,10 +18,11 @@ __all__ = ["cache", "clear", "register"]
 _EXAMPLES = """Examples:
 
 \b
-  wuneng cache                          what is kept, and how large it is
-  wuneng cache clear                    delete all of it; it is made again when needed
+  wuneng cache         what is kept, and how large it is
+  wuneng cache clear   delete all of it; it is made again when needed
   wuneng cache clear --kind tokens
-  wuneng cache --dir /scratch/tokens    a recipe's data.cache_dir
+  wuneng cache --dir /scratch/tokens
+                       a recipe's data.cache_dir
 
 Tokenised text, learned tokenizers and C kernels are kept in $XDG_CACHE_HOME/wuneng, by default
 ~/.cache/wuneng. $WUNENG_CACHE, or data.cache_dir in a recipe, is another place for the first two.

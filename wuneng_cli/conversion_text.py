@@ -1,4 +1,4 @@
-"""What ``wuneng convert`` tells of a conversion: the proof as a table, and what changed."""
+"""What ``wuneng convert`` tells of a conversion: the proof, and what changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,28 @@ if TYPE_CHECKING:
     from wuneng.convert import Check
     from wuneng.tables import Table
 
-__all__ = ["checks_table", "summary"]
+__all__ = ["checks_table", "is_same", "same_line", "summary"]
+
+
+def is_same(check: Check) -> bool:
+    """Whether there is nothing to look at: within what is allowed, or, where nothing is, equal."""
+    return check.passed and not (check.tolerance is None and check.max_abs_logit_difference)
+
+
+def same_line(checks: list[Check]) -> str:
+    """What was compared, and how far the furthest logit is from the source's."""
+    names = "; ".join(dict.fromkeys(check.name for check in checks))
+    told = []
+    for dtype in dict.fromkeys(check.dtype for check in checks):
+        own = [check for check in checks if check.dtype == dtype]
+        apart = max(check.max_abs_logit_difference for check in own)
+        allowed = min((c.tolerance for c in own if c.tolerance is not None), default=None)
+        limit = "" if allowed is None else f" ({allowed:.2g} allowed)"
+        told.append(f"{apart:.3g} in {dtype}{limit}")
+    return (
+        f"The same logits as the source's in {len(checks)} checks ({names}); furthest "
+        f"apart: {', '.join(told)}. --verbose shows each."
+    )
 
 
 def checks_table(checks: list[Check]) -> Table:

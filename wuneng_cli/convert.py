@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.conversion_text import checks_table, summary
-from wuneng_cli.render import print_json, print_line, print_renderable
+from wuneng_cli.conversion_text import checks_table, is_same, same_line, summary
+from wuneng_cli.render import print_json, print_line, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.convert import GraftSettings
@@ -20,14 +20,21 @@ SHORT_HELP = "Turn a checkpoint into WuNeng, or back."
 EXAMPLES = """Examples:
 
 \b
-  wuneng convert Qwen/Qwen2.5-0.5B upgraded                   add state and middle heads
-  wuneng convert my-llama upgraded --state-heads 4 --cross-head concat --dtype bf16
-  wuneng convert my-llama upgraded --state-from rwkv7.pth --state-head-dim 64 --cross-head none
-  wuneng convert rwkv7.pth rwkv7 --tokenizer world            the same function, as a WuNeng
-  wuneng convert runs/text shared --to transformers           for people without this package
-  wuneng convert runs/text shared --push-to-hub me/my-model   and onto Hugging Face's hub
-  wuneng convert upgraded sharded --to dcp                    a distributed checkpoint
-  wuneng convert sharded again                                and back
+  wuneng convert Qwen/Qwen2.5-0.5B upgraded
+      add state and middle heads
+  wuneng convert my-llama upgraded --state-heads 4 --cross-head concat \\
+                                 --dtype bf16
+  wuneng convert my-llama upgraded --state-from rwkv7.pth \\
+                                 --state-head-dim 64 --cross-head none
+  wuneng convert rwkv7.pth rwkv7 --tokenizer world
+                                 the same function, as a WuNeng
+  wuneng convert runs/text shared --to transformers
+                                 for people without this package
+  wuneng convert runs/text shared --push-to-hub me/my-model
+                                 and onto Hugging Face's hub
+  wuneng convert upgraded sharded --to dcp
+      a distributed checkpoint
+  wuneng convert sharded again   and back
 
 The new heads start silent: the converted model gives its source's logits, which is checked before
 the destination appears. Train them afterwards.
@@ -179,8 +186,10 @@ def convert(
     failure nothing is left at DESTINATION.
     """
     from wuneng.device import require_one_process
+    from wuneng.records import find_source
 
     require_one_process()
+    find_source(source)  # before what takes seconds to import
     from wuneng.convert import Request, VerificationError
     from wuneng.convert import convert as carry_out
     from wuneng.ops.backend import check_environment
@@ -226,8 +235,10 @@ def convert(
         uploaded = {} if outcome.uploaded is None else {"uploaded": outcome.uploaded}
         print_json({"directory": str(outcome.directory), **outcome.record, **uploaded})
         return
-    if outcome.checks:
+    if outcome.checks and (output.verbose or not all(map(is_same, outcome.checks))):
         print_renderable(checks_table(outcome.checks))
+    elif outcome.checks:
+        print_text(same_line(outcome.checks))
     for line in summary(outcome.record):
         print_line(line)
     if outcome.uploaded is not None:

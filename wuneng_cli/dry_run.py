@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from wuneng.errors import InputError
 from wuneng_cli.per_device import add_rows, device_lines, roof_of
 from wuneng_cli.render import short_bytes
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
     from wuneng.tables import Table
+    from wuneng.train.plan import RunPlan
     from wuneng.train.starting_point import Sources
+    from wuneng.train.workers import Workers
 
-__all__ = ["duration", "plan", "plan_lines", "plan_table", "sources_of"]
+__all__ = [
+    "check_machine",
+    "duration",
+    "plan",
+    "plan_lines",
+    "plan_table",
+    "refuse",
+    "sources_of",
+]
+
+_ELSEWHERE = "To plan for another machine: --no-measure, or --roof NAME"
 
 
 def plan(
@@ -27,7 +40,8 @@ def plan(
         roof: what ``--roof`` names.
 
     Raises:
-        InputError: the processes cannot train an arm together, or there is no such roof.
+        InputError: the processes cannot train an arm together, there is no such roof, or, where
+            steps are measured, this machine lacks the recipe's device or precision.
         DataError: files or a tokenizer that the recipe names are missing.
         RecipeError: an arm cannot be built or sized to match the first.
     """
@@ -39,6 +53,8 @@ def plan(
     shared = recipe.parallel if size > 1 or roof is not None else None
     top = roof_of(roof)
     planned = plan_run(recipe, sources_of(recipe))
+    if measure and roof is None:
+        check_machine(planned, recipe.device)
     return {
         "schema": 1,
         "name": recipe.name,
@@ -46,6 +62,43 @@ def plan(
         "seeds": recipe.seeds,
         **estimate(planned, measure=measure, parallel=shared, processes=size, roof=top),
     }
+
+
+def refuse(recipe: Recipe, *, elsewhere: bool, workers: Workers | None = None) -> None:
+    """Refuse, before anything is planned, what a run would refuse on this machine.
+
+    Args:
+        elsewhere: the plan is for another machine (``--roof``, or ``--no-measure``): only packages
+            that are missing are told.
+
+    Raises:
+        InputError: a package is missing, or there is no such device.
+    """
+    from wuneng.train.loggers import check_installed
+    from wuneng.train.lora import check_peft
+
+    check_installed(recipe.loggers)
+    if any(arm.lora for arm in recipe.arms.values()):
+        check_peft()
+    if elsewhere:
+        return
+    from wuneng.train.workers import Workers
+
+    try:
+        (workers or Workers()).devices(recipe.device)
+    except InputError as error:
+        raise InputError(f"{error}. {_ELSEWHERE}") from None
+
+
+def check_machine(plan: RunPlan, device: str) -> None:
+    """InputError for an arm whose precision ``device`` does not have, as a run would say."""
+    from wuneng.device import pick_device
+    from wuneng.train.units import check_precision
+
+    try:
+        check_precision(plan, pick_device(device))
+    except InputError as error:
+        raise InputError(f"{error}. {_ELSEWHERE}") from None
 
 
 def sources_of(recipe: Recipe, *, check: bool = True) -> Sources | None:

@@ -23,11 +23,14 @@ SHORT_HELP = "Score a model and compare it with a baseline."
 EXAMPLES = """Examples:
 
 \b
-  wuneng eval                                           the latest run on its held-out data
-  wuneng eval runs/quickstart --state zero              what is lost without the state
-  wuneng eval runs/quickstart --controls all            whose gain is it? each head, memory span
+  wuneng eval   the latest run on its held-out data
+  wuneng eval runs/quickstart --state zero
+                what is lost without the state
+  wuneng eval runs/quickstart --controls all
+                whose gain is it? each head, memory span
   wuneng eval runs/text --tasks reasoning --data-dir my-test-sets
-  wuneng eval runs/text --baseline runs/text/mha-shift --tasks arc,piqa --limit 200
+  wuneng eval runs/text --baseline runs/text/mha-shift --tasks arc,piqa \\
+                --limit 200
   wuneng eval path/to/llama --tasks mmlu --num-fewshot 5 --batch-size 8
 
 Aliases: arc = arc_easy + arc_challenge; obqa = openbookqa; lambada = lambada_openai; reasoning =
@@ -164,8 +167,14 @@ def evaluate(
         default_directory,
         default_tasks,
     )
-    from wuneng.evaluate.controls.battery import run_controls
     from wuneng.evaluate.controls.names import parse_state_control
+
+    control = parse_state_control(state)
+    # Before what takes seconds to import: a slip in a name is told at once.
+    alone = NO_BASELINE if controls is not None else baseline
+    chosen, other, remark = choose_models(model, alone, str(control), arm=arm)
+    wanted = _wanted(controls, state, baseline)
+    from wuneng.evaluate.controls.battery import run_controls
     from wuneng.evaluate.controls.report import FILE, write_controls
     from wuneng.evaluate.own_questions import parse_fields
     from wuneng.evaluate.results import result_file, write_report
@@ -174,11 +183,6 @@ def evaluate(
     from wuneng.records import prove_writable
 
     check_environment()
-    control = parse_state_control(state)
-    wanted = _wanted(controls, state, baseline)
-    if wanted is not None:
-        baseline = NO_BASELINE
-    chosen, other, remark = choose_models(model, baseline, str(control), arm=arm)
     request = EvaluationRequest(
         model=chosen,
         baseline=other,

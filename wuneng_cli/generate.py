@@ -19,7 +19,8 @@ EXAMPLES = """Examples:
 \b
   wuneng generate --prompt "Once upon a time"
   wuneng generate runs/text --arm mha --prompt "def main(" --temperature 0
-  cat chapter.txt | wuneng generate runs/text --prompt - --max-tokens 500 --seed 7
+  cat chapter.txt | wuneng generate runs/text --prompt - --max-tokens 500 \\
+     --seed 7
 
 The text appears as it is written and ends at the model's end-of-text token or at --max-tokens.
 Only what follows the prompt is printed. Of the model's generation_config.json its end-of-text

@@ -17,8 +17,9 @@ SHORT_HELP = "Show what a model's heads do."
 EXAMPLES = """Examples:
 
 \b
-  wuneng inspect --text chapter.txt                      the latest run's arm with state heads
-  wuneng inspect runs/quickstart --task parity           over a held-out row: see the state flip
+  wuneng inspect --text chapter.txt   the latest run's arm with state heads
+  wuneng inspect runs/quickstart --task parity
+                                      over a held-out row: see the state flip
   wuneng inspect runs/text --arm mha --text chapter.txt --format csv
   wuneng inspect path/to/model --text chapter.txt --seq-len 1k --out look
 
@@ -52,7 +53,7 @@ def inspect(
     arm: options.Arm = None,
     seq_len: Annotated[
         int,
-        options.tokens("--seq-len", "The first N tokens of the text."),
+        options.tokens("--seq-len", "The first N tokens of the text.", least=2),
     ] = 512,
     form: Annotated[
         str,
@@ -114,6 +115,8 @@ def _format(form: str, as_json: bool) -> str:
 
 def _print(record: dict[str, Any], form: str) -> None:
     from wuneng.inspect.report import csv_text, markdown, missing_lines, tables
+    from wuneng.inspect.strips import strip_lines
+    from wuneng.tables import console
 
     if form == "json":
         print_json(record)
@@ -123,6 +126,8 @@ def _print(record: dict[str, Any], form: str) -> None:
         return
     for table in tables(record):
         print_renderable(table)
+    for line in strip_lines(record, console().width):
+        print_line(line)
     for line in missing_lines(record):
         print_text(line)
 

@@ -19,7 +19,7 @@ from wuneng.foreign import shown
 from wuneng_cli import bench, cache, convert, generate, recipe, report, train
 from wuneng_cli import eval as eval_command
 from wuneng_cli import inspect as inspect_command
-from wuneng_cli.render import print_error, print_line
+from wuneng_cli.render import folded, print_error, print_line
 from wuneng_cli.silence import silenced
 
 __all__ = ["app", "main"]
@@ -27,16 +27,20 @@ __all__ = ["app", "main"]
 _EXAMPLES = """Examples:
 
 \b
-  wuneng train recipes/quickstart.yaml         compare three arms on the CPU
-  wuneng train my.yaml --dry-run               check a recipe and see its sizes
-  wuneng eval                                  score the latest run on its held-out data
-  wuneng inspect runs/text --text FILE         what each head does: memory, rates, states
-  wuneng generate runs/text --prompt "It was"  let a model that was trained on text write
-  wuneng convert my-llama upgraded             add state heads to a model you have
-  wuneng bench --seq-len 8k                    speed and memory over lengths up to 8k
-  wuneng report runs/text runs/bench/small     one page about runs and benchmarks
-  wuneng recipe --fields                       what a recipe may say
-  wuneng cache                                 what is kept between commands, and where
+  wuneng train recipes/quickstart.yaml
+                                    compare three arms on the CPU
+  wuneng train my.yaml --dry-run    check a recipe and see its sizes
+  wuneng eval                       score the latest run on its held-out data
+  wuneng inspect runs/text --text FILE
+                                    what each head does: memory, rates, states
+  wuneng generate runs/text --prompt "It was"
+                                    let a model that was trained on text write
+  wuneng convert my-llama upgraded  add state heads to a model you have
+  wuneng bench --seq-len 8k         speed and memory over lengths up to 8k
+  wuneng report runs/text runs/bench/small
+                                    one page about runs and benchmarks
+  wuneng recipe --fields            what a recipe may say
+  wuneng cache                      what is kept between commands, and where
 
 Exit codes: 0 success, 1 a failure while running, 2 bad input, 130 stopped by Ctrl-C.
 """
@@ -82,17 +86,28 @@ class _Commands(TyperGroup):
 
 
 def _make_harmless(error: Exception) -> None:
-    text = error.message + _what_came(error)  # type: ignore[attr-defined]
-    error.message = shown(text)  # type: ignore[attr-defined]
+    error.message = shown(_of_a_number(error) or error.message)  # type: ignore[attr-defined]
+    message = error.format_message()  # type: ignore[attr-defined]
+    # click prints "Error: " before it
+    wrapped = folded(f"Error: {message}").removeprefix("Error: ")
+    error.format_message = lambda: wrapped  # type: ignore[attr-defined]
 
 
-def _what_came(error: Exception) -> str:
-    """``, got '0'``: typer's own sentence about a number tells what was expected alone."""
+def _of_a_number(error: Exception) -> str:
+    """``expected 1 or more, got '0'``, in the words of every other error here; typer's own sentence
+    about a number that is too large or small does not tell what came. Empty: it is no such."""
     cause = error.__cause__ or error.__context__
     if not isinstance(cause, ValueError) or not hasattr(cause, "errors"):
         return ""
     found = cause.errors()
-    return f", got {found[0]['input']!r}" if found and "input" in found[0] else ""
+    if not found or "input" not in found[0]:
+        return ""
+    bounds, came = found[0].get("ctx", {}), f", got {found[0]['input']!r}"
+    if "ge" in bounds:
+        return f"expected {bounds['ge']} or more{came}"
+    if "le" in bounds:
+        return f"expected at most {bounds['le']}{came}"
+    return error.message + came  # type: ignore[attr-defined]
 
 
 class _PlainFormatter(logging.Formatter):

@@ -69,9 +69,15 @@ def count(flag: str, metavar: str, least: int, text: str) -> Any:
     return typer.Option(flag, metavar=metavar, min=least, callback=counted, help=text)
 
 
-def tokens(flag: str, text: str) -> Any:
-    """The option of a number of tokens."""
-    return typer.Option(flag, metavar="N", parser=size, help=text)
+def tokens(flag: str, text: str, least: int = 1) -> Any:
+    """The option of a number of tokens, from ``least`` on."""
+
+    def enough(text: str) -> int:
+        if (number := size(text)) < least:
+            raise typer.BadParameter(f"expected {least} or more, got {number}")
+        return number
+
+    return typer.Option(flag, metavar="N", parser=enough, help=text)
 
 
 def out(text: str) -> Any:

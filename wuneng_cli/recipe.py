@@ -20,9 +20,11 @@ SHORT_HELP = "Explain the fields of a recipe, or resolve one."
 EXAMPLES = """Examples:
 
 \b
-  wuneng recipe --fields                       every field: what it takes, its default, its meaning
-  wuneng recipe --fields --markdown            the same as docs/recipe.md
-  wuneng recipe recipes/quickstart.yaml        a recipe with every default written out
+  wuneng recipe --fields  every field: what it takes, its default, its meaning
+  wuneng recipe --fields --markdown
+                          the same as docs/recipe.md
+  wuneng recipe recipes/quickstart.yaml
+                          a recipe with every default written out
   wuneng recipe recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
 """
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_line
+from wuneng_cli.render import print_json, print_line, print_text
 
 __all__ = ["EXAMPLES", "SHORT_HELP", "alone_in", "leave_report", "report"]
 
@@ -19,10 +19,10 @@ SHORT_HELP = "Write a page about runs, evals and benchmarks."
 EXAMPLES = """Examples:
 
 \b
-  wuneng report                                    the latest run
-  wuneng report runs/text runs/bench/text          a run and its speed on one page
+  wuneng report                             the latest run
+  wuneng report runs/text runs/bench/text   a run and its speed on one page
   wuneng report runs/a runs/b --out compared
-  wuneng report runs/text --format md              words and tables, for an appendix
+  wuneng report runs/text --format md       words and tables, for an appendix
 
 The page is one file: no network, no script, light and dark. Beside it are report.json and
 report-data/*.csv with every number of it.
@@ -75,8 +75,10 @@ def report(
         print_json({"file": str(page), **report_record(built)})
     elif not output.quiet:
         for part in built.parts:
+            of_which = f"{part.records.name}: " if len(built.parts) > 1 else ""
             for section in part.sections[:1]:
-                print_line(section.text[0] if section.text else part.records.name)
+                told = section.text[0] if section.text else ""
+                print_text(f"{of_which}{told}" if told else part.records.name)
         print_line(f"\nThe report is {page}.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from wuneng_cli.dry_run import duration, sources_of
+from wuneng_cli.dry_run import check_machine, duration, sources_of
 
 if TYPE_CHECKING:
     from wuneng.recipe import WrittenRecipe
@@ -75,6 +75,8 @@ def _of_study(
 def _rows(place: str, stage: str, plan: Any, number: int, measure: bool) -> list[dict[str, Any]]:
     from wuneng.train.estimate import estimate
 
+    if measure:
+        check_machine(plan, plan.device)
     found = estimate(plan, measure=measure)
     return [
         _times(

@@ -25,14 +25,20 @@ EXAMPLES = """Examples:
 
 \b
   wuneng train recipes/quickstart.yaml
-  wuneng train recipes/text.yaml --set data.train=books/ --set training.steps=2k
+  wuneng train recipes/text.yaml --set data.train=books/ \\
+                                           --set training.steps=2k
   wuneng train recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
-  wuneng train recipes/text.yaml --jobs 2      two arms at the same time
-  wuneng train recipes/text.yaml --processes 2    every arm in two processes together
+  wuneng train recipes/text.yaml --jobs 2  two arms at the same time
+  wuneng train recipes/text.yaml --processes 2
+                                           every arm in two processes together
   wuneng train recipes/fineweb-130m.yaml --dry-run
-  wuneng train recipes/fineweb-1b5.yaml --dry-run --no-measure --processes 8 --roof H100
-  wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama --set data.train=texts/
-  wuneng train runs/quickstart/recipe.yaml --out again    repeat a finished run
+  wuneng train recipes/fineweb-1b5.yaml --dry-run --no-measure \\
+      --processes 8 \\
+                                           --roof H100
+  wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama \\
+                                           --set data.train=texts/
+  wuneng train runs/quickstart/recipe.yaml --out again
+                                           repeat a finished run
 
 A run that was stopped or killed continues where it was when the same command is given again. Given
 with the same --out while it runs, also on other hosts, it joins in and trains what nobody has.
@@ -105,7 +111,8 @@ def train(
         bool,
         typer.Option(
             "--measure/--no-measure",
-            help="With --dry-run: estimate the time from about a second of each arm's steps.",
+            help="With --dry-run: estimate the time from about a second of each arm's steps, on "
+            "the device that the recipe names; without, plan for a machine that is not this one.",
         ),
     ] = True,
     roof: Annotated[
@@ -127,10 +134,19 @@ def train(
     Everything lands in a run directory: the resolved recipe, metrics.jsonl, checkpoints and the
     trained model of each arm, and results.json with the arms side by side.
     """
+    from wuneng.records import prove_writable
     from wuneng_cli.processes import seen, start
 
     if dry_run:
+        from wuneng.train.workers import Workers
+        from wuneng_cli.dry_run import refuse
+
         written = _written(recipe, changes, device)
+        _profiled(profile, written)
+        elsewhere = roof is not None or not measure
+        refuse(written.recipe, elsewhere=elsewhere, workers=Workers(jobs, processes or 1))
+        if out is not None:
+            prove_writable(out, "--out")
         _print_plan(
             *(written, processes, roof),
             measure=measure,

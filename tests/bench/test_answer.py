@@ -132,16 +132,55 @@ def test_no_two_series_of_a_panel_share_a_colour(full_record: Any) -> None:
         handles = axis.get_legend().legend_handles
         colours = [line.get_color() for line in handles if line.get_linestyle() != "None"]
         assert len(set(colours)) == len(colours) >= 3
-        figure.canvas.draw()
-        legend, inside = axis.get_legend().get_window_extent(), axis.get_window_extent()
-        assert legend.y1 <= inside.y0, "it covers points"
-        assert legend.y0 >= 0
     pyplot.close(figure)
     known = ["sdpa", "triton", "native", "chunked", "reference", "mamba2", "eager", "fla-chunk"]
     many = [*known, *(f"arm-{n}" for n in range(20)), "wuneng", "mha"]
     styles = styles_of(many)
     assert len({style["color"] for style in styles.values()}) == len(many)
     assert styles["wuneng"]["color"] != styles["chunked"]["color"]
+
+
+def test_no_legend_lies_over_its_panel(full_record: Any) -> None:
+    """They lay over the lines of memory.png and time.png; nor over the names of the axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figures = _figures(rows_of(full_record), full_record)
+    assert {"ratio", "time", "memory", "decode", "roofline"} == set(figures)
+    for name, figure in figures.items():
+        figure.canvas.draw()
+        for axis in figure.axes:
+            if not axis.axison:
+                continue
+            legend = axis.get_legend().get_window_extent()
+            assert legend.y1 <= axis.get_window_extent().y0, f"{name}: it covers points"
+            assert legend.y1 <= axis.xaxis.label.get_window_extent().y0 + 1, (
+                f"{name}: it covers words"
+            )
+            assert legend.y0 >= 0
+            below = [other.title.get_window_extent() for other in figure.axes if other is not axis]
+            assert not any(legend.overlaps(title) for title in below), f"{name}: on a title"
+        pyplot.close(figure)
+
+
+def test_every_timed_arm_is_told() -> None:
+    rows = [row(arm, n, ratio) for arm, ratio in (("wuneng", 0.5), ("mha", 1.0), ("rwkv7", 2.0))
+            for n in (1024, 2048)]  # fmt: skip
+    told = list(sentences(record(*rows, arms=("wuneng", "mha", "rwkv7"))))
+    assert [text.partition(" than mha")[0] for text in told] == [
+        "train: wuneng is slower",
+        "train: rwkv7 is faster",
+    ]
+
+
+def test_where_the_time_went_is_told(full_record: Any) -> None:
+    """``--seconds 10`` took 150 s, and nothing said why."""
+    took = {"checks": 80.0, "warm_up": 40.0, "timing": 12.0, "in_all": 150.0}
+    assert list(report({**full_record, "took": took}))[-1] == (
+        "took 150 s: checks 80 s, warm-up 40 s, timing 12 s, the machine's rates and the rest 18 s"
+    )
 
 
 def test_headings_lie_within_their_figures() -> None:

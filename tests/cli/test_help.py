@@ -39,6 +39,50 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout.endswith("LOADED []\n")
 
 
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS), ["cache", "clear"]])
+def test_help_fits_80_columns(arguments: list[str]) -> None:
+    """Examples of up to 101 columns were broken in the middle of words."""
+    result = CliRunner().invoke(app, [*arguments, "--help"], terminal_width=80)
+    assert [line for line in result.output.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "runs/qickstart"],
+        ["eval", "runs/quickstart", "--baseline", "runs/qickstart"],
+        ["eval", "runs/qickstart", "--controls", "all"],
+        ["inspect", "runs/qickstart"],
+        ["generate", "runs/qickstart", "--prompt", "x"],
+        ["bench", "--model", "runs/qickstart"],
+        ["convert", "runs/qickstart", "out"],
+        ["report", "runs/qickstart"],
+    ],
+)
+def test_a_slip_in_a_name_is_told_before_anything_slow_is_imported(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "quickstart" / "wuneng" / "model").mkdir(parents=True)
+    run = tmp_path / "runs" / "quickstart"
+    (run / "wuneng" / "model" / "config.json").write_text('{"num_state_heads": 2}')
+    (run / "recipe.yaml").write_text((ROOT / "recipes" / "quickstart.yaml").read_text())
+    code = (
+        "import sys, atexit\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'lm_eval'}\n"
+        "atexit.register(lambda: print('LOADED', sorted(heavy & set(sys.modules))))\n"
+        f"sys.argv = ['wuneng', *{arguments!r}]\n"
+        "from wuneng_cli.main import main\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert "runs/qickstart does not exist" in done.stderr
+    assert "Did you mean 'quickstart'?" in done.stderr
+    assert done.stdout == "LOADED []\n"
+
+
 def test_a_dry_run_imports_no_model() -> None:
     """Sizes come from names and shapes; transformers' models and the compiler take seconds."""
     code = (

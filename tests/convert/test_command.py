@@ -12,6 +12,8 @@ from transformers import AutoConfig
 
 from tests.cli.commands import outcome
 from tests.convert.sources import save_source
+from wuneng.convert import Check
+from wuneng_cli.conversion_text import is_same
 
 run = partial(outcome, "convert")
 
@@ -26,6 +28,7 @@ def test_options_and_table(source: str, tmp_path: Path) -> None:
     code, said, progress = run(
         *(source, out, "--state-heads", "4", "--state-layers", "0,2-3", "--cross-head", "concat"),
         *("--snapshots", "1", "--key-source", "own", "--value-source", "own", "--seed", "4"),
+        "--verbose",
     )
     assert code == 0, progress
     config = AutoConfig.from_pretrained(out)
@@ -42,6 +45,28 @@ def test_options_and_table(source: str, tmp_path: Path) -> None:
     assert " kept, " in said
     assert "in state and middle heads (+" in said
     assert "comparing logits" in progress
+
+
+def test_where_nothing_differs_one_line_says_so(source: str, tmp_path: Path) -> None:
+    """A table of which every row says "same" tells nothing that a line does not."""
+    code, said, _ = run(source, str(tmp_path / "out"))
+    assert code == 0
+    first = said.splitlines()[0]
+    names = "full forward; left padding; cache, token by token; generate()"
+    assert first.startswith(
+        f"The same logits as the source's in 4 checks ({names}); furthest apart"
+    )
+    assert ": 0 in float32 (1e-05 allowed). " in first
+    assert "max |Δ logit|" not in said
+
+
+@pytest.mark.parametrize(
+    ("difference", "tolerance", "same"),
+    [(0.0, None, True), (1e-9, None, False), (1e-5, 2e-5, True), (3e-5, 2e-5, False)],
+)
+def test_what_differs_has_its_table(difference: float, tolerance: float | None, same: bool) -> None:
+    check = Check("full forward", "float32", 96, difference, 1.0, 0.0, tolerance)
+    assert is_same(check) == same
 
 
 def test_json_is_alone_on_stdout_and_quiet_is_quiet(source: str, tmp_path: Path) -> None:

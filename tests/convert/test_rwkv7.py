@@ -92,7 +92,8 @@ def _with(changes: dict[str, Any]) -> dict[str, Any]:
     ("changes", "message"),
     [
         ({"blocks.0.att.time_decay": torch.zeros(3)}, "RWKV-4 to RWKV-6"),
-        ({"blocks.1.ffn.s_emb.weight": torch.zeros(3)}, "s_emb.weight is no tensor of RWKV-7"),
+        ({"blocks.1.ffn.mine.weight": torch.zeros(3)}, "mine.weight is no tensor of RWKV-7"),
+        ({"blocks.1.ffn.s_emb.weight": torch.zeros(3)}, "RWKV-7a, with DeepEmbed"),
         ({"head.weight": None}, "no output projection"),
         ({"blocks.1.att.k_k": None}, "lacks 1 tensors.*layers.1.state_heads.k_k"),
         ({"blocks.1.att.w2": torch.zeros(4, 17)}, "w2 has shape"),

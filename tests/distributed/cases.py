@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from tests.train import small_upgrade
 from wuneng.convert import ConvertedSources
@@ -94,6 +95,14 @@ def losses(processes: Processes, case: Case) -> list[tuple[float, float]]:
         found.append((outcome.loss, outcome.grad_norm))
     assert {p.dtype for p in model.parameters()} == {case.dtype}, "what is updated stays exact"
     return found
+
+
+def reductions(processes: Processes, case: Case) -> int:
+    """How often gradients are added up among ``processes``."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        losses(processes, case)
+    kinds = ("c10d::allreduce_", "c10d::_reduce_scatter_base_")  # of DDP, of FSDP
+    return sum(event.name in kinds for event in seen.events() or ())
 
 
 @cache

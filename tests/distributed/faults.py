@@ -119,7 +119,7 @@ def while_writing_a_shard(
         HuggingFaceStorageWriter.write_data = write
 
 
-def not_finite(processes: Processes, recipe: Path, rank: int) -> Any:
+def not_finite(processes: Processes, recipe: Path, rank: int, changes: tuple[str, ...] = ()) -> Any:
     """The third step's share of process ``rank`` has a loss that is not a number."""
     share, calls = Numerics.share, [0]
 
@@ -135,6 +135,6 @@ def not_finite(processes: Processes, recipe: Path, rank: int) -> Any:
 
     Numerics.share, step_module.ask = shared, asked  # type: ignore[method-assign]
     try:
-        return run_text(processes, recipe, (), None)
+        return run_text(processes, recipe, changes, None)
     finally:
         Numerics.share, step_module.ask = share, ask  # type: ignore[method-assign]

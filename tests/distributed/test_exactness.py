@@ -16,7 +16,7 @@ from itertools import cycle
 import pytest
 import torch
 
-from tests.distributed.cases import SMALLER, Case, alone, losses
+from tests.distributed.cases import SMALLER, Case, alone, losses, reductions
 from tests.distributed.pool import Pool, pool
 from tests.precision import FACTOR, FLOOR
 from wuneng.distributed.degrees import Degrees
@@ -118,6 +118,16 @@ def test_fifty_steps_of_every_arm(processes: Pool, degrees: Degrees, arm: str) -
 )
 def test_settings_mean_the_same(processes: Pool, degrees: Degrees, change: str) -> None:
     check(processes, Case("wuneng", degrees, changes=(*SMALLER, change)))
+
+
+@pytest.mark.parametrize("degrees", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_micro_batches_add_gradients_up_once_a_step(processes: Pool, degrees: Degrees) -> None:
+    """Each process keeps those of all but the last, and sends nothing for them."""
+    whole = Case("wuneng", degrees, steps=1, rows=4)
+    parts = replace(whole, changes=(*SMALLER, "training.micro_batch_size=1"))
+    once, found = (processes.run(2, reductions, case) for case in (whole, parts))
+    assert found == once
+    assert min(once) > 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from wuneng.errors import InputError, ModelError
-from wuneng.evaluate.loading import model_label, run_of
+from wuneng.evaluate.loading import model_label
+from wuneng.records import run_of
 
 Load = Callable[..., Any]
 

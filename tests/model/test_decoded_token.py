@@ -26,7 +26,43 @@ SERVED = ["default", "concat", "additive", "gqa-qk-norm-bias", "own-key-value", 
 SERVED += ["no-shift", "shift-on-k", "no-bonus-no-norm-scalar", "sliding-second-layer"]
 SERVED += ["state-in-second-layer", "mlp-bias", "mha", "a-max-2"]
 LEFT = ["no-middle", "gqa", "mha-shift", "pure-state", "rwkv-ffn", "mlp-layernorm-untied", "paper"]
-LEFT += ["snapshots", "kda", "short-conv"]
+LEFT += ["snapshots", "kda", "short-conv", "post-norm-multipliers", "four-norms-soft-caps"]
+#: transformers' usual way of running experts has no float64, with which is compared here.
+EXPERTS: dict[str, Any] = {
+    "num_experts": 3,
+    "moe_intermediate_size": 16,
+    "experts_implementation": "eager",
+}
+#: Every field that sets the layers of a family of checkpoints apart, with what makes it matter, and
+#: whether the one call has to leave it to the modules.
+WIRINGS: dict[str, tuple[dict[str, Any], bool]] = {
+    "norm": ({"norm": "rmsnorm_plus_one"}, False),
+    "norm_placement": ({"norm_placement": "post"}, False),
+    "qk_norm_over": ({"qk_norm": True, "qk_norm_over": "width"}, False),
+    "scaled_embedding": ({"scaled_embedding": True}, True),
+    "embedding_multiplier": ({"embedding_multiplier": 3.0}, True),
+    "attention_multiplier": ({"attention_multiplier": 0.7}, True),
+    "attention_softcap": ({"attention_softcap": 0.5}, False),
+    "residual_multiplier": ({"residual_multiplier": 0.5}, False),
+    "logits_scaling": ({"logits_scaling": 0.5}, True),
+    "logit_softcap": ({"logit_softcap": 0.5}, True),
+    "rope_float32": ({"rope_float32": True}, False),
+    "rope_layers": ({"rope_layers": [1]}, False),
+    "sliding_rope_parameters": (
+        {
+            "sliding_window": 4,
+            "sliding_window_layers": [1],
+            "sliding_rope_parameters": {"rope_type": "default", "rope_theta": 3.0},
+        },
+        False,
+    ),
+    "longrope_recompute": ({"longrope_recompute": True}, True),
+    "num_experts": (EXPERTS, False),
+    "num_experts_per_tok": (EXPERTS | {"num_experts_per_tok": 2}, False),
+    "moe_intermediate_size": ({"moe_intermediate_size": 16}, True),
+    "norm_topk_prob": ({"norm_topk_prob": True}, True),
+    "moe_layers": (EXPERTS | {"moe_layers": [0]}, False),
+}
 #: An odd number of keys on both sides of the pieces of 256 that they are attended to in.
 LENGTHS = [253, *[1] * 5]
 
@@ -72,49 +108,15 @@ def test_it_gives_what_the_modules_give(variant: str) -> None:
     _assert_right(found, model)
 
 
-#: One of each that a layer of another family has and a Llama's has not.
-WIRINGS: dict[str, dict[str, Any]] = {
-    "norm_placement": {"norm_placement": "post"},
-    "qk_norm_over": {"qk_norm": True, "qk_norm_over": "width"},
-    "residual_multiplier": {"residual_multiplier": 0.5},
-    "attention_softcap": {"attention_softcap": 3.0},
-    "rope_layers": {"rope_layers": [0]},
-    "sliding_rope_parameters": {
-        "sliding_window": 6,
-        "sliding_window_layers": [1],
-        "sliding_rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
-    },
-    "rope_float32": {"rope_float32": True},
-    "norm": {"norm": "rmsnorm_wide"},
-    "another norm": {"norm": "rmsnorm_plus_one"},
-    "partial": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-    "experts": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
-}
-#: What is outside of the layers, or a number that the call is given.
-OUTSIDE: dict[str, dict[str, Any]] = {
-    "embedding_multiplier": {"embedding_multiplier": 2.0},
-    "scaled_embedding": {"scaled_embedding": True},
-    "attention_multiplier": {"attention_multiplier": 0.3},
-    "logits_scaling": {"logits_scaling": 0.7},
-    "logit_softcap": {"logit_softcap": 4.0},
-}
-
-
-@pytest.mark.parametrize("name", [*WIRINGS, *OUTSIDE])
-def test_layers_wired_as_another_familys(name: str) -> None:
-    model = _model(**(WIRINGS | OUTSIDE)[name])
+@pytest.mark.parametrize("field", [*WIRING, *OWN_WIRING])
+def test_every_wiring_of_a_family_is_computed_or_left(field: str) -> None:
+    """A field that is not in the table is one that nobody asked this about."""
+    changes, is_served = WIRINGS[field]
+    model = _model("mha", **changes)
     with _counted() as taken:
         found = _decoded(model)
-    assert taken == [False, *[name in OUTSIDE] * 5]
-    if name != "experts":  # transformers' grouped products have no float64
-        _assert_right(found, model)
-
-
-def test_every_wiring_is_known_here() -> None:
-    """A field that layers are built by has a case above."""
-    told = {"moe_intermediate_size", "num_experts", "num_experts_per_tok", "norm_topk_prob"}
-    told |= {"moe_layers", "longrope_recompute"}  # nothing without the others
-    assert {*WIRING, *OWN_WIRING} - told <= {*WIRINGS, *OUTSIDE}
+    assert taken == [False, *[is_served] * 5]
+    _assert_right(found, model)
 
 
 @pytest.mark.parametrize("variant", ["default", "mha"])

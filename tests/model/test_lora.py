@@ -72,3 +72,84 @@ def test_saved_adapters_come_back(tmp_path: Path) -> None:
     again = peft.PeftModel.from_pretrained(small_model("default"), tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def adapted(variant: str = "default", **options: Any) -> Any:
+    torch.manual_seed(2)
+    config = peft.LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", **options)
+    return peft.get_peft_model(small_model(variant), config)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target_modules": ["q_proj", "r_porj"]}, "target_modules: .*'r_porj'.*'r_proj'"),
+        ({"target_modules": ["q_proj", "w1"]}, "'w1'.* It is a parameter: target_parameters"),
+        (
+            {"target_modules": [], "target_parameters": ["state_heads.w1", "state_heads.w9"]},
+            "target_parameters: .*'state_heads.w9'",
+        ),
+        (
+            {"target_modules": ["r_proj"], "modules_to_save": ["g_norm", "final_norm"]},
+            "modules_to_save: .*'final_norm'",
+        ),
+        ({"target_modules": ["g_norm"]}, "HeadGroupNorm.* is not supported"),
+        ({"target_modules": [], "target_parameters": ["state_heads.w0"]}, "1 dimensional"),
+        ({"target_modules": ["nothing"]}, "not found in the base model"),
+    ],
+)
+def test_what_adapters_cannot_reach_is_an_error(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        adapted(**options)
+
+
+def test_attention_is_not_there_to_be_adapted() -> None:
+    with pytest.raises(ValueError, match="'q_proj'"):
+        adapted("pure-rwkv7", target_modules=["r_proj", "q_proj"])
+
+
+def test_injected_adapters_are_looked_at_too() -> None:
+    model = small_model()
+    assert not hasattr(model, "peft_config")
+    config = peft.LoraConfig(target_modules=["q_proj", "zz_proj"])
+    with pytest.raises(ValueError, match="'zz_proj'"):
+        peft.inject_adapter_in_model(config, model)
+
+
+REACHED: dict[str, dict[str, Any]] = {
+    "projections and norms": {
+        "target_modules": ["q_proj", "r_proj", "branch_proj"],
+        "modules_to_save": ["g_norm", "group_norm", "input_layernorm"],
+    },
+    "low-rank parameters": {
+        "target_modules": [],
+        "target_parameters": ["state_heads.w1", "state_heads.a2", "cross_head.gate_weight"],
+    },
+}
+
+
+@pytest.mark.parametrize("what", REACHED)
+def test_all_that_is_reached_trains_is_saved_and_merges(what: str, tmp_path: Path) -> None:
+    ids = torch.randint(1, 61, (2, 20), generator=torch.Generator().manual_seed(3))
+    model = adapted(**REACHED[what])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in trained)
+    optimizer.step()
+    model.eval().save_pretrained(tmp_path / "adapters")
+    again = peft.PeftModel.from_pretrained(small_model(), tmp_path / "adapters").eval()
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        assert torch.equal(again(input_ids=ids).logits, expected)
+        truth = exact(model, ids)
+        merged = model.merge_and_unload()
+        assert not hasattr(merged, "peft_config")
+        assert_as_near(merged(ids).logits, expected, truth)
+        merged.save_pretrained(tmp_path / "merged")
+        loaded = type(merged).from_pretrained(tmp_path / "merged").eval()
+        assert torch.equal(loaded(ids).logits, merged(ids).logits)
+    if "modules_to_save" in REACHED[what]:
+        before = dict(small_model().named_parameters())
+        moved = [n for n, p in loaded.named_parameters() if not torch.equal(p, before[n])]
+        assert any(name.endswith("g_norm.weight") for name in moved)

@@ -211,6 +211,40 @@ def test_a_model_that_is_loaded_to_the_disk(variant, tmp_path):
     assert torch.equal(written, expected)
 
 
+_BLOCK = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+MAPS = {
+    "what transformers chooses": "auto",
+    "all on the disk": {"": "disk"},
+    "a block's heads on the disk": {
+        **dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu"),
+        **dict.fromkeys(["model.layers.0", *(f"model.layers.1.{p}" for p in _BLOCK)], "cpu"),
+        **dict.fromkeys(["model.layers.1.state_heads", "model.layers.1.cross_head"], "disk"),
+    },
+}
+
+
+@pytest.mark.parametrize("places", MAPS)
+def test_a_model_is_loaded_by_a_device_map(places, tmp_path):
+    pytest.importorskip("accelerate")
+    model = small_model()
+    model.save_pretrained(tmp_path / "model")
+    memory = {"cpu": 20_000} if MAPS[places] == "auto" else None  # less than the model takes
+    loaded = WuNengForCausalLM.from_pretrained(
+        tmp_path / "model",
+        device_map=MAPS[places],
+        max_memory=memory,
+        offload_folder=str(tmp_path / "folder"),
+    ).eval()
+    away = {name for name, p in loaded.named_parameters() if p.is_meta}
+    assert {"model.layers.1.state_heads.w1", "model.layers.1.cross_head.gate_weight"} <= away
+    assert_same(loaded, model)
+    loaded.save_pretrained(tmp_path / "again")
+    again = WuNengForCausalLM.from_pretrained(tmp_path / "again")
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 class Scaled(torch.Tensor):
     """A weight that is stored scaled: reading its memory would give three times the value."""
 

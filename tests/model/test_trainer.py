@@ -129,26 +129,61 @@ def test_adapters_alone_are_trained(tmp_path: Path) -> None:
     assert all(torch.equal(p, base[name]) for name, p in weights(small_model()).items())
 
 
-def test_trl_trains_it(tmp_path: Path) -> None:
+def sft_trainer(place: Path, data: list[list[int]], **changes: Any) -> Any:
     trl = pytest.importorskip("trl", reason="trl is not installed")
     from datasets import Dataset
 
-    data = Dataset.from_list([{"input_ids": row["input_ids"].tolist()} for row in rows()])
-    args = trl.SFTConfig(
-        output_dir=str(tmp_path),
-        max_steps=STEPS,
-        per_device_train_batch_size=4,
-        learning_rate=3e-3,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-    )
     from wuneng.data.tokenizer import byte_tokenizer
 
-    trainer = trl.SFTTrainer(
-        model=small_model(), args=args, train_dataset=data, processing_class=byte_tokenizer()
+    options: dict[str, Any] = {
+        "output_dir": str(place),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+    }
+    return trl.SFTTrainer(
+        model=small_model().train(),
+        args=trl.SFTConfig(**options | changes),
+        train_dataset=Dataset.from_list([{"input_ids": ids} for ids in data]),
+        processing_class=byte_tokenizer(),
     )
+
+
+def losses_of(trainer: Any) -> list[float]:
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_trl_trains_it(tmp_path: Path) -> None:
+    losses = losses_of(sft_trainer(tmp_path, [row["input_ids"].tolist() for row in rows()]))
+    assert losses[-1] < losses[0]
+
+
+def test_trl_packs_documents_that_do_not_see_each_other(tmp_path: Path) -> None:
+    """Several in a row, told apart by positions that start again: the loss is each one's."""
+    lengths = [5, 9, 13, 7, 11, 6, 8, 12] * 6
+    documents = [[(n + at) % 60 + 1 for at in range(size)] for n, size in enumerate(lengths)]
+    trainer = sft_trainer(tmp_path, documents, packing=True, max_length=LENGTH)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model = small_model().eval()
+    with torch.no_grad():
+        packed = model(**batch, use_cache=False)
+        ids, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
+        starts = (batch["position_ids"].flatten() == 0).nonzero().flatten().tolist()
+        assert len(starts) > len(batch["input_ids"]) + 2, "nothing was packed"
+        apart = [
+            model(ids[None, first:end], use_cache=False).logits[0]
+            for first, end in zip(starts, [*starts[1:], len(ids)], strict=True)
+        ]
+        logits = packed.logits.flatten(0, 1)
+        assert (torch.cat(apart) - logits).abs().max() < 1e-4 * logits.abs().max()
+        scored = labels[1:] != -100
+        assert not scored[[first - 1 for first in starts[1:]]].any()
+        expected = torch.nn.functional.cross_entropy(logits[:-1][scored], labels[1:][scored])
+    assert float(packed.loss) == pytest.approx(float(expected), rel=1e-5)
+    losses = losses_of(trainer)
     assert losses[-1] < losses[0]

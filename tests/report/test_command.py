@@ -28,12 +28,23 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_latest_run_and_one_by_name(runs: Path) -> None:
     result = wuneng("--format", "md")
     assert result.exit_code == 0, result.output
-    assert "wuneng 1" in result.stdout
+    assert "wuneng has 1" in result.stdout
     assert "no verdict can be given" in result.stdout
     assert (runs / "first" / "report.md").exists()
     assert (runs / "first" / "curves.svg").exists()
     result = wuneng("first", "--format", "md", "--json")
     assert json.loads(result.stdout)["parts"][0]["directory"] == "runs/first"
+
+
+def test_of_several_runs_each_sentence_says_which(runs: Path) -> None:
+    """It was ``wuneng 6.9 against mha 7.1 in ...``: a sentence without a verb, of nobody knew which
+    run."""
+    write_run(runs / "second", seeds=(1,), name="second")
+    told = wuneng("first", "second", "--out", "both").stdout.splitlines()
+    assert told[0].startswith("made-up: wuneng has ")
+    assert told[1].startswith("second: wuneng has ")
+    assert "; wuneng needs " in told[1]
+    assert " for mha's loss" in told[1]
 
 
 def test_without_any_run_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from tests.train.tiny import tiny_training
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.data.batch import Batch
 from wuneng.ops import using
+from wuneng.ops.linear_cross_entropy.reference import distillation
 from wuneng.recipe import Distillation
 from wuneng.train.distillation import Teacher
 from wuneng.train.optimizer import build_optimizer
@@ -85,6 +86,27 @@ def test_a_changed_head_is_called_chunk_by_chunk(how: str) -> None:
     plain, _ = stepped(model(0), None)
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-5)
     assert abs(outcomes[0].loss - plain.loss) > 1e-4
+
+
+@pytest.mark.parametrize("changes", [{"logits_scaling": 0.5}, {"logit_softcap": 5.0}])
+def test_logits_that_are_scaled_or_capped_are_learnt_from_chunk_by_chunk(changes: Any) -> None:
+    own, taught = model(0, **changes), model(1, **changes).eval()
+    settings = Distillation(kl=0.7, ce=0.3, temperature=2.0)
+    with Largest() as largest:
+        found, gradients = stepped(own, Teacher(taught, settings))
+    assert largest.numel < WORDS * ROWS * LENGTH / 3
+    given = batch()
+    with torch.no_grad():
+        other = taught(given.input_ids).logits
+    again = model(0, **changes)
+    logits = again(given.input_ids, use_cache=False).logits
+    kl, ce = distillation(logits, other, given.labels, -100, 2.0) / (given.labels >= 0).sum()
+    loss = 0.7 * kl + 0.3 * ce
+    assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    name = "model.embed_tokens.weight"
+    exact = dict(again.named_parameters())[name].grad
+    assert (gradients[name] - exact).abs().max() <= 1e-4 * exact.abs().max()
 
 
 def test_a_validation_is_the_same_and_its_logits_never_whole() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.distributed.cases import SMALLER, Case, losses
+from tests.distributed.pool import pool
 from tests.train.small_run import recipe
 from tests.train.tiny import TinyModel, tiny_training
+from wuneng.distributed.degrees import Degrees
+from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.save_group import SaveGroup
 from wuneng.errors import InputError
 from wuneng.train import Workers, checkpoint, run, sharded
@@ -111,6 +116,30 @@ def test_low_bit_moments_train_a_run(torchao: None, tmp_path: Path) -> None:
     written = recipe(tmp_path, "training.optimizer=adamw-8bit", "arms=[wuneng, mha]")
     results = run(written, tmp_path / "run", workers=Workers(1))
     assert all(results.record["arms"].values())
+
+
+def eager_losses(processes: Processes, case: Case) -> list[tuple[float, float]]:
+    torch.compiler.set_stance("force_eager")
+    return losses(processes, case)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "optimizers"),
+    [(Degrees(replicate=2), LOW), (Degrees(shard=2), ["adamw-bf16"])],
+    ids=["ddp", "fsdp"],
+)
+def test_low_bit_moments_of_two_processes(
+    torchao: None, degrees: Degrees, optimizers: Sequence[str]
+) -> None:
+    with pool(2) as processes:
+        for optimizer in optimizers:
+            changes = (*SMALLER, f"training.optimizer={optimizer}")
+            case = Case("wuneng", degrees, steps=6, changes=changes)
+            found = processes.run(2, eager_losses, case)
+            alone = eager_losses(ALONE, replace(case, degrees=Degrees()))
+            assert found[0] == found[1]
+            for mine, its in zip(found[0], alone, strict=True):
+                assert mine == pytest.approx(its, rel=1e-3)
 
 
 def test_what_is_not_installed_is_said_before_anything_trains(

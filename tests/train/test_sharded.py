@@ -46,6 +46,21 @@ def test_every_bit_comes_back(tmp_path: Path) -> None:
         assert all(torch.equal(mine[name], read[name]) for name in mine)
 
 
+def test_moments_of_a_phase_that_was_over_stay_out(tmp_path: Path) -> None:
+    """Of whole checkpoints as of shards: the next phase begins with its own."""
+    shards = checkpoint.verify(save(tmp_path / "shards", 4, seed=1))
+    model, optimizer = trained(seed=1)
+    state = TrainerState("tiny", 1, step=4)
+    whole = checkpoint.verify(checkpoint.save(tmp_path / "whole", model, optimizer, state, keep=1))
+    for found in (shards, whole):
+        other, its = trained(seed=2)
+        before = {name: moment.clone() for name, moment in named_state(other, its).items()}
+        checkpoint.restore(found, other, its, moments=False)
+        assert torch.equal(model.w0, other.w0)
+        after = named_state(other, its)
+        assert all(torch.equal(after[name], moment) for name, moment in before.items())
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
 def test_what_is_read_back_is_not_held_twice(tmp_path: Path) -> None:
     """Weights are read piece by piece into the model's own, and moments are the optimiser's."""

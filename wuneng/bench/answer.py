@@ -36,6 +36,16 @@ def report(record: dict[str, Any], *, verbose: bool = False) -> Iterator[str | T
         for name, version in record["peers"].items():
             yield f"{name}: {version}"
     yield machine_line(record)
+    if took := record.get("took"):
+        yield _where_time_went(took)
+
+
+def _where_time_went(took: dict[str, float]) -> str:
+    """``took 150 s: checks 80 s, ...``: what --seconds is about, and what it is not."""
+    parts = {name.replace("_", "-"): took[name] for name in took if name != "in_all"}
+    told = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
+    rest = took["in_all"] - sum(parts.values())
+    return f"took {took['in_all']:.0f} s: {told}, the machine's rates and the rest {rest:.0f} s"
 
 
 def sentences(record: dict[str, Any]) -> Iterator[str]:
@@ -44,8 +54,7 @@ def sentences(record: dict[str, Any]) -> Iterator[str]:
     batches = {row.batch for row in rows}
     for group in _groups(rows):
         where = _name(group[0]) + (f", batch {group[0].batch}" if len(batches) > 1 else "")
-        if (sentence := _sentence(group, record)) is not None:
-            yield f"{where}: {sentence}"
+        yield from (f"{where}: {sentence}" for sentence in _told(group, record))
     if {row.what for row in rows} - {"ops"} and "mha" not in record["models"]:
         why = record.get("left_out", {}).get("mha", "it is not among the arms (--against)")
         yield f"There is no ratio to mha: {why}."
@@ -129,12 +138,18 @@ def _ratio(row: Row) -> str:
     return f"{ratio:.{digits}f} ± {ratio_noise(row):.{digits}f}"
 
 
-def _sentence(group: Sequence[Row], record: dict[str, Any]) -> str | None:
-    """The arm that is told: the model, or the fastest of WuNeng's own operators."""
+def _told(group: Sequence[Row], record: dict[str, Any]) -> Iterator[str]:
+    """First the model, or the fastest of WuNeng's own operators; then whatever else was timed."""
     yardstick = _yardstick(group)
-    arm = _told_arm(group, record, yardstick)
-    if arm is None:
-        return None
+    first = _told_arm(group, record, yardstick)
+    timed = dict.fromkeys(row.arm for row in group if row.speed_ratio is not None)
+    others = [arm for arm in timed if arm not in (first, yardstick, *_OWN_OPERATORS)]
+    for arm in (*filter(None, [first]), *others):
+        if (sentence := _sentence(arm, group, yardstick)) is not None:
+            yield sentence
+
+
+def _sentence(arm: str, group: Sequence[Row], yardstick: str | None) -> str | None:
     own = sorted((row for row in group if row.arm == arm), key=lambda row: row.seq_len)
     told = [row for row in own if row.speed_ratio is not None]
     rest = _without_ratio(own, group, yardstick or _attention(group))

@@ -25,7 +25,7 @@ from wuneng.bench.peer_models import (
     fla_twin,
     require_fla,
 )
-from wuneng.bench.request import DEFAULT_AGAINST, BenchRequest
+from wuneng.bench.request import DEFAULT_AGAINST, RECIPES, BenchRequest
 from wuneng.built_in_arms import BUILT_IN_ARMS, arm_problem
 from wuneng.errors import InputError, ModelError, nearest
 from wuneng.head_counts import replaced_heads
@@ -37,7 +37,6 @@ from wuneng.model.skeleton import Skeleton
 __all__ = [
     "DEFAULT_MODEL",
     "PRESETS",
-    "RECIPES",
     "Architecture",
     "Comparison",
     "choose",
@@ -65,8 +64,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 _PRESET_VOCABULARY = 50304
-#: ``--model`` with one of these suffixes is a recipe.
-RECIPES = (".yaml", ".yml")
 #: Small enough for two cores to train it at 8k tokens in seconds.
 DEFAULT_MODEL: dict[str, Any] = {
     "hidden_size": 256,

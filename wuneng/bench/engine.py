@@ -8,7 +8,9 @@ process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +34,8 @@ __all__ = ["Case", "Engine", "Missing", "Prepared", "Skipped", "Unsupported", "t
 
 
 YARDSTICKS = ("mha", "sdpa")
+#: What a benchmark spends its time on, beside the machine's own rates.
+STAGES = ("checks", "warm_up", "timing")
 
 
 class Missing(Exception):
@@ -89,6 +93,8 @@ class Engine:
     """Called before a case that did not fit beside the others is tried alone."""
     available: Callable[[], int] | None = None
     gates: list[GateResult] = field(default_factory=list)
+    took: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """Seconds by what they went to."""
     _peaks: dict[tuple[Any, ...], list[tuple[int, int, int]]] = field(default_factory=dict)
     """(length, bytes held, peak) of each series so far."""
 
@@ -102,8 +108,9 @@ class Engine:
                 self._refuse_if_too_large(case)
                 if not self._passes_gate(case):
                     continue
-                prepared[index] = case.prepare()
-                estimates[index] = self._warm_up(case, prepared[index])
+                with self._counted("warm_up"):
+                    prepared[index] = case.prepare()
+                    estimates[index] = self._warm_up(case, prepared[index])
             except Exception as error:
                 ready = prepared.pop(index, None)
                 del ready
@@ -112,7 +119,8 @@ class Engine:
                 else:
                     self._tell(case.row, error)
                 release(self.machine.device)
-        self._time(cases, prepared, estimates, seconds)
+        with self._counted("timing"):
+            self._time(cases, prepared, estimates, seconds)
         prepared.clear()
         for index in alone:
             self.drop_models()
@@ -122,10 +130,19 @@ class Engine:
                 cases[index].row.note = "timed alone: it did not fit beside the others"
         return [case.row for case in cases]
 
+    @contextmanager
+    def _counted(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.took[stage] += time.perf_counter() - start
+
     def _passes_gate(self, case: Case) -> bool:
         if case.gate is None:
             return True
-        result = case.gate()
+        with self._counted("checks"):
+            result = case.gate()
         if result not in self.gates:
             self.gates.append(result)
         if not result.passed:

@@ -15,6 +15,7 @@ __all__ = [
     "DEFAULT_AGAINST",
     "DEFAULT_SECONDS",
     "DTYPES",
+    "RECIPES",
     "WHATS",
     "BenchRequest",
     "make_request",
@@ -34,6 +35,9 @@ DTYPES = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_LENGTH = "4k"
 #: Roughly how long all timing together may take; slow cases are still repeated three times.
 DEFAULT_SECONDS = 40.0
+
+#: ``--model`` with one of these suffixes is a recipe.
+RECIPES = (".yaml", ".yml")
 
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2}
 _LENGTH = re.compile(r"([0-9]{1,20})\s*([kKmM]?)")

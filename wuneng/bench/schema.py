@@ -135,6 +135,9 @@ _PART = _object(
     operations={"type": "integer"},
 )
 
+_SECONDS: dict[str, Any] = {"type": "number"}
+_TOOK = {"checks": _SECONDS, "warm_up": _SECONDS, "timing": _SECONDS, "in_all": _SECONDS}
+
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "bench.json",
@@ -156,7 +159,8 @@ SCHEMA: dict[str, Any] = {
             "exponents": {"type": "array", "items": _EXPONENT},
             "parts": {"type": "array", "items": _PART},
             "roofline": _RATES,
-        }
+        },
+        took=_object(_TOOK),
     ),
 }
 

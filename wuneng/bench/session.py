@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,7 @@ def run_benchmark(
     Raises:
         InputError: the device, dtype, preset, arm or model is unknown or not available.
     """
+    began = time.perf_counter()
     device = pick_device(request.device)
     dtype_name, dtype = torch_dtype(request.dtype, device)
     comparison = choose(request)
@@ -84,6 +86,7 @@ def run_benchmark(
         "exponents": growth(rows),
         "parts": parts,
         "roofline": roofline.describe(machine.rates),
+        "took": {**engine.took, "in_all": time.perf_counter() - began},
     }
 
 
@@ -98,6 +101,14 @@ def _run_groups(
     KeyboardInterrupt."""
     groups = list(all_groups(request, comparison, store))
     total = sum(group.weight for group in groups)
+    number = sum(len(group.cases) for group in groups)
+    if number:
+        notify(
+            f"{number} cases at up to {max(request.seq_lens):,} tokens: repetitions take about "
+            f"{request.seconds:g} s (--seconds), or three rounds of each case where those are "
+            "more; the checks against the reference and the warm-up before them come on top and "
+            "are the greater part of a short benchmark"
+        )
     rows: list[Row] = []
     last_what = None
     for place, group in enumerate(groups):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from wuneng.convert.tensor_files import PthFile, SafetensorsFiles, TensorSource,
 from wuneng.convert.unsupported import check_supported
 from wuneng.errors import ModelError, reason, shortened
 from wuneng.hub.papers import PAPERS
-from wuneng.records import find_model
+from wuneng.records import find_model, may_be_on_the_hub
 
 __all__ = ["DCP_METADATA", "Located", "locate", "open_tensors"]
 
@@ -87,8 +86,7 @@ def locate(source: str) -> Located:
                 f"{path}: a file; expected a model directory, or an RWKV-7 .pth or .safetensors"
             )
         return Located(source, path, FAMILIES["rwkv7"], {})
-    # In a directory that exists, a name that does not is a slip, not a name on the hub.
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not (path.exists() or path.parent.is_dir()):
+    if may_be_on_the_hub(source):
         path = _from_hub(source)
     if (path / DCP_METADATA).is_file():
         file = path / "config.json"

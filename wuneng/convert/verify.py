@@ -98,6 +98,8 @@ def answers_of(directory: Path, dtype: torch.dtype, probe: Probe) -> Answers:
     from wuneng.model.pretrained import load_whole_model
 
     model = load_whole_model(directory, dtype=dtype).eval()
+    if dtype == torch.float64 and getattr(model.config, "num_experts", None):
+        model.set_experts_implementation("eager")  # the usual one has no float64
     try:
         return ask(model, probe)
     finally:

@@ -1,14 +1,15 @@
-"""Which two models an evaluation means, where the user leaves something out."""
+"""Which two models an evaluation means, where the user leaves something out.
+
+Nothing here imports torch until both are found: a slip in a name is told at once.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from wuneng.errors import ModelError, TaskError
-from wuneng.evaluate.loading import run_of
-from wuneng.evaluate.tasks import SYNTHETIC, VALIDATION
 from wuneng.recipe import load_recipe
-from wuneng.records import RUNS_ROOT, arm_names, arm_roles, find_model
+from wuneng.records import RUNS_ROOT, arm_names, arm_roles, find_model, run_of
 
 __all__ = ["NO_BASELINE", "choose_models", "default_directory", "default_tasks"]
 
@@ -65,6 +66,8 @@ def default_tasks(model: Path) -> list[str]:
         TaskError: it belongs to no run.
         RecipeError: the recipe cannot be read.
     """
+    from wuneng.evaluate.tasks import SYNTHETIC, VALIDATION
+
     run = run_of(model)
     if run is None:
         raise TaskError(

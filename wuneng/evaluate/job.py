@@ -19,7 +19,6 @@ from wuneng.evaluate.loading import (
     has_tokenizer,
     load_model,
     load_tokenizer,
-    run_of,
     without_tokenizer,
 )
 from wuneng.evaluate.outcomes import TaskOutcomes, pooled
@@ -36,7 +35,7 @@ from wuneng.evaluate.synthetic import SyntheticRows, open_synthetic, run_synthet
 from wuneng.evaluate.task_loading import LoadedTasks, load_tasks
 from wuneng.evaluate.tasks import QUESTIONS, SYNTHETIC, VALIDATION
 from wuneng.recipe import QuestionFields, TextData, load_recipe
-from wuneng.records import RunDirectory, verify
+from wuneng.records import RunDirectory, run_of, verify
 from wuneng.records.scratch import scratch_directory
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.foreign import code_reference, is_trusted, refusal
 from wuneng.foreign.regular import read_regular_text
 from wuneng.model.token_ids import vocabulary_size
-from wuneng.records import RunDirectory, read_json, verify
+from wuneng.records import read_json, run_of, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +28,6 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "model_label",
-    "run_of",
     "without_tokenizer",
 ]
 
@@ -122,15 +121,6 @@ def model_label(path: Path) -> str:
     if run is None:
         return path.name
     return str(path.parent.relative_to(run.path.parent))
-
-
-def run_of(path: Path) -> RunDirectory | None:
-    """The run that a model directory ``<run>/<arm>[/seed-<n>]/model`` belongs to, if any."""
-    path = path.resolve()
-    for parent in path.parents[1:3]:
-        if path.name == "model" and (parent / "recipe.yaml").is_file():
-            return RunDirectory(parent)
-    return None
 
 
 def _dtype(name: str) -> torch.dtype | str:

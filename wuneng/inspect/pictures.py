@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.pictures import head as heading
-from wuneng.pictures import panels, styles_of, write_figures
+from wuneng.pictures import legend_below, panels, styles_of, write_figures
 
 __all__ = ["draw"]
 
@@ -107,18 +107,30 @@ def _lines(record: dict[str, Any], quantities: tuple[str, ...], label: str) -> A
                 style = {**styles[name], "linestyle": dash, "marker": "", "linewidth": 1.2}
                 style["label"] = name if dash == "-" else None
                 axis.plot(tokens, [row[head] for row in rows], **style)
+        _mark_ones(axis, record["text"].get("ones"))
         axis.set_title(f"layer {layer['layer']}", fontsize=10)
         axis.set_xlabel("tokens")
         spelled = record["text"]["spelled"]
+        room = 0.46
         if len(spelled) <= _SPELLED:
+            room += 0.06 * max(map(len, spelled))
             labels = [repr(one)[1:-1] for one in spelled]  # a line break would be one
             axis.set_xticks(range(1, 1 + len(labels)), labels=labels, fontsize=5, rotation=90)
         if len(names) <= 8:
-            axis.legend(fontsize=7, frameon=False)
+            legend_below(axis, *axis.get_legend_handles_labels(), inches=room)
     for axis in axes[::3]:
         axis.set_ylabel(label, fontsize=8)
     heading(figure, _subject(record))
     return figure
+
+
+def _mark_ones(axis: Any, ones: list[int] | None) -> None:
+    """A line at every one of a row of parity: there a state that keeps it turns."""
+    if ones:
+        upright = axis.get_xaxis_transform()
+        axis.vlines(
+            ones, 0, 1, transform=upright, color="#bbbbbb", linewidth=0.8, zorder=0, label="a one"
+        )
 
 
 def _subject(record: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ def inspect_model(loaded: LoadedModel, subject: Subject) -> dict[str, Any]:
     """Everything that :mod:`wuneng.inspect` knows about a model over one text, as plain values.
 
     Returns:
-        ``model``, ``text`` and ``layers``: for each layer what it has of
+        ``model``, ``text`` (of a row of parity with its ``ones``, by number of token from 1) and
+        ``layers``: for each layer what it has of
 
         state: ``kind``, ``half_life`` (tokens; shortest, median and longest over a head's channels;
             None: nothing decays), ``rate`` and ``rate_largest`` by head and ``rate_over_time``,
@@ -50,7 +51,12 @@ def inspect_model(loaded: LoadedModel, subject: Subject) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "model": loaded.describe(),
-        "text": {"source": subject.source, "tokens": tokens, "spelled": subject.spelled},
+        "text": {
+            "source": subject.source,
+            "tokens": tokens,
+            "spelled": subject.spelled,
+            "ones": list(subject.ones),
+        },
         "layers": [_layer(one, tokens) for one in records],
     }
 

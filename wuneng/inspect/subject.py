@@ -11,23 +11,29 @@ from torch import Tensor
 
 from wuneng.data.batch import Batch
 from wuneng.errors import DataError, TaskError, nearest, shortened
-from wuneng.evaluate.loading import LoadedModel, run_of
+from wuneng.evaluate.loading import LoadedModel
 from wuneng.evaluate.perplexity import open_validation
 from wuneng.evaluate.synthetic import open_synthetic
 from wuneng.foreign.regular import read_regular_text
 from wuneng.model.pretrained import encoded
 from wuneng.recipe import TextData, load_recipe
+from wuneng.recipe.task_settings import StateTrackingTask
+from wuneng.records import run_of
 
 __all__ = ["Subject", "subject_of"]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Tokens ``[T]`` int64, where they are from, and what each spells."""
+    """Tokens ``[T]`` int64, where they are from, and what each spells.
+
+    ``ones`` of a row of parity are numbers of tokens, from 1; of other texts there are none.
+    """
 
     tokens: Tensor
     source: str
     spelled: list[str]
+    ones: tuple[int, ...] = ()
 
 
 def subject_of(loaded: LoadedModel, file: Path | None, task: str | None, longest: int) -> Subject:
@@ -45,8 +51,9 @@ def subject_of(loaded: LoadedModel, file: Path | None, task: str | None, longest
     """
     context = getattr(loaded.model.config, "max_position_embeddings", None)
     longest = min(longest, context or longest)
+    parity = False
     if file is None:
-        tokens, source = _held_out(loaded, task, longest)
+        tokens, source, parity = _held_out(loaded, task, longest)
     elif task is not None:
         raise TaskError("--task names a task of MODEL's run and --text a file: give one of them")
     else:
@@ -54,7 +61,14 @@ def subject_of(loaded: LoadedModel, file: Path | None, task: str | None, longest
     if len(tokens) < 2:
         raise DataError(f"{source}: expected two tokens or more, got {len(tokens)}")
     tokens = tokens[:longest]
-    return Subject(tokens, source, _spelled(loaded, tokens))
+    ones = _ones(tokens) if parity else ()
+    return Subject(tokens, source, _spelled(loaded, tokens), ones)
+
+
+def _ones(tokens: Tensor) -> tuple[int, ...]:
+    """Which tokens of a row of parity are ones: in a mixture of tasks zero has a number as well."""
+    low, high = int(tokens.min()), int(tokens.max())
+    return () if low == high else tuple((1 + (tokens == high).nonzero()[:, 0]).tolist())
 
 
 def _of_file(loaded: LoadedModel, file: Path) -> Tensor:
@@ -78,7 +92,8 @@ def _of_file(loaded: LoadedModel, file: Path) -> Tensor:
     return torch.tensor(ids, dtype=torch.long)
 
 
-def _held_out(loaded: LoadedModel, task: str | None, longest: int) -> tuple[Tensor, str]:
+def _held_out(loaded: LoadedModel, task: str | None, longest: int) -> tuple[Tensor, str, bool]:
+    """Tokens, where they are from, and whether they are a row of parity."""
     run = run_of(loaded.path)
     if run is None:
         raise TaskError(
@@ -90,13 +105,17 @@ def _held_out(loaded: LoadedModel, task: str | None, longest: int) -> tuple[Tens
             raise TaskError(f"--task {task}: {run.path} was trained on text and has no tasks")
         text = open_validation(run, by_row=True, limit=1)
         row = next(iter(text.rows(loaded.require_tokenizer(), longest)))
-        return row.input_ids[0], f"the held-out text of {run.path}"
+        return row.input_ids[0], f"the held-out text of {run.path}", False
     batches = list(_first_batches(open_synthetic(run, limit=1).data.batches()))
     names = [batch.task for batch in batches]
     if task is not None and task not in names:
         raise TaskError(f"--task: expected {', '.join(names)}, got {task!r}.{nearest(task, names)}")
     [batch] = [batch for batch in batches if batch.task == (task or names[0])]
-    return batch.input_ids[0], f"a held-out row of {batch.task}"
+    parity = any(
+        isinstance(one, StateTrackingTask) and (one.label, one.group) == (batch.task, "parity")
+        for one in recipe.data.tasks
+    )
+    return batch.input_ids[0], f"a held-out row of {batch.task}", parity
 
 
 def _first_batches(batches: Iterator[Batch]) -> Iterator[Batch]:

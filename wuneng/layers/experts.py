@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from wuneng.layers.layout import SequenceLayout
 
-__all__ = ["MixtureOfExperts"]
+__all__ = ["MixtureOfExperts", "is_of_mixture"]
+
+_MARK = "of_mixture"
 
 
 class MixtureOfExperts(nn.Module):
@@ -27,6 +29,8 @@ class MixtureOfExperts(nn.Module):
 
         self.experts = modeling_qwen3_moe.Qwen3MoeExperts(config)
         self.gate = modeling_qwen3_moe.Qwen3MoeTopKRouter(config)
+        for part in (self.experts, self.gate):
+            part.__dict__[_MARK] = True
 
     def forward(self, x: Tensor, layout: SequenceLayout, carry: Any = None) -> Tensor:
         """``[B, T, D]`` to the same."""
@@ -34,3 +38,9 @@ class MixtureOfExperts(nn.Module):
         _, weights, chosen = self.gate(tokens)
         said: Tensor = self.experts(tokens, chosen, weights)
         return said.reshape(x.shape)
+
+
+def is_of_mixture(module: nn.Module) -> bool:
+    """Whether it is the experts or the router of a mixture. Asked of them, and not of the layer,
+    because transformers gives initial values to modules that hold parameters themselves."""
+    return _MARK in module.__dict__

@@ -32,15 +32,20 @@ from wuneng.ops.plain import are_plain
 
 #: What the call computes, in float32 and to its rounding.
 _SOFTMAX = (sdpa_attention_forward, eager_attention_forward)
+#: How a layer has to be wired, for the call computes nothing else. What comes before the layers
+#: (scaled embeddings) and after the last norm (scaled, capped logits) is none of its business.
+_WIRING = {
+    "norm_placement": "pre",
+    "qk_norm_over": "head",
+    "residual_multiplier": 1.0,
+    "attention_softcap": None,
+    "rope_layers": None,
+    "sliding_rope_parameters": None,
+    "rope_float32": False,
+    "num_experts": 0,
+}
 #: Arguments of a call that ask for nothing here.
 _SILENT = ("return_dict", "is_causal")
-#: Fields of a configuration by which layers are wired otherwise than a Llama's, and with which the
-#: modules run. Sizes, norms, feed-forward and heads are seen in the modules themselves, the
-#: embedding and the logits are outside.
-_LEFT = (
-    *("norm_placement", "qk_norm_over", "residual_multiplier", "attention_softcap", "rope_layers"),
-    *("sliding_rope_parameters", "rope_float32", "longrope_recompute", "num_experts", "moe_layers"),
-)
 
 
 def decoded_token(
@@ -89,8 +94,15 @@ def _may(model: Any, hidden: Tensor, cache: Any) -> bool:
         return False
     if "native" not in candidates("token", hidden.device) or "update" in cache.__dict__:
         return False
+    if not _is_wired_so(model.config):
+        return False
     name = model.config._attn_implementation
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward) in _SOFTMAX
+
+
+def _is_wired_so(config: Any) -> bool:
+    held = vars(config)
+    return all(held.get(name, usual) == usual for name, usual in _WIRING.items())
 
 
 def _asks(asked: Mapping[str, Any]) -> bool:
@@ -136,8 +148,7 @@ def _block(model: Any, kind: type, batch: int) -> ModelToken | None:
         and known.snapshot.holds()
     ):
         return known.block
-    plain = all(getattr(config, name) == getattr(type(config), name) for name in _LEFT)
-    made = _read(parts["layers"], parts["norm"], kind, config, batch) if plain else None
+    made = _read(parts["layers"], parts["norm"], kind, config, batch)
     if made is not None:
         snapshot = Snapshot((parts["layers"], parts["norm"]))
         _READ[model] = _Read(

@@ -16,11 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from wuneng.layers.plain_modules import is_plain
 from wuneng.ops.linear_cross_entropy import IGNORED, WHOLE_BYTES, chunks, linear_cross_entropy
-from wuneng.ops.linear_cross_entropy.reference import at_least_float32, cross_entropy
+from wuneng.ops.linear_cross_entropy.reference import (
+    at_least_float32,
+    cross_entropy,
+    distillation,
+)
 
 __all__ = [
     "HeadLoss",
     "ask",
+    "called_distillation",
     "hidden_and_head",
     "is_plain_head",
     "summed_cross_entropy",
@@ -98,6 +103,33 @@ def summed_cross_entropy(labels: Tensor, whole_bytes: int = WHOLE_BYTES) -> Head
     return loss
 
 
+def called_distillation(
+    student: tuple[Tensor, nn.Module],
+    teacher: tuple[Tensor, nn.Module],
+    labels: Tensor,
+    temperature: float,
+    whole_bytes: int = WHOLE_BYTES,
+) -> Tensor:
+    """``[2]``: KL from the teacher and CE, summed over the scored of ``labels`` ``[B, T]``.
+
+    Of heads that have to be called; chunk by chunk where whole logits would have more than
+    ``whole_bytes``.
+
+    Args:
+        student, teacher: last hidden states ``[B, T, D]`` and a head; the teacher has no gradients.
+    """
+    (hidden, head), (taught, teachers_head) = student, teacher
+    given = (head, teachers_head, temperature)
+    if not any(_is_large(one, labels, whole_bytes) for one in (head, teachers_head)):
+        return _called_distillation(*given, hidden, taught, labels)
+    rows = (hidden.flatten(0, -2), taught.flatten(0, -2), labels.flatten())
+    total = hidden.new_zeros(2, dtype=torch.float32)
+    for part in chunks(max(map(_words, (head, teachers_head))), len(rows[-1]), hidden.device):
+        pieces = [x[part] for x in rows]
+        total = total + checkpoint(_called_distillation, *given, *pieces, use_reentrant=False)
+    return total
+
+
 def token_scores(labels: Tensor) -> HeadLoss:
     """``[3, B, T]`` without gradients, of each of ``labels`` ``[B, T]``: its nats (0 where it is
     not scored), 1 where it is scored and the most probable token, 1 where its logits are finite."""
@@ -127,6 +159,19 @@ def _scores(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _called_cross_entropy(head: nn.Module, rows: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(head(rows), targets, IGNORED)
+
+
+def _called_distillation(
+    head: nn.Module,
+    teachers_head: nn.Module,
+    temperature: float,
+    rows: Tensor,
+    taught: Tensor,
+    targets: Tensor,
+) -> Tensor:
+    with torch.no_grad():
+        other = teachers_head(taught)
+    return distillation(head(rows), other, targets, IGNORED, temperature)
 
 
 def _words(head: nn.Module) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import initialization as init
 
 from wuneng.layers.attention import Attention
-from wuneng.layers.experts import MixtureOfExperts
+from wuneng.layers.experts import is_of_mixture
 from wuneng.layers.feed_forward import ChannelMix
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.norms import HeadGroupNorm, HeadRMSNorm, PlusOneRMSNorm
@@ -43,7 +43,7 @@ def initialise(module: nn.Module, config: Any) -> bool:
         bound = 0.5 / math.sqrt(config.hidden_size)
         init.uniform_(module.key.weight, -bound, bound)
         init.zeros_(module.value.weight)
-    elif isinstance(module, MixtureOfExperts):
+    elif is_of_mixture(module):
         for parameter in module.parameters():
             init.normal_(parameter, std=config.initializer_range)
     elif isinstance(module, PlusOneRMSNorm):

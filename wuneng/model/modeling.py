@@ -23,6 +23,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from wuneng.layers.attention import Attention
+from wuneng.model.adapters import AdapterTargets
 from wuneng.model.block import WuNengBlock
 from wuneng.model.cache import WuNengCache
 from wuneng.model.call_arguments import (
@@ -48,7 +49,7 @@ from wuneng.model.structure import ModelParts, output_projection
 from wuneng.ops.context import active_context
 
 
-class WuNengPreTrainedModel(PreTrainedModel):
+class WuNengPreTrainedModel(AdapterTargets, PreTrainedModel):
     """What transformers needs to know about every WuNeng model."""
 
     config: WuNengConfig

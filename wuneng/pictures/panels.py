@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from wuneng.pictures.styles import GREY
 
-__all__ = ["drawing", "head", "panels", "plain_numbers"]
+__all__ = ["drawing", "head", "legend_below", "panels", "plain_numbers"]
 
 #: Of a wide letter at the headings' 10 points, so that no heading is wider than its figure.
 _INCHES_A_CHARACTER = 0.1
+#: The same at the legends' 7 points, where letters are narrow as well.
+_INCHES_A_SMALL_CHARACTER = 0.055
+#: Characters that a legend's line and the gap behind a name take.
+_SAMPLE = 8
 
 
 @contextmanager
@@ -60,6 +64,35 @@ def plain_numbers(axis: Any) -> None:
     # On less than a decade matplotlib puts ticks at 3.5, 4, 4.5: no two may read the same.
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1e3 else f"{v:.3g}"))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def legend_below(
+    axis: Any, handles: Sequence[Any], labels: Sequence[str], *, inches: float = 0.46
+) -> None:
+    """A legend under the axis: within it, lines lie wherever there would be room.
+
+    Args:
+        inches: that the axis' own numbers and name take below it.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    if not labels:
+        return
+    figure = axis.figure
+    width = figure.get_figwidth() / axis.get_subplotspec().get_gridspec().ncols
+    columns = int(width / (_INCHES_A_SMALL_CHARACTER * (max(map(len, labels)) + _SAMPLE)))
+    axis.legend(
+        handles,
+        labels,
+        fontsize=7,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=axis.transAxes + ScaledTranslation(0, -inches, figure.dpi_scale_trans),
+        borderaxespad=0.0,
+        columnspacing=1.0,
+        ncols=min(max(columns, 1), len(labels)),
+    )
 
 
 def head(figure: Any, text: str) -> None:

@@ -53,7 +53,8 @@ class HubDataset(Settings):
     text_field: Name = "text"
     """Column that holds the text of a document."""
     streaming: bool = False
-    """Read over the network while training instead of downloading first."""
+    """Read over the network while training instead of downloading first. Where several processes
+    train together, each reads all of it and trains on its rows."""
     shuffle_block: PositiveCount = 1
     """With ``streaming``: documents that are read ahead and shuffled together, block by block; 1
     leaves them in the data set's order."""

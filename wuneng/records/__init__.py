@@ -18,7 +18,7 @@ from wuneng.records.files import (
     write_json,
     write_text_atomic,
 )
-from wuneng.records.find import find_model
+from wuneng.records.find import find_model, find_source, may_be_on_the_hub, run_of
 from wuneng.records.places import prove_writable, refuse_links, usable_directory
 from wuneng.records.roles import ArmRoles, arm_names, arm_roles
 from wuneng.records.runs import RUNS_ROOT, ArmDirectory, RunDirectory
@@ -34,12 +34,15 @@ __all__ = [
     "arm_roles",
     "disk_errors",
     "find_model",
+    "find_source",
     "finite",
+    "may_be_on_the_hub",
     "prove_writable",
     "read_json",
     "read_jsonl",
     "read_self_sealed",
     "refuse_links",
+    "run_of",
     "truncate_jsonl_after",
     "usable_directory",
     "verify",

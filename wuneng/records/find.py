@@ -12,7 +12,7 @@ from wuneng.records.files import read_json
 from wuneng.records.roles import arm_names, arm_roles, is_of_several
 from wuneng.records.runs import RUNS_ROOT, RunDirectory
 
-__all__ = ["find_model"]
+__all__ = ["find_model", "find_source", "may_be_on_the_hub", "run_of"]
 
 
 def find_model(
@@ -51,6 +51,37 @@ def find_model(
             f"{''.join(map(_convert_first, sorted(place.glob('*.pth'))[:1]))}"
         )
     return found
+
+
+def find_source(name: str) -> None:
+    """Refuse at once a model directory that is not there; files, and what may be a name on the hub,
+    are for who reads them.
+
+    Raises:
+        ModelError: as :func:`find_model`.
+    """
+    try:
+        there = Path(name).exists()
+    except OSError as error:  # a name too long, no access
+        raise ModelError(f"{shortened(name, 200)}: {reason(error)}") from None
+    if not there and not may_be_on_the_hub(name):
+        find_model(name)
+
+
+def may_be_on_the_hub(name: str) -> bool:
+    """Whether ``owner/name`` is no slip: in a directory that exists, what does not exist is one."""
+    path = Path(name)
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    return is_name and not (path.exists() or path.parent.is_dir())
+
+
+def run_of(path: Path) -> RunDirectory | None:
+    """The run that a model directory ``<run>/<arm>[/seed-<n>]/model`` belongs to, if any."""
+    path = path.resolve()
+    for parent in path.parents[1:3]:
+        if path.name == "model" and (parent / "recipe.yaml").is_file():
+            return RunDirectory(parent)
+    return None
 
 
 def _latest_is_meant(place: Path, runs_root: Path) -> str:

@@ -62,14 +62,14 @@ def _headline(records: Records) -> tuple[str, dict[str, Any]]:
     low, high = (pair or {}).get("interval") or (None, None)
     row |= {"difference": ours - theirs if pair is None else pair["difference"]}
     row |= {"low": low, "high": high, "seeds": seeds, "smallest_effect": margin}
-    words = f"{main} {number(float(ours))} against {baseline} {number(float(theirs))} in {name}"
+    words = f"{main} has {number(float(ours))} in {name}, {baseline} {number(float(theirs))}"
     if low is not None and high is not None:
         gain = row["difference"]
         words += f" (difference {gain:+z.4g}, 95 % interval {low:+z.4g} to {high:+z.4g})"
     saved = _saved(records, main, baseline, name)
     if saved is not None:
         row |= {"tokens_saved": saved.saved}
-        words += f", {_in_words(saved)}"
+        words += f"; {_in_words(saved, main, baseline)}"
     row["conclusion"] = _conclusion(pair, margin, seeds, higher_is_better(name))
     return f"{words}: {row['conclusion']}.", row
 
@@ -109,14 +109,15 @@ def _saved(records: Records, main: str, baseline: str, name: str) -> TokensSaved
     return None if curve is None else saved_against(records, main, baseline, curve)
 
 
-def _in_words(saved: TokensSaved) -> str:
-    """``38.2 % fewer tokens for the other's loss (95 % interval ...)``."""
+def _in_words(saved: TokensSaved, main: str, baseline: str) -> str:
+    """``wuneng needs 38.2 % fewer tokens for mha's loss (95 % interval ...)``."""
     share = percent(abs(saved.saved))
     if saved.censored and saved.saved <= 0:
-        return "the other's loss not reached in as many tokens"
-    words = f"{share} {'fewer' if saved.saved >= 0 else 'more'} tokens for the other's loss"
+        return f"{main} does not reach {baseline}'s loss in as many tokens"
+    words = f"{share} {'fewer' if saved.saved >= 0 else 'more'} tokens for {baseline}'s loss"
     if saved.censored:
-        return f"at most {words}"
+        return f"{main} needs at most {words}"
+    words = f"{main} needs {words}"
     if saved.interval is not None and all(math.isfinite(end) for end in saved.interval):
         low, high = (percent(end) for end in saved.interval)
         words += f" (95 % interval of the saving {low} to {high})"

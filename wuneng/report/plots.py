@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wuneng.pictures import GREY, plain_numbers, styles_of
+from wuneng.pictures import GREY, legend_below, plain_numbers, styles_of
 from wuneng.report.section import label
 
 __all__ = ["Interval", "Line", "cloud", "forest", "heat_map", "lines"]
@@ -71,7 +71,7 @@ def lines(
         plain_numbers(axis.yaxis)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    axis.legend(handles, [label(line.name) for line in series], fontsize=8, frameon=False)
+    legend_below(axis, handles, [label(line.name) for line in series])
 
 
 def _log_ticks(axis: Any, places: Sequence[float]) -> None:
@@ -157,4 +157,4 @@ def cloud(
     axis.ticklabel_format(useOffset=False)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    axis.legend(handles, [label(arm) for arm in points], fontsize=8, frameon=False)
+    legend_below(axis, handles, [label(arm) for arm in points])

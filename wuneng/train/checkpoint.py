@@ -204,7 +204,7 @@ def restore(
     put_away(model)
     path, own = checkpoint.path, model_tensors(model)
     if not (path / MODEL).exists():
-        sharded.restore(path, model, own, optimizer)
+        sharded.restore(path, model, own, optimizer, moments=moments)
         return
     stored = load_file(path / MODEL)
     check_fit(path / MODEL, {name: (t.dtype, t.shape) for name, t in stored.items()}, own)

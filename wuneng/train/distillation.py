@@ -18,9 +18,13 @@ from wuneng.data.batch import IGNORED
 from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.model.branch_way import silenced
-from wuneng.model.head_loss import HeadLoss, hidden_and_head, is_plain_head
+from wuneng.model.head_loss import (
+    HeadLoss,
+    called_distillation,
+    hidden_and_head,
+    is_plain_head,
+)
 from wuneng.ops.linear_cross_entropy import linear_distillation
-from wuneng.ops.linear_cross_entropy.reference import distillation
 from wuneng.recipe import LogitLoss
 from wuneng.recipe.arms import Arm
 from wuneng.train.starting_point import PLAIN, Sources
@@ -63,9 +67,9 @@ class Teacher:
                     ignored=IGNORED,
                 )
             else:
-                with torch.no_grad():
-                    other = teachers_head(taught)
-                parts = distillation(head(hidden), other, labels, IGNORED, tau)
+                parts = called_distillation(
+                    (hidden, head), (taught, teachers_head), labels, temperature=tau
+                )
                 total = given.kl * parts[0] + given.ce * parts[1]
             return torch.stack([total, *parts.detach()])
 

@@ -152,10 +152,16 @@ def _check_seen(directory: Path, digests: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def restore(
-    path: Path, model: nn.Module, own: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    path: Path,
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    moments: bool,
 ) -> None:
-    """Read into ``own``, the tensors of ``model``, and into ``optimizer`` what this process needs
-    of the checkpoint at ``path``, however many processes wrote it.
+    """Read into ``own``, the tensors of ``model``, and where ``moments`` are wanted into
+    ``optimizer``, what this process needs of the checkpoint at ``path``, however many processes
+    wrote it.
 
     Raises:
         CheckpointError: names, shapes or dtypes differ from the model's.
@@ -168,17 +174,19 @@ def restore(
         for name, found in reader.read_metadata().state_dict_metadata.items()
     }
     check_fit(path, _below(_MODEL, stored), own)
-    moments = {
-        name: _empty(model, name, *kind) for name, kind in _below(_OPTIMIZER, stored).items()
-    }
-    wanted = {f"{_MODEL}{name}": tensor for name, tensor in own.items()}
-    wanted |= {f"{_OPTIMIZER}{name}": tensor for name, tensor in moments.items()}
-    if unknown := sorted(stored.keys() - wanted.keys()):
+    if unknown := sorted(n for n in stored if not n.startswith((_MODEL, _OPTIMIZER))):
         raise CheckpointError(f"{path}: expected model/ and optimizer/, found {unknown[0]}")
+    wanted = {f"{_MODEL}{name}": tensor for name, tensor in own.items()}
+    read = {}
+    if moments:
+        of_optimizer = _below(_OPTIMIZER, stored).items()
+        read = {name: _empty(model, name, *kind) for name, kind in of_optimizer}
+    wanted |= {f"{_OPTIMIZER}{name}": tensor for name, tensor in read.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(dict(wanted), storage_reader=reader, no_dist=True)
-    load_named_state(model, optimizer, moments)
+    if moments:
+        load_named_state(model, optimizer, read)
 
 
 def _below(prefix: str, stored: Mapping[str, Any]) -> dict[str, Any]:

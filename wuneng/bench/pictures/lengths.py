@@ -13,7 +13,7 @@ from wuneng.bench.pictures.axes import (
     subject,
 )
 from wuneng.bench.record import Row
-from wuneng.pictures import head, panels, styles_of
+from wuneng.pictures import head, legend_below, panels, styles_of
 
 __all__ = ["against_length", "decoding"]
 
@@ -36,7 +36,7 @@ def against_length(
         slopes = _slopes(record, own[0], quantity)
         handles, labels = axis.get_legend_handles_labels()
         labels = [f"{name}  T^{slopes[name]:.2f}" if name in slopes else name for name in labels]
-        axis.legend(handles, labels, fontsize=7, frameon=False)
+        legend_below(axis, handles, labels)
     for axis in axes[:: min(len(axes), 3)]:
         axis.set_ylabel(label)
     head(figure, f"{subject(record)}, batch {cases[0][1][0].batch}")
@@ -83,7 +83,7 @@ def decoding(rows: Sequence[Row]) -> Any | None:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("tokens of context")
         axis.set_title(f"batch {batch}", fontsize=10)
-        axis.legend(fontsize=8, frameon=False)
+        legend_below(axis, *axis.get_legend_handles_labels())
     axes[0].set_ylabel("milliseconds per token")
     head(figure, "decoding: latency against context")
     return figure

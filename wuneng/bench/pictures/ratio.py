@@ -14,7 +14,7 @@ from wuneng.bench.pictures.axes import (
     subject,
 )
 from wuneng.bench.record import Row
-from wuneng.pictures import GREY, head, panels
+from wuneng.pictures import GREY, head, legend_below, panels
 
 __all__ = ["ratio"]
 
@@ -35,7 +35,7 @@ def ratio(rows: Sequence[Row], record: dict[str, Any]) -> Any | None:
             _line(axis, [row for row in own if row.arm == arm], styles[arm])
         log_lengths(axis, own)
         axis.set_title(title, fontsize=10)
-        axis.legend(fontsize=7, frameon=False)
+        legend_below(axis, *axis.get_legend_handles_labels())
         axis.set_ylabel(f"times {yardstick}'s speed", fontsize=8)
     heading = f"{subject(record)}, batch {cases[0][1][0].batch}: speed beside attention, ± noise"
     head(figure, heading)

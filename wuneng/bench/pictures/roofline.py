@@ -16,7 +16,7 @@ from wuneng.bench.pictures.axes import (
     subject,
 )
 from wuneng.bench.record import Row
-from wuneng.pictures import GREY, head, panels, plain_numbers, styles_of
+from wuneng.pictures import GREY, head, legend_below, panels, plain_numbers, styles_of
 
 __all__ = ["roofline"]
 
@@ -89,15 +89,8 @@ def _legend(axis: Any, colours: dict[str, str], markers: dict[str, str]) -> None
         Line2D([], [], color=GREY, marker=marker, markerfacecolor="none", linestyle="", label=kind)
         for kind, marker in markers.items()
     ]
-    # below the panel: within it, points lie wherever there would be room
-    axis.legend(
-        handles=arms + kinds,
-        fontsize=7,
-        frameon=False,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.12),
-        ncols=4,
-    )
+    handles = arms + kinds
+    legend_below(axis, handles, [str(handle.get_label()) for handle in handles])
 
 
 def _kind(row: Row) -> str:

@@ -1,0 +1,81 @@
+"""What a person reads is broken between words to the terminal; what a program reads is one line."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.cli.commands import outcome
+from wuneng_cli.render import print_error, print_text
+
+LONG = "training.learning_rate: expected a number above 0, got 'fast'. " * 4
+PLACE = "/a/directory/" + "of/a/very/long/name/" * 6
+
+
+def sixty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """stderr is a terminal of that width, whatever the tests are started from."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+
+
+def test_errors_fold_between_words(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sixty_columns(monkeypatch)
+    print_error(f"{LONG}\nsecond: {LONG}")
+    lines = capfd.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[0].startswith("error: training")
+    assert all(line.startswith("       ") for line in lines[1:])
+    told = " ".join(" ".join(lines).split())
+    assert told == " ".join(f"error: {LONG} second: {LONG}".split())
+
+
+def test_a_path_stays_whole(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sixty_columns(monkeypatch)
+    print_error(f"no such directory: {PLACE} is not there")
+    assert any(PLACE in line for line in capfd.readouterr().err.splitlines())
+
+
+def test_piped_errors_are_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    print_error(LONG)
+    assert capfd.readouterr().err == f"error: {LONG}\n"
+
+
+def test_prose_folds_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    print_text(LONG.strip())
+    assert capsys.readouterr().out.count("\n") == 1
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    print_text(LONG.strip())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(line.strip() for line in lines) == LONG.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "least", "came"),
+    [
+        (("eval", "--limit", "0"), "--limit", "1 or more", "'0'"),
+        (("eval", "--num-fewshot", "-1"), "--num-fewshot", "0 or more", "'-1'"),
+        (("generate", "--prompt", "x", "--max-tokens", "0"), "--max-tokens", "1 or more", "0"),
+        (("inspect", "--seq-len", "0"), "--seq-len", "2 or more", "0"),
+        (("bench", "--seconds", "0"), "--seconds", "0.1 or more", "'0'"),
+        (("bench", "--heads", "0"), "--heads", "1 or more", "0"),
+        (("generate", "--prompt", "x", "--top-p", "7"), "--top-p", "at most 1.0", "'7'"),
+        (("train", "x.yaml", "--jobs", "0"), "--jobs", "1 or more", "'0'"),
+    ],
+)
+def test_a_number_out_of_range_is_told_in_the_same_words(
+    arguments: tuple[str, ...], option: str, least: str, came: str
+) -> None:
+    """``inspect --seq-len 0`` of a text run ended in a ZeroDivisionError."""
+    code, _, error = outcome(*arguments)
+    assert code == 2
+    assert option in error
+    assert f"expected {least}, got {came}" in error
