@@ -21,6 +21,7 @@ bench --model benchmarks/cpu.yaml --what parts --seq-len 512,2k --against mha,re
 bench --what ops --batch 4 --heads 12 --seq-len 1k,2k --seconds 60 --out benchmarks/cpu-ops
 python -m benchmarks.wkv7_cpu --seconds 5
 python -m benchmarks.vocabulary --out benchmarks/vocabulary.json
+OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --out benchmarks/decoded_token.json
 bench --compare benchmarks/cpu-inference --out benchmarks/cpu-repeated
 python -m benchmarks.startup --out benchmarks/startup.json
 if [[ -n "${DATA:-}" ]]; then

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import linear_regression, median
+from statistics import median
 from typing import Any
+
+import numpy as np
 
 from wuneng.errors import DataError, RecipeError
 from wuneng.recipe import WrittenRecipe
@@ -96,7 +98,7 @@ def _sized(
     shares = _shares(reference, [_at(arm, units) for units in both], device, timed)
     tried = dict(zip(both, shares, strict=True))
     for _ in range(_CORRECTIONS):
-        slope, start = linear_regression(list(tried), list(tried.values()))
+        slope, start = map(float, np.polyfit(list(tried), list(tried.values()), 1))
         units = round((1 - start) / slope / _UNITS) * _UNITS if slope > 0 else 0
         if units < _UNITS or units in tried:
             break

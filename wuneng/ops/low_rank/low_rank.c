@@ -13,18 +13,25 @@ void product(const Product *g) {
     products(g->tokens, g->x, g->size, g->weight + i * g->size, g->size, g->out + i, g->width);
 }
 
-/* out += x rows, with rows [count, width]: sums of a block of columns stay in registers. */
+/* Columns of out += x rows, as many vectors of them as the compiler is told, in registers. */
+INLINE void add_columns(const int vectors, float *out, const float *x, const float *rows,
+                        int64_t count, int64_t width) {
+  vf sum[8];
+  for (int b = 0; b < vectors; ++b) sum[b] = load(out + b * WIDEST);
+  for (int64_t i = 0; i < count; ++i)
+#pragma GCC unroll 8
+    for (int b = 0; b < vectors; ++b) sum[b] += x[i] * load(rows + i * width + b * WIDEST);
+  for (int b = 0; b < vectors; ++b) store(out + b * WIDEST, sum[b]);
+}
+
+/* out += x rows, with rows [count, width]. */
 static void add_rows(float *restrict out, const float *restrict x, const float *restrict rows,
                      int64_t count, int64_t width) {
-  enum { BLOCK = 4 * WIDEST };
   int64_t j = 0;
-  for (; j + BLOCK <= width; j += BLOCK) {
-    vf sum[4];
-    for (int b = 0; b < 4; ++b) sum[b] = load(out + j + b * WIDEST);
-    for (int64_t i = 0; i < count; ++i)
-      for (int b = 0; b < 4; ++b) sum[b] += x[i] * load(rows + i * width + j + b * WIDEST);
-    for (int b = 0; b < 4; ++b) store(out + j + b * WIDEST, sum[b]);
-  }
+  for (; j + 8 * WIDEST <= width; j += 8 * WIDEST)
+    add_columns(8, out + j, x, rows + j, count, width);
+  for (; j + 4 * WIDEST <= width; j += 4 * WIDEST)
+    add_columns(4, out + j, x, rows + j, count, width);
   for (; j + WIDEST <= width; j += WIDEST) {
     vf sum = load(out + j), other = {0};
     int64_t i = 0;

@@ -1,0 +1,142 @@
+"""A decoded token in one call through all layers, and module by module, beside each other.
+
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.decoded_token --out benchmarks/decoded_token.json
+
+Both ways of both arms are timed in turn, in one process: a busy machine is busy for all of them.
+The arms have as many parameters each, and heads of 64. With one thread it is processor time that is
+measured, without what other processes take; with more it is the clock. ``roof`` is the share of the
+best copy of 128 MiB in that run, by the same clock: weights and cache once a token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from operator import truediv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from wuneng.bench.architectures import Architecture
+from wuneng.bench.machine import load_average
+from wuneng.bench.models import ModelStore, decode_case
+from wuneng.device import environment
+from wuneng.model import WuNengConfig, WuNengForCausalLM
+from wuneng.model.counting import total_parameters
+from wuneng.records import write_json
+
+#: Width, layers, attention heads, state heads.
+MODELS = ((256, 6, 4, 2), (768, 12, 12, 4))
+WAYS = ("modules", "one call")
+COPIED = 32 * 2**20
+
+
+def architecture(
+    name: str, width: int, layers: int, heads: int, state_heads: int, inner: int | None = None
+) -> Architecture:
+    """One arm, whose outputs are not zero."""
+    config = WuNengConfig(
+        vocab_size=260,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        head_dim=64,
+        num_state_heads=state_heads,
+        max_position_embeddings=2**16,
+        output_init="normal",
+    )
+    return Architecture(name, config, partial(WuNengForCausalLM, config), total_parameters(config))
+
+
+def matched(width: int, layers: int, heads: int, state_heads: int) -> list[Architecture]:
+    """WuNeng, and attention alone whose feed-forward layers are as much wider."""
+    ours = architecture("wuneng", width, layers, heads, state_heads)
+    plain = architecture("mha", width, layers, heads, 0)
+    more = (ours.parameters - plain.parameters) / (3 * width * layers)
+    inner = plain.config.intermediate_size + 4 * round(more / 4)
+    return [ours, architecture("mha", width, layers, heads, 0, inner)]
+
+
+def measured(
+    shape: tuple[int, int, int, int], context: int, batch: int, rounds: int
+) -> dict[str, Any]:
+    """Rows of all arms and ways at one shape, and the copy that they are compared with."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    store, arms = ModelStore(torch.device("cpu"), torch.float32, "fp32"), matched(*shape)
+    cases = {arm.arm: decode_case(store, arm, batch, context) for arm in arms}
+    steps = {name: case.prepare().call for name, case in cases.items()}
+    norms = {arm.arm: store.inference(arm).model.norm for arm in arms}
+    seconds: dict[tuple[str, str], list[float]] = {(a, w): [] for a in cases for w in WAYS}
+    source, target, copies = torch.zeros(COPIED), torch.zeros(COPIED), []
+
+    def timed(call: Callable[[], Any]) -> float:
+        began = clock()
+        call()
+        return clock() - began
+
+    for number in range(rounds + 2):
+        for (arm, way), times in seconds.items():
+            # Whoever watches a module has all of them called.
+            watch = norms[arm].register_forward_hook if way == "modules" else None
+            watcher = watch(lambda *_: None) if watch else None
+            times.append(timed(partial(steps[arm], number)))
+            if watcher is not None:
+                watcher.remove()
+        copies.append(timed(partial(target.copy_, source)))
+    rate = 2 * source.nbytes / min(copies)
+    seconds = {key: times[2:] for key, times in seconds.items()}
+    rows = [
+        {
+            "arm": arm,
+            "way": way,
+            "parameters": _parameters(arms, arm),
+            "milliseconds": 1e3 * median(times),
+            "fastest_milliseconds": 1e3 * min(times),
+            "tokens_per_second": batch / median(times),
+            "of_mha": median(map(truediv, seconds["mha", way], times)),
+            "roof": cases[arm].work.bytes / median(times) / rate,
+        }
+        for (arm, way), times in seconds.items()
+    ]
+    names = ("width", "layers", "heads", "state_heads")
+    shown = dict(zip(names, shape, strict=True)) | {"context": context, "batch": batch}
+    return {**shown, "threads": torch.get_num_threads(), "copies": rate, "rows": rows}
+
+
+def _parameters(arms: list[Architecture], name: str) -> int:
+    """Parameters of an arm."""
+    return next(arm.parameters for arm in arms if arm.arm == name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--width", type=int, help="of the models above the one of this width")
+    chosen = parser.parse_args()
+    began, found = load_average(), []
+    for shape in MODELS:
+        if chosen.width not in (None, shape[0]):
+            continue
+        found.append(measured(shape, chosen.context, chosen.batch, chosen.rounds))
+        print(f"width {shape[0]}, copies {found[-1]['copies'] / 1e9:.1f} GB/s")
+        for row in found[-1]["rows"]:
+            print(
+                f"  {row['arm']:7s} {row['way']:9s} {row['milliseconds']:8.2f} ms "
+                f"{row['tokens_per_second']:8.1f} tokens/s, {row['of_mha']:.2f} of mha, "
+                f"{row['roof']:.0%} of the roof"
+            )
+    if chosen.out is not None:
+        command = environment(["python", "-m", "benchmarks.decoded_token"])
+        write_json(chosen.out, {"environment": command, "load_average": began, "models": found})
+
+
+if __name__ == "__main__":
+    main()

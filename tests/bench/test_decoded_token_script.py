@@ -1,0 +1,37 @@
+"""What ``benchmarks.decoded_token`` compares is comparable."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from benchmarks.decoded_token import matched, measured
+from wuneng.model import modeling
+from wuneng.ops import native
+
+
+def test_the_arms_have_as_many_parameters_each() -> None:
+    ours, plain = (arm.parameters for arm in matched(64, 2, 2, 1))
+    assert abs(ours - plain) <= 2 * 3 * 64 * 2  # a feed-forward layer is widened by fours
+
+
+@pytest.mark.skipif(native.library(64) is None, reason="no C compiler on this machine")
+def test_both_ways_are_timed_and_only_one_calls_the_modules() -> None:
+    taken: list[bool] = []
+    right = modeling.decoded_token
+
+    def noted(*arguments: Any) -> Any:
+        out = right(*arguments)
+        taken.append(out is not None)
+        return out
+
+    with mock.patch.object(modeling, "decoded_token", noted):
+        found = measured((64, 1, 1, 1), 16, 2, 2)
+    # Of two arms a prompt and its last token, then four rounds of both arms both ways.
+    assert (taken.count(True), taken.count(False)) == (2 + 4 * 2, 2 + 4 * 2)
+    rows = {(row["arm"], row["way"]): row for row in found["rows"]}
+    assert set(rows) == {(a, w) for a in ("wuneng", "mha") for w in ("modules", "one call")}
+    assert rows["mha", "modules"]["of_mha"] == rows["mha", "one call"]["of_mha"] == 1
+    assert all(row["fastest_milliseconds"] <= row["milliseconds"] for row in rows.values())
