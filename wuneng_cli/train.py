@@ -24,21 +24,21 @@ SHORT_HELP = "Train the arms of a recipe and compare them."
 EXAMPLES = """Examples:
 
 \b
-  wuneng train recipes/quickstart.yaml
+  wuneng train recipes/quickstart.yaml --jobs 2
+                              two runs at the same time
   wuneng train recipes/text.yaml --set data.train=books/ \\
-                                           --set training.steps=2k
-  wuneng train recipes/text.yaml --set arms.mha.training.learning_rate=3e-4
-  wuneng train recipes/text.yaml --jobs 2  two arms at the same time
+      --set training.steps=2k --set arms.mha.training.learning_rate=3e-4
   wuneng train recipes/text.yaml --processes 2
-                                           every arm in two processes together
-  wuneng train recipes/fineweb-130m.yaml --dry-run
+                              every arm in two processes together
+  wuneng train recipes/text.yaml --dry-run
+                              sizes, memory and time on this machine
   wuneng train recipes/fineweb-1b5.yaml --dry-run --no-measure \\
-      --processes 8 \\
-                                           --roof H100
+      --processes 8 --roof H100
+                              and on one that is not here
   wuneng train recipes/upgrade-llama.yaml --set init_from=my-llama \\
-                                           --set data.train=texts/
+      --set data.train=texts/
   wuneng train runs/quickstart/recipe.yaml --out again
-                                           repeat a finished run
+                              repeat a finished run
 
 A run that was stopped or killed continues where it was when the same command is given again. Given
 with the same --out while it runs, also on other hosts, it joins in and trains what nobody has.
