@@ -201,7 +201,7 @@ def test_a_tokenizer_that_counts_differently_is_an_error(
     other = shared_data / "models" / "stories260k" / "tokenizer.json"
     copy = "wuneng.convert.conversion.copy_companions"
 
-    def swapped(_: Path, destination: Path) -> list[str]:
+    def swapped(_: Any, model: Path, destination: Path) -> list[str]:
         (destination / "tokenizer.json").write_bytes(other.read_bytes())
         return ["tokenizer.json"]
 
