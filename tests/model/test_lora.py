@@ -94,12 +94,16 @@ def adapted(variant: str = "default", **options: Any) -> Any:
             "modules_to_save: .*'final_norm'",
         ),
         ({"target_modules": ["g_norm"]}, "HeadGroupNorm.* is not supported"),
-        ({"target_modules": [], "target_parameters": ["state_heads.w0"]}, "1 dimensional"),
+        # before 0.20 peft's own words are those of a tuple
+        (
+            {"target_modules": [], "target_parameters": ["state_heads.w0"]},
+            "1 dimensional|index out of range",
+        ),
         ({"target_modules": ["nothing"]}, "not found in the base model"),
     ],
 )
 def test_what_adapters_cannot_reach_is_an_error(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, IndexError), match=said):
         adapted(**options)
 
 
@@ -114,6 +118,12 @@ def test_injected_adapters_are_looked_at_too() -> None:
     config = peft.LoraConfig(target_modules=["q_proj", "zz_proj"])
     with pytest.raises(ValueError, match="'zz_proj'"):
         peft.inject_adapter_in_model(config, model)
+
+
+def _plain_merged() -> Any:
+    """What peft leaves of a module that does not look at adapters; its versions differ."""
+    plain = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    return peft.PeftModel(plain, peft.LoraConfig(target_modules=["0"])).merge_and_unload()
 
 
 REACHED: dict[str, dict[str, Any]] = {
@@ -144,7 +154,7 @@ def test_all_that_is_reached_trains_is_saved_and_merges(what: str, tmp_path: Pat
         assert torch.equal(again(input_ids=ids).logits, expected)
         truth = exact(model, ids)
         merged = model.merge_and_unload()
-        assert not hasattr(merged, "peft_config")
+        assert hasattr(merged, "peft_config") == hasattr(_plain_merged(), "peft_config")
         assert_as_near(merged(ids).logits, expected, truth)
         merged.save_pretrained(tmp_path / "merged")
         loaded = type(merged).from_pretrained(tmp_path / "merged").eval()
