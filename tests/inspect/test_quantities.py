@@ -175,7 +175,7 @@ def test_attention_entropy_is_that_of_its_scores(variant: str) -> None:
         return original(module, q, k, v, mask, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wuneng.model.modeling.eager_attention_forward", watch)
+        patch.setattr("wuneng.model.block.eager_attention_forward", watch)
         records = record(model, tokens)
     assert len(seen) == len(records)
     for found, (q, k, scaling, window) in zip(records, seen, strict=True):

@@ -138,7 +138,8 @@ def compilation_error(error: Exception, training: Training) -> RunError | None:
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
     reason = str(error).partition("\n")[0]
-    field, plain = ("compile", "false") if training.compile else ("optimizer", "adamw")
+    of_moments = training.has_low_bit_moments and not training.compile
+    field, plain = ("optimizer", "adamw") if of_moments else ("compile", "false")
     return RunError(
         f"training.{field}: torch.compile failed ({reason}). Set training.{field} to {plain}, or "
         "install what it misses: a C++ compiler on the CPU, triton on CUDA"
