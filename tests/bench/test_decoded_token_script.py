@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-from unittest import mock
-
 import pytest
 
 from benchmarks.decoded_token import matched, measured
-from wuneng.model import modeling
+from tests.model.decoded import counted
 from wuneng.ops import native
 
 
@@ -19,15 +16,7 @@ def test_the_arms_have_as_many_parameters_each() -> None:
 
 @pytest.mark.skipif(native.library(64) is None, reason="no C compiler on this machine")
 def test_both_ways_are_timed_and_only_one_calls_the_modules() -> None:
-    taken: list[bool] = []
-    right = modeling.decoded_token
-
-    def noted(*arguments: Any) -> Any:
-        out = right(*arguments)
-        taken.append(out is not None)
-        return out
-
-    with mock.patch.object(modeling, "decoded_token", noted):
+    with counted() as taken:
         found = measured((64, 1, 1, 1), 16, 2, 2)
     # Of two arms a prompt and its last token, then four rounds of both arms both ways.
     assert (taken.count(True), taken.count(False)) == (2 + 4 * 2, 2 + 4 * 2)

@@ -242,7 +242,7 @@ def test_an_export_that_computes_something_else_leaves_nothing(
 ) -> None:
     source = _save(tmp_path / "source", "default")
     files = modelling_files()
-    wrong = files["layers_norms.py"].replace("return self.weight * wide", "return 1.1 * wide")
+    wrong = files["layers_norms.py"].replace("return self.weight * _scaled", "return 1.1 * _scaled")
     assert wrong != files["layers_norms.py"]
     target = "wuneng.convert.remote_code.modelling_files"
     monkeypatch.setattr(target, lambda: files | {"layers_norms.py": wrong})

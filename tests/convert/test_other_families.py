@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Phi3ForCausalLM
 
 from tests.convert.sources import assert_same_bits, save_source, tensors_of
 from wuneng.convert import GraftSettings, Request, convert
@@ -18,6 +19,7 @@ from wuneng.errors import ModelError
 from wuneng.evaluate.scoring import CallLimits, score_answers
 from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.head_loss import summed_cross_entropy, token_scores
+from wuneng.model.pretrained import load_whole_model
 
 THREE_HEADS = {"num_attention_heads": 3, "num_key_value_heads": 1}
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -157,9 +159,15 @@ class Converted(NamedTuple):
         return str(SOURCES[self.name]["kind"])
 
 
+#: How transformers' own class reads a text anew that has outgrown longrope's short factors.
+_REREADING = inspect.getsource(Phi3ForCausalLM.prepare_inputs_for_generation)
+
+
 @pytest.fixture(scope="module", params=SOURCES)
 def converted(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """A source in bfloat16 (so that float32 is compared as well), and what was made of it."""
+    if request.param == "phi3-longrope" and "next_sequence_length" not in _REREADING:
+        pytest.skip("this transformers' Phi-3 forgets the text where its factors change")
     place = tmp_path_factory.mktemp("converted")
     source = save_source(place / "source", **SOURCES[request.param], dtype=torch.bfloat16)
     record = convert(Request(str(source), place / "grafted")).record
@@ -167,7 +175,7 @@ def converted(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Convert
 
 
 def _load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    return load_whole_model(directory, dtype=dtype).eval()
 
 
 def test_every_family_of_the_kind_is_here() -> None:

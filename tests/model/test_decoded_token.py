@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from threading import Thread
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.model.decoded import counted
 from tests.model.small import in_pieces, plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
 from wuneng.convert.families import OWN_WIRING, WIRING
-from wuneng.model import modeling
 from wuneng.model.call_arguments import cache_of
 from wuneng.ops import native, using
 
@@ -71,21 +70,6 @@ def _model(variant: str = "default", **fields: Any) -> WuNengForCausalLM:
     return small_model(variant, hidden_size=64, **fields)
 
 
-@contextmanager
-def _counted() -> Iterator[list[bool]]:
-    """Of each call of a model whether the one call took it."""
-    taken: list[bool] = []
-    right = modeling.decoded_token
-
-    def noted(*arguments: Any) -> Any:
-        out = right(*arguments)
-        taken.append(out is not None)
-        return out
-
-    with mock.patch.object(modeling, "decoded_token", noted):
-        yield taken
-
-
 def _ids(batch: int, tokens: int) -> Tensor:
     return torch.randint(1, 61, (batch, tokens), generator=torch.Generator().manual_seed(1))
 
@@ -102,7 +86,7 @@ def _assert_right(found: Tensor, model: Any, run: Callable[[Any], Tensor] = _dec
 @pytest.mark.parametrize("variant", SERVED + LEFT)
 def test_it_gives_what_the_modules_give(variant: str) -> None:
     model = _model(variant)
-    with _counted() as taken:
+    with counted() as taken:
         found = _decoded(model)
     assert taken == [False, *[variant in SERVED] * 5]
     _assert_right(found, model)
@@ -113,7 +97,7 @@ def test_every_wiring_of_a_family_is_computed_or_left(field: str) -> None:
     """A field that is not in the table is one that nobody asked this about."""
     changes, is_served = WIRINGS[field]
     model = _model("mha", **changes)
-    with _counted() as taken:
+    with counted() as taken:
         found = _decoded(model)
     assert taken == [False, *[is_served] * 5]
     _assert_right(found, model)
@@ -126,7 +110,7 @@ def test_odd_widths_heads_and_lengths(variant: str) -> None:
     fields |= {"sliding_window": 40, "sliding_window_layers": [1], "max_position_embeddings": 999}
     model = small_model(variant, **fields)
     ids = _ids(2, sum(LENGTHS))
-    with _counted() as taken:
+    with counted() as taken:
         found = _decoded(model, ids, LENGTHS)
     assert taken == [False, *[True] * 5]
     _assert_right(found, model, lambda m: _decoded(m, ids, LENGTHS))
@@ -156,7 +140,7 @@ def test_generating_from_unequal_prompts(variant: str, beams: int) -> None:
     def run(m: Any) -> dict[str, Tensor]:
         return _generated(m, pads, beams)
 
-    with _counted() as taken:
+    with counted() as taken:
         found = run(model)
     assert taken == [False, *[True] * 5]
     assert_as_exact(found, *plainly(model, run), floor=CHUNKED_FLOOR)
@@ -166,7 +150,7 @@ def test_a_pad_at_the_end_and_large_batches_take_the_modules() -> None:
     model, ids = _model(), _ids(2, 6)
     mask = torch.ones_like(ids)
     mask[0, 5] = 0
-    with _counted() as taken:
+    with counted() as taken:
         in_pieces(model, ids, [4, 1, 1], mask)
         _decoded(model, _ids(9, 6), [5, 1])
     assert taken == [False, True, False, False, False]
@@ -182,7 +166,7 @@ def test_a_hook_anywhere_is_called() -> None:
         _decoded(model, ids, [2, 1])
         handle.remove()
         assert len(calls) == 2, module
-    with _counted() as taken:
+    with counted() as taken:
         _decoded(model, ids, [2, 1])
     assert taken == [False, True]
 
@@ -235,7 +219,7 @@ def test_what_changes_counts_at_once(name: str) -> None:
     before = _decoded(model)
     with torch.no_grad():
         change(model)
-    with _counted() as taken:
+    with counted() as taken:
         found = _decoded(model)
     assert taken == [False, *[served] * 5]
     assert not torch.allclose(found, before, atol=1e-5)
@@ -252,7 +236,7 @@ def test_whoever_asks_for_more_gets_the_modules(who: str) -> None:
     gradients = torch.enable_grad() if who == "gradient" else torch.no_grad()
     asked = {"output_hidden_states": True} if who == "hidden states" else {}
     ways = [using("chunked")] if who == "chunked" else [nullcontext()]
-    with _counted() as taken, gradients, ways[0], torch.autocast("cpu", enabled=who == "autocast"):
+    with counted() as taken, gradients, ways[0], torch.autocast("cpu", enabled=who == "autocast"):
         out = model(ids[:, 5:], past_key_values=cache, **asked)
     assert taken == [False]
     assert who != "hidden states" or len(out.hidden_states) == 3

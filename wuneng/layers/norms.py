@@ -18,19 +18,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = x.dtype
-        wide = _widened(x)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(dtype)
+        return self.weight * _scaled_to_one(x, self.eps).to(x.dtype)
 
 
 class WideRMSNorm(RMSNorm):
     """As OLMo 2 computes it: rounded once, after the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _widened(x)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (self.weight * wide).to(x.dtype)
+        return (self.weight * _scaled_to_one(x, self.eps)).to(x.dtype)
 
 
 class PlusOneRMSNorm(nn.Module):
@@ -42,9 +37,7 @@ class PlusOneRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _widened(x)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (wide * (1.0 + _widened(self.weight))).to(x.dtype)
+        return (_scaled_to_one(x, self.eps) * (1.0 + _widened(self.weight))).to(x.dtype)
 
 
 class HeadRMSNorm(nn.Module):
@@ -56,8 +49,7 @@ class HeadRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = _widened(x)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        wide = _scaled_to_one(x, self.eps)
         return self.weight * wide.to(x.dtype)
 
 
@@ -94,6 +86,12 @@ def make_norm(kind: str, size: int, eps: float) -> nn.Module:
 def make_query_norm(kind: str, size: int, eps: float) -> nn.Module:
     """The norm of queries or keys: the block's kind, and RMSNorm where that is LayerNorm."""
     return _RMS_NORMS.get(kind, RMSNorm)(size, eps)
+
+
+def _scaled_to_one(x: Tensor, eps: float) -> Tensor:
+    """``x`` over its root mean square, in float32 or wider."""
+    wide = _widened(x)
+    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def _widened(x: Tensor) -> Tensor:

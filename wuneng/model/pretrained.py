@@ -52,7 +52,7 @@ def load_causal_model(directory: Path, **options: Any) -> tuple[PreTrainedModel,
 
     register_models()
     check_index(directory)
-    _check_attention(directory)
+    options = {**_attention_of(directory), **options}
     with _no_unasked_code(directory), quiet_transformers():
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -217,12 +217,17 @@ def _no_unasked_code(place: str | Path, field: str = "") -> Iterator[None]:
         raise ModelError(refusal(place, field)) from None
 
 
-def _check_attention(directory: Path) -> None:
-    """Attention by the name of a hub repository is code that transformers would fetch and run."""
+def _attention_of(directory: Path) -> dict[str, str]:
+    """How attention is to be computed, where transformers may not be left to choose: 5.17 takes
+    torch's attention for a Gemma 2, which knows no soft caps.
+
+    Raises:
+        ModelError: it is named by a hub repository: code that transformers would fetch and run.
+    """
     try:
         config = json.loads(read_regular_text(directory / "config.json"))
     except (OSError, ValueError, RecursionError):
-        return  # the loader says what is wrong
+        return {}  # the loader says what is wrong
     for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         for value in _texts_below(config, name):
             if "/" in value and not is_trusted():
@@ -230,6 +235,8 @@ def _check_attention(directory: Path) -> None:
                     f"{directory / 'config.json'}: {name} is {value!r}, code from the hub. Give "
                     "--trust-remote-code if you trust it"
                 )
+    capped = isinstance(config, dict) and config.get("attn_logit_softcapping")
+    return {"attn_implementation": "eager"} if capped else {}
 
 
 def _texts_below(value: Any, name: str, *, inside: bool = False) -> Iterator[str]:
