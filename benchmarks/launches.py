@@ -3,10 +3,10 @@
     python -m benchmarks.launches --out benchmarks/gpu-launches.json
 
 Launches are a table (``wuneng/ops/wkv7/triton_launch.py``) and not chosen at run time, since a
-choice by timing would change a run's bits. This is what the table is checked with: the two scans,
-and the two from raw projections, at the size of docs/kernels.md, interleaved, medians of
-``ROUNDS``. Nothing is judged here: that every candidate computes the same is ``pytest -m gpu``'s
-part.
+choice by timing would change a run's bits. This is what the table is checked with: the scans, and
+what stands around them where they begin at raw projections, at the size of docs/kernels.md,
+interleaved, medians of ``ROUNDS``. Nothing is judged here: that every candidate computes the same
+is ``pytest -m gpu``'s part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wuneng.ops.wkv7 import triton_passes
+from wuneng.ops.wkv7 import triton_passes, triton_projections
 from wuneng.ops.wkv7.triton_autograd import wkv7_triton
 from wuneng.ops.wkv7.triton_from_projections import wkv7_from_projections_triton
 from wuneng.ops.wkv7.triton_launch import Launch
@@ -44,11 +44,13 @@ FORWARD = [
 ]
 #: Of the backward pass over chunks; that over states is a scan like the forward one.
 BACKWARD = [
-    Launch(16, 64, 4, 1),
     Launch(16, 64, 2, 1),
+    Launch(16, 64, 4, 1),
     Launch(16, 64, 1, 1),
     Launch(16, 32, 2, 1),
 ]
+#: Of the kernels between projections and scan: "chunk" is their tile's rows.
+AROUND = [Launch(rows, 64, warps, 1) for rows, warps in ((16, 4), (16, 2), (32, 4), (8, 2))]
 #: Compilers at work before anything is timed.
 COMPILERS = 8
 
@@ -56,11 +58,14 @@ COMPILERS = 8
 @contextmanager
 def launched_as(kernel: str, launch: Launch) -> Iterator[None]:
     """One pass takes this launch, whatever the table says; the others take the table's."""
+    if kernel.startswith("from projections"):
+        sizes = {"ROWS": launch.chunk, "WARPS": launch.warps}
+        with patch.multiple(triton_projections, **sizes):
+            yield
+        return
     names = {"backward": "backward_launch", "state gradients": "state_gradients_launch"}
     scan = next((names[x] for x in names if x in kernel), "forward_launch")
-    with (
-        patch.object(triton_passes, scan, lambda *_: launch),
-    ):
+    with patch.object(triton_passes, scan, lambda *_: launch):
         yield
 
 
@@ -105,21 +110,18 @@ def calls(inputs: dict[str, Tensor]) -> dict[str, Callable[[Launch], Callable[[]
     def raw_leaves() -> list[Tensor]:
         return [x.detach().requires_grad_() for x in raw]
 
-    def projected(leaves: list[Tensor], launch: Launch) -> Tensor:
+    def projected(leaves: list[Tensor]) -> Tensor:
         r, decay, k, v, rate = leaves
-        y: Tensor = wkv7_from_projections_triton(
-            *(r, decay, k, v, rate, None, weight, weight),
-            a_max=1.0,
-            chunk=launch.chunk,
-        )[0]
+        given = (r, decay, k, v, rate, None, weight, weight)
+        y: Tensor = wkv7_from_projections_triton(*given, a_max=1.0)[0]
         return y
 
-    def raw_forward(launch: Launch) -> Callable[[], object]:
-        return lambda: projected(raw_leaves(), launch)
+    def raw_forward(_: Launch) -> Callable[[], object]:
+        return lambda: projected(raw_leaves())
 
-    def raw_backward(launch: Launch) -> Callable[[], object]:
+    def raw_backward(_: Launch) -> Callable[[], object]:
         leaves = raw_leaves()
-        y = projected(leaves, launch)
+        y = projected(leaves)
         dy = torch.ones_like(y)
         return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
@@ -128,9 +130,8 @@ def calls(inputs: dict[str, Tensor]) -> dict[str, Callable[[Launch], Callable[[]
         "forward, states kept": forward_kept,
         "backward": backward,
         "state gradients": backward,
-        "raw forward, states kept": raw_forward,
-        "raw backward": raw_backward,
-        "raw state gradients": raw_backward,
+        "from projections, states kept": raw_forward,
+        "from projections, backward": raw_backward,
     }
 
 
@@ -143,14 +144,17 @@ def compile_one(kernel: str, launch: Launch) -> None:
 
 
 def pairs() -> list[tuple[str, Launch]]:
-    """What is compared; states are kept, and raw projections read, in chunks of 16."""
-    kernels = calls(drawn(1, 16, 1, 64))
-    return [
-        (kernel, launch)
-        for kernel in kernels
-        for launch in (BACKWARD if "backward" in kernel else FORWARD)
-        if launch.chunk == 16 or kernel == "forward"
-    ]
+    """What is compared; states are kept in chunks of 16."""
+    found = []
+    for kernel in calls(drawn(1, 16, 1, 64)):
+        if kernel.startswith("from projections"):
+            launches = AROUND
+        else:
+            launches = BACKWARD if "backward" in kernel else FORWARD
+            if kernel != "forward":
+                launches = [x for x in launches if x.chunk == 16]
+        found += [(kernel, launch) for launch in launches]
+    return found
 
 
 def once(call: Callable[[], object]) -> float:

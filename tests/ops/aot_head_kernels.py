@@ -1,4 +1,5 @@
-"""How the kernels around the scan are compiled ahead of time: readout, token shift, one token.
+"""How the kernels around the scan are compiled ahead of time: its inputs, readout, token shift, one
+token.
 
 ``aot_resources`` runs it. Every optional part is present, which is what takes the most registers;
 with ``_bare`` every one is absent, and with ``_half`` the weights are of half precision too.
@@ -18,7 +19,12 @@ from wuneng.ops.token_shift.triton_kernels import (
     token_shift_backward_kernel,
     token_shift_forward_kernel,
 )
+from wuneng.ops.wkv7 import triton_projections
 from wuneng.ops.wkv7.triton_launch import Launch
+from wuneng.ops.wkv7.triton_projection_kernels import (
+    projection_gradients_kernel,
+    recurrence_inputs_kernel,
+)
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 HEAD_KERNELS: dict[str, Any] = {
@@ -27,6 +33,8 @@ HEAD_KERNELS: dict[str, Any] = {
     "token_shift": token_shift_forward_kernel,
     "token_shift_backward": token_shift_backward_kernel,
     "head_step": head_step_kernel,
+    "recurrence_inputs": recurrence_inputs_kernel,
+    "projection_gradients": projection_gradients_kernel,
     "readout_bare": readout_forward_kernel,
     "readout_backward_bare": readout_backward_kernel,
     "head_step_half": head_step_kernel,
@@ -37,7 +45,7 @@ OPTIONAL += ("mu_r", "mu_k", "mu_v")
 
 # Weights stay float32 under autocast; partial sums and the state always are.
 _WEIGHTS = ("norm_weight", "norm_bias", "bonus", "mu", "mu_r", "mu_k", "mu_v", "k_k", "k_a")
-_FLOAT32 = ("state", "new_state", "d_weight", "d_bias", "d_bonus", "d_mu")
+_FLOAT32 = ("state", "new_state", "d_weight", "d_bias", "d_bonus", "d_mu", "w", "dw", "d_weights")
 _TYPES = {"eps": "fp32", "a_max": "fp32"}
 _TYPES |= dict.fromkeys(("rows", "heads", "tiles", "tokens", "channels", "token_tiles"), "i32")
 _TYPES |= dict.fromkeys(("each", "batch_stride", "token_stride"), "i32")
@@ -55,6 +63,9 @@ def head_arguments(build: Any) -> tuple[Any, dict[str, str | None], dict[str, An
     if build.kernel.startswith("readout"):
         rows, warps = readout_triton.ROWS, readout_triton.WARPS
         constants["ROWS"] = rows
+    elif build.kernel in ("recurrence_inputs", "projection_gradients"):
+        rows, warps = triton_projections.ROWS, triton_projections.WARPS
+        constants |= {"ROWS": rows, "SHARED": False, "HAS_KEY_READ": True, "A_MAX": 1.0}
     elif build.kernel.startswith("token_shift"):
         rows, warps = token_shift_triton.TOKENS, token_shift_triton.WARPS
         constants |= {"TOKENS": rows, "CHANNELS": token_shift_triton.CHANNELS}

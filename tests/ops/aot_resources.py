@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,6 @@ SCAN_KERNELS = {
     "state_gradients": wkv7_state_gradients_kernel,
     "backward": wkv7_backward_kernel,
 }
-MIX_KERNELS = ("mix_forward", "mix_state_gradients", "mix_backward")
 SEGMENT_KERNELS = {
     "segment_states": segment_states_kernel,
     "segment_gradients": segment_gradients_kernel,
@@ -107,12 +106,6 @@ BUILDS = (
     Build("backward", dtype=torch.float16),
     Build("backward", packed=True),
     Build("step"),
-    *(Build(kernel, arch) for arch in (80, 90, 100) for kernel in MIX_KERNELS),
-    *(Build("mix_forward", arch, keeps_states=False) for arch in (80, 90, 100)),
-    *(Build(kernel, size=size) for kernel in MIX_KERNELS for size in (32, 128)),
-    *(Build(kernel, dtype=torch.float32) for kernel in MIX_KERNELS),
-    Build("mix_backward", dtype=torch.float16),
-    Build("mix_backward", packed=True),
     *(
         Build(kernel, arch)
         for arch in (80, 90, 100)
@@ -131,7 +124,7 @@ QUICK_BUILDS = tuple(
     for kernel in (
         *("forward", "backward", "step", "readout_backward", "head_step"),
         *("segment_gradients", "snapshot_gradients"),
-        "mix_backward",
+        "projection_gradients",
     )
 )
 
@@ -153,7 +146,6 @@ def scan_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, 
         "block_stride": "i64"
     }
     types["table"] = "*i64" if build.packed else None
-    types |= dict.fromkeys(("k_k", "k_a", "replacement_key", "d_replacement_key", "d_weights"))
     constants = {
         "SIZE": build.size,
         "VALUES": launch.values,
@@ -163,25 +155,9 @@ def scan_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, 
         "HAS_TABLE": build.packed,
         "HAS_BOUNDARIES": False,
         "STORE_BOUNDARIES": build.keeps_states,
-        "RAW": False,
-        "SHARED": False,
-        "A_MAX": 1.0,
-        "HAS_KEY_GRADIENT": False,
         **precision(build.dtype),
     }
     return SCAN_KERNELS[build.kernel], types, constants, launch
-
-
-def mix_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
-    """As scan_arguments, for the scans that read raw projections; k makes the removal key."""
-    scan = replace(build, kernel=build.kernel.removeprefix("mix_"))
-    kernel, types, constants, launch = scan_arguments(scan)
-    types |= dict.fromkeys(
-        ("k_k", "k_a", "replacement_key", "d_replacement_key"), POINTERS[build.dtype]
-    )
-    types |= {"a": None, "da": None, "d_weights": "*fp32"}
-    constants |= {"RAW": True, "SHARED": True, "HAS_KEY_GRADIENT": True}
-    return kernel, types, constants, launch
 
 
 def step_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[str, Any], Launch]:
@@ -244,7 +220,6 @@ def snapshot_arguments(build: Build) -> tuple[Any, dict[str, str | None], dict[s
 
 ARGUMENTS = {
     "step": step_arguments,
-    **dict.fromkeys(MIX_KERNELS, mix_arguments),
     **dict.fromkeys(SEGMENT_KERNELS, segment_arguments),
     **dict.fromkeys(SNAPSHOT_KERNELS, snapshot_arguments),
     **dict.fromkeys(HEAD_KERNELS, head_arguments),

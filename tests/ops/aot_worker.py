@@ -19,7 +19,7 @@ from tests.ops.aot_resources import Build, compile_ahead
 
 
 def name_of(build: Build) -> str:
-    """``mix_backward-sm_90-64-bfloat16-packed``: unique, and the id of the build's test case."""
+    """``backward-sm_90-64-bfloat16-packed``: unique, and the id of the build's test case."""
     parts = [build.kernel, f"sm_{build.arch}", str(build.size)]
     parts.append(str(build.dtype).removeprefix("torch."))
     parts += ["packed"] * build.packed + ["stateless"] * (not build.keeps_states)

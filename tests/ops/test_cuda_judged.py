@@ -26,7 +26,7 @@ from wuneng.ops import (
 from wuneng.ops.readout import state_readout
 from wuneng.ops.token_shift import token_shift
 from wuneng.ops.token_shift.by_hand import _TokenShift
-from wuneng.ops.wkv7 import triton_autograd, triton_from_projections
+from wuneng.ops.wkv7 import triton_autograd
 
 #: Without one, values are looked at, which these tensors do not have.
 BOUND = -0.7
@@ -90,7 +90,6 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, others: list[str]) -> None:
     monkeypatch.setattr(interface, "_one_token", lambda given, *_: (given[3], given[3], None))
     formula = importlib.import_module("wuneng.ops.cross_head.interface")
     monkeypatch.setattr(formula, "cross_head_reference", lambda *given: given[1:3])
-    monkeypatch.setattr(triton_from_projections, "processors", lambda _: 1)
 
 
 @pytest.mark.parametrize("kernel", REACHED)

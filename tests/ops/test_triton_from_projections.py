@@ -1,4 +1,4 @@
-"""The scans that read raw projections, in the interpreter against float64, and their operators."""
+"""The recurrence from raw projections, in the interpreter against float64, and its operators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from tests.ops.from_projections_checks import (
 )
 from tests.precision import CHUNKED_FLOOR, assert_as_exact, losses
 from wuneng.ops import Snapshots, wkv7_from_projections
-from wuneng.ops.wkv7 import triton_autograd, triton_from_projections, triton_launch
+from wuneng.ops.wkv7 import (
+    triton_autograd,
+    triton_from_projections,
+    triton_launch,
+    triton_passes,
+)
 from wuneng.ops.wkv7.triton_from_projections import wkv7_from_projections_triton
 from wuneng.ops.wkv7.triton_step import wkv7_triton_step
 
@@ -116,6 +121,18 @@ def test_half_precision_on_repeated_tokens_is_no_worse_than_in_parts(
         case.options["backend"] = "triton"
         parts = worst(case, wkv7_from_projections)
     assert fused[0] < max(2 * parts[0], fused[1])
+
+
+@pytest.mark.parametrize("lengths", [(), (9, 40, 21)], ids=["one", "packed"])
+def test_few_heads_in_segments(lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where heads are few the scan cuts sequences, whatever made its inputs."""
+    cut = _Counted(triton_autograd.states_at_starts)
+    monkeypatch.setattr(triton_autograd, "states_at_starts", cut)
+    monkeypatch.setattr(triton_passes, "processors", lambda _: 132)
+    monkeypatch.setattr(triton_launch, "SEGMENTED_CHUNKS", 4)
+    case = ProjectionCase(tokens=70, lengths=lengths)
+    assert_close(case, wkv7_from_projections_triton)
+    assert cut.calls == 1
 
 
 @pytest.mark.slow
@@ -275,11 +292,6 @@ def test_what_the_fused_kernels_leave_to_the_parts(
         wkv7_from_projections(
             *(None if x is None else x.double() for x in given), a_max=1.0, backend="triton"
         )
-    # Few heads and a long sequence: wkv7 cuts it into segments, which read a and b as tensors.
-    monkeypatch.setattr(triton_from_projections, "processors", lambda _: 132)
-    assert triton_from_projections.fits(given[3], (), 1)
-    assert not triton_from_projections.fits(torch.empty(1, 4096, 1, 16), (), 1)
-    assert triton_from_projections.fits(torch.empty(0, 4096, 1, 16), (), 0)
     monkeypatch.setattr(triton_launch, "INTERPRETING", False)
     with pytest.raises(ValueError, match="needs CUDA tensors"):
         wkv7_from_projections(*given, a_max=1.0, backend="triton")

@@ -162,7 +162,7 @@ def _fused(
     differentiated = interface.needs_grad([*projections, *weights, initial_state])
     if not differentiated and interface.is_one_token(v, sequences):
         return None
-    if not fits(v, (*projections, *weights), sequences):
+    if not fits(v, (*projections, *weights)):
         return None
     y, key, state = wkv7_from_projections_triton(
         *(r, decay_logit, k, v, rate_logit, None if source is k else source, *weights),

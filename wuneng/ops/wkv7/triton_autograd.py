@@ -91,14 +91,8 @@ def _one_token(
     return y.unsqueeze(1), new, ring
 
 
-@torch.library.custom_op(
-    "wuneng::wkv7_triton_forward",
-    mutates_args=(),
-    schema=f"({INPUTS_SCHEMA}, Tensor? initial_state, Tensor? cu_seqlens, Tensor? position, "
-    "SymInt chunk, SymInt values, bool keeps_states, SymInt segments) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward_scan(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What the forward operator does; its arguments are in the schema below."""
     *tensors, initial_state, cu_seqlens, position, chunk, values, keeps_states, segments = given
     v = tensors[3]
     y, final_state, states = _forward_outputs(v, cu_seqlens, position, chunk, keeps_states)
@@ -120,6 +114,16 @@ def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
         # is what y was computed from.
         states.index_copy_(0, cut.table[:, 3], starts.to(states.dtype))
     return y, ends.index_select(0, cut.ranges[:, 1] - 1), states
+
+
+_forward = torch.library.custom_op(
+    "wuneng::wkv7_triton_forward",
+    forward_scan,
+    mutates_args=(),
+    schema=f"({INPUTS_SCHEMA}, Tensor? initial_state, Tensor? cu_seqlens, Tensor? position, "
+    "SymInt chunk, SymInt values, bool keeps_states, SymInt segments) "
+    "-> (Tensor, Tensor, Tensor)",
+)
 
 
 def _forward_outputs(
@@ -146,14 +150,8 @@ def _(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _forward_outputs(given[3], cu_seqlens, position, chunk, keeps_states)
 
 
-@torch.library.custom_op(
-    "wuneng::wkv7_triton_backward",
-    mutates_args=(),
-    schema=f"({INPUTS_SCHEMA}, Tensor states, Tensor? cu_seqlens, Tensor? position, Tensor? dy, "
-    "Tensor? d_final_state, Tensor? d_states, SymInt chunk, SymInt values, SymInt segments) "
-    f"-> ({', '.join(['Tensor'] * 7)})",
-)
-def _backward(*given: Any) -> tuple[Tensor, ...]:
+def backward_scan(*given: Any) -> tuple[Tensor, ...]:
+    """What the backward operator does; its arguments are in the schema below."""
     *tensors, states, cu_seqlens, position, dy, d_final_state, d_states = given[:12]
     (chunk, values, segments), v = given[12:], tensors[3]
     gradients = _backward_outputs(*tensors, cu_seqlens=cu_seqlens)
@@ -178,6 +176,16 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
     given = (cut.table, dy, d_ends, d_states)
     scan_back(inputs, states, given, parts, d_starts, chunk, values)
     return (*gradients[:6], d_starts.index_select(0, cut.ranges[:, 0]))
+
+
+_backward = torch.library.custom_op(
+    "wuneng::wkv7_triton_backward",
+    backward_scan,
+    mutates_args=(),
+    schema=f"({INPUTS_SCHEMA}, Tensor states, Tensor? cu_seqlens, Tensor? position, Tensor? dy, "
+    "Tensor? d_final_state, Tensor? d_states, SymInt chunk, SymInt values, SymInt segments) "
+    f"-> ({', '.join(['Tensor'] * 7)})",
+)
 
 
 def _backward_outputs(*inputs: *Inputs, cu_seqlens: Tensor | None) -> tuple[Tensor, ...]:

@@ -20,10 +20,6 @@ triton_chunk.py):
 further product: with g_i = (a da + r dr - b db - k dk)_i,
 
     dw_i = sum_{l >= i} g_l - (a da)_i + sum_j (b^ (U dS') + k^ (V dS'))_j + sum_value S' dS'.
-
-With RAW the inputs are the layer's projections (see triton_forward) and so are the gradients: da,
-db, dk~ and dw never leave the program (``triton_recurrence_inputs`` folds them). Gradients of the
-weights k_k and k_a are written per chunk: sums carried along the scan would hold registers.
 """
 # mypy: disable-error-code="no-untyped-def"
 # Triton traces these functions; its tensors have no useful static type.
@@ -35,20 +31,13 @@ from wuneng.ops.wkv7.triton_chunk import (
     chunk_slots,
     decay_factors,
     load_CK,
+    load_operands,
     lower_products,
     multiply,
     multiply_finely,
     sequence_extent,
     tile_offsets,
     unit_lower_inverse,
-)
-from wuneng.ops.wkv7.triton_recurrence_inputs import (
-    fold_log_decay,
-    fold_removal,
-    fold_replacement,
-    load_log_decay,
-    load_operands,
-    load_weight_K,
 )
 
 
@@ -103,14 +92,6 @@ def wkv7_backward_kernel(
     SIZE: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, INVERSE_PRECISION: tl.constexpr,
     HAS_TABLE: tl.constexpr,
-    k_k=None,  # [heads, SIZE], with RAW
-    k_a=None,  # [heads, SIZE], with RAW
-    d_replacement_key=None,  # [tokens, heads, SIZE] or None, with RAW: what reached k~ otherwise
-    d_weights=None,  # float32 [rows, heads, blocks, 2, SIZE], with RAW: of k_k, k_a; a chunk's
-    RAW: tl.constexpr = False,  # w, k, a, b are projections, as in wkv7_forward_kernel, ...
-    SHARED: tl.constexpr = False,  # ... and with SHARED a and da are None: dk holds both
-    A_MAX: tl.constexpr = 1.0,
-    HAS_KEY_GRADIENT: tl.constexpr = False,
 ):  # fmt: skip
     """Write the gradients of wkv7_forward_kernel's inputs, a program per (row, head, block)."""
     BLOCKS: tl.constexpr = SIZE // VALUES
@@ -127,10 +108,9 @@ def wkv7_backward_kernel(
         mask_CK = mask_C[:, None]
         state = (row * heads + head) * SIZE * SIZE + state_VK_offsets
 
-        r_CK, k_CK, a_CK, b_CK, v_VC, _key_CK, enter_K, _leave_K = load_operands(
-            r, w, k, v, a, b, k_k, k_a, head, start, tile_CK, tile_VC, mask_C,
-            CHUNK, OPERAND, RAW, SHARED, A_MAX,
-        )  # fmt: skip
+        r_CK, k_CK, a_CK, b_CK, v_VC, enter_K, _leave_K = load_operands(
+            r, w, k, v, a, b, start, tile_CK, tile_VC, mask_C, CHUNK, OPERAND
+        )
         dy_VC = tl.load(dy + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
         state_VK = tl.load(boundary_states + state).to(tl.float32) * enter_K[None, :]
         ds_VK = tl.load(chunk_gradients + state)
@@ -159,16 +139,13 @@ def wkv7_backward_kernel(
         # Registers are short from here on: decays are read and raised again instead of kept (half
         # the spills at CHUNK = 32), and each gradient is stored before the next one begins.
         out_CK = part + start + tile_CK
-        log_decay_CK = load_log_decay(w + start, tile_CK, mask_CK, RAW)
+        log_decay_CK = load_CK(w + start, tile_CK, mask_CK)
         before_CK, after_CK, back_CK, _, _ = decay_factors(log_decay_CK, CHUNK)
         state_VK = state_VK.to(OPERAND)
         da_CK, dab_CC, dak_CC = read_gradients(
             dz_VC, u_VC, v_VC, state_VK, b_CK, k_CK, True, OPERAND, PRECISION
         )
-        if RAW:
-            da_out_CK = da_CK * before_CK
-        else:
-            tl.store(da + out_CK, (da_CK * before_CK).to(da.dtype.element_ty), mask=mask_CK)
+        tl.store(da + out_CK, (da_CK * before_CK).to(da.dtype.element_ty), mask=mask_CK)
         at_own_CK = a_CK.to(tl.float32) * da_CK
 
         dr_CK, dqb_CC, dqk_CC = read_gradients(
@@ -181,51 +158,15 @@ def wkv7_backward_kernel(
         decay_K += tl.sum(b_CK.to(tl.float32) * db_CK, 0)
         db_CK += multiply(tl.trans(dab_CC), a_CK, OPERAND, PRECISION)
         db_CK += multiply(tl.trans(dqb_CC), r_CK, OPERAND, PRECISION)
-        if RAW:
-            rate_CK = tl.sigmoid(load_CK(b + start, tile_CK, mask_CK))
-            if SHARED:
-                source_CK = load_CK(k + start, tile_CK, mask_CK)
-            else:
-                source_CK = load_CK(a + start, tile_CK, mask_CK)
-            k_k_K = load_weight_K(k_k, head, SIZE)
-            d_source_CK, d_rate_CK, d_k_k_K = fold_removal(
-                da_out_CK, db_CK * back_CK, source_CK, rate_CK, k_k_K, A_MAX
-            )
-            if not SHARED:
-                tl.store(da + out_CK, d_source_CK.to(da.dtype.element_ty), mask=mask_CK)
-            weight_K = (((row * heads + head) * BLOCKS + value_block) * 2) * SIZE + tl.arange(
-                0, SIZE
-            )
-            tl.store(d_weights + weight_K, d_k_k_K)
-        else:
-            tl.store(db + out_CK, (db_CK * back_CK).to(db.dtype.element_ty), mask=mask_CK)
+        tl.store(db + out_CK, (db_CK * back_CK).to(db.dtype.element_ty), mask=mask_CK)
         flow_CK -= b_CK.to(tl.float32) * db_CK
 
         dk_CK = multiply(tl.trans(v_VC), ds_VK, OPERAND, PRECISION)
         decay_K += tl.sum(k_CK.to(tl.float32) * dk_CK, 0)
         dk_CK += multiply(tl.trans(dak_CC), a_CK, OPERAND, PRECISION)
         dk_CK += multiply(tl.trans(dqk_CC), r_CK, OPERAND, PRECISION)
-        if RAW:
-            d_key_CK = dk_CK * back_CK
-            if HAS_KEY_GRADIENT:
-                first_CK = mask_CK & (value_block == 0)
-                d_key_CK += load_CK(d_replacement_key + start, tile_CK, first_CK)
-            rate_CK = tl.sigmoid(load_CK(b + start, tile_CK, mask_CK))
-            plain_k_CK = load_CK(k + start, tile_CK, mask_CK)
-            k_a_K = load_weight_K(k_a, head, SIZE)
-            d_plain_k_CK, d_logit_CK, d_k_a_K = fold_replacement(
-                d_key_CK, d_rate_CK, plain_k_CK, rate_CK, k_a_K
-            )
-            if SHARED:
-                d_plain_k_CK += d_source_CK
-            tl.store(dk + out_CK, d_plain_k_CK.to(dk.dtype.element_ty), mask=mask_CK)
-            tl.store(db + out_CK, d_logit_CK.to(db.dtype.element_ty), mask=mask_CK)
-            tl.store(d_weights + weight_K + SIZE, d_k_a_K)
-        else:
-            tl.store(dk + out_CK, (dk_CK * back_CK).to(dk.dtype.element_ty), mask=mask_CK)
+        tl.store(dk + out_CK, (dk_CK * back_CK).to(dk.dtype.element_ty), mask=mask_CK)
         flow_CK -= k_CK.to(tl.float32) * dk_CK
 
         dw_CK = tl.cumsum(flow_CK, 0, reverse=True) - at_own_CK + decay_K[None, :]
-        if RAW:
-            dw_CK = fold_log_decay(dw_CK, load_CK(w + start, tile_CK, mask_CK))
         tl.store(dw + out_CK, dw_CK.to(dw.dtype.element_ty), mask=mask_CK)

@@ -76,6 +76,25 @@ def decay_factors(log_decay_CK, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def load_operands(
+    r, w, k, v, a, b, start, tile_CK, tile_VC, mask_C, CHUNK: tl.constexpr, OPERAND: tl.constexpr
+):  # fmt: skip
+    """Return `(r_CK, k_CK, a_CK, b_CK, v_VC, enter_K, leave_K)` of a chunk, rounded to OPERAND.
+
+    All but v in the chunk's frame; the factors are :func:`decay_factors`'.
+    """
+    mask_CK = mask_C[:, None]
+    log_decay_CK = load_CK(w + start, tile_CK, mask_CK)
+    before_CK, after_CK, back_CK, enter_K, leave_K = decay_factors(log_decay_CK, CHUNK)
+    a_CK = (load_CK(a + start, tile_CK, mask_CK) * before_CK).to(OPERAND)
+    b_CK = (load_CK(b + start, tile_CK, mask_CK) * back_CK).to(OPERAND)
+    k_CK = (load_CK(k + start, tile_CK, mask_CK) * back_CK).to(OPERAND)
+    r_CK = (load_CK(r + start, tile_CK, mask_CK) * after_CK).to(OPERAND)
+    v_VC = tl.load(v + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
+    return r_CK, k_CK, a_CK, b_CK, v_VC, enter_K, leave_K
+
+
+@triton.jit
 def double_blocks(inverse_CC, strict_CC, row, column, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     """Grow inverses of SIZE-blocks on the diagonal to 2*SIZE: T <- T + T (A o M) T.
 

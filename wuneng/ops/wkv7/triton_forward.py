@@ -9,9 +9,6 @@ Nothing else is stored: decays, A_*, T and U live and die inside a chunk. The st
 state -> Z^T -> U^T -> state has value channels as its rows; value rows are independent, so a warp
 keeps its rows from one product to the next, and a program may take only a block of them
 (VALUES < head size) when there are few heads.
-
-With RAW the kernel reads the layer's projections instead and makes w, k~, a and b of them in
-registers (``triton_recurrence_inputs``); it then also writes k~, which the layer's bonus reads.
 """
 # mypy: disable-error-code="no-untyped-def"
 # Triton traces these functions; its tensors have no useful static type.
@@ -22,6 +19,7 @@ import triton.language as tl
 from wuneng.ops.wkv7.triton_chunk import (
     after_chunk,
     chunk_slots,
+    load_operands,
     load_state,
     lower_products,
     multiply,
@@ -29,7 +27,6 @@ from wuneng.ops.wkv7.triton_chunk import (
     scan_program,
     tile_offsets,
 )
-from wuneng.ops.wkv7.triton_recurrence_inputs import load_operands
 
 
 @triton.jit
@@ -52,12 +49,6 @@ def wkv7_forward_kernel(
     HAS_INITIAL: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     STORE_BOUNDARIES: tl.constexpr,
-    k_k=None,  # [heads, SIZE], with RAW
-    k_a=None,  # [heads, SIZE], with RAW
-    replacement_key=None,  # [tokens, heads, SIZE], with RAW: k~, written
-    RAW: tl.constexpr = False,  # w is the decay's logit, k untouched, b the rate's logit and ...
-    SHARED: tl.constexpr = False,  # ... a what the removal key is made of; None if SHARED: k
-    A_MAX: tl.constexpr = 1.0,
 ):  # fmt: skip
     """y_t = S_t r_t, S_t = S_{t-1} (diag(e^{w_t}) + a_t^T b_t) + v_t^T k_t, a chunk at a time."""
     value_block, _sequence, head, state, begin, end, lead, first_row = scan_program(
@@ -76,16 +67,9 @@ def wkv7_forward_kernel(
                 state_VK.to(boundary_states.dtype.element_ty),
             )
         start, mask_C = chunk_slots(base, begin, end, head, heads, SIZE, CHUNK)
-        r_CK, k_CK, a_CK, b_CK, v_VC, key_CK, enter_K, leave_K = load_operands(
-            r, w, k, v, a, b, k_k, k_a, head, start, tile_CK, tile_VC, mask_C,
-            CHUNK, OPERAND, RAW, SHARED, A_MAX,
-        )  # fmt: skip
-        if RAW:
-            tl.store(
-                replacement_key + start + tile_CK,
-                key_CK.to(replacement_key.dtype.element_ty),
-                mask=mask_C[:, None] & (value_block == 0),
-            )
+        r_CK, k_CK, a_CK, b_CK, v_VC, enter_K, leave_K = load_operands(
+            r, w, k, v, a, b, start, tile_CK, tile_VC, mask_C, CHUNK, OPERAND
+        )
         state_VK, u_VC = removed_values(
             state_VK, enter_K, a_CK, b_CK, k_CK, v_VC, CHUNK, OPERAND, PRECISION, INVERSE_PRECISION
         )

@@ -1,9 +1,9 @@
-"""The scans that read a layer's raw projections, as torch operators.
+"""The recurrence from a layer's raw projections, as torch operators.
 
 wkv7_from_projections_triton                         what ``state_head.from_projections`` calls
-wuneng::wkv7_from_projections_triton_forward, _backward    wkv7's kernels with RAW, for torch
+wuneng::wkv7_from_projections_triton_forward, _backward    kernels around wkv7's, for torch
 
-Only the projections are kept for backward; w, k~, a and b, in and out, exist in registers alone.
+Only the projections and the states are kept for backward: w, k~, a and b are made again there.
 """
 
 from __future__ import annotations
@@ -14,39 +14,21 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.wkv7 import triton_launch
-from wuneng.ops.wkv7.triton_launch import (
-    CHUNK,
-    DTYPES,
-    HEAD_SIZES,
-    forward_launch,
-    processors,
-    segment_length,
+from wuneng.ops.wkv7.triton_autograd import backward_scan, forward_scan
+from wuneng.ops.wkv7.triton_launch import CHUNK, DTYPES, HEAD_SIZES
+from wuneng.ops.wkv7.triton_projections import (
+    Projections,
+    projection_gradients_triton,
+    recurrence_inputs_triton,
 )
-from wuneng.ops.wkv7.triton_projection_scans import projection_scan, projection_scan_back
-from wuneng.ops.wkv7.triton_tables import boundary_rows, sequence_table
-
-#: r, decay_logit, k, v and rate_logit; source, which may be absent; k_k and k_a.
-Projections = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]
+from wuneng.ops.wkv7.triton_tables import boundary_rows
 
 
-def fits(v: Tensor, others: tuple[Tensor, ...], sequences: int) -> bool:
-    """Whether :func:`wkv7_from_projections_triton` takes these: size, dtypes, device, one pass.
-
-    Where heads are so few that wkv7 would cut sequences into segments it does not: the passes that
-    carry a segment's state read a and b as tensors. A traced graph cannot ask the device how many
-    processors it has, and takes the one pass.
-    """
-    tokens, heads, size = v.shape[1:]
-    if size not in HEAD_SIZES or any(x.dtype not in DTYPES for x in (v, *others)):
+def fits(v: Tensor, others: tuple[Tensor, ...]) -> bool:
+    """Whether :func:`wkv7_from_projections_triton` takes these: head size, dtypes, device."""
+    if v.shape[-1] not in HEAD_SIZES or any(x.dtype not in DTYPES for x in (v, *others)):
         return False
-    if v.device.type == "cpu" and not triton_launch.INTERPRETING:
-        return False
-    programs = sequences * heads
-    if torch.compiler.is_compiling() or programs == 0:
-        return True
-    count = processors(v.device)
-    values = forward_launch(v.dtype, size, CHUNK, programs, count).values
-    return segment_length(0, tokens, CHUNK, programs * (size // values), programs, count) == 0
+    return v.device.type != "cpu" or triton_launch.INTERPRETING
 
 
 def wkv7_from_projections_triton(
@@ -91,27 +73,13 @@ _GIVEN = (
     "int values, bool keeps_states) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (k, v), (initial_state, cu_seqlens) = given[2:4], given[8:10]
+    (r, v), (initial_state, cu_seqlens) = (given[0], given[3]), given[8:10]
     a_max, chunk, values, keeps_states = given[10:]
-    outputs = _forward_outputs(k, v, cu_seqlens, chunk, keeps_states)
-    y, key, final_state, states = outputs
-    if final_state.numel():
-        table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
-        kept = states if keeps_states else None
-        projections, weights = _as_the_kernels_do(*given[:8])
-        written = (y, key, final_state)
-        projection_scan(
-            projections, weights, a_max, initial_state, table, written, kept, chunk, values
-        )
-    return outputs
-
-
-def _as_the_kernels_do(
-    *tensors: *Projections,
-) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, Tensor]]:
-    """The projections in the order of r, w, k, v, a, b, and the weights."""
-    r, decay_logit, k, v, rate_logit, source, k_k, k_a = tensors
-    return (r, decay_logit, k, v, source, rate_logit), (k_k, k_a)
+    w, key, a, b = recurrence_inputs_triton(*given[:8], a_max=a_max)
+    y, final_state, states = forward_scan(
+        *(r, w, key, v, a, b, initial_state, cu_seqlens, None, chunk, values, keeps_states, 0)
+    )
+    return y, key, final_state, states
 
 
 def _forward_outputs(
@@ -145,24 +113,34 @@ def _(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Tensor? d_final_state, float a_max, int chunk, int values) -> Tensor[]",
 )
 def _backward(*given: Any) -> list[Tensor]:
-    v, (states, cu_seqlens, dy, d_key, d_final_state) = given[3], given[8:13]
+    (r, v), (states, cu_seqlens, dy, d_key, d_final_state) = (given[0], given[3]), given[8:13]
     a_max, chunk, values = given[13:]
-    gradients = _backward_outputs(given[:8], cu_seqlens)
-    dr, dw, dk, dv, d_rate, *d_source, d_k_k, d_k_a, d_initial_state = gradients
-    table = sequence_table(v.shape[0], v.shape[1], cu_seqlens, None, chunk)
-    projection_scan_back(
-        *_as_the_kernels_do(*given[:8]),
-        a_max,
-        states,
-        table,
-        (torch.zeros_like(v) if dy is None else dy, d_key, d_final_state),
-        [dr, dw, dk, dv, d_source[0] if d_source else None, d_rate],
-        (d_k_k, d_k_a),
-        d_initial_state,
-        chunk,
-        values,
+    w, key, a, b = recurrence_inputs_triton(*given[:8], a_max=a_max)
+    dr, *of_inputs, d_initial_state = backward_scan(
+        *(r, w, key, v, a, b, states, cu_seqlens, None, dy, d_final_state, None),
+        *(chunk, values, 0),
     )
-    return gradients
+    dw, d_replaced, dv, da, db = of_inputs
+    d_decay, dk, d_rate, *d_source, d_k_k, d_k_a = _unscanned_outputs(given[:8])
+    projection_gradients_triton(
+        *given[:8],
+        a_max=a_max,
+        given=(dw, d_replaced, da, db),
+        d_key_read=d_key,
+        gradients=(d_decay, dk, d_source[0] if d_source else None, d_rate),
+        weight_gradients=(d_k_k, d_k_a),
+    )
+    return [dr, d_decay, dk, dv, d_rate, *d_source, d_k_k, d_k_a, d_initial_state]
+
+
+def _unscanned_outputs(inputs: Projections) -> list[Tensor]:
+    """Memory for the gradients that the scan does not give, in the order of the inputs."""
+    _, decay_logit, k, _, *others = inputs
+    return [
+        torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (decay_logit, k, *others)
+        if x is not None
+    ]
 
 
 def _backward_outputs(inputs: Projections, cu_seqlens: Tensor | None) -> list[Tensor]:

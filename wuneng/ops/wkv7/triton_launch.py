@@ -53,9 +53,9 @@ CANDIDATES = {
         Launch(32, 64, 2, 3),
     ),
     "backward": (
-        Launch(16, 64, 4, 1),
-        Launch(16, 64, 4, 2),
         Launch(16, 64, 2, 1),
+        Launch(16, 64, 4, 1),
+        Launch(16, 64, 1, 1),
         Launch(16, 32, 8, 1),
     ),
 }
@@ -94,10 +94,12 @@ def backward_launch(dtype: torch.dtype, size: int, chunk: int, values: int = 0) 
     """Launch of the backward kernel, which has a program for every chunk and so never too few.
 
     Every further value block costs a float32 part of five gradients, so blocks are kept large
-    where registers allow it; with fewer value rows, eight warps spill less than four.
+    where registers allow it. Two warps at head size 64, though they hold twice as much each: what
+    passes between warps costs more (docs/kernels.md); with fewer value rows, eight spill less.
     """
-    values, _ = _values(dtype, size, 1, 1, values)
-    return Launch(chunk, values, 4 if values >= 64 else 8, 1)
+    values, wide = _values(dtype, size, 1, 1, values)
+    warps = 8 if values < 64 else 4 if wide else 2
+    return Launch(chunk, values, warps, 1)
 
 
 def _values(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +62,7 @@ def cut_where_few(
 
 
 def scan(
-    inputs: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor, ...],
     initial_state: Tensor | None,
     table: Tensor | None,
     y: Tensor,
@@ -71,12 +70,8 @@ def scan(
     states: Tensor | None,
     chunk: int,
     values: int,
-    **raw: Any,
 ) -> None:
-    """Launch the forward kernel on contiguous tensors, a program per (row of final_state, head).
-
-    ``raw``: what the kernel takes besides, where ``inputs`` are projections.
-    """
+    """Launch the forward kernel on contiguous tensors, a program per (row of final_state, head)."""
     tokens, heads, size = y.shape[1:]
     programs = final_state.shape[0] * heads
     launch = forward_launch(y.dtype, size, chunk, programs, processors(y.device), values)
@@ -87,7 +82,6 @@ def scan(
             HAS_INITIAL=initial_state is not None,
             HAS_TABLE=table is not None,
             STORE_BOUNDARIES=states is not None,
-            **raw,
             **_constants(y, launch),
         )
 
@@ -103,28 +97,19 @@ def _constants(like: Tensor, launch: Launch) -> dict[str, object]:
     }
 
 
-def value_blocks(dy: Tensor, chunk: int, values: int) -> int:
-    """Into how many blocks of value channels :func:`scan_back` splits a head."""
-    size = dy.shape[-1]
-    return size // backward_launch(dy.dtype, size, chunk, values).values
-
-
 def scan_back(
-    inputs: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor, ...],
     states: Tensor,
     given: tuple[Tensor | None, Tensor, Tensor | None, Tensor | None],
-    gradients: Sequence[Tensor | None],
+    gradients: Sequence[Tensor],
     d_initial_state: Tensor,
     chunk: int,
     values: int,
-    folded: dict[str, Any] | None = None,
-    **raw: Any,
 ) -> None:
     """Launch the two backward passes: the state's gradient, a program per (row of
     d_initial_state, head), then all others, a program per (row of states, head).
 
-    ``given`` are table, dy, d_final_state and d_states; ``gradients`` of the six inputs, written;
-    ``raw`` as :func:`scan`, ``folded`` what the second pass takes besides.
+    ``given`` are table, dy, d_final_state and d_states; ``gradients`` of the six inputs, written.
     """
     table, dy, d_final_state, d_states = given
     (tokens, heads, size), sequences = dy.shape[1:], d_initial_state.shape[0]
@@ -137,9 +122,7 @@ def scan_back(
     if blocks > 1:
         # dv's rows belong to one block each; the other gradients are sums over blocks.
         parts = [
-            x
-            if x is None or x is gradients[3]
-            else x.new_empty(blocks, *x.shape, dtype=torch.float32)
+            x if x is gradients[3] else x.new_empty(blocks, *x.shape, dtype=torch.float32)
             for x in gradients
         ]
     with on_device(dy):
@@ -148,18 +131,15 @@ def scan_back(
             HAS_FINAL=d_final_state is not None,
             HAS_TABLE=table is not None,
             HAS_BOUNDARIES=d_states is not None,
-            **raw,
             **_constants(dy, first),
         )
         wkv7_backward_kernel[(states.shape[0] * heads * blocks,)](
             *(*inputs, states, chunk_gradients, table, dy, *parts),
             *(sequences, tokens, rows, heads, dy.numel()),
             HAS_TABLE=table is not None,
-            **raw,
-            **(folded or {}),
             **_constants(dy, second),
         )
     for part, gradient in zip(parts, gradients, strict=True):
-        if part is not None and gradient is not None and part is not gradient:
+        if part is not gradient:
             # A fixed order of summation: atomics would make gradients differ from run to run.
             gradient.copy_(part.sum(0))

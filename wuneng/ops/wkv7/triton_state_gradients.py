@@ -1,8 +1,8 @@
 """First pass of the fused WKV-7 backward: the state's gradient, carried back over a head's chunks.
 
-    r, w, a, b, dy (and k with RAW)  -->  [ A_ab, A_qb, T again ]
-                                          [ dS in registers     ]  --> dS' of every chunk
-                                                                   --> dS of the initial state
+    r, w, a, b, dy  -->  [ A_ab, A_qb, T again ]
+                         [ dS in registers     ]  --> dS' of every chunk
+                                                  --> dS of the initial state
 
 Only this is serial. With dS the gradient of the state after the chunk, in the chunk's centred frame
 (see triton_chunk.py):
@@ -22,13 +22,13 @@ import triton.language as tl
 from wuneng.ops.wkv7.triton_chunk import (
     chunk_slots,
     gradient_before_chunk,
+    load_operands,
     load_state,
     lower_products,
     scan_program,
     tile_offsets,
     unit_lower_inverse,
 )
-from wuneng.ops.wkv7.triton_recurrence_inputs import load_operands
 
 
 @triton.jit
@@ -48,11 +48,6 @@ def wkv7_state_gradients_kernel(
     HAS_FINAL: tl.constexpr,
     HAS_TABLE: tl.constexpr,
     HAS_BOUNDARIES: tl.constexpr,
-    k_k=None,  # [heads, SIZE], with RAW
-    k_a=None,  # [heads, SIZE], with RAW
-    RAW: tl.constexpr = False,  # w, k, a, b are projections, as in wkv7_forward_kernel
-    SHARED: tl.constexpr = False,
-    A_MAX: tl.constexpr = 1.0,
 ):  # fmt: skip
     """Write dS' of every chunk; what is not given counts as zero."""
     value_block, _sequence, head, state, begin, end, lead, first_row = scan_program(
@@ -70,10 +65,9 @@ def wkv7_state_gradients_kernel(
         base = begin - lead + index * CHUNK
         start, mask_C = chunk_slots(base, begin, end, head, heads, SIZE, CHUNK)
         boundary = ((first_row + index) * heads + head) * SIZE * SIZE
-        r_CK, _k_CK, a_CK, b_CK, _v_VC, _key_CK, enter_K, leave_K = load_operands(
-            r, w, k, v, a, b, k_k, k_a, head, start, tile_CK, tile_VC, mask_C,
-            CHUNK, OPERAND, RAW, SHARED, A_MAX,
-        )  # fmt: skip
+        r_CK, _k_CK, a_CK, b_CK, _v_VC, enter_K, leave_K = load_operands(
+            r, w, k, v, a, b, start, tile_CK, tile_VC, mask_C, CHUNK, OPERAND
+        )
         dy_VC = tl.load(dy + start + tile_VC, mask=mask_C[None, :], other=0.0).to(OPERAND)
         ab_CC = lower_products(a_CK, b_CK, True, OPERAND, PRECISION)
         inverse_CC = unit_lower_inverse(ab_CC, CHUNK, INVERSE_PRECISION)
