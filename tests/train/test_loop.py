@@ -3,7 +3,7 @@
 import errno
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -283,15 +283,23 @@ def test_best_validation_is_remembered(undisturbed: ArmJob) -> None:
 def test_compiling_counts_as_time_but_not_as_speed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def eager(model: torch.nn.Module) -> torch.nn.Module:
-        compiled.append(model)
-        return model
+    def eager(forward: Callable[..., Any]) -> Callable[..., Any]:
+        """In the place of torch.compile, which validation does without."""
 
-    compiled: list[torch.nn.Module] = []
+        def called(*arguments: Any, **named: Any) -> Any:
+            assert torch.is_grad_enabled()
+            calls.append(1)
+            return forward(*arguments, **named)
+
+        compiled.append(forward)
+        return called
+
+    compiled: list[Callable[..., Any]] = []
+    calls: list[int] = []
     monkeypatch.setattr(torch, "compile", eager)
     job = tiny_job(tmp_path, tiny_training(compile=True))
     state = train(job).state
-    assert compiled == [job.model]
+    assert (len(compiled), len(calls)) == (1, 12)
     assert state.tokens == 12 * 24
     assert state.timed_tokens == 11 * 24
 

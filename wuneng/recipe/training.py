@@ -106,7 +106,7 @@ class Training(OptimizerSettings):
     """Layers whose activations are recomputed in the backward pass: none, all (``full``: much less
     memory, about a third more time), or every n-th (``2``: about half of both)."""
     compile: bool = False
-    """Run the model through torch.compile."""
+    """Train with layers that torch.compile has compiled."""
     log_every: PositiveCount = 10
     """Steps between two lines of metrics.jsonl."""
     validate_every: Count = 0

@@ -126,11 +126,11 @@ def prepare_model(
             transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
         for number, block in enumerate(blocks(model)):
             block.gradient_checkpointing = number % every == 0  # type: ignore[assignment]
+    if training.compile:
+        compile_blocks(model)
     if numerics is not None and numerics.processes.size > 1:
-        if training.compile:
-            compile_blocks(model)
         return joined_copies(model, numerics.processes, numerics.degrees, numerics.device)
-    return torch.compile(model) if training.compile else model  # type: ignore[return-value]
+    return model
 
 
 def compilation_error(error: Exception, training: Training) -> RunError | None:
