@@ -56,7 +56,7 @@ _REPLACED = {
 }
 
 #: Triton kernels that are taken on CUDA unasked: those that have passed ``pytest -m gpu`` on a GPU
-#: (an H200, torch 2.11, Triton 3.6). "projections" is the scan from raw projections, with the kernels around it.
+#: (an H200, torch 2.11, Triton 3.6). "projections" is the scan from raw projections.
 JUDGED: frozenset[str] = frozenset(
     {
         *("scan", "segments", "snapshots", "step", "projections"),
