@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wuneng.ops.wkv7.triton_backward import wkv7_backward_kernel
 from wuneng.ops.wkv7.triton_forward import wkv7_forward_kernel
+from wuneng.ops.wkv7.triton_kept_tables import kept_table
 from wuneng.ops.wkv7.triton_launch import (
     Launch,
     backward_launch,
@@ -57,8 +58,15 @@ def cut_where_few(
     bound = sequences * -(-tokens // length)
     if packed or has_position:
         bound = max_segments(batch * tokens, sequences, length, chunk, has_position)
-    table = full_table(batch, tokens, cu_seqlens, position, chunk, device)
-    return cut_sequences(table, length, bound, chunk, rows)
+
+    def segments_of_sequences() -> Segments:
+        table = full_table(batch, tokens, cu_seqlens, position, chunk, device)
+        return cut_sequences(table, length, bound, chunk, rows)
+
+    if position is not None:
+        return segments_of_sequences()
+    sizes = (batch, tokens, chunk, length, bound, rows)
+    return kept_table(segments_of_sequences, cu_seqlens, device, *sizes)
 
 
 def scan(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wuneng.ops.wkv7.triton_kept_tables import kept_table
+
 
 def rows_per_sequence(tokens: int, chunk: int, has_position: bool = False) -> int:
     """Boundary states of a sequence: one per chunk and one for its end.
@@ -40,7 +42,13 @@ def sequence_table(
     """
     if cu_seqlens is None and position is None:
         return None
-    return full_table(batch, tokens, cu_seqlens, position, chunk)
+
+    def table_of_sequences() -> Tensor:
+        return full_table(batch, tokens, cu_seqlens, position, chunk)
+
+    if cu_seqlens is None or position is not None:
+        return table_of_sequences()
+    return kept_table(table_of_sequences, cu_seqlens, cu_seqlens.device, tokens, chunk)
 
 
 def full_table(
