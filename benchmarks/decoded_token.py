@@ -14,6 +14,7 @@ once a token.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -172,7 +173,7 @@ def main() -> None:
                 f"{row['roof']:.0%} of the roof"
             )
     if chosen.out is not None:
-        command = environment(["python", "-m", "benchmarks.decoded_token"])
+        command = environment(["python", "-m", "benchmarks.decoded_token", *sys.argv[1:]])
         write_json(chosen.out, {"environment": command, "load_average": began, "models": found})
 
 
