@@ -22,6 +22,8 @@ bench --what ops --batch 4 --heads 12 --seq-len 1k,2k --seconds 60 --out benchma
 python -m benchmarks.wkv7_cpu --seconds 5
 python -m benchmarks.vocabulary --out benchmarks/vocabulary.json
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --out benchmarks/decoded_token.json
+OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --rounds 30 \
+  --arms text,mha-shift,no-middle,interleaved,rwkv7 --out benchmarks/decoded_arms.json
 bench --compare benchmarks/cpu-inference --out benchmarks/cpu-repeated
 python -m benchmarks.startup --out benchmarks/startup.json
 if [[ -n "${DATA:-}" ]]; then

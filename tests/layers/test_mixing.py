@@ -94,7 +94,12 @@ def test_a_formula_of_ones_own_is_not_the_operators() -> None:
     class Renamed(Gated):
         pass
 
-    assert (Silent.operator, Renamed.operator) == (None, "gated")
+    class Halved(Gated):
+        def forward(self, attention: Any, state: Any) -> Any:
+            return super().forward(attention, state / 2)
+
+    assert (Silent.operator, Renamed.operator, Halved.operator) == (None, "gated", None)
+    assert not Halved(WuNengConfig(**BASE)).can_be_read()
     layer = Silent(WuNengConfig(**BASE))
     initialise(layer, WuNengConfig(**BASE))
     with torch.no_grad():

@@ -23,9 +23,11 @@ from wuneng.ops import native, using
 pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
 SERVED = ["default", "concat", "additive", "gqa-qk-norm-bias", "own-key-value", "own-key"]
 SERVED += ["no-shift", "shift-on-k", "no-bonus-no-norm-scalar", "sliding-second-layer"]
-SERVED += ["state-in-second-layer", "mlp-bias", "mha", "a-max-2"]
-LEFT = ["no-middle", "gqa", "mha-shift", "pure-state", "rwkv-ffn", "mlp-layernorm-untied", "paper"]
-LEFT += ["snapshots", "kda", "short-conv", "post-norm-multipliers", "four-norms-soft-caps"]
+SERVED += ["state-in-second-layer", "mlp-bias", "mha", "a-max-2", "no-middle", "gqa", "mha-shift"]
+SERVED += ["pure-state", "pre-shift", "pre-shift-own"]
+LEFT = ["rwkv-ffn", "mlp-layernorm-untied", "paper", "own-removal-key", "value-from-output"]
+LEFT += ["gate-and-value-residual", "own-key-other-size", "snapshots", "kda", "short-conv"]
+LEFT += ["pure-rwkv7", "post-norm-multipliers", "four-norms-soft-caps"]
 #: transformers' usual way of running experts has no float64, with which is compared here.
 EXPERTS: dict[str, Any] = {
     "num_experts": 3,
@@ -67,6 +69,8 @@ LENGTHS = [253, *[1] * 5]
 
 
 def _model(variant: str = "default", **fields: Any) -> WuNengForCausalLM:
+    if variant.startswith("pure-"):
+        fields = {"state_head_dim": 16} | fields
     return small_model(variant, hidden_size=64, **fields)
 
 
@@ -131,7 +135,10 @@ def _generated(model: Any, pads: Tensor, beams: int) -> dict[str, Tensor]:
 PADS = torch.tensor([0, 261, 3])  # a whole piece of keys that one row does not see
 
 
-@pytest.mark.parametrize("variant", ["additive", "mha", "sliding"])
+@pytest.mark.parametrize(
+    "variant",
+    ["additive", "mha", "sliding", "no-middle", "mha-shift", "pure-state", "pre-shift-own"],
+)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generating_from_unequal_prompts(variant: str, beams: int) -> None:
     model = _model(variant)
@@ -156,8 +163,9 @@ def test_a_pad_at_the_end_and_large_batches_take_the_modules() -> None:
     assert taken == [False, True, False, False, False]
 
 
-def test_a_hook_anywhere_is_called() -> None:
-    model, ids = _model("gqa-qk-norm-bias"), _ids(1, 3)
+@pytest.mark.parametrize("variant", ["gqa-qk-norm-bias", "no-middle", "mha-shift", "pre-shift-own"])
+def test_a_hook_anywhere_is_called(variant: str) -> None:
+    model, ids = _model(variant), _ids(1, 3)
     not_read = (model.model, model.model.layers, model.model.rotary_emb)
     for number, module in enumerate(m for m in model.model.modules() if m not in not_read):
         calls: list[int] = []

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compile
 SHORT = ["default", "concat", "additive", "gqa-qk-norm-bias", "no-shift", "shift-on-k", "a-max-2"]
 SHORT += ["no-bonus-no-norm-scalar", "sliding", "state-in-second-layer", "rwkv-ffn", "mlp-bias"]
 SHORT += ["own-key-value", "own-key", "post-norm-multipliers", "four-norms-soft-caps"]
-LONG = ["no-middle", "gqa", "own-removal-key", "pre-shift", "snapshots", "paper"]
+SHORT += ["no-middle", "gqa"]
+LONG = ["own-removal-key", "pre-shift", "snapshots", "paper", "pure-state"]
 LONG += ["gate-and-value-residual", "value-from-output", "mha"]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,3 +90,33 @@ def compiled_ahead(
 
         yield compile_one
         worker.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def blocks(repository: Path) -> dict[str, Any]:
+    """The C headers' structures by name."""
+    from tests.ops.native_blocks import structures
+
+    return dict(structures(repository / "wuneng" / "ops"))
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, ...]]:
+    """The blocks that reach a kernel, which is not run."""
+    from wuneng.ops.cross_head import native as cross_head
+    from wuneng.ops.low_rank import native as low_rank
+    from wuneng.ops.native import hybrid_token, model_token
+    from wuneng.ops.state_head import native as state_head
+
+    calls: list[tuple[bytes, ...]] = []
+
+    def note(*given: bytes) -> int:
+        calls.append(given)
+        return 0
+
+    names = ("low_rank", "projections", "cross_head", "hybrid_token", "state_head_forward")
+    names += ("model_token",)
+    kernels = SimpleNamespace(**dict.fromkeys(names, note))
+    for module in (low_rank, cross_head, hybrid_token, model_token, state_head):
+        monkeypatch.setattr(module, "_kernels", lambda _: kernels)
+    return calls

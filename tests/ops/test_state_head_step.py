@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.head_step_cases import SITUATIONS, StepCase, assert_overwrites_when_asked
+from tests.ops.state_head_cases import needs_compiler
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.ops import state_head
 from wuneng.ops.head_arguments import HeadOutputs
@@ -166,6 +167,17 @@ def changed(case: StepCase, **changes: Any) -> tuple[Any, ...]:
 def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         state_head_step(*changed(StepCase(), **changes))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [("state", (2, 2, 16, 8), r"\[2, 2, 16, 16\]"), ("carry", (1, 96), r"\[2, 96\]")],
+)
+def test_c_reads_no_further_than_there_is(name: str, shape: tuple[int, ...], wanted: str) -> None:
+    inputs, weights, options, state, carry = changed(StepCase(), **{name: torch.ones(shape)})
+    with pytest.raises(ValueError, match=f"{name} must have shape {wanted}"):
+        state_head(inputs, weights, options, state=state, carry=carry)
 
 
 @pytest.mark.parametrize("name", ["state", "carry"])

@@ -19,7 +19,7 @@ from wuneng.layers.norms import RMSNorm
 from wuneng.layers.plain_modules import is_plain
 from wuneng.layers.state.rwkv7 import RWKV7
 from wuneng.ops.native.hybrid_token import TokenOptions, TokenWeights
-from wuneng.ops.native.model_token import LayerWeights, StateWeights
+from wuneng.ops.native.token_arguments import LayerWeights, StateWeights
 
 _SILU = (SiLUActivation, nn.SiLU)
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -38,34 +38,44 @@ def layer_weights(block: Any, config: Any) -> LayerWeights | None:
     feed_forward = _feed_forward(parts["mlp"])
     if attention is None or feed_forward is None or not all(is_plain(x, RMSNorm) for x in norms):
         return None
+    weights, (q_eps, k_eps, scaling) = attention
     state = None
     if parts.get("state_heads") is not None:
-        state = _state(parts["state_heads"], parts["cross_head"])
+        state = _state(parts["state_heads"], parts.get("cross_head"), weights[0] is not None)
         if state is None:
             return None
-    weights, (q_eps, k_eps) = attention
+    elif weights[0] is None:
+        return None
     first, second = (norm._parameters["weight"] for norm in norms)
-    numbers = (norms[0].eps, q_eps, k_eps, norms[1].eps, parts["self_attn"].scaling)
+    numbers = (norms[0].eps, q_eps, k_eps, norms[1].eps, scaling)
     return LayerWeights._make((first, *weights, second, *feed_forward, numbers, state))
 
 
-def _attention(attention: Any, config: Any) -> tuple[list[Any], tuple[float, float]] | None:
-    """Weights q, k, v, o, their biases and the norms of queries and keys; the norms' eps."""
-    if attention is None or not is_plain(attention, Attention) or attention.config is not config:
+def _attention(attention: Any, config: Any) -> tuple[list[Any], tuple[float, float, float]] | None:
+    """Weights q, k, v, o, their biases, the norms of queries and keys and the token shift of keys
+    and values, all None without attention; the norms' eps, and the scaling."""
+    if attention is None:
+        return [None] * 12, (0.0, 0.0, 0.0)
+    if not is_plain(attention, Attention) or attention.config is not config:
         return None
-    if attention.training and config.attention_dropout:
+    if (attention.training and config.attention_dropout) or config.attention_short_conv:
         return None
-    parts = attention._modules
+    parts, parameters = attention._modules, attention._parameters
     linears = [parts[name] for name in _LINEARS]
-    norms = [parts.get("q_norm"), parts.get("k_norm")]
-    if not all(is_plain(x, nn.Linear) for x in linears) or "q_conv" in parts:
+    norms = [parts.get(name) if config.qk_norm else None for name in ("q_norm", "k_norm")]
+    shifts = [None, None]
+    if config.attention_token_shift:
+        shifts = [parameters.get("shift_k"), parameters.get("shift_v")]
+        if any(x is None for x in shifts):
+            return None
+    if not all(is_plain(x, nn.Linear) for x in linears):
         return None
-    if any(x is not None and not is_plain(x, RMSNorm) for x in norms) or attention._parameters:
+    if any(x is not None and not is_plain(x, RMSNorm) for x in norms):
         return None
     own = [x._parameters["weight"] for x in linears] + [x._parameters["bias"] for x in linears]
-    own += [None if x is None else x._parameters["weight"] for x in norms]
-    first, second = (0.0 if x is None else x.eps for x in norms)
-    return own, (first, second)
+    own += [None if x is None else x._parameters["weight"] for x in norms] + shifts
+    q_eps, k_eps = (0.0 if x is None else x.eps for x in norms)
+    return own, (q_eps, k_eps, attention.scaling)
 
 
 def _feed_forward(layer: Any) -> list[Any] | None:
@@ -81,22 +91,26 @@ def _feed_forward(layer: Any) -> list[Any] | None:
     return [x._parameters["weight"] for x in linears] + [x._parameters["bias"] for x in linears]
 
 
-def _state(heads: Any, cross_head: Any) -> StateWeights | None:
+def _state(heads: Any, cross_head: Any, beside_attention: bool) -> StateWeights | None:
     if type(heads) is not RWKV7 or not isinstance(cross_head, MiddleHeads):
         return None
-    if not heads.is_usual or not (heads.can_be_read() and cross_head.can_be_read()):
+    if not heads.is_known or not (heads.can_be_read() and cross_head.can_be_read()):
         return None
-    own = [_own(heads, "k_proj", heads.key_source), _own(heads, "v_proj", heads.value_source)]
+    sources = (heads.key_source, heads.value_source)
+    if not beside_attention and (sources != ("own", "own") or cross_head.mixes):
+        return None
+    own = [_own(heads, name, x) for name, x in zip(("k_proj", "v_proj"), sources, strict=True)]
     if any(x is not None and not is_plain(x, nn.Linear) for x in own):
         return None
     receptance, decay, rate, head = heads.token_weights()
     weights = TokenWeights(receptance, decay, rate, head, *cross_head.token_weights())
-    norm: Any = cross_head._modules["group_norm"]
-    options = TokenOptions(
-        heads.options, str(cross_head.operator), cross_head.attention_heads, norm.eps
-    )
+    kind, eps = cross_head.operator or "none", 0.0
+    if cross_head.mixes:
+        norm: Any = cross_head._modules["group_norm"]
+        eps = norm.eps
+    options = TokenOptions(heads.options, kind, cross_head.attention_heads, eps)
     own_key, own_value = (None if x is None else x._parameters["weight"] for x in own)
-    return StateWeights(weights, options, own_key, own_value)
+    return StateWeights(weights, options, own_key, own_value, *heads.wide_weights())
 
 
 def _own(heads: Any, name: str, source: str) -> Any:

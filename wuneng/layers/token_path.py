@@ -57,8 +57,7 @@ def one_token(
     call = _block(state_heads, cross_head, x.shape[0])
     if call is None:
         return None
-    key = state_heads.k_proj(x) if state_heads.key_source == "own" else heads.key
-    value = state_heads.v_proj(x) if state_heads.value_source == "own" else heads.value
+    key, value = state_heads.key_value({"k": x, "v": x}, heads, layout)
     if not are_plain(key, value):
         return None
     changed, branch, state, carry = call(x, key, value, heads.output, state, carry)
@@ -88,9 +87,9 @@ def _block(state_heads: Any, cross_head: Any, batch: int) -> hybrid_token.Hybrid
         return known
     options = hybrid_token.TokenOptions(
         state_heads.options,
-        cross_head.operator,
+        cross_head.operator or "none",
         cross_head.attention_heads,
-        cross_head.group_norm.eps,
+        cross_head.group_norm.eps if cross_head.mixes else 0.0,
     )
     made = hybrid_token.make(weights, options, batch)
     if made is not None:

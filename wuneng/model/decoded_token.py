@@ -1,9 +1,9 @@
 """A decoded token's short way through all of a model's layers: one call in C.
 
 Taken on a CPU with a C compiler for one token of every sequence, without gradients, where each
-layer is attention and SwiGLU behind RMSNorm, with or without RWKV-7 heads of the plainest wiring,
-and nothing watches or has replaced a module; otherwise the blocks run one by one, with equal
-results. Keys, values and states go to the cache as they do there.
+layer is attention, RWKV-7 heads (``is_known`` in :mod:`wuneng.layers.state.rwkv7`) or both, and
+SwiGLU, behind RMSNorm, and nothing watches or has replaced a module; otherwise the blocks run one
+by one, with equal results. Keys, values and states go to the cache as they do there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from wuneng.layers.block_token import layer_weights
 from wuneng.layers.norms import RMSNorm
 from wuneng.layers.plain_modules import is_plain
 from wuneng.layers.snapshot import Snapshot
-from wuneng.model.cache import HybridLayer, SlidingHybridLayer, WuNengCache
+from wuneng.model.cache import WuNengCache
 from wuneng.model.call_shapes import is_padding
+from wuneng.model.decoded_cache import CachePlan
 from wuneng.model.token_layout import positions
 from wuneng.ops.backend import candidates
 from wuneng.ops.native import model_token
-from wuneng.ops.native.model_token import FinalNorm, LayerCache, ModelToken
+from wuneng.ops.native.model_token import ModelToken
+from wuneng.ops.native.token_arguments import FinalNorm
 from wuneng.ops.plain import are_plain
 
 #: What the call computes, in float32 and to its rounding.
@@ -44,6 +46,8 @@ _WIRING = {
     "rope_float32": False,
     "num_experts": 0,
 }
+#: What the layers read of the configuration at every call, and may be told otherwise meanwhile.
+_READ_ANEW = ("attention_dropout", "attention_token_shift", "attention_short_conv", "qk_norm")
 #: Arguments of a call that ask for nothing here.
 _SILENT = ("return_dict", "is_causal")
 
@@ -74,14 +78,18 @@ def decoded_token(
     served, real = _real_tokens(attention_mask)
     if not served:
         return None
-    block = _block(model, kind, hidden.shape[0])
-    if block is None or not _fit(model, cache, hidden.shape[0]):
+    known = _known(model, kind, hidden.shape[0])
+    if known is None or not known.caches.fits(cache):
         return None
-    seen = cache.get_seq_length()
-    rotation = model.rotary_emb(hidden, position_ids=positions(hidden, position_ids, seen, None))
-    if not _is_rotation(rotation, block.size):
-        return None
-    return block(hidden, rotation, real, _caches(model, cache, hidden.shape[0]))
+    block, rotation = known.block, None
+    if block.heads:
+        placed = positions(hidden, position_ids, cache.get_seq_length(), None)
+        rotation = model.rotary_emb(hidden, position_ids=placed)
+        if not _is_rotation(rotation, block.size):
+            return None
+    decoded = block(hidden, rotation, real, known.caches.advanced(cache))
+    cache.advance(1)
+    return decoded
 
 
 def _may(model: Any, hidden: Tensor, cache: Any) -> bool:
@@ -123,38 +131,40 @@ def _real_tokens(attention_mask: Any) -> tuple[bool, Tensor | None]:
 
 
 class _Read(NamedTuple):
-    """A model's block, and what it was read from."""
+    """A model's block and what its caches have to be, and what they were read from."""
 
     block: ModelToken
+    caches: CachePlan
     layers: nn.ModuleList
     norm: nn.Module
     snapshot: Snapshot
-    dropout: float
+    settings: list[Any]
 
 
 _READ: WeakKeyDictionary[Any, _Read] = WeakKeyDictionary()
 
 
-def _block(model: Any, kind: type, batch: int) -> ModelToken | None:
-    """The model's block, read again where anything about it has changed."""
+def _known(model: Any, kind: type, batch: int) -> _Read | None:
+    """What is known of the model, read again where anything about it has changed."""
     parts, config, known = model._modules, model.config, _READ.get(model)
+    settings = [getattr(config, name) for name in _READ_ANEW]
     if (
         known is not None
         and known.layers is parts["layers"]
         and known.norm is parts["norm"]
         and known.block.batch == batch
         and known.block.threads == torch.get_num_threads()
-        and known.dropout == config.attention_dropout
+        and known.settings == settings
         and known.snapshot.holds()
     ):
-        return known.block
-    made = _read(parts["layers"], parts["norm"], kind, config, batch)
-    if made is not None:
-        snapshot = Snapshot((parts["layers"], parts["norm"]))
-        _READ[model] = _Read(
-            made, parts["layers"], parts["norm"], snapshot, config.attention_dropout
-        )
-    return made
+        return known
+    layers, norm = parts["layers"], parts["norm"]
+    block = _read(layers, norm, kind, config, batch)
+    if block is None:
+        return None
+    caches, snapshot = CachePlan(layers, config, batch), Snapshot((layers, norm))
+    _READ[model] = known = _Read(block, caches, layers, norm, snapshot, settings)
+    return known
 
 
 def _read(layers: Any, norm: Any, kind: type, config: Any, batch: int) -> ModelToken | None:
@@ -169,65 +179,13 @@ def _read(layers: Any, norm: Any, kind: type, config: Any, batch: int) -> ModelT
             return None
         found.append(weights)
     final = FinalNorm(norm._parameters["weight"], norm.eps)
-    return model_token.make(found, final, config.head_dim, batch) if found else None
-
-
-def _fit(model: Any, cache: WuNengCache, batch: int) -> bool:
-    """Whether every layer's cache holds what an earlier call of this model left, in float32."""
-    config, seen = model.config, cache.get_seq_length()
-    if not seen or len(cache.layers) != len(model.layers) or getattr(cache, "offloading", False):
-        return False
-    for layer, block in zip(cache.layers, model.layers, strict=True):
-        window, tokens = block.self_attn.sliding_window, seen
-        if type(layer) is not (HybridLayer if window is None else SlidingHybridLayer):
-            return False
-        if window is not None:
-            tokens = min(seen, window - 1)
-            if layer.record_past or layer.sliding_window != window:
-                return False
-        shape = (batch, config.num_key_value_heads, tokens, config.head_dim)
-        states = (layer.get("wkv"), layer.get("shift"))
-        if "update" in layer.__dict__ or not are_plain(layer.keys, layer.values, *states):
-            return False
-        if not all(x is not None and x.shape == shape for x in (layer.keys, layer.values)):
-            return False
-        if not all(map(_is_float, (layer.keys, layer.values))) or not all(map(_is_kept, states)):
-            return False
-    return True
-
-
-def _is_float(x: Any) -> bool:
-    return x.dtype == torch.float32 and bool(x.is_cpu)
-
-
-def _is_kept(x: Tensor | None) -> bool:
-    return x is None or (_is_float(x) and x.is_contiguous())
+    attends = any(layer.q is not None for layer in found)
+    size = config.head_dim if attends else config.state_head_dim
+    return model_token.make(found, final, size, batch) if found else None
 
 
 def _is_rotation(rotation: tuple[Tensor, Tensor], size: int) -> bool:
-    return are_plain(*rotation) and all(x.shape[-1] == size and _is_kept(x) for x in rotation)
-
-
-def _caches(model: Any, cache: WuNengCache, batch: int) -> list[LayerCache]:
-    """Room for one token more in every layer, and for its state after it."""
-    config = model.config
-    new = torch.empty(batch, config.num_key_value_heads, 1, config.head_dim)
-    return [
-        _advanced(block, layer, new)
-        for block, layer in zip(model.layers, cache.layers, strict=True)
-    ]
-
-
-def _advanced(block: Any, layer: Any, new: Tensor) -> LayerCache:
-    key, value = layer.update(new, new)
-    heads = block._modules.get("state_heads")
-    if heads is None:
-        return LayerCache(key, value)
-    state, carry, options = layer.get("wkv"), layer.get("shift"), heads.options
-    final = torch.empty(new.shape[0], options.heads, options.size, options.size)
-    last = None
-    layer.put("wkv", final)
-    if options.letters:
-        last = torch.empty(new.shape[0], len(options.letters) * heads.width)
-        layer.put("shift", last)
-    return LayerCache(key, value, state, final, carry, last)
+    return are_plain(*rotation) and all(
+        x.shape[-1] == size and x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()
+        for x in rotation
+    )

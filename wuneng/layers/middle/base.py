@@ -48,9 +48,10 @@ class MiddleHeads(nn.Module):
     mixes: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A formula of a class's own is no operator's, unless the class says so itself."""
+        """What a class computes in its own way is no operator's, unless it says so itself."""
         super().__init_subclass__(**kwargs)
-        if "formula" in cls.__dict__ and "operator" not in cls.__dict__:
+        own = {"formula", "forward", "interaction"} & cls.__dict__.keys()
+        if own and "operator" not in cls.__dict__:
             cls.operator = None
 
     def __init__(self, config: Any) -> None:
@@ -149,7 +150,7 @@ class MiddleHeads(nn.Module):
     def token_weights(self) -> tuple[Any, ...]:
         """Scale, mix, norm, the kind's two and the branch, as a decoded token's call takes them.
 
-        For a module that :meth:`can_be_read`.
+        For a module that :meth:`can_be_read`. Without middle heads those of theirs are None.
         """
         return (
             self.scale,

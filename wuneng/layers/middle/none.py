@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 from wuneng.kinds import register
 from wuneng.layers.middle.base import MiddleHeads
+from wuneng.layers.plain_modules import is_plain
 
 
 @register("middle", "none")
@@ -12,3 +17,9 @@ class NoMiddleHeads(MiddleHeads):
 
     mixes = False
     context_parallel = True
+
+    def can_be_read(self) -> bool:
+        return is_plain(self, NoMiddleHeads) and is_plain(self.branch_proj, nn.Linear)
+
+    def token_weights(self) -> tuple[Any, ...]:
+        return (self.scale, None, None, None, None, self.branch_proj.weight)

@@ -65,17 +65,16 @@ class RWKV7(HeadParameters):
         self._value_residual, self._gated = config.state_value_residual, config.state_output_gate
         self._own_removal_key = config.state_removal_key == "own"
         self._reads_twice = config.state_reads == 2
-        #: Whether a decoded token may take the short way (wuneng.layers.token_path).
-        self.is_usual = (
-            self._reads_input
-            and self.value_source != "attention_output"
-            and not (self._value_residual or self._gated or self._own_removal_key)
-            and not self._reads_twice
+        #: Whether a decoded token may go through all layers at once (wuneng.layers.block_token).
+        self.is_known = (
+            self.value_source != "attention_output"
+            and not (self._own_removal_key or self._reads_twice)
+            and not (self._value_residual and config.token_shift == "post")
             and not (config.snapshots or config.state_short_conv)
-            and (
-                self.key_source == self.value_source == "own"
-                or config.num_key_value_heads >= self.heads
-            )
+        )
+        #: Whether it may take the short way through a block (wuneng.layers.token_path).
+        self.is_usual = (
+            self.is_known and self._reads_input and not (self._value_residual or self._gated)
         )
         self.options = HeadOptions(
             self.heads,
@@ -84,6 +83,8 @@ class RWKV7(HeadParameters):
             norm_eps=config.state_norm_eps,
             letters=config.token_shift_on if self._shifts_in_operator() else "",
         )
+        #: Channels of the token before that heads which are known keep for the next call.
+        self.carried = len(self.options.letters) * width if self._reads_input else size
 
     def initialise(self, config: Any) -> None:
         """Those of :mod:`wuneng.layers.state._rwkv7_initial_values`, as ``state_init`` says."""
@@ -224,6 +225,15 @@ class RWKV7(HeadParameters):
         """
         decay, rate = self._low_rank_weights("w"), self._low_rank_weights("a")
         return self.r_proj.weight, decay, rate, self._with_norm(self._weights())
+
+    def wide_weights(self) -> tuple[Any, ...]:
+        """What RWKV-7's own form has besides :meth:`token_weights`: how much of the token before r,
+        w, k, v, a, g read, the output gate's two matrices, and the value residual; None if absent.
+        """
+        mixtures = tuple(self.weight_of(f"x_{letter}") for letter in "rwkvag")
+        gate = (self.weight_of("g1"), self.weight_of("g2")) if self._gated else None
+        has_residual = self._value_residual and "v0" in self._names
+        return mixtures, gate, self._low_rank_weights("v") if has_residual else None
 
     def _low_rank(self, letter: str, x: Tensor, tanh: bool = False) -> Tensor:
         """bias + (x down) up, with tanh between the two if so."""

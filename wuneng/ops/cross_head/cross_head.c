@@ -56,12 +56,14 @@ static void middle_head(const CrossHead *g, const float *attention, const float 
   }
 }
 
-/* One state head: lambda R and Mid. */
+/* One state head: lambda R and Mid, where there is one. */
 void cross_head_branch(const CrossHead *g, int64_t token, int64_t head) {
   const float *read = g->readout + (token * g->state_heads + head) * N;
-  float *scaled = g->branch + (token * 2 * g->state_heads + head) * N;
+  const int64_t branches = g->kind == NO_MIDDLE ? 1 : 2;
+  float *scaled = g->branch + (token * branches * g->state_heads + head) * N;
   const float scale = g->scale[g->scales > 1 ? head : 0];
   EACH store(AT(scaled), scale * load(AT(read)));
+  if (g->kind == NO_MIDDLE) return;
   middle_head(g, g->attention + token * g->heads * N, read, head, scaled + g->state_heads * N);
 }
 

@@ -13,7 +13,8 @@ from wuneng.ops.head_arguments import MiddleTensors
 from wuneng.ops.native.compiler import library
 
 CROSS_HEAD = struct.Struct("=5qd9q")
-KINDS = {"additive": 0, "gated": 1, "concat": 2}
+#: The operator's kinds, and what a decoded token's calls take as well: none in the middle.
+KINDS = {"additive": 0, "gated": 1, "concat": 2, "none": 3}
 
 
 @lru_cache

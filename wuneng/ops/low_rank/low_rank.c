@@ -46,15 +46,19 @@ static void add_rows(float *restrict out, const float *restrict x, const float *
     for (int64_t i = 0; i < count; ++i) out[j] += x[i] * rows[i * width + j];
 }
 
-/* out = bias + middle(x down) up, with middle the identity or tanh. */
+/* out = bias + middle(x down) up, with middle the identity, tanh or sigma. */
 void low_rank(const LowRank *g) {
   for (int64_t token = 0; token < g->tokens; ++token) {
     float *middle = g->middle, *out = g->out + token * g->width;
     memset(middle, 0, g->rank * sizeof(float));
     add_rows(middle, g->x + token * g->size, g->down, g->size, g->rank);
-    if (g->tangent)
-      for (int64_t j = 0; j < g->rank; ++j) middle[j] = tanhf(middle[j]);
-    memcpy(out, g->bias, g->width * sizeof(float));
+    for (int64_t j = 0; g->between == 1 && j < g->rank; ++j) middle[j] = tanhf(middle[j]);
+    for (int64_t j = 0; g->between == 2 && j < g->rank; ++j)
+      middle[j] = 1.0f / (1.0f + expf(-middle[j]));
+    if (g->bias)
+      memcpy(out, g->bias, g->width * sizeof(float));
+    else
+      memset(out, 0, g->width * sizeof(float));
     add_rows(out, middle, g->up, g->rank, g->width);
   }
 }

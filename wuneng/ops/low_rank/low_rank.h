@@ -13,9 +13,9 @@ typedef struct {
 
 typedef struct {
   int64_t tokens, size, rank, width;
-  int64_t tangent; /* 1: tanh between the two products */
+  int64_t between; /* the two products: 0 nothing, 1 tanh, 2 sigma */
   const float *x;  /* [tokens, size] */
-  const float *down, *up, *bias; /* [size, rank], [rank, width], [width] */
+  const float *down, *up, *bias; /* [size, rank], [rank, width], [width] or NULL */
   float *middle;                 /* [rank] to work in */
   float *out;                    /* [tokens, width] */
 } LowRank;

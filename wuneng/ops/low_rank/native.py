@@ -14,6 +14,9 @@ from wuneng.ops.native.compiler import library
 
 PRODUCT = struct.Struct("=6q")
 LOW_RANK = struct.Struct("=11q")
+#: A block of none, and what stands between the two products.
+NO_LOW_RANK = bytes(LOW_RANK.size)
+NOTHING, TANH, SIGMA = range(3)
 
 
 @lru_cache
@@ -50,9 +53,31 @@ def projections(
 
 def _low_rank_block(x: Tensor, weights: LowRank, tanh: bool) -> tuple[bytes, Tensor, Tensor]:
     """The argument block, the output, and working memory that must outlive the call."""
-    down, up, bias = weights
-    batch, tokens, inner = x.shape
-    rank, width = up.shape
+    batch, tokens, _ = x.shape
+    rank, width = weights.up.shape
     out, middle = torch.empty(batch, tokens, width), torch.empty(rank)
-    addresses = [u.data_ptr() for u in (x, down, up, bias, middle, out)]
-    return LOW_RANK.pack(batch * tokens, inner, rank, width, tanh, *addresses), out, middle
+    between = TANH if tanh else NOTHING
+    addresses = (middle.data_ptr(), out.data_ptr())
+    block = low_rank_block(batch * tokens, x.data_ptr(), weights, between, *addresses)
+    return block, out, middle
+
+
+def low_rank_block(
+    tokens: int,
+    x: int,
+    weights: tuple[Tensor, Tensor, Tensor | None],
+    between: int,
+    middle: int,
+    out: int,
+) -> bytes:
+    """The argument block.
+
+    Args:
+        x, middle, out: addresses of ``[tokens, D]``, of working memory ``[rank]`` and of
+            ``[tokens, C]``.
+        weights: as :class:`LowRank`, whose bias may be None.
+        between: what stands between the two products.
+    """
+    down, up, bias = weights
+    tensors = (down.data_ptr(), up.data_ptr(), 0 if bias is None else bias.data_ptr())
+    return LOW_RANK.pack(tokens, *down.shape, up.shape[1], between, x, *tensors, middle, out)

@@ -36,6 +36,7 @@ _SOURCES = (
     "native/hybrid_token.c",
     "native/attend_token.c",
     "native/model_token.c",
+    "native/project_token.c",
 )
 _HEADERS = (
     "state_head/state_head.h",
@@ -45,6 +46,7 @@ _HEADERS = (
     "native/hybrid_token.h",
     "native/attend_token.h",
     "native/model_token.h",
+    "native/layer_token.h",
     "native/products.h",
     "native/vectors.h",
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wuneng.ops.cross_head.native import CROSS_HEAD, KINDS
 from wuneng.ops.head_arguments import HeadOptions, HeadWeights, LowRank
-from wuneng.ops.low_rank.native import LOW_RANK, PRODUCT
+from wuneng.ops.low_rank.native import NOTHING, PRODUCT, TANH, low_rank_block
 from wuneng.ops.native.compiler import library
 from wuneng.ops.native.few_tokens import MOST_PRODUCTS
 from wuneng.ops.plain import are_plain
@@ -31,17 +31,17 @@ _INPUTS = struct.Struct("=12q")
 
 class TokenWeights(NamedTuple):
     """What the layer has learned: shapes as :func:`wuneng.ops.head_projections`,
-    :func:`wuneng.ops.state_head` and :func:`wuneng.ops.cross_head` say; branch ``[D, 2 * S * N]``.
-    """
+    :func:`wuneng.ops.state_head` and :func:`wuneng.ops.cross_head` say; branch ``[D, 2 * S * N]``,
+    or ``[D, S * N]`` without middle heads, whose own tensors are None then."""
 
     receptance: Tensor
     decay: LowRank
     rate: LowRank
     head: HeadWeights
     scale: Tensor
-    group_mix: Tensor
-    group_norm: Tensor
-    alpha_or_matrix: Tensor
+    group_mix: Tensor | None
+    group_norm: Tensor | None
+    alpha_or_matrix: Tensor | None
     beta_or_bias: Tensor | None
     branch: Tensor
 
@@ -51,7 +51,8 @@ class TokenWeights(NamedTuple):
 
 
 class TokenOptions(NamedTuple):
-    """What is not a tensor: the state heads' options, and the middle heads' kind, H and eps."""
+    """What is not a tensor: the state heads' options, and the middle heads' kind (``none`` too), H
+    and eps."""
 
     head: HeadOptions
     kind: str
@@ -59,13 +60,11 @@ class TokenOptions(NamedTuple):
     eps: float
 
 
-def products(weights: TokenWeights, batch: int) -> int:
+def products(weights: TokenWeights, size: int, batch: int) -> int:
     """Multiplications of a call, about."""
-    sizes = [x.numel() for x in (weights.receptance, *weights.decay, *weights.rate)]
-    heads, size = weights.group_norm.shape
-    return batch * (
-        sum(sizes) + weights.alpha_or_matrix.numel() + weights.branch.numel() + 6 * heads * size**2
-    )
+    tensors = (weights.receptance, *weights.decay, *weights.rate, weights.branch)
+    sizes = [x.numel() for x in (*tensors, weights.alpha_or_matrix) if x is not None]
+    return batch * (sum(sizes) + 6 * weights.receptance.shape[0] * size)
 
 
 class HybridToken:
@@ -86,16 +85,17 @@ class HybridToken:
     def _lay_out(self, weights: TokenWeights) -> bytes:
         batch, width, inner = self.batch, self.width, self.model_width
         r, w, a, readout = (self._memory(width) for _ in range(4))
-        branch = self._memory(2 * width)
+        wide = weights.branch.shape[1]
+        branch = self._memory(wide)
         receptance = (inner, width, 0, weights.receptance.data_ptr(), r)
         return b"".join(
             (
                 PRODUCT.pack(batch, *receptance),
-                self._low_rank(weights.decay, True, w),
-                self._low_rank(weights.rate, False, a),
+                self._low_rank(weights.decay, TANH, w),
+                self._low_rank(weights.rate, NOTHING, a),
                 self._head(weights.head, r, w, a, readout),
                 self._cross_head(weights, readout, branch),
-                PRODUCT.pack(batch, 2 * width, inner, branch, weights.branch.data_ptr(), 0),
+                PRODUCT.pack(batch, wide, inner, branch, weights.branch.data_ptr(), 0),
                 _SLOTS.pack(*(self.options.head.letters.find(letter) for letter in "rkv")),
             )
         )
@@ -106,13 +106,9 @@ class HybridToken:
         self.held.append(held)
         return held.data_ptr()
 
-    def _low_rank(self, weights: LowRank, tanh: bool, out: int) -> bytes:
-        rank, width = weights.up.shape
-        middle = self._memory(rank)
-        pointers = [u.data_ptr() for u in weights]
-        return LOW_RANK.pack(
-            self.batch, self.model_width, rank, width, tanh, 0, *pointers, middle, out
-        )
+    def _low_rank(self, weights: LowRank, between: int, out: int) -> bytes:
+        middle = self._memory(weights.up.shape[0])
+        return low_rank_block(self.batch, 0, weights, between, middle, out)
 
     def _head(self, weights: HeadWeights, r: int, w: int, a: int, out: int) -> bytes:
         options, width = self.options.head, self.width
@@ -143,7 +139,7 @@ class HybridToken:
             options.eps,
             0,
             readout,
-            *(x.data_ptr() for x in tensors),
+            *map(address, tensors),
             address(weights.beta_or_bias),
             0,
             branch,
@@ -203,7 +199,7 @@ def make(weights: TokenWeights, options: TokenOptions, batch: int) -> HybridToke
     plain = are_plain(*tensors) and all(
         x is None or (x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()) for x in tensors
     )
-    few = plain and products(weights, batch) <= MOST_PRODUCTS
+    few = plain and products(weights, options.head.size, batch) <= MOST_PRODUCTS
     if not few or weights.branch.shape[0] % 4 or options.kind not in KINDS:
         return None
     return None if library(options.head.size) is None else HybridToken(weights, options, batch)

@@ -1,42 +1,57 @@
 /* One decoded token of every layer of a model in one call: what stays from token to token (TokenModel
    and its layers), and what comes with the token (TokenCall and its caches). Every field is eight
-   bytes, in the order of `model_token.py`; weights are torch's Linear ones, absent biases are NULL. */
+   bytes, in the order of `token_arguments.py`; weights are torch's Linear ones, absent tensors are
+   NULL. */
 #ifndef WUNENG_MODEL_TOKEN_H
 #define WUNENG_MODEL_TOKEN_H
 
 #include "hybrid_token.h"
 
+/* Where a layer's state heads get their inputs from, in a model of many layers. */
+typedef struct {
+  const float *own_key, *own_value; /* [S N, D]; NULL: attention's, around again where G < S */
+  /* [D] each: how much of the token before the projections read, each of its own; NULL: nothing */
+  const float *mix_r, *mix_w, *mix_k, *mix_v, *mix_a, *mix_g;
+  LowRank gate;     /* of the output; without `down` there is none */
+  LowRank residual; /* logits: how much of the first such layer's values is mixed into its own */
+} StateParts;
+
 typedef struct {
   const float *input_norm, *q, *k, *v, *o;         /* [D], [H N, D], [G N, D] twice, [D, H N] */
   const float *q_bias, *k_bias, *v_bias, *o_bias;
   const float *q_norm, *k_norm;                    /* [N], both or neither */
+  const float *k_shift, *v_shift;                  /* [G N], both or neither: token shift */
   const float *feed_norm, *gate, *up, *down;       /* [D], [F, D] twice, [D, F] */
   const float *gate_bias, *up_bias, *down_bias;
   double input_eps, q_eps, k_eps, feed_eps;
   double scaling;                                  /* of attention's products */
   const HybridToken *hybrid;                       /* NULL: attention alone */
-  const float *own_key, *own_value;                /* [S N, D]; NULL: attention's */
-} TokenLayer;
+  const StateParts *parts;                         /* NULL too then */
+} TokenLayer;                                      /* without q: state heads alone */
 
 typedef struct {
   int64_t layers, batch, threads;
-  int64_t width, heads, groups, inner; /* D, H, G, F */
+  int64_t width, heads, groups, inner; /* D, H, G, F; H and G are 0 without any attention */
+  int64_t first;                       /* the first layer with state heads */
   const TokenLayer *layer;             /* [layers] */
   const float *norm;                   /* [D], after the last layer */
   double norm_eps;
-  /* to work in: [B, H N], [B, G N] twice, [B, H N] twice, [B, D], [B, F], [B, S N] twice */
-  float *query, *key, *value, *attended, *changed, *middle, *wide, *own_key, *own_value;
-  float *normed; /* [threads, B, D] */
+  /* to work in: [B, H N], [B, G N] twice, [B, H N] twice, [B, D], [B, F] */
+  float *query, *key, *value, *attended, *changed, *middle, *wide;
+  float *state_key, *state_value, *first_value; /* [B, S N], the last one of layer `first` */
+  float *inputs; /* [threads, INPUTS, B, D] */
 } TokenModel;
 
 typedef struct {
   float *key, *value;       /* [B, G, tokens, N], whose last token is to be written */
-  int64_t tokens;
+  int64_t tokens;           /* 0 without attention */
   int64_t sequence, head;   /* floats from one to the next, of keys and of values */
-  const float *state;       /* as TokenInputs has them */
+  const float *state;       /* [B, S, N, N], NULL for zero, and after this token */
   float *final_state;
-  const float *carry;
+  const float *carry;       /* [B, letters * S * N] as TokenInputs, or [B, D] for `mix_r`, and after */
   float *last;
+  const float *shift_carry; /* [B, 2 G N] for `k_shift` and `v_shift`, NULL for zero, and after */
+  float *shift_last;
 } TokenCache;
 
 typedef struct {
@@ -55,5 +70,6 @@ typedef struct {
 #define PIECE 256
 #define PART (N + 16)
 #define MOST_TOKENS 8 /* sequences at once */
+#define INPUTS 7      /* of projections: the normalised tokens, and six mixtures with those before */
 
 #endif

@@ -10,18 +10,29 @@ width of the feed-forward layer.
 from __future__ import annotations
 
 import ctypes
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wuneng.ops.cross_head.native import KINDS
+from wuneng.ops.low_rank.native import NO_LOW_RANK, NOTHING, SIGMA, low_rank_block
 from wuneng.ops.native.compiler import library
-from wuneng.ops.native.hybrid_token import HybridToken, TokenOptions, TokenWeights
+from wuneng.ops.native.hybrid_token import HybridToken
+from wuneng.ops.native.token_arguments import (
+    CALL,
+    LAYER,
+    MIXED,
+    MODEL,
+    PARTS,
+    FinalNorm,
+    LayerCache,
+    LayerWeights,
+    StateWeights,
+)
 from wuneng.ops.plain import are_plain
 from wuneng.ops.state_head.native_arguments import address
 
@@ -29,79 +40,6 @@ from wuneng.ops.state_head.native_arguments import address
 MOST_SEQUENCES = 8
 #: Keys of one piece of attention, and floats that are kept of it beside N; as in ``model_token.h``.
 _PIECE, _PART = 256, 16
-_LAYER = struct.Struct("=18q5d3q")
-_MODEL = struct.Struct("=9qd10q")
-_CACHE = struct.Struct("=9q")
-_CALL = struct.Struct("=9q")
-
-
-class StateWeights(NamedTuple):
-    """Of a layer's state and middle heads; own projections are ``[S * N, D]`` or None."""
-
-    weights: TokenWeights
-    options: TokenOptions
-    own_key: Tensor | None
-    own_value: Tensor | None
-
-
-class LayerWeights(NamedTuple):
-    """Of one layer: weights as torch's ``Linear`` has them; biases, and the norms of queries and
-    keys (``[N]``), or None."""
-
-    input_norm: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
-    q_bias: Tensor | None
-    k_bias: Tensor | None
-    v_bias: Tensor | None
-    o_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    feed_norm: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
-    gate_bias: Tensor | None
-    up_bias: Tensor | None
-    down_bias: Tensor | None
-    numbers: tuple[float, ...]
-    """eps of the norms of input, queries, keys and feed-forward, and attention's scaling: five."""
-    state: StateWeights | None
-
-    def tensors(self) -> list[Tensor | None]:
-        """All of them in order."""
-        own: list[Tensor | None] = list(self[:18])
-        if self.state is not None:
-            own += [*self.state.weights.tensors(), self.state.own_key, self.state.own_value]
-        return own
-
-
-class FinalNorm(NamedTuple):
-    """After the last layer: ``[D]`` and its eps."""
-
-    weight: Tensor
-    eps: float
-
-
-class LayerCache(NamedTuple):
-    """Of one layer, float32: keys and values ``[B, G, any, N]`` whose last token is to be written,
-    of equal strides; the state heads' tensors as :class:`HybridToken` takes and returns them."""
-
-    key: Tensor
-    value: Tensor
-    state: Tensor | None = None
-    final_state: Tensor | None = None
-    carry: Tensor | None = None
-    last: Tensor | None = None
-
-    def block(self) -> bytes:
-        """As C takes it."""
-        key, states = self.key, (address(x) for x in self[2:])
-        sequence, head = key.stride()[:2]
-        places = (key.data_ptr(), self.value.data_ptr(), key.shape[2], sequence, head)
-        return _CACHE.pack(*places, *states)
 
 
 class ModelToken:
@@ -121,29 +59,50 @@ class ModelToken:
         self.block = self._lay_out(layers)
 
     def _lay_out(self, layers: Sequence[LayerWeights]) -> bytes:
-        first, batch = layers[0], self.batch
-        width, inner = first.q.shape[1], first.gate.shape[0]
-        self.heads = first.q.shape[0] // self.size
-        queries, keys = first.q.shape[0], first.k.shape[0]
-        states = max(x.state.weights.receptance.shape[0] if x.state else 0 for x in layers)
-        sizes = (queries, keys, keys, queries, queries, width, inner, states, states)
-        memory = [self._memory(batch * n) for n in (*sizes, self.threads * width)]
-        laid = ctypes.create_string_buffer(b"".join(map(self._layer, layers)))
-        self.held.append(laid)
-        return _MODEL.pack(
-            *(len(layers), batch, self.threads, width, self.heads, keys // self.size, inner),
-            *(ctypes.addressof(laid), self.norm.weight.data_ptr(), self.norm.eps),
+        inner, width = layers[0].gate.shape
+        attention = next((x for x in layers if x.q is not None), None)
+        queries, keys = (0, 0) if attention is None else _widths(attention)
+        self.heads, batch = queries // self.size, self.batch
+        first = next((i for i, x in enumerate(layers) if x.state is not None), -1)
+        states = max((x.options.head.heads * self.size for x in _states(layers)), default=0)
+        sizes = (queries, keys, keys, queries, queries, width, inner, states, states, states)
+        inputs = self.threads * (1 + len(MIXED)) * width
+        memory = [self._memory(batch * n) for n in (*sizes, inputs)]
+        blocks = [self._layer(x, i == first) for i, x in enumerate(layers)]
+        laid = self._kept(b"".join(blocks))
+        return MODEL.pack(
+            *(len(layers), batch, self.threads, width, self.heads, keys // self.size, inner, first),
+            *(laid, self.norm.weight.data_ptr(), self.norm.eps),
             *memory,
         )
 
-    def _layer(self, layer: LayerWeights) -> bytes:
-        hybrid, own, state = 0, (0, 0), layer.state
+    def _layer(self, layer: LayerWeights, is_first: bool) -> bytes:
+        hybrid, parts, state = 0, 0, layer.state
         if state is not None:
-            block = HybridToken(state.weights, state.options, self.batch)
-            laid = ctypes.create_string_buffer(block.block)
-            self.held += [block, laid]
-            hybrid, own = ctypes.addressof(laid), (address(state.own_key), address(state.own_value))
-        return _LAYER.pack(*(address(x) for x in layer[:18]), *layer.numbers, hybrid, *own)
+            token = HybridToken(state.weights, state.options, self.batch)
+            self.held.append(token)
+            hybrid, parts = self._kept(token.block), self._kept(self._parts(state, is_first))
+        return LAYER.pack(*map(address, layer.own()), *layer.numbers, hybrid, parts)
+
+    def _parts(self, state: StateWeights, is_first: bool) -> bytes:
+        """``is_first``: of all layers with state heads, which has no earlier values to mix in."""
+        gate = NO_LOW_RANK if state.gate is None else self._low_rank(*state.gate, None, SIGMA)
+        residual = NO_LOW_RANK
+        if state.residual is not None and not is_first:
+            residual = self._low_rank(*state.residual, NOTHING)
+        own = map(address, (state.own_key, state.own_value, *state.mixtures))
+        return PARTS.pack(*own) + gate + residual
+
+    def _low_rank(self, down: Tensor, up: Tensor, bias: Tensor | None, between: int) -> bytes:
+        rank, width = up.shape
+        memory = self._memory(rank), self._memory(self.batch * width)
+        return low_rank_block(self.batch, 0, (down, up, bias), between, *memory)
+
+    def _kept(self, block: bytes) -> int:
+        """The address of a block that stays."""
+        laid = ctypes.create_string_buffer(block)
+        self.held.append(laid)
+        return ctypes.addressof(laid)
 
     def _memory(self, floats: int) -> int:
         held = torch.empty(floats)
@@ -153,7 +112,7 @@ class ModelToken:
     def __call__(
         self,
         hidden: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        rotation: tuple[Tensor, Tensor] | None,
         seen: Tensor | None,
         caches: Sequence[LayerCache],
     ) -> Tensor:
@@ -161,7 +120,8 @@ class ModelToken:
 
         Args:
             hidden: ``[B, 1, D]`` float32.
-            rotation: cosines and sines, contiguous float32 ``[B or 1, 1, N]``.
+            rotation: cosines and sines, contiguous float32 ``[B or 1, 1, N]``; None without
+                attention.
             seen: contiguous bool ``[B, columns]``, false at pads, of which a layer's keys are the
                 last ones; None without pads.
             caches: one for each layer.
@@ -173,16 +133,16 @@ class ModelToken:
             MemoryError: none was left for the call's counters.
         """
         hidden = hidden.clone(memory_format=torch.contiguous_format)
-        cos, sin = rotation
+        cos, sin = (None, None) if rotation is None else rotation
         blocks = ctypes.create_string_buffer(b"".join(cache.block() for cache in caches))
-        pieces = -(-max(cache.key.shape[2] for cache in caches) // _PIECE)
+        pieces = -(-max(cache.tokens() for cache in caches) // _PIECE)
         floats = self.batch * self.heads * pieces * (self.size + _PART)
         with self.lock:
             if self.parts.numel() < floats:
                 self.parts = torch.empty(2 * floats)
-            call = _CALL.pack(
-                *(hidden.data_ptr(), cos.data_ptr(), sin.data_ptr()),
-                self.size if cos.shape[0] > 1 else 0,
+            call = CALL.pack(
+                *map(address, (hidden, cos, sin)),
+                self.size if cos is not None and cos.shape[0] > 1 else 0,
                 *((0, 0) if seen is None else (seen.data_ptr(), seen.shape[1])),
                 *(pieces, self.parts.data_ptr(), ctypes.addressof(blocks)),
             )
@@ -198,16 +158,33 @@ def make(
     tensors = [norm.weight, *(x for layer in layers for x in layer.tensors())]
     if not are_plain(*tensors) or not all(x is None or _is_served(x) for x in tensors):
         return None
-    first = layers[0]
-    shapes = [(*(x.shape for x in layer[1:5]), layer.gate.shape) for layer in layers]
-    if any(shape != shapes[0] for shape in shapes):
+    attention = {
+        tuple(x.shape for x in layer.own()[1:5] if x is not None)
+        for layer in layers
+        if layer.q is not None
+    }
+    if len(attention) > 1 or len({layer.gate.shape for layer in layers}) > 1:
         return None
-    if first.q.shape[1] % 4 or first.gate.shape[0] % 4 or batch > MOST_SEQUENCES:
+    inner, width = layers[0].gate.shape
+    if width % 4 or inner % 4 or batch > MOST_SEQUENCES:
         return None
-    states = [layer.state for layer in layers if layer.state is not None]
-    if any(x.options.kind not in KINDS or x.options.head.size != size for x in states):
+    options = [state.options for state in _states(layers)]
+    if any(x.kind not in KINDS or x.head.size != size for x in options):
+        return None
+    if len({x.head.heads for x in options}) > 1:
         return None
     return None if library(size) is None else ModelToken(layers, norm, size, batch)
+
+
+def _states(layers: Sequence[LayerWeights]) -> Iterator[StateWeights]:
+    return (layer.state for layer in layers if layer.state is not None)
+
+
+def _widths(layer: LayerWeights) -> tuple[int, int]:
+    """Of queries, and of keys or values."""
+    assert layer.q is not None
+    assert layer.k is not None
+    return layer.q.shape[0], layer.k.shape[0]
 
 
 def _is_served(x: Tensor) -> bool:

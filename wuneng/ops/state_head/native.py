@@ -62,6 +62,12 @@ def run(
     return _Call(inputs, weights, options, carry, cu_seqlens).forward(state, keeps_carry)
 
 
+def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """The kernel would read past the end of what is too small."""
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(x.shape)}")
+
+
 class _Call:
     """One call's argument block; holds the tensors whose addresses are in it."""
 
@@ -107,7 +113,9 @@ class _Call:
         """Where r, k and v lie in a carry ``[sequences, letters * S * N]``."""
         if carry is None:
             return 0, 0, 0
-        start, letters = self.hold(carry), self.options.letters
+        letters = self.options.letters
+        _check_shape("carry", carry, (self.sequences, len(letters) * self.width))
+        start = self.hold(carry)
         r, k, v = (
             start + 4 * self.width * letters.index(letter) if letter in letters else 0
             for letter in "rkv"
@@ -135,6 +143,8 @@ class _Call:
         self, state: Tensor | None, keeps_carry: bool, boundaries: Tensor | None = None
     ) -> HeadOutputs:
         heads, size = self.options.heads, self.options.size
+        if state is not None:
+            _check_shape("state", state, (self.sequences, heads, size, size))
         out = torch.empty(self.batch, self.tokens, heads, size)
         final = torch.empty(self.sequences, heads, size, size)
         last = None

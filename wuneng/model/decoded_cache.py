@@ -1,0 +1,118 @@
+"""The cache of a decoded token's one call: whether it may be read, and room for one token more.
+
+Legend: B sequences, G key/value and S state heads, N head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wuneng.model.cache import HybridLayer, SlidingHybridLayer, StateOnlyLayer, WuNengCache
+from wuneng.ops.native.token_arguments import LayerCache
+from wuneng.ops.plain import are_plain
+
+__all__ = ["CachePlan"]
+
+Shape = tuple[int, ...]
+#: In the order of a :class:`LayerCache`.
+_STATES = ("wkv", "shift", "attention_shift")
+
+
+class _Layer(NamedTuple):
+    """What a layer's cache is: its class, its window, and the shapes of its named states."""
+
+    kind: type[Any]
+    window: int | None
+    states: dict[str, Shape]
+
+
+class CachePlan:
+    """What the caches of B sequences have to be, of blocks that the call takes."""
+
+    def __init__(self, blocks: Iterable[Any], config: Any, batch: int) -> None:
+        self.batch, self.size = batch, config.head_dim
+        self.groups = config.num_key_value_heads
+        self.layers = [self._layer(block, config) for block in blocks]
+
+    def _layer(self, block: Any, config: Any) -> _Layer:
+        attention, heads = block.self_attn, block.state_heads
+        states: dict[str, Shape] = {}
+        if heads is not None:
+            states["wkv"] = (self.batch, heads.heads, heads.head_dim, heads.head_dim)
+            if heads.carried:
+                states["shift"] = (self.batch, heads.carried)
+        if attention is None:
+            return _Layer(StateOnlyLayer, None, states)
+        if config.attention_token_shift:
+            states["attention_shift"] = (self.batch, 2 * self.groups * self.size)
+        window = attention.sliding_window
+        return _Layer(HybridLayer if window is None else SlidingHybridLayer, window, states)
+
+    def fits(self, cache: WuNengCache) -> bool:
+        """Whether every layer holds what an earlier call left, in float32."""
+        seen = cache.get_seq_length()
+        if not seen or len(cache.layers) != len(self.layers) or getattr(cache, "offloading", False):
+            return False
+        for layer, plan in zip(_layers(cache), self.layers, strict=True):
+            if type(layer) is not plan.kind or "update" in layer.__dict__:
+                return False
+            if not self._holds_tokens(layer, plan, seen):
+                return False
+            for name, shape in plan.states.items():
+                if layer.get(name) is not None and not _is_float(layer.get(name), shape):
+                    return False
+        return True
+
+    def _holds_tokens(self, layer: Any, plan: _Layer, seen: int) -> bool:
+        """Whether the layer has seen so many tokens, and holds the keys and values it should."""
+        if plan.kind is StateOnlyLayer:
+            return bool(layer.tokens_seen == seen)
+        tokens = seen
+        if plan.window is not None:
+            tokens = min(seen, plan.window - 1)
+            if layer.record_past or layer.sliding_window != plan.window:
+                return False
+        shape = (self.batch, self.groups, tokens, self.size)
+        return _is_float(layer.keys, shape) and _is_float(layer.values, shape)
+
+    def advanced(self, cache: WuNengCache) -> list[LayerCache]:
+        """Room for one token more in every layer of a cache that fits, and for its state after it;
+        that the token is seen is for :meth:`WuNengCache.advance` to say."""
+        new = torch.empty(self.batch, self.groups, 1, self.size)
+        return [
+            _advanced(layer, plan, new)
+            for layer, plan in zip(_layers(cache), self.layers, strict=True)
+        ]
+
+
+def _layers(cache: WuNengCache) -> list[Any]:
+    return cache.layers
+
+
+def _is_float(x: Tensor | None, shape: Shape) -> bool:
+    return (
+        x is not None
+        and are_plain(x)
+        and x.shape == shape
+        and x.dtype == torch.float32
+        and bool(x.is_cpu)
+    )
+
+
+def _advanced(layer: Any, plan: _Layer, new: Tensor) -> LayerCache:
+    keys = (None, None) if plan.kind is StateOnlyLayer else layer.update(new, new)
+    states: list[Tensor | None] = []
+    for name in _STATES:
+        shape = plan.states.get(name)
+        if shape is None:
+            states += (None, None)
+            continue
+        before, after = layer.get(name), torch.empty(shape)
+        # A prompt's last token is a view of all of its tokens.
+        states += (None if before is None else before.contiguous(), after)
+        layer.put(name, after)
+    return LayerCache(*keys, *states)
