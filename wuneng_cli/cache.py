@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_line, short_bytes
+from wuneng_cli.render import print_json, print_line, print_text, short_bytes
 
 if TYPE_CHECKING:
     from wuneng.records.user_cache import CacheEntry
@@ -70,7 +70,7 @@ def cache(
             those = [entry for entry in kept if entry.kind == kind]
             print_line(f"  {kind:<11}{len(those):>5}   {_size(those)}")
     if any(found.values()):
-        print_line("`wuneng cache clear` deletes it; what is needed is made again.")
+        print_text("`wuneng cache clear` deletes it; what is needed is made again.")
 
 
 def clear(
