@@ -25,7 +25,7 @@ from wuneng.bench.memory import tensor_bytes
 from wuneng.bench.operator_peers import fla_step_case, mamba_case, mamba_step_case
 from wuneng.bench.peers import fla_operators, flash_attention
 from wuneng.bench.record import Row
-from wuneng.bench.recurrence_gate import Oracle, wkv7_oracle
+from wuneng.bench.recurrence_gate import Oracle, loop_tokens, wkv7_oracle
 from wuneng.bench.shapes import OperatorShapes, prepared
 from wuneng.bench.wind import wind_case
 from wuneng.ops import native, wkv7
@@ -67,6 +67,8 @@ def operator_groups(
             for arm, operator in operators.items()
             if not (backward and arm == "fla-recurrent")  # inference only
         ]
+        # The other arms are compared with what the loop gave for the first.
+        cases[0].checked_tokens = loop_tokens(shapes.tokens, backward=backward)
         cases += [
             _attention_case(shapes, operation, arm, peer.load, backward=backward)
             for arm, peer in ATTENTION_PEERS.items()
@@ -172,7 +174,10 @@ def _wkv7_case(
     work = roofline.wkv7(
         shapes.batch, shapes.tokens, shapes.heads, shapes.size, shapes.element, backward=backward
     )
-    return Case(row, shapes.batch * shapes.tokens, work, prepare, gate, int(work.bytes))
+    case = Case(row, shapes.batch * shapes.tokens, work, prepare, gate, int(work.bytes))
+    if arm == "reference" and shapes.tokens <= REFERENCE_TOKENS:
+        case.looped_tokens = shapes.tokens * (5 if backward else 1)
+    return case
 
 
 def _attention_case(

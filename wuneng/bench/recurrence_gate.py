@@ -26,10 +26,17 @@ from wuneng.bench.gate import (
     judge,
     relative_error,
 )
-from wuneng.bench.stretches import Stretch, cut, direction, stretches_of, tokens_of
+from wuneng.bench.stretches import (
+    Stretch,
+    compared_tokens,
+    cut,
+    direction,
+    stretches_of,
+    tokens_of,
+)
 from wuneng.ops.wkv7.reference import wkv7_reference
 
-__all__ = ["Oracle", "wkv7_oracle"]
+__all__ = ["Oracle", "loop_tokens", "wkv7_oracle"]
 
 _STEP = 1e-5
 #: Larger results of the loop are computed anew for each arm rather than kept.
@@ -161,6 +168,14 @@ class Oracle:
         if sum(x.numel() * x.element_size() for x in tensors) <= _KEPT_BYTES:
             self._kept[key] = result
         return result
+
+
+def loop_tokens(tokens: int, *, backward: bool) -> int:
+    """Tokens that the loop goes over in a comparison, about; backward through one is as many as
+    four. What was kept for another arm is not computed again."""
+    if not backward:
+        return compared_tokens(tokens)
+    return (5 if tokens <= ELEMENTWISE else 2) * compared_tokens(tokens)
 
 
 def wkv7_oracle(draw: Callable[[], Sequence[Tensor]]) -> Oracle:

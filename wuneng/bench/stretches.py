@@ -16,7 +16,17 @@ from torch import Tensor
 
 from wuneng.bench.draws import normal
 
-__all__ = ["REACH", "STRETCH", "WHOLE", "Stretch", "cut", "direction", "stretches_of", "tokens_of"]
+__all__ = [
+    "REACH",
+    "STRETCH",
+    "WHOLE",
+    "Stretch",
+    "compared_tokens",
+    "cut",
+    "direction",
+    "stretches_of",
+    "tokens_of",
+]
 
 WHOLE = 2048
 #: Tokens that a loop goes over: what comes before, what is compared, what comes after.
@@ -54,6 +64,11 @@ def stretches_of(tokens: int, log_decay: Tensor | None) -> list[Stretch]:
     if log_decay is not None and all(_forgets(log_decay, one) for one in found):
         return found
     return [Stretch("first tokens", 0, WHOLE, slice(None), slice(None))]
+
+
+def compared_tokens(tokens: int) -> int:
+    """Tokens that the loop goes over, about: all stretches' together."""
+    return tokens if tokens <= WHOLE else 3 * STRETCH
 
 
 def _forgets(log_decay: Tensor, stretch: Stretch) -> bool:
