@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from wuneng.foreign import print_line, shown
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "print_error",
+    "print_fact",
     "print_json",
     "print_line",
     "print_renderable",
@@ -58,6 +60,12 @@ def print_text(text: str) -> None:
 
     target = console()
     target.print(text, soft_wrap=not target.is_terminal)
+
+
+def print_fact(line: str) -> None:
+    """A line of a result that people read, such as ``  label   what it is``: on a terminal folded,
+    what follows under what it is."""
+    print_line(line, file=sys.stdout)
 
 
 def short_bytes(count: float) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import outcome
 from wuneng.foreign import print_line
 from wuneng.train.display import QuietDisplay
-from wuneng_cli.main import _PlainFormatter
-from wuneng_cli.render import print_error, print_text
+from wuneng_cli.main import _PlainFormatter, app
+from wuneng_cli.render import print_error, print_fact, print_text
 
 LONG = "training.learning_rate: expected a number above 0, got 'fast'. " * 4
 PLACE = "/a/directory/" + "of/a/very/long/name/" * 6
@@ -71,6 +73,38 @@ def test_results_on_stdout_are_not_folded(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_line(LONG)
     assert capfd.readouterr().out == f"{LONG}\n"
+
+
+def test_labelled_results_fold_under_what_is_told(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``convert`` says of a missing tokenizer was one line of 232 columns."""
+    sixty_columns(monkeypatch)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_fact(f"  tokenizer   none: {LONG}")
+    first, *more = capfd.readouterr().out.splitlines()
+    assert first.startswith("  tokenizer   none: training")
+    assert more
+    assert all(line.startswith(" " * 14) and line[14] != " " for line in more)
+    assert max(map(len, [first, *more])) <= 60
+
+
+def test_a_conversion_is_told_in_the_width_of_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    shared_data: Path,
+    tmp_path: Path,
+) -> None:
+    sixty_columns(monkeypatch)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(shared_data / "models" / "rwkv7_tiny_834k" / "rwkv7-tiny-834k.pth", "small.pth")
+    with pytest.raises(SystemExit) as ended:
+        app(["convert", "small.pth", "converted"])
+    assert not ended.value.code
+    said = capfd.readouterr()
+    assert max(map(len, (said.out + said.err).splitlines())) <= 60
+    assert "bytes)" in said.out
 
 
 def test_without_a_command_the_help_stands_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

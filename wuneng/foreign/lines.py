@@ -13,8 +13,9 @@ from wuneng.foreign.text import shown
 __all__ = ["folded", "print_line"]
 
 _NARROWEST = 20
-#: What a line may begin with that the rest of it stands to the right of.
-_LEAD = re.compile(r" *(?:(?:error|warning): )?", re.IGNORECASE)
+#: What a line may begin with that the rest of it stands to the right of: blanks, then ``error: ``
+#: or a label in a column of its own.
+_LEAD = re.compile(r" *(?:(?:error|warning): |(?<= )\S+ {2,})?", re.IGNORECASE)
 
 
 def print_line(text: object = "", *, stderr: bool = False, file: TextIO | None = None) -> None:
