@@ -54,10 +54,11 @@ def inputs(run: int, seed: int = 0) -> list[Tensor]:
 
 
 def our_operators() -> Iterator[tuple[str, Operator]]:
-    """Backends of this package: ``wkv7(r, w, k, v, a, b) -> (y, state [value, key])``."""
+    """Backends of this package: ``wkv7(r, w, k, v, a, b) -> (y, state [value, key])``. The C
+    kernels are a CPU's."""
     from wuneng.ops import native, wkv7
 
-    names = ["chunked"] + (["native"] if native.library(SIZE) else [])
+    names = ["chunked"] + (["native"] if not ON_GPU and native.library(SIZE) else [])
     try:
         import_module("triton")
         names.append("triton")

@@ -104,8 +104,8 @@ def bench(
             "--seconds",
             metavar="S",
             min=0.1,
-            help="Time to spend on repetitions, each case at least three; the checks against the "
-            "reference and the warm-up before them take as long as they take. [default: 40]",
+            help="Time to spend on repetitions, each case at least three; what the checks against "
+            "the reference and the warm-up add is told before it begins. [default: 40]",
         ),
     ] = None,
     out: Annotated[
@@ -203,6 +203,7 @@ def _measure(
     record = run_benchmark(request, command_line=line, notify=notify)
     directory = out or RunDirectory.create(record["model"], RUNS_ROOT / "bench").path
     write_record(directory, record)
+    notify("drawing the pictures and the report")
     draw(record, directory)
     leave_report(directory)
     return record, directory

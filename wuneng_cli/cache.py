@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_line, short_bytes
+from wuneng_cli.render import print_fact, print_json, print_line, short_bytes
 
 if TYPE_CHECKING:
     from wuneng.records.user_cache import CacheEntry
@@ -65,12 +65,12 @@ def cache(
         return
     for place, kept in found.items():
         note = _note(place)
-        print_line(f"{place}{f' ({note})' if note else ''}: {_size(kept)}")
+        print_fact(f"{place}{f' ({note})' if note else ''}: {_size(kept)}")
         for kind in dict.fromkeys(entry.kind for entry in kept):
             those = [entry for entry in kept if entry.kind == kind]
             print_line(f"  {kind:<11}{len(those):>5}   {_size(those)}")
     if any(found.values()):
-        print_line("`wuneng cache clear` deletes it; what is needed is made again.")
+        print_fact("`wuneng cache clear` deletes it; what is needed is made again.")
 
 
 def clear(

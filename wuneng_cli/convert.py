@@ -9,7 +9,7 @@ import typer
 
 from wuneng_cli import options
 from wuneng_cli.conversion_text import checks_table, is_same, same_line, summary
-from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.render import print_fact, print_json, print_line, print_renderable, print_text
 
 if TYPE_CHECKING:
     from wuneng.convert import GraftSettings
@@ -240,9 +240,9 @@ def convert(
     elif outcome.checks:
         print_text(same_line(outcome.checks))
     for line in summary(outcome.record):
-        print_line(line)
+        print_fact(line)
     if outcome.uploaded is not None:
-        print_line(f"  uploaded    {outcome.uploaded}")
+        print_fact(f"  uploaded    {outcome.uploaded}")
     print_line(f"\nEverything is in {outcome.directory}.")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Annotated, Any
@@ -15,11 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 from wuneng.errors import WuNengError
-from wuneng.foreign import shown
+from wuneng.foreign import folded, shown
 from wuneng_cli import bench, cache, convert, generate, recipe, report, train
 from wuneng_cli import eval as eval_command
 from wuneng_cli import inspect as inspect_command
-from wuneng_cli.render import folded, print_error, print_line
+from wuneng_cli.render import print_error, print_line
 from wuneng_cli.silence import silenced
 
 __all__ = ["app", "main"]
@@ -86,10 +87,12 @@ class _Commands(TyperGroup):
 
 
 def _make_harmless(error: Exception) -> None:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return  # the page of --help, which is laid out already
     error.message = shown(_of_a_number(error) or error.message)  # type: ignore[attr-defined]
     message = error.format_message()  # type: ignore[attr-defined]
     # click prints "Error: " before it
-    wrapped = folded(f"Error: {message}").removeprefix("Error: ")
+    wrapped = folded(f"Error: {message}", sys.stderr).removeprefix("Error: ")
     error.format_message = lambda: wrapped  # type: ignore[attr-defined]
 
 
@@ -111,10 +114,10 @@ def _of_a_number(error: Exception) -> str:
 
 
 class _PlainFormatter(logging.Formatter):
-    """Log lines name files too."""
+    """Log lines name files too, and are read by people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return folded(super().format(record), sys.stderr)
 
 
 app = typer.Typer(

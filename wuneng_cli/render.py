@@ -6,10 +6,8 @@ Every line goes through ``wuneng.foreign``: names and texts of others are shown,
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 from wuneng.foreign import print_line, shown
@@ -18,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = [
-    "folded",
     "print_error",
+    "print_fact",
     "print_json",
     "print_line",
     "print_renderable",
@@ -27,45 +25,12 @@ __all__ = [
     "short_bytes",
 ]
 
-#: Columns that "error: " takes.
-_INDENT = 7
-_NARROWEST = 20
-
 
 def print_error(message: str) -> None:
     """``error: ...`` on stderr; further lines, one for each further problem, are indented."""
     first, *more = message.rstrip("\n").split("\n")
     lines = [f"error: {first}", *(f"       {line}" for line in more)]
-    print_line("\n".join(folded(line) for line in lines), stderr=True)
-
-
-def folded(line: str) -> str:
-    """A line for stderr: on a terminal broken between words to its width, with what follows
-    indented; elsewhere as it is, for programs that look for it. Words, paths too, stay whole.
-    """
-    width = _terminal_width()
-    if width is None or len(line) <= width:
-        return line
-    return textwrap.fill(
-        shown(line),
-        max(width, _NARROWEST),
-        subsequent_indent=" " * _INDENT,
-        drop_whitespace=True,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _terminal_width() -> int | None:
-    """Columns of the terminal that stderr is; None where it is none."""
-    if not sys.stderr.isatty():
-        return None
-    if (said := os.environ.get("COLUMNS", "")).isdecimal() and int(said):
-        return int(said)
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or None
-    except (OSError, ValueError):  # no terminal of this system, for all it says
-        return None
+    print_line("\n".join(lines), stderr=True)
 
 
 def print_json(value: Any) -> None:
@@ -95,6 +60,12 @@ def print_text(text: str) -> None:
 
     target = console()
     target.print(text, soft_wrap=not target.is_terminal)
+
+
+def print_fact(line: str) -> None:
+    """A line of a result that people read, such as ``  label   what it is``: on a terminal folded,
+    what follows under what it is."""
+    print_line(line, file=sys.stdout)
 
 
 def short_bytes(count: float) -> str:

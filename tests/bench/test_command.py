@@ -247,3 +247,16 @@ def test_an_old_record_of_wrong_types_is_told(tmp_path: Path, repository: Path) 
     done = run("bench", "--compare", str(tmp_path / "old.json"))
     assert done.exit_code == 2
     assert "bench.json.request.what: expected array, got int" in done.output.replace("\n", " ")
+
+
+def test_sentences_fold_where_the_command_is_not_installed_too(
+    decode_record: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wuneng.bench.session.run_benchmark", lambda *_, **__: decode_record)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "dumb")  # no colours, whose codes would count
+    assert main(["decode", "--seq-len", "16,32", "--device", "cpu"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert any(line.startswith("decode: ") for line in lines)
+    assert [line for line in lines if len(line) > 60] == []

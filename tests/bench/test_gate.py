@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 
 from tests.model.small import small_model
 from wuneng.bench import gate, model_gate
-from wuneng.bench.gate import GateResult, judge, wkv7_gate
+from wuneng.bench.gate import GateResult, judge
 from wuneng.bench.operators import OperatorShapes, wkv7_inputs
 from wuneng.bench.record import Row
+from wuneng.bench.recurrence_gate import wkv7_oracle
 from wuneng.ops import wkv7
 from wuneng.ops.backend import asked
 
@@ -44,14 +46,14 @@ def test_the_gate_knows_what_the_loop_loses(
     """With a tolerance of nothing, right passes by the loop's own loss and wrong does not."""
     monkeypatch.setattr(gate, "_TOLERANCE", {torch.float32: (0.0, 0.0)})
     monkeypatch.setattr(gate, "FACTOR", 32.0)
-    inputs = wkv7_inputs(SHAPES, 0, 40)
+    oracle = wkv7_oracle(partial(wkv7_inputs, SHAPES, 0))
     row = Row("ops", "forward", "chunked", 40, 1, "fp32")
 
     def wrong(r: Any, w: Any, k: Any, v: Any, a: Any, b: Any) -> Any:
         return wkv7(r, w, k, v, a, 1.001 * b)
 
-    assert wkv7_gate(row, wkv7, inputs, backward).passed
-    assert not wkv7_gate(row, wrong, inputs, backward).passed
+    assert oracle.judge(row, wkv7, backward=backward).passed
+    assert not oracle.judge(row, wrong, backward=backward).passed
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode", "gradient"])

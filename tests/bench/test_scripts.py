@@ -40,3 +40,19 @@ def test_the_cpus_script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> N
         given = command.make_context("bench", ["--device", "cpu", "--threads", "2", "-q", *line])
         make_request(**{name: given.params[name] for name in OPTIONS})
         assert given.params["out"].is_relative_to("benchmarks")
+
+
+def test_repeated_tokens_are_given_to_the_devices_own_backends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The C kernels take tensors of a CPU alone: on a GPU the script ended at them."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # as the script sets it here
+    from benchmarks import repeated_tokens
+    from wuneng.ops import native
+
+    monkeypatch.setattr(native, "library", lambda size: True)
+    for on_gpu, has_native in ((True, False), (False, True)):
+        monkeypatch.setattr(repeated_tokens, "ON_GPU", on_gpu)
+        names = [name for name, _ in repeated_tokens.our_operators()]
+        assert ("wuneng native" in names) == has_native
+        assert "wuneng chunked" in names

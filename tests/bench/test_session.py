@@ -19,6 +19,7 @@ from tests.bench.records import record_of, tiny_request
 from wuneng.bench.architectures import PRESETS, choose, derive
 from wuneng.bench.engine import Engine
 from wuneng.bench.pictures import draw
+from wuneng.bench.pictures.roofline import roofline
 from wuneng.bench.record import csv_text, read_record, rows_of, write_record
 from wuneng.bench.request import make_request
 from wuneng.bench.schema import SCHEMA, problems
@@ -167,6 +168,26 @@ def test_files_and_pictures(full_record: Any, tmp_path: Path) -> None:
     for name in names:
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert "<svg" in (tmp_path / name).with_suffix(".svg").read_text()
+
+
+def test_the_roofline_tells_its_series_apart(full_record: Any) -> None:
+    """A colour for each arm, a marker for each kind: every series was drawn alike."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = rows_of(full_record)
+    figure = roofline(rows, full_record)
+    drawn = [
+        {(line.get_color(), line.get_marker()) for line in axis.lines if len(line.get_xdata()) == 2}
+        for axis in figure.axes
+    ]
+    pyplot.close(figure)
+    series = {(row.what == "ops", row.what, row.operation, row.arm) for row in rows}
+    assert [len(found) for found in drawn] == [
+        sum(one[0] == of_operators for one in series) for of_operators in (True, False)
+    ]
 
 
 def test_files_that_are_no_record_are_refused(tmp_path: Path) -> None:

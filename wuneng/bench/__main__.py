@@ -68,7 +68,10 @@ def _measure(options: argparse.Namespace) -> int:
     command = ["python", "-m", "wuneng.bench", *sys.argv[1:]]
     record = run_benchmark(request, command_line=command, notify=notify)
     for piece in report(record, verbose=verbose):
-        console().print(piece) if isinstance(piece, Table) else print_line(piece)
+        if isinstance(piece, Table):
+            console().print(piece)
+        else:
+            print_line(piece, file=sys.stdout)
     if out is not None:
         write_record(out, record)
         draw(record, out)

@@ -81,6 +81,10 @@ class Case:
     gate: Callable[[], GateResult] | None = None
     estimated_bytes: int = 0
     """Known lower bound of what it needs, from shapes."""
+    checked_tokens: float = 0.0
+    """Tokens that its check goes through one by one, forward; backward counts as four."""
+    looped_tokens: float = 0.0
+    """Tokens that a call goes through one by one."""
 
 
 @dataclass

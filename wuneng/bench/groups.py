@@ -11,7 +11,7 @@ from wuneng.bench.models import ModelStore, decode_case, prefill_case, train_cas
 from wuneng.bench.operators import OperatorShapes, operator_groups
 from wuneng.bench.request import BenchRequest
 
-__all__ = ["Group", "groups"]
+__all__ = ["Group", "groups", "operator_shapes"]
 
 _MODEL_CASES: dict[str, Callable[..., Case]] = {
     "prefill": prefill_case,
@@ -45,13 +45,21 @@ def groups(request: BenchRequest, comparison: Comparison, store: ModelStore) -> 
                 yield Group(where, cases, 4 * length**0.5)
 
 
-def _operator_groups(
+def operator_shapes(
     request: BenchRequest, comparison: Comparison, store: ModelStore, batch: int, length: int
-) -> Iterator[Group]:
+) -> OperatorShapes:
+    """Those of ``ops``: as many heads of the size that the first model's are, unless told."""
     config = comparison.architectures[0].config
     heads = request.heads or config.num_attention_heads or config.num_state_heads
     size = config.state_head_dim or config.head_dim or 64
-    shapes = OperatorShapes(batch, length, heads, size, store.dtype, store.dtype_name, store.device)
+    return OperatorShapes(batch, length, heads, size, store.dtype, store.dtype_name, store.device)
+
+
+def _operator_groups(
+    request: BenchRequest, comparison: Comparison, store: ModelStore, batch: int, length: int
+) -> Iterator[Group]:
+    shapes = operator_shapes(request, comparison, store, batch, length)
+    config, heads, size = comparison.architectures[0].config, shapes.heads, shapes.size
     on_gpu = store.device.type == "cuda"
     alone = request.what == ("ops",)
     peers = [name for name in ("fla", "mamba", "wind") if on_gpu or name in (request.against or ())]

@@ -110,7 +110,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as done:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as done:
         call()
     return _highest(_allocations(done))
 

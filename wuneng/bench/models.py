@@ -15,7 +15,7 @@ from wuneng.bench.architectures import Architecture
 from wuneng.bench.engine import Case, Missing, Prepared
 from wuneng.bench.gate import GateResult
 from wuneng.bench.memory import model_bytes, tensor_bytes
-from wuneng.bench.model_gate import decode_gate, gradient_gate, prefill_gate
+from wuneng.bench.model_gate import MODEL_TOKENS, decode_gate, gradient_gate, prefill_gate
 from wuneng.bench.record import Row
 from wuneng.model.cache_bytes import cache_bytes
 from wuneng.model.call_arguments import cache_of, with_cache
@@ -79,6 +79,11 @@ def _inputs(store: ModelStore, config: Any, batch: int, tokens: int) -> list[Ten
     return [ids.to(store.device) for ids in drawn]
 
 
+def _looped(config: Any, tokens: int) -> int:
+    """Tokens that the layers with state heads go through one by one, in the reference."""
+    return tokens * config.num_hidden_layers if config.num_state_heads else 0
+
+
 def _cached_row(
     store: ModelStore, architecture: Architecture, case: tuple[str, str], batch: int, tokens: int
 ) -> Row:
@@ -113,7 +118,8 @@ def prefill_case(store: ModelStore, architecture: Architecture, batch: int, toke
         )
 
     work = roofline.prefill(config, architecture.parameters, batch, tokens, store.element)
-    return Case(row, batch * tokens, work, prepare, gate, int(work.bytes))
+    checked = _looped(config, MODEL_TOKENS)
+    return Case(row, batch * tokens, work, prepare, gate, int(work.bytes), checked)
 
 
 def decode_case(
@@ -140,7 +146,8 @@ def decode_case(
         return store.gate("decode", arm, lambda: decode_gate(row, model, architecture.twin(model)))
 
     work = roofline.decode(config, architecture.parameters, batch, context, store.element)
-    return Case(row, batch, work, prepare, gate, int(work.bytes))
+    checked = _looped(config, MODEL_TOKENS)
+    return Case(row, batch, work, prepare, gate, int(work.bytes), checked)
 
 
 @torch.inference_mode()
@@ -299,7 +306,8 @@ def train_case(store: ModelStore, architecture: Architecture, batch: int, tokens
         return store.gate("train", arm, check)
 
     work = roofline.training_step(config, architecture.parameters, batch, tokens)
-    return Case(row, batch * tokens, work, prepare, gate, 16 * architecture.parameters)
+    checked = 5 * _looped(config, MODEL_TOKENS // 2)  # forward and backward
+    return Case(row, batch * tokens, work, prepare, gate, 16 * architecture.parameters, checked)
 
 
 def training_settings(fields: dict[str, Any], batch: int, tokens: int) -> Any:

@@ -16,9 +16,10 @@ from torch import Tensor
 from wuneng.bench import roofline
 from wuneng.bench.draws import generator_on, normal, uniform
 from wuneng.bench.engine import Case, Prepared
-from wuneng.bench.gate import GateResult, judge, recurrence_gate, relative_error
+from wuneng.bench.gate import GateResult, judge, relative_error
 from wuneng.bench.memory import tensor_bytes
 from wuneng.bench.peers import fla_operators, mamba_scan, mamba_step
+from wuneng.bench.recurrence_gate import Oracle
 from wuneng.bench.shapes import OperatorShapes, prepared
 from wuneng.ops import wkv7
 
@@ -89,6 +90,9 @@ def mamba_case(shapes: OperatorShapes, operation: str, *, backward: bool) -> Cas
     """Mamba-2's chunked scan, with the gradients of all seven inputs if ``backward``."""
     row = shapes.row(operation, "mamba2")
 
+    def named() -> dict[str, Tensor]:
+        return dict(zip(_NAMES, mamba_inputs(shapes, 0), strict=True))
+
     def prepare() -> Prepared:
         scan = mamba_scan(shapes.device)
         sets = [mamba_inputs(shapes, seed) for seed in range(shapes.sets(1))]
@@ -96,8 +100,7 @@ def mamba_case(shapes: OperatorShapes, operation: str, *, backward: bool) -> Cas
 
     def gate() -> GateResult:
         scan = mamba_scan(shapes.device)
-        named = dict(zip(_NAMES, mamba_inputs(shapes, 0), strict=True))
-        return recurrence_gate(row, scan, ssd_reference, named, _SSD, backward=backward)
+        return Oracle(ssd_reference, named, _SSD).judge(row, scan, backward=backward)
 
     sizes = (shapes.batch, shapes.tokens, shapes.heads, shapes.size, GROUPS, shapes.element)
     work = roofline.ssd(*sizes, backward=backward)

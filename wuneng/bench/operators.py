@@ -20,11 +20,12 @@ from wuneng.bench import roofline
 from wuneng.bench.draws import generator_on, normal
 from wuneng.bench.engine import Case, Missing, Prepared, Skipped
 from wuneng.bench.fusion import fusion_cases
-from wuneng.bench.gate import attention_gate, judge, relative_error, wkv7_gate
+from wuneng.bench.gate import attention_gate, judge, relative_error
 from wuneng.bench.memory import tensor_bytes
 from wuneng.bench.operator_peers import fla_step_case, mamba_case, mamba_step_case
 from wuneng.bench.peers import fla_operators, flash_attention
 from wuneng.bench.record import Row
+from wuneng.bench.recurrence_gate import Oracle, loop_tokens, wkv7_oracle
 from wuneng.bench.shapes import OperatorShapes, prepared
 from wuneng.bench.wind import wind_case
 from wuneng.ops import native, wkv7
@@ -58,13 +59,16 @@ def operator_groups(
         compiled: also what torch.compile makes of the fusion.
     """
     operators = dict(_wkv7_operators(shapes, "fla" in peers))
+    oracle = wkv7_oracle(partial(wkv7_inputs, shapes, 0))
     for operation in OPERATIONS[:2]:
         backward = operation == "forward+backward"
         cases = [
-            _wkv7_case(shapes, operation, arm, operator, backward=backward)
+            _wkv7_case(shapes, operation, arm, operator, oracle, backward=backward)
             for arm, operator in operators.items()
             if not (backward and arm == "fla-recurrent")  # inference only
         ]
+        # The other arms are compared with what the loop gave for the first.
+        cases[0].checked_tokens = loop_tokens(shapes.tokens, backward=backward)
         cases += [
             _attention_case(shapes, operation, arm, peer.load, backward=backward)
             for arm, peer in ATTENTION_PEERS.items()
@@ -143,7 +147,13 @@ ATTENTION_PEERS: dict[str, AttentionPeer] = {
 
 
 def _wkv7_case(
-    shapes: OperatorShapes, operation: str, arm: str, operator: Any, *, backward: bool
+    shapes: OperatorShapes,
+    operation: str,
+    arm: str,
+    operator: Any,
+    oracle: Oracle,
+    *,
+    backward: bool,
 ) -> Case:
     row = shapes.row(operation, arm)
 
@@ -159,12 +169,15 @@ def _wkv7_case(
 
     def gate() -> Any:
         check()
-        return wkv7_gate(row, operator, wkv7_inputs(shapes, 0), backward)
+        return oracle.judge(row, operator, backward=backward)
 
     work = roofline.wkv7(
         shapes.batch, shapes.tokens, shapes.heads, shapes.size, shapes.element, backward=backward
     )
-    return Case(row, shapes.batch * shapes.tokens, work, prepare, gate, int(work.bytes))
+    case = Case(row, shapes.batch * shapes.tokens, work, prepare, gate, int(work.bytes))
+    if arm == "reference" and shapes.tokens <= REFERENCE_TOKENS:
+        case.looped_tokens = shapes.tokens * (5 if backward else 1)
+    return case
 
 
 def _attention_case(

@@ -13,6 +13,7 @@ from wuneng.bench import roofline
 from wuneng.bench.architectures import Comparison, choose
 from wuneng.bench.engine import Engine, torch_dtype
 from wuneng.bench.exponents import growth
+from wuneng.bench.forecast import foretell
 from wuneng.bench.groups import groups as all_groups
 from wuneng.bench.machine import Machine, clocks_mhz, load_average
 from wuneng.bench.models import ModelStore
@@ -101,23 +102,18 @@ def _run_groups(
     KeyboardInterrupt."""
     groups = list(all_groups(request, comparison, store))
     total = sum(group.weight for group in groups)
-    number = sum(len(group.cases) for group in groups)
-    if number:
-        notify(
-            f"{number} cases at up to {max(request.seq_lens):,} tokens: repetitions take about "
-            f"{request.seconds:g} s (--seconds), or three rounds of each case where those are "
-            "more; the checks against the reference and the warm-up before them come on top and "
-            "are the greater part of a short benchmark"
-        )
+    expected = foretell(request, comparison, store, engine, groups)
+    if groups:
+        notify(expected.sentence(engine.machine.device.type))
     rows: list[Row] = []
-    last_what = None
+    last_what, began = None, time.perf_counter()
     for place, group in enumerate(groups):
         what = group.cases[0].row.what
         if last_what not in (None, what):
             engine.machine.probe(engine.clock)
             if what == "train":
                 store.drop()  # inference's copies of the models
-        notify(group.title)
+        notify(group.title + expected.reached(place, time.perf_counter() - began))
         try:
             rows += engine.run(group.cases, request.seconds * group.weight / total)
         except KeyboardInterrupt:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from wuneng.bench import roofline
 from wuneng.bench.engine import Case, Missing, Prepared, Unsupported
-from wuneng.bench.gate import GateResult, recurrence_gate
+from wuneng.bench.gate import GateResult
 from wuneng.bench.peers import WIND, load_peer, require_gpu
+from wuneng.bench.recurrence_gate import Oracle
 from wuneng.bench.shapes import OperatorShapes, prepared
 from wuneng.ops.wkv7.reference import wkv7_reference
 
@@ -47,14 +48,17 @@ def wind_case(
         r, w, k, v, a, b = inputs(shapes, seed)
         return [r, torch.log(-w.float()).to(w.dtype), k, v, a, b]
 
+    def named() -> dict[str, Tensor]:
+        return dict(zip("rwkvab", own_inputs(0), strict=True))
+
+    oracle = Oracle(_loop, named, _LOOP, lambda own: -torch.exp(own["w"]))
+
     def prepare() -> Prepared:
         run = _operator(shapes)
         return prepared(run, [own_inputs(seed) for seed in range(shapes.sets(6))], backward)
 
     def gate() -> GateResult:
-        run = _operator(shapes)
-        named = dict(zip("rwkvab", own_inputs(0), strict=True))
-        return recurrence_gate(row, run, _loop, named, _LOOP, backward=backward)
+        return oracle.judge(row, _operator(shapes), backward=backward)
 
     work = roofline.wkv7(
         shapes.batch, shapes.tokens, shapes.heads, shapes.size, shapes.element, backward=backward

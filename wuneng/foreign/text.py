@@ -7,11 +7,9 @@ stands before them or turn the direction of writing. They are shown, not obeyed.
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
-from typing import TextIO
 
-__all__ = ["print_line", "shown", "shown_line"]
+__all__ = ["shown", "shown_line"]
 
 #: Control characters, marks of direction and of nothing visible, lone surrogates, line separators.
 #: Ordinary text, words and emoji joined by U+200D included, has none.
@@ -32,12 +30,6 @@ def shown(text: str) -> str:
 def shown_line(text: str) -> str:
     """As :func:`shown`, on one line: line breaks and tabs are written as ``\\n`` and ``\\t``."""
     return shown(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def print_line(text: object = "", *, stderr: bool = False, file: TextIO | None = None) -> None:
-    """``print`` for a line that holds what others have named."""
-    stream = file if file is not None else sys.stderr if stderr else sys.stdout
-    print(shown(str(text)), file=stream, flush=True)
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -104,7 +104,7 @@ def _verdict(found: Mapping[str, Any]) -> str:
     text += f"; tokens saved {'at most ' if saved['censored'] else ''}{share:+z.0%}"
     if interval is None or interval[0] is None:
         return text
-    return f"{text} ({interval[0]:+z.0%} to {interval[1]:+z.0%})"
+    return f"{text} ({interval[0]:+.0%} to {interval[1]:+.0%})"
 
 
 def apart(found: Mapping[str, Any]) -> str:
@@ -113,4 +113,4 @@ def apart(found: Mapping[str, Any]) -> str:
     if found["interval"] is None:
         return text
     low, high = found["interval"]
-    return f"{text} ({low:+z.4f} to {high:+z.4f})"
+    return f"{text} ({low:+.4f} to {high:+.4f})"

@@ -64,10 +64,14 @@ def spelled(found: Difference) -> str:
 
 
 def in_numbers(found: Difference, digits: int = 4) -> str:
-    """``-0.1030 (-0.1079 to -0.0982)``; without an interval the value alone."""
+    """``-0.1030 (-0.1079 to -0.0982)``; without an interval the value alone.
+
+    An end keeps its sign where it is rounded to zero: it says whether zero is inside.
+    """
     text = f"{found.value:+z.{digits}f}"
     if found.interval:
-        text += f" ({found.interval[0]:+z.{digits}f} to {found.interval[1]:+z.{digits}f})"
+        low, high = (end + 0.0 for end in found.interval)  # no sign of an end that *is* zero
+        text += f" ({low:+.{digits}f} to {high:+.{digits}f})"
     return text
 
 

@@ -46,7 +46,7 @@ def attribute(task: str, wrong: Sequence[tuple[str, MetricComparison]]) -> Attri
     where = f"{task}, {metric}"
     gains = [(name, *_gain(one)) for name, one in compared]
     shown = "; ".join(
-        f"{name} {gain:+z.4f}, 95 % interval {low:+z.4f} to {high:+z.4f}"
+        f"{name} {gain:+z.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
         if low is not None
         else f"{name} {gain:+z.4f}"
         for name, gain, low, high in gains

@@ -71,7 +71,7 @@ def wkv7_reference(
     if initial_state is None:
         initial_state = v.new_zeros(sequences, heads, size, size, dtype=dtype)
     if cu_seqlens is None and snapshots is None:
-        y, states = _loop(wide, initial_state)
+        y, states = _loop(wide, initial_state, every=False)
         return y.to(v.dtype), states[-1], None
     ys, finals, rings = [], [], []
     for index, (row, span) in enumerate(_spans(v, cu_seqlens)):
@@ -87,13 +87,16 @@ def wkv7_reference(
     return y, torch.cat(finals), torch.stack(rings) if snapshots is not None else None
 
 
-def _loop(inputs: list[Tensor], state: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """y ``[B, T, S, N]`` and the states ``[B, S, N, N]`` before the first and after every token."""
+def _loop(inputs: list[Tensor], state: Tensor, every: bool = True) -> tuple[Tensor, list[Tensor]]:
+    """y ``[B, T, S, N]`` and the states ``[B, S, N, N]`` before the first and after every token;
+    without ``every`` the last one alone, which does not hold the others in memory."""
     ys, states = [], [state]
     for r, w, k, v, a, b in zip(*(x.unbind(1) for x in inputs), strict=True):
         removed = (state @ a.unsqueeze(-1)) * b.unsqueeze(-2)
         state = state * w.exp().unsqueeze(-2) + removed + v.unsqueeze(-1) * k.unsqueeze(-2)
         ys.append((state @ r.unsqueeze(-1)).squeeze(-1))
+        if not every:
+            states.clear()
         states.append(state)
     return (torch.stack(ys, 1) if ys else inputs[3]), states
 
