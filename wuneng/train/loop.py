@@ -80,7 +80,9 @@ class ArmTraining:
         """
         self._start_or_resume()
         left = self.total_steps - self.state.step
-        with Prefetched(self.job.train, left) as self._batches, self._saver, self._profiling:
+        together = self.job.numerics.processes.size > 1
+        batches = Prefetched(self.job.train, left, together=together)
+        with batches as self._batches, self._saver, self._profiling:
             while self.state.step < self.total_steps:
                 self.leave_if_asked()
                 if self._walk.is_due(self.state.step):
