@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wuneng.data.cache_directory import is_intact, publish
+from wuneng.data.making import made_once
 from wuneng.data.sources import DocumentSource, MixedSources, Source
 from wuneng.data.split import choose_validation, document_digest, falls_in_validation
 from wuneng.data.streamed import StreamedDataset
@@ -52,9 +52,7 @@ def choose_tokenizer(
     other = validation.content_key() if validation else ""
     key = hashlib.sha256(repr((*parts, other)).encode("utf-8")).hexdigest()
     entry = root / "tokenizers" / key[:40]
-    if not is_intact(entry):
-        learned = _learned(data, train, validation, size)
-        publish(entry, lambda directory: _save(learned, directory))
+    made_once(entry, lambda place: _save(_learned(data, train, validation, size), place))
     return load_tokenizer(str(entry), _FIELD)
 
 

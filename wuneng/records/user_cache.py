@@ -2,6 +2,7 @@
 
     <root>/tokens/<key>/        tokenised text, memory-mapped by training
            tokenizers/<key>/    tokenizers learned from a recipe's text
+           claims/<key>/        which process makes one of these at this moment
            *.so, *.so.sha256    C kernels built for this machine (in the user's own cache only)
 
 Everything in it is made again when it is needed. Nothing here imports torch.
@@ -20,6 +21,8 @@ from pathlib import Path
 
 from wuneng.errors import DiskError, InputError, nearest
 from wuneng.records.cache_place import cache_place
+from wuneng.records.claim import Vacancy, Watch
+from wuneng.records.claimant import Claimant
 from wuneng.records.files import disk_errors
 from wuneng.records.leftovers import KERNEL_BUILD, is_abandoned, remove, temporary_directory
 from wuneng.records.places import expanded
@@ -137,7 +140,7 @@ def clear(root: Path, kinds: Collection[str] = KINDS) -> list[CacheEntry]:
             if os.path.lexists(entry.path):
                 raise DiskError(f"cannot delete {entry.path}")
         gone.append(entry)
-    for kind in ("tokens", "tokenizers"):
+    for kind in ("tokens", "tokenizers", "claims"):
         with suppress(OSError):  # not empty, or not there
             (root / kind).rmdir()
     return gone
@@ -151,6 +154,9 @@ def _ours(root: Path) -> Iterator[tuple[str, Path]]:
                     yield "leftovers", path
             elif _ENTRY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 yield kind, path
+    for path in _listed(root / "claims"):
+        if _ENTRY.fullmatch(path.name) and isinstance(Watch(path, Claimant()).look(), Vacancy):
+            yield "leftovers", path  # of a process that was killed
     for path in _listed(root):
         if _BUILD.fullmatch(path.name):
             if path.is_dir() and is_abandoned(path):
