@@ -71,7 +71,9 @@ def prepare_text(
     job = _Preparation(data, training, evaluation, seed, encoder, root, watch, processes)
     scored: Rows | list[Rows]
     if isinstance(train, QuestionSource):
-        kept, scored, notes = question_rows(train, validation, data, encoder, training)
+        kept, scored, notes = question_rows(
+            train, validation, data, encoder, training, job._tokenized
+        )
         batches: TrainingData = TextTraining(kept, training.batch_size, seed, len(tokenizer))
         job.notes += notes
     elif isinstance(train, MixedSources):
