@@ -2,6 +2,7 @@
 
     <root>/tokens/<key>/        tokenised text, memory-mapped by training
            tokenizers/<key>/    tokenizers learned from a recipe's text
+           teachers/<key>/      what a teacher says of rows of tokens (teacher_top_k)
            claims/<key>/        which process makes one of these at this moment
            *.so, *.so.sha256    C kernels built for this machine (in the user's own cache only)
 
@@ -42,7 +43,9 @@ __all__ = [
 OLD_CACHE = Path(".wuneng-cache")
 #: How the name of an entry begins that is being written, or was when its process was killed.
 UNFINISHED = ".unfinished-"
-KINDS = ("tokens", "tokenizers", "kernels", "leftovers")
+KINDS = ("tokens", "tokenizers", "teachers", "kernels", "leftovers")
+#: Kinds whose entries are directories of files.
+_MADE = ("tokens", "tokenizers", "teachers")
 _ENTRY = re.compile(r"[0-9a-f]{40}")
 _BUILD = re.compile(rf"{re.escape(KERNEL_BUILD)}[0-9a-f]{{32}}")
 _KERNEL = re.compile(r"state_head_\d+_[0-9a-f]+\.so(\.sha256)?")
@@ -127,7 +130,7 @@ def clear(root: Path, kinds: Collection[str] = KINDS) -> list[CacheEntry]:
         if entry.kind not in kinds:
             continue
         with disk_errors(entry.path):
-            if entry.kind in ("tokens", "tokenizers"):
+            if entry.kind in _MADE:
                 # Whole or not at all: a kill in between leaves a leftover, not half an entry.
                 # Gone already where another process clears, too.
                 with (
@@ -140,14 +143,14 @@ def clear(root: Path, kinds: Collection[str] = KINDS) -> list[CacheEntry]:
             if os.path.lexists(entry.path):
                 raise DiskError(f"cannot delete {entry.path}")
         gone.append(entry)
-    for kind in ("tokens", "tokenizers", "claims"):
+    for kind in (*_MADE, "claims"):
         with suppress(OSError):  # not empty, or not there
             (root / kind).rmdir()
     return gone
 
 
 def _ours(root: Path) -> Iterator[tuple[str, Path]]:
-    for kind in ("tokens", "tokenizers"):
+    for kind in _MADE:
         for path in _listed(root / kind):
             if path.name.startswith(UNFINISHED):
                 if is_abandoned(path):

@@ -12,6 +12,7 @@ from functools import partial
 from types import MappingProxyType
 
 from wuneng.distributed.processes import ALONE, Processes
+from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import added_percent, forward_flops_per_token, parameters_by_part
 from wuneng.model.skeleton import Layout
@@ -250,7 +251,14 @@ def _phases(
         return (Phase("", "", 0, training, MappingProxyType(trainable(name))),)
     layers = _state_layers(config)
     chosen = partial(trainable.of_stage, name)
-    return phases_of(name, arm, training, layers, chosen)
+    phases = phases_of(name, arm, training, layers, chosen)
+    for phase in phases:
+        if (phase.teacher_top_k or 0) > config.vocab_size:
+            raise RecipeError(
+                f"arms.{name}.stages: distill.teacher_top_k: expected at most the vocabulary's "
+                f"{config.vocab_size} tokens, got {phase.teacher_top_k}"
+            )
+    return phases
 
 
 def _state_layers(config: WuNengConfig) -> list[int]:
