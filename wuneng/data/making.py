@@ -15,8 +15,9 @@ from pathlib import Path
 
 from wuneng.data.cache_directory import is_intact, publish, working_directories
 from wuneng.errors import DiskError
-from wuneng.records.claim import Vacancy, Watch
+from wuneng.records.claim import Vacancy, Watch, remove_ended
 from wuneng.records.claimant import Claimant
+from wuneng.records.leftovers import remove_abandoned
 
 __all__ = ["made_once"]
 
@@ -43,10 +44,13 @@ def made_once(
     Raises as ``publish``: what ``fill`` raises in another process does not end this one, which
     then tries by itself.
     """
+    place = entry.parent.parent / "claims" / entry.name
     if is_intact(entry):
+        if place.exists():  # of one that was killed when it had just made it
+            remove_ended(place)
+            _tidy(place)
         return
     claimant = claimant or Claimant()
-    place = entry.parent.parent / "claims" / entry.name
     watch, growth = Watch(place, claimant), _Growth(entry)
     while True:
         found = watch.look()
@@ -71,10 +75,15 @@ def made_once(
             publish(entry, fill)
     finally:
         claim.release()
-        with suppress(OSError):  # others claim, or have tidied up before
-            place.rmdir()
-        with suppress(OSError):
-            place.parent.rmdir()
+        _tidy(place)
+
+
+def _tidy(place: Path) -> None:
+    """Remove the directory of claims that nobody has; others may claim, or have done so before."""
+    remove_abandoned(place)
+    with suppress(OSError):
+        place.rmdir()
+        place.parent.rmdir()
 
 
 class _Growth:
