@@ -80,7 +80,8 @@ def clear(
         typer.Option(
             "--kind",
             metavar="KIND",
-            help="tokens, tokenizers, kernels or leftovers; may be repeated. [default: all]",
+            help="tokens, tokenizers, teachers, kernels or leftovers; may be repeated. "
+            "[default: all]",
         ),
     ] = None,
     as_json: options.Json = False,

@@ -177,6 +177,12 @@ def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
         if any(arm["compile"] for arm in arms.values()):
             whole += " (measured without training.compile)"
     yield whole
+    kept = max(arm["teacher_bytes"] for arm in arms.values())
+    if kept:
+        yield (
+            f"what the teacher says (teacher_top_k): at most {short_bytes(kept)} in the cache for "
+            "an arm and seed, if no row of text comes twice; those with the same teacher share it"
+        )
     reasons = dict.fromkeys(arm["not_measured"] for arm in arms.values() if arm["not_measured"])
     yield from (f"time not measured: {reason}" for reason in reasons)
     yield from device_lines(planned, duration)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from wuneng.data import prepare_text
+from wuneng.data import prepare_text, question_rows
 from wuneng.data.batch import IGNORED
 from wuneng.data.encoding import Encoder
 from wuneng.data.question_rows import QuestionRows
@@ -140,6 +140,36 @@ def test_a_recipe_reads_questions(settings: Any, tmp_path: Path) -> None:
     assert torch.equal(again.train.next_batch().labels, following.labels)
     scored = sum(int((b.labels != IGNORED).sum()) for b in prepared.final.batches())
     assert scored == sum(len(f" {PLACES[i % 3]}") + 1 for i in range(50, 70))
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", {"train_bpe": 300}], ids=["bytes", "bpe"])
+def test_questions_are_tokenised_once(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    """And are then found in the cache, with the tokens that each by itself has."""
+    train = write(tmp_path / "all.jsonl", [row(i) for i in range(80)])
+    data = settings.text(train=[str(train)], questions=FIELDS, tokenizer=tokenizer)
+    run = settings.training(sequence_length=160)
+    texts: list[str] = []
+    for method in ("encode", "encode_pieces"):
+        original = getattr(Encoder, method)
+
+        def noting(self: Encoder, given: Any, original: Any = original) -> Any:
+            texts.extend(one if isinstance(one, str) else one[1] for one in given)
+            return original(self, given)
+
+        monkeypatch.setattr(Encoder, method, noting)
+    found = [prepare_text(data, run, settings.evaluation(), seed) for seed in (0, 0, 1)]
+    questions = [question_of(row(i), QuestionFields(**FIELDS), "") for i in range(80)]
+    expected = [text for q in questions for text in (q.prompt, f" {q.answer}")]
+    assert sorted(texts) == sorted(expected)
+    monkeypatch.setattr(question_rows, "KeptQuestions", lambda *given: None)
+    plain = prepare_text(data, run, settings.evaluation(), 0)
+    assert len(texts) == 2 * len(expected), "tokenised again, the plain way"
+    for _ in range(5):
+        batch, other = found[0].train.next_batch(), plain.train.next_batch()
+        assert torch.equal(batch.input_ids, other.input_ids)
+        assert torch.equal(batch.labels, other.labels)
 
 
 def test_questions_are_held_out_by_their_hash(settings: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,12 +53,14 @@ def phase_of(config: WuNengConfig, model: WuNengForCausalLM, kind: str, **traini
     return Phase(kind, kind, 0, own, trainable, SETTINGS[kind], layers)  # type: ignore[arg-type]
 
 
-def measured(model: WuNengForCausalLM, phase: Phase, vocabulary: int) -> int:
+def measured(
+    model: WuNengForCausalLM, phase: Phase, vocabulary: int, cache: Path | None = None
+) -> int:
     """Bytes that a second step allocates at most at once, as torch's allocator tells."""
     training = phase.training
     freeze(model, phase.trainable)
     numerics = Numerics.pick(torch.device("cpu"), None)
-    optimizer, teacher = build_optimizer(model, training), phase.teacher(model)
+    optimizer, teacher = build_optimizer(model, training), phase.teacher(model, cache)
     called = prepare_model(model, training)
     shape = training.batch_size, training.sequence_length
 
@@ -87,6 +90,15 @@ def test_the_counted_peak_is_the_measured_one(size: str, kind: str) -> None:
     _agrees(*SIZES[size], kind)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_so_it_is_where_what_the_teacher_says_is_kept(
+    size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a step whose rows the teacher is asked for."""
+    monkeypatch.setitem(SETTINGS, "distill", DistillStage(teacher_top_k=64, temperature=2.0))
+    _agrees(*SIZES[size], "distill", tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["distill", ""])
 @pytest.mark.parametrize(
     "change",
@@ -100,7 +112,14 @@ def test_so_it_is_with_less_at_once(kind: str, change: dict[str, Any]) -> None:
     _agrees(*SIZES["small"], kind, **change)
 
 
-def _agrees(fields: dict[str, Any], rows: int, length: int, kind: str, **training: Any) -> None:
+def _agrees(
+    fields: dict[str, Any],
+    rows: int,
+    length: int,
+    kind: str,
+    cache: Path | None = None,
+    **training: Any,
+) -> None:
     config = WuNengConfig(**fields)
     model = WuNengForCausalLM(config)
     given = {"batch_size": rows, "sequence_length": length, **training}
@@ -115,7 +134,7 @@ def _agrees(fields: dict[str, Any], rows: int, length: int, kind: str, **trainin
     before = held["weights"] + held["optimizer"]
     assert held["weights"] == sum(p.nbytes for p in model.parameters())
     assert held["optimizer"] == 8 * sum(phase.trainable.values())
-    found = measured(model, phase, config.vocab_size)
+    found = measured(model, phase, config.vocab_size, cache)
     counted = held["gradients"] + held["activations"]
     assert counted == pytest.approx(found, rel=0.15), f"of {before:,} before"
 

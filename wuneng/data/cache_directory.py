@@ -3,7 +3,8 @@
 An entry is written under a temporary name beside its place, flushed to disk and renamed. Its
 ``manifest.json`` holds the size and SHA-256 of every file; an entry that no longer agrees (cut
 short by a full disk, altered) counts as absent and is written again. Two processes may write the
-same entry at once: the first to finish wins, the other finds the same content there.
+same entry at once: the first to finish wins, the other finds the same content there. That they need
+not is the work of ``making``.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from wuneng.records.leftovers import remove_abandoned, temporary_directory
 from wuneng.records.places import expanded
 from wuneng.records.user_cache import UNFINISHED, named_cache, user_cache
 
-__all__ = ["cache_root", "is_intact", "publish"]
+__all__ = ["cache_root", "is_intact", "publish", "working_directories"]
 
 _log = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
+#: Characters of an entry's name that begin those of the directories in which it is written.
+_KNOWN_BY = 16
 _LEFTOVER = re.compile(rf"{re.escape(UNFINISHED)}.+")
 
 
@@ -59,13 +62,25 @@ def publish(entry: Path, fill: Callable[[Path], None]) -> None:
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(entry.parent, _LEFTOVER)
-        with temporary_directory(entry.parent, UNFINISHED) as temporary:
+        with temporary_directory(entry.parent, _prefix(entry)) as temporary:
             fill(temporary)
             seal_directory(temporary, _MANIFEST)
             flush_tree(temporary)
             _put_in_place(temporary, entry)
     except OSError as error:
         raise _disk_error(entry, error) from error
+
+
+def working_directories(entry: Path) -> list[Path]:
+    """Those in which processes write ``entry`` at this moment, or did when they were killed."""
+    try:
+        return [path for path in entry.parent.iterdir() if path.name.startswith(_prefix(entry))]
+    except OSError:
+        return []
+
+
+def _prefix(entry: Path) -> str:
+    return f"{UNFINISHED}{entry.name[:_KNOWN_BY]}-"
 
 
 def _put_in_place(temporary: Path, entry: Path) -> None:

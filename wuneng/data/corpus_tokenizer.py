@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wuneng.data.cache_directory import is_intact, publish
+from wuneng.data.making import made_once
 from wuneng.data.sources import DocumentSource, MixedSources, Source
 from wuneng.data.split import choose_validation, document_digest, falls_in_validation
 from wuneng.data.streamed import StreamedDataset
 from wuneng.data.tokenizer import load_tokenizer, train_byte_pair_tokenizer
+from wuneng.distributed.processes import ALONE, Processes
 from wuneng.recipe.data import TextData, TrainedTokenizer
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ def choose_tokenizer(
     train: Source | MixedSources,
     validation: Source | None,
     root: Path,
+    processes: Processes = ALONE,
 ) -> PreTrainedTokenizerFast:
     """Load ``data.tokenizer``, or learn it from the training documents (kept below ``root``).
 
-    Validation text is never learned from. Raises DataError when there is no such tokenizer.
+    Validation text is never learned from. A stream is read in the first of ``processes``, which all
+    call this. Raises DataError when there is no such tokenizer.
     """
     if not isinstance(data.tokenizer, TrainedTokenizer):
         return load_tokenizer(data.tokenizer, _FIELD)
@@ -42,16 +45,14 @@ def choose_tokenizer(
     stored = [source for source in sources if not isinstance(source, StreamedDataset)]
     if len(stored) < len(sources) or isinstance(validation, StreamedDataset):
         # What a stream holds is known by reading it only, so there is nothing to look up.
-        return _learned(data, train, validation, size)
+        return processes.telling()(lambda: _learned(data, train, validation, size))
     keys = [source.content_key() for source in stored]
     content = (keys, train.shares) if isinstance(train, MixedSources) else keys[0]
     parts = (_VERSION, size, content, data.validation_fraction)
     other = validation.content_key() if validation else ""
     key = hashlib.sha256(repr((*parts, other)).encode("utf-8")).hexdigest()
     entry = root / "tokenizers" / key[:40]
-    if not is_intact(entry):
-        learned = _learned(data, train, validation, size)
-        publish(entry, lambda directory: _save(learned, directory))
+    made_once(entry, lambda place: _save(_learned(data, train, validation, size), place))
     return load_tokenizer(str(entry), _FIELD)
 
 

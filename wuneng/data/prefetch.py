@@ -23,14 +23,17 @@ _AHEAD = 2
 class Prefetched:
     """``data``'s next ``count`` batches, made ahead of the asking. A context manager.
 
+    With ``together``, batches that were asked for are also made when the context is left early:
+    of several processes that make theirs together each has then made as many as the others.
+
     Nobody else may use ``data`` before the context is left: it then stands behind the batches that
     were made, and ``state_dict`` says where the taken ones end.
     """
 
-    def __init__(self, data: TrainingData, count: int) -> None:
+    def __init__(self, data: TrainingData, count: int, *, together: bool = False) -> None:
         self.waited = 0.0
         """Seconds that ``next_batch`` took, in all."""
-        self._data = data
+        self._data, self._together = data, together
         self._left = count
         self._state = data.state_dict()
         self._ready: deque[Future[tuple[Batch, dict[str, Any]]]] = deque()
@@ -46,7 +49,7 @@ class Prefetched:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._maker.shutdown(wait=True, cancel_futures=True)
+        self._maker.shutdown(wait=True, cancel_futures=not self._together)
 
     def next_batch(self) -> Batch:
         """The next one. Raises what making it raised, and IndexError after ``count``."""

@@ -27,6 +27,7 @@ from wuneng.data.streaming import StreamedTraining
 from wuneng.data.text_batches import Rows, TextTraining, TextValidation
 from wuneng.data.token_cache import Corpus, Watch, tokenized
 from wuneng.data.tokenizer import load_tokenizer
+from wuneng.distributed.processes import ALONE, Processes
 from wuneng.errors import DataError
 from wuneng.recipe.data import HubDataset, TextData, TrainedTokenizer
 from wuneng.recipe.training import EndEvaluation, Training
@@ -50,12 +51,14 @@ def prepare_text(
     seed: int,
     tokenizer: PreTrainedTokenizerFast | None = None,
     watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> Prepared:
     """Read, split, tokenise and pack the text of a recipe.
 
     ``seed`` orders the training rows and nothing else: the split is the same for every seed.
     ``tokenizer`` takes the place of ``data.tokenizer`` (to score another model on the same text).
-    ``watch`` is told how far the tokenising of a source is.
+    ``watch`` is told how far the tokenising of a source is. All of ``processes``, which train
+    together, call this: a stream is read and tokenised in the first of them.
 
     Raises DataError for text that is missing, malformed or too short for one sequence, DiskError
     when the token cache cannot be written.
@@ -63,12 +66,14 @@ def prepare_text(
     root = cache_root(data.cache_dir)
     train, validation = _open_sources(data, seed)
     if tokenizer is None:
-        tokenizer = choose_tokenizer(data, train, validation, root)
+        tokenizer = choose_tokenizer(data, train, validation, root, processes)
     encoder = Encoder(tokenizer)
-    job = _Preparation(data, training, evaluation, seed, encoder, root, watch)
+    job = _Preparation(data, training, evaluation, seed, encoder, root, watch, processes)
     scored: Rows | list[Rows]
     if isinstance(train, QuestionSource):
-        kept, scored, notes = question_rows(train, validation, data, encoder, training)
+        kept, scored, notes = question_rows(
+            train, validation, data, encoder, training, job._tokenized
+        )
         batches: TrainingData = TextTraining(kept, training.batch_size, seed, len(tokenizer))
         job.notes += notes
     elif isinstance(train, MixedSources):
@@ -89,13 +94,14 @@ def prepare_text(
     )
 
 
-def text_tokenizer(data: TextData) -> PreTrainedTokenizerFast:
-    """The tokenizer that ``data`` names, or that is learned from its training text and kept.
+def text_tokenizer(data: TextData, processes: Processes = ALONE) -> PreTrainedTokenizerFast:
+    """The tokenizer that ``data`` names, or that is learned from its training text and kept. All of
+    ``processes`` call this.
 
     Raises DataError, DiskError as ``prepare_text``.
     """
     if isinstance(data.tokenizer, TrainedTokenizer):
-        return choose_tokenizer(data, *_open_sources(data), cache_root(data.cache_dir))
+        return choose_tokenizer(data, *_open_sources(data), cache_root(data.cache_dir), processes)
     return load_tokenizer(data.tokenizer)
 
 
@@ -148,6 +154,7 @@ class _Preparation:
     encoder: Encoder
     root: Path
     watch: Watch | None = None
+    processes: Processes = ALONE
     notes: list[str] = field(default_factory=list)
     rows: int | None = None
     """Rows of a batch, where not ``training.batch_size``."""
@@ -209,7 +216,10 @@ class _Preparation:
         """Batches of a source that is read while training; validation text is read first."""
         fraction = self.data.validation_fraction
         if validation is None:
-            sample: DocumentSource = held_out_sample(train, fraction, self._characters_scored())
+            characters = self._characters_scored()
+            sample: DocumentSource = self.processes.telling()(
+                lambda: held_out_sample(train, fraction, characters)
+            )
         else:
             sample = self._finite(validation)
         other = self._tokenized(sample)
@@ -232,6 +242,7 @@ class _Preparation:
             self.rows or self.training.batch_size,
             wanted,
             boundaries=self.data.pack_documents,
+            processes=self.processes,
         )
         return batches, self._packed(other, scored)
 
@@ -276,7 +287,8 @@ class _Preparation:
 
     def _finite(self, source: Source) -> DocumentSource:
         if isinstance(source, StreamedDataset):
-            return leading_sample(source, self._characters_scored())
+            characters = self._characters_scored()
+            return self.processes.telling()(lambda: leading_sample(source, characters))
         return source
 
     def _characters_scored(self) -> int:

@@ -7,7 +7,7 @@ document   0     0     0              1     1     1              2   2
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from wuneng.data.batch import EPOCHS, IGNORED, Batch
 from wuneng.data.encoding import Encoder
 from wuneng.data.packing import TASK
+from wuneng.data.parallel_encoding import Tokens
+from wuneng.data.question_tokens import KeptQuestions
 from wuneng.data.questions import Question, QuestionSource
 from wuneng.data.sources import DocumentSource
 from wuneng.data.split import choose_half, choose_validation, document_digest
 from wuneng.data.streamed import StreamedDataset
+from wuneng.data.token_cache import Corpus
 from wuneng.errors import DataError
 from wuneng.recipe.data import TextData
 from wuneng.recipe.training import Training
@@ -34,7 +37,8 @@ Pair = tuple[NDArray[np.int64], NDArray[np.int64]]
 class QuestionRows:
     """Random access to rows of questions.
 
-    A prompt that leaves no room for its answer loses its beginning (``cut`` counts them).
+    A prompt that leaves no room for its answer loses its beginning (``cut`` counts them). What
+    ``kept`` has is not tokenised again.
 
     Raises DataError for an answer as long as a row, and where there is no question.
     """
@@ -47,6 +51,7 @@ class QuestionRows:
         key: str,
         *,
         boundaries: bool = True,
+        kept: KeptQuestions | None = None,
     ) -> None:
         self.key = key
         self.sequence_length = sequence_length
@@ -57,7 +62,7 @@ class QuestionRows:
         self._lengths = encoder.spelling.lengths
         self._rows: list[list[Pair]] = [[]]
         free = sequence_length
-        for pair in self._encoded(list(questions), encoder):
+        for pair in self._encoded(list(questions), encoder, kept):
             if len(pair[0]) > free:
                 self._rows.append([])
                 free = sequence_length
@@ -95,15 +100,14 @@ class QuestionRows:
             row_bytes=tuple(spelled),
         )
 
-    def _encoded(self, questions: list[Question], encoder: Encoder) -> Iterable[Pair]:
-        """Tokens and labels of each question; the prompt is encoded apart, as when it is asked."""
-        for first in range(0, len(questions), _TOGETHER):
-            some = questions[first : first + _TOGETHER]
-            prompts = encoder.encode([question.prompt for question in some])
-            answers = encoder.encode([f" {question.answer}" for question in some])
-            for question, prompt, answer in zip(some, prompts, answers, strict=True):
-                asked = prompt[: len(prompt) - encoder.two_marks].astype(np.int64)
-                yield self._pair(question, asked, answer[1:].astype(np.int64), encoder)
+    def _encoded(
+        self, questions: list[Question], encoder: Encoder, kept: KeptQuestions | None
+    ) -> Iterable[Pair]:
+        """Tokens and labels of each question."""
+        found = _tokenised(questions, encoder) if kept is None else map(kept.tokens, questions)
+        for question, (prompt, answer) in zip(questions, found, strict=True):
+            asked = prompt[: len(prompt) - encoder.two_marks].astype(np.int64)
+            yield self._pair(question, asked, answer[1:].astype(np.int64), encoder)
 
     def _pair(
         self,
@@ -130,24 +134,36 @@ class QuestionRows:
         return tokens, labels
 
 
+def _tokenised(questions: list[Question], encoder: Encoder) -> Iterator[tuple[Tokens, Tokens]]:
+    """Prompt and answer of each; the prompt is encoded apart, as when it is asked."""
+    for first in range(0, len(questions), _TOGETHER):
+        some = questions[first : first + _TOGETHER]
+        prompts = encoder.encode([question.prompt for question in some])
+        answers = encoder.encode([f" {question.answer}" for question in some])
+        yield from zip(prompts, answers, strict=True)
+
+
 def question_rows(
     train: QuestionSource,
     validation: DocumentSource | StreamedDataset | None,
     data: TextData,
     encoder: Encoder,
     training: Training,
+    tokenized: Callable[[DocumentSource], Corpus],
 ) -> tuple[QuestionRows, QuestionRows, list[str]]:
     """Rows to train on, rows to score, and what there is to say about them.
 
     Without files of their own, validation questions are held out of the training files by the hash
-    of their text. No question is in both.
+    of their text. No question is in both. ``tokenized`` gives the tokens of a source's documents.
 
     Raises DataError where one side has no question.
     """
     asked = list(train.questions())
     if not asked:
         raise DataError(f"data.train: no question in {train.name}")
+    tokens = tokens_of_held = KeptQuestions(train, tokenized)
     if isinstance(validation, QuestionSource):
+        tokens_of_held = KeptQuestions(validation, tokenized)
         held = list(validation.questions())
         known = {question.text for question in held}
         kept, how = [q for q in asked if q.text not in known], validation.name
@@ -169,9 +185,11 @@ def question_rows(
     key = f"{key}{encoder.digest}"
     made = [
         QuestionRows(
-            questions, encoder, training.sequence_length, key, boundaries=data.pack_documents
+            *(questions, encoder, training.sequence_length, key),
+            boundaries=data.pack_documents,
+            kept=known_tokens,
         )
-        for questions in (kept, held)
+        for questions, known_tokens in ((kept, tokens), (held, tokens_of_held))
     ]
     seen = training.total_steps * training.batch_size / len(made[0])
     return (

@@ -2,6 +2,9 @@
 
 Documents are tokenised in groups. The position is where the first group with unused tokens begins,
 and how many of its tokens are used: resuming reads that group again and drops those tokens.
+
+Of several processes that train together the first reads and tokenises, and tells the others the
+tokens: every process lays out the same batches, and no document is fetched or tokenised twice.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +24,25 @@ from wuneng.data.encoding import Encoder
 from wuneng.data.packing import TASK
 from wuneng.data.split import document_digest
 from wuneng.data.streamed import Position, StreamedDataset
+from wuneng.distributed.processes import ALONE, Once, Processes
 from wuneng.errors import DataError
 
 __all__ = ["StreamedTraining"]
 
 _GROUP_DOCUMENTS = 64
 _START: Position = {"rows": 0}
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Some documents as tokens: what one process tells the others."""
+
+    tokens: list[NDArray[np.unsignedinteger]]
+    """One array for each document, marks included."""
+    written: NDArray[np.int64]
+    """UTF-8 bytes of each document."""
+    behind: Position
+    """Where reading goes on after them."""
 
 
 @dataclass
@@ -45,7 +62,8 @@ class _Group:
 class StreamedTraining:
     """Endless batches ``[batch_size, sequence_length]``; a new pass begins where one ends.
 
-    ``wanted(digest)`` says whether a document is for training, from the hash of its text.
+    ``wanted(digest)`` says whether a document is for training, from the hash of its text. All of
+    ``processes`` make one at the same time, and take as many batches of it.
     """
 
     def __init__(
@@ -57,6 +75,7 @@ class StreamedTraining:
         wanted: Callable[[int], bool],
         *,
         boundaries: bool = True,
+        processes: Processes = ALONE,
     ) -> None:
         self.vocab_size = encoder.vocab_size
         self.source = source
@@ -64,6 +83,7 @@ class StreamedTraining:
         self.shape = (batch_size, sequence_length)
         self.wanted = wanted
         self.boundaries = boundaries
+        self._processes = processes
         self._go_to(_START, epoch=0, used=0)
 
     def next_batch(self) -> Batch:
@@ -103,7 +123,7 @@ class StreamedTraining:
         self._epoch = epoch
         self._used = used
         self._pending: deque[_Group] = deque()
-        self._groups = self._read_groups()
+        self._groups = self._read_groups(self._processes.telling())
 
     def _take(self, count: int) -> Iterator[tuple[NDArray[np.int64], ...]]:
         """Use up the next ``count`` tokens, as parts of (inputs, labels, spelled, begun)."""
@@ -120,14 +140,15 @@ class StreamedTraining:
                 self._pending.popleft()
                 self._used = 0
 
-    def _read_groups(self) -> Iterator[_Group]:
+    def _read_groups(self, once: Once) -> Iterator[_Group]:
         """Groups from the current position on, pass after pass."""
         while True:
             from_start = self._position["rows"] == 0
             anything = False
-            for documents, behind in self._read_pass():
-                group = self._packed(documents)
-                self._position = behind
+            read = partial(next, self._read_pass(), None)
+            while (found := once(read)) is not None:
+                group = self._packed(found)
+                self._position = found.behind
                 anything = True
                 yield group
             if from_start and not anything:
@@ -135,30 +156,32 @@ class StreamedTraining:
             self._epoch += 1
             self._position = {**_START, "pass": self._epoch}
 
-    def _read_pass(self) -> Iterator[tuple[list[str], Position]]:
-        """Groups of documents of one pass, each with the position behind it."""
+    def _read_pass(self) -> Iterator[_Encoded]:
+        """Groups of documents of one pass; asked of one process alone."""
         documents: list[str] = []
         behind = self._position
         for text, behind in self.source.documents_from(self._position):
             if self.wanted(document_digest(text)):
                 documents.append(text)
             if len(documents) == _GROUP_DOCUMENTS:
-                yield documents, behind
+                yield self._encoded(documents, behind)
                 documents = []
         if documents:
-            yield documents, behind
+            yield self._encoded(documents, behind)
 
-    def _packed(self, documents: list[str]) -> _Group:
-        encoded = self.encoder.encode(documents)
-        sizes = np.array([len(tokens) for tokens in encoded])
+    def _encoded(self, documents: list[str], behind: Position) -> _Encoded:
+        written = np.array([len(text.encode("utf-8")) for text in documents])
+        return _Encoded(self.encoder.encode(documents), written, behind)
+
+    def _packed(self, found: _Encoded) -> _Group:
+        sizes = np.array([len(tokens) for tokens in found.tokens])
         firsts = np.cumsum(sizes) - sizes
-        inputs = np.concatenate(encoded).astype(np.int64)
+        inputs = np.concatenate(found.tokens).astype(np.int64)
         labels = np.roll(inputs, -1)
         labels[firsts + sizes - 1] = IGNORED if self.encoder.two_marks else self.encoder.end
         lengths = self.encoder.spelling.lengths
         spelled = np.where(labels == IGNORED, 0, lengths[np.maximum(labels, 0)])
-        written = np.array([len(text.encode("utf-8")) for text in documents])
-        spelled[firsts] += written - np.add.reduceat(lengths[inputs], firsts)
+        spelled[firsts] += found.written - np.add.reduceat(lengths[inputs], firsts)
         begun = np.zeros_like(inputs)
         begun[firsts] = 1
         return _Group(self._position, self._epoch, inputs, labels, spelled, begun)

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wuneng.data.cache_directory import is_intact, publish
+from wuneng.data.cache_directory import is_intact
 from wuneng.data.encoding import Encoder, UnencodableError
+from wuneng.data.making import made_once
 from wuneng.data.parallel_encoding import Tokens, encoded
 from wuneng.data.sources import DocumentSource
 from wuneng.data.split import document_digest
@@ -60,7 +61,8 @@ def tokenized(
     workers: int | None = None,
     watch: Watch | None = None,
 ) -> Corpus:
-    """The tokens of ``source``, from the cache below ``root`` or made now and kept there.
+    """The tokens of ``source``, from the cache below ``root`` or made now and kept there: by one
+    process, however many want them at the same time.
 
     Args:
         workers: threads that tokenise; default one for each core that the process may use.
@@ -70,14 +72,13 @@ def tokenized(
     cache cannot be written.
     """
     content, key, entry = _entry(source, encoder, root)
-    if not is_intact(entry):
 
-        def fill(directory: Path) -> None:
-            _write(directory, source, encoder, workers or usable_cores(), watch)
-            if source.content_key() != content:
-                raise DataError(f"{source.field}: {source.name} changed while it was being read")
+    def fill(directory: Path) -> None:
+        _write(directory, source, encoder, workers or usable_cores(), watch)
+        if source.content_key() != content:
+            raise DataError(f"{source.field}: {source.name} changed while it was being read")
 
-        publish(entry, fill)
+    made_once(entry, fill)
     return _open(entry, encoder, key)
 
 

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,24 @@ from wuneng.distributed.degrees import Degrees
 from wuneng.distributed.heartbeat import Heartbeat
 from wuneng.distributed.launched import Launched
 from wuneng.distributed.save_group import SaveGroup, packed, unpacked
+from wuneng.distributed.telling import Telling, wait_for_first
 from wuneng.errors import InputError, MissingProcess, RunError, WuNengError
 
-__all__ = ["ALONE", "Processes", "Together"]
+__all__ = ["ALONE", "Once", "Processes", "Together"]
 
 T = TypeVar("T")
+
+
+class Once(Protocol):
+    """Does something in the first process, and tells all what came of it."""
+
+    def __call__(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns or raises there."""
+        ...
+
+
+def _in_this_process(act: Callable[[], T]) -> T:
+    return act()
 
 
 class Processes:
@@ -51,6 +64,11 @@ class Processes:
     def one_first(self, act: Callable[[], T]) -> T:
         """``act`` in every process, after the first has done it: it finds what that one left."""
         return act()
+
+    def telling(self) -> Once:
+        """As :meth:`first`, for a sequence of acts that is apart from all others, and from the
+        training loop's; all processes ask for it together."""
+        return _in_this_process
 
     def gathered(self, values: Tensor) -> Tensor:
         """``values`` ``[N]`` of all processes, ``[size, N]``."""
@@ -99,7 +117,8 @@ class Together(Processes):
         self.heartbeat = heartbeat
         self._local_rank, self._seconds = info.local_rank, seconds
         self._store, self._votes = store, votes
-        self._told = 0
+        self._told = self._tellings = 0
+        self._aside: Any = None
         self._saving: SaveGroup | None = None
         self._meshes: dict[tuple[Degrees, str], Any] = {}
 
@@ -121,18 +140,7 @@ class Together(Processes):
         return result
 
     def _heard(self, key: str) -> Any:
-        beats = -2
-        while True:
-            try:
-                self._store.wait([key], timedelta(seconds=self.heartbeat.patience))
-                break
-            except RuntimeError:  # time is up, or the store is gone
-                try:
-                    silent, beats = self.heartbeat.is_silent(0, beats)
-                except RuntimeError:
-                    silent = True
-                if silent:
-                    raise self.missing() from None
+        wait_for_first(self._store, key, self.heartbeat, self.missing)
         fine, result = pickle.loads(self._store.get(key))
         if fine:
             return result
@@ -142,6 +150,13 @@ class Together(Processes):
         kept: list[T] = []
         self.first(lambda: kept.append(act()))
         return kept[0] if kept else act()
+
+    def telling(self) -> Once:
+        if self._aside is None:  # one connection for all of them: one thread tells at a time
+            self._aside = self._store.clone()
+        self._tellings += 1
+        name = f"telling/{self._tellings}"
+        return Telling(self._aside, name, self.rank, self.size, self.heartbeat, self.missing)
 
     def gathered(self, values: Tensor) -> Tensor:
         if values.device.type != "cpu":

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wuneng.layers.plain_modules import is_plain
-from wuneng.ops.linear_cross_entropy import IGNORED, WHOLE_BYTES, chunks, linear_cross_entropy
+from wuneng.ops.linear_cross_entropy import (
+    IGNORED,
+    WHOLE_BYTES,
+    TopK,
+    chunks,
+    linear_cross_entropy,
+    top_k_distillation,
+    top_k_of,
+)
 from wuneng.ops.linear_cross_entropy.reference import (
     at_least_float32,
     cross_entropy,
@@ -26,6 +34,8 @@ __all__ = [
     "HeadLoss",
     "ask",
     "called_distillation",
+    "called_top_k",
+    "called_top_k_distillation",
     "hidden_and_head",
     "is_plain_head",
     "summed_cross_entropy",
@@ -130,6 +140,47 @@ def called_distillation(
     return total
 
 
+def called_top_k(hidden: Tensor, head: nn.Module, k: int, temperature: float) -> TopK:
+    """The k likeliest tokens after each of ``hidden`` ``[T, D]``, without a graph; a chunk of
+    logits at a time."""
+    with torch.no_grad():
+        parts = chunks(_words(head), len(hidden), hidden.device)
+        found = [top_k_of(head(hidden[part]), k, temperature) for part in parts]
+    return TopK(
+        torch.cat([one.tokens for one in found]),
+        torch.cat([one.log_probabilities for one in found]),
+        torch.cat([one.log_rest for one in found]),
+    )
+
+
+def called_top_k_distillation(
+    hidden: Tensor,
+    head: nn.Module,
+    kept: TopK,
+    labels: Tensor,
+    temperature: float,
+    whole_bytes: int = WHOLE_BYTES,
+) -> Tensor:
+    """``[2]``: ``top_k_distillation`` of what ``head`` makes of ``hidden`` ``[B, T, D]``; chunk by
+    chunk where whole logits would have more than ``whole_bytes``.
+
+    Args:
+        kept: ``[B, T, k]`` of the teacher.
+        labels: ``[B, T]``.
+    """
+    if not _is_large(head, labels, whole_bytes):
+        return top_k_distillation(head(hidden), kept, labels, IGNORED, temperature)
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    flat = TopK(
+        kept.tokens.flatten(0, -2), kept.log_probabilities.flatten(0, -2), kept.log_rest.flatten()
+    )
+    total = hidden.new_zeros(2, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    for part in chunks(_words(head), len(targets), hidden.device):
+        pieces = head, temperature, rows[part], flat.at(part), targets[part]
+        total = total + checkpoint(_called_top_k_distillation, *pieces, use_reentrant=False)
+    return total
+
+
 def token_scores(labels: Tensor) -> HeadLoss:
     """``[3, B, T]`` without gradients, of each of ``labels`` ``[B, T]``: its nats (0 where it is
     not scored), 1 where it is scored and the most probable token, 1 where its logits are finite."""
@@ -172,6 +223,12 @@ def _called_distillation(
     with torch.no_grad():
         other = teachers_head(taught)
     return distillation(head(rows), other, targets, IGNORED, temperature)
+
+
+def _called_top_k_distillation(
+    head: nn.Module, temperature: float, rows: Tensor, kept: TopK, targets: Tensor
+) -> Tensor:
+    return top_k_distillation(head(rows), kept, targets, IGNORED, temperature)
 
 
 def _words(head: nn.Module) -> int:

@@ -57,6 +57,10 @@ class DistillStage(StageSettings, LogitLoss):
     ce: Annotated[Real, Field(ge=0.0)] = 1.0
     """Weight of the ordinary cross-entropy on the text. Where attention is not replaced, a silent
     branch is its teacher already, and learns nothing without it."""
+    teacher_top_k: PositiveCount | None = None
+    """Ask the teacher once for each row and keep its k likeliest tokens, with the mass of all
+    others as one more, in the cache (``data.cache_dir``): for further epochs, seeds and arms. The
+    divergence is between these k + 1. Default: the teacher is asked at every step, for all."""
     train: Literal["new", "new+lora"] = "new"
     """State and middle heads, or with them the arm's LoRA adapters."""
 

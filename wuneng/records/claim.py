@@ -171,7 +171,8 @@ class Vacancy:
         others = {number: _read(self.directory, number) for number in _numbers(self.directory)}
         others.pop(_number_of(own.name) or 0, None)
         known = {} if self.found is None else dict([self.found])
-        time.sleep(self.settling)
+        if self.settling:
+            time.sleep(self.settling)
         if (others and others != known) or claim.is_lost:
             claim.release()
             return None

@@ -2,6 +2,8 @@
 
     <root>/tokens/<key>/        tokenised text, memory-mapped by training
            tokenizers/<key>/    tokenizers learned from a recipe's text
+           teachers/<key>/      what a teacher says of rows of tokens (teacher_top_k)
+           claims/<key>/        which process makes one of these at this moment
            *.so, *.so.sha256    C kernels built for this machine (in the user's own cache only)
 
 Everything in it is made again when it is needed. Nothing here imports torch.
@@ -20,6 +22,8 @@ from pathlib import Path
 
 from wuneng.errors import DiskError, InputError, nearest
 from wuneng.records.cache_place import cache_place
+from wuneng.records.claim import Vacancy, Watch
+from wuneng.records.claimant import Claimant
 from wuneng.records.files import disk_errors
 from wuneng.records.leftovers import KERNEL_BUILD, is_abandoned, remove, temporary_directory
 from wuneng.records.places import expanded
@@ -39,7 +43,9 @@ __all__ = [
 OLD_CACHE = Path(".wuneng-cache")
 #: How the name of an entry begins that is being written, or was when its process was killed.
 UNFINISHED = ".unfinished-"
-KINDS = ("tokens", "tokenizers", "kernels", "leftovers")
+KINDS = ("tokens", "tokenizers", "teachers", "kernels", "leftovers")
+#: Kinds whose entries are directories of files.
+_MADE = ("tokens", "tokenizers", "teachers")
 _ENTRY = re.compile(r"[0-9a-f]{40}")
 _BUILD = re.compile(rf"{re.escape(KERNEL_BUILD)}[0-9a-f]{{32}}")
 _KERNEL = re.compile(r"state_head_\d+_[0-9a-f]+\.so(\.sha256)?")
@@ -124,7 +130,7 @@ def clear(root: Path, kinds: Collection[str] = KINDS) -> list[CacheEntry]:
         if entry.kind not in kinds:
             continue
         with disk_errors(entry.path):
-            if entry.kind in ("tokens", "tokenizers"):
+            if entry.kind in _MADE:
                 # Whole or not at all: a kill in between leaves a leftover, not half an entry.
                 # Gone already where another process clears, too.
                 with (
@@ -137,20 +143,23 @@ def clear(root: Path, kinds: Collection[str] = KINDS) -> list[CacheEntry]:
             if os.path.lexists(entry.path):
                 raise DiskError(f"cannot delete {entry.path}")
         gone.append(entry)
-    for kind in ("tokens", "tokenizers"):
+    for kind in (*_MADE, "claims"):
         with suppress(OSError):  # not empty, or not there
             (root / kind).rmdir()
     return gone
 
 
 def _ours(root: Path) -> Iterator[tuple[str, Path]]:
-    for kind in ("tokens", "tokenizers"):
+    for kind in _MADE:
         for path in _listed(root / kind):
             if path.name.startswith(UNFINISHED):
                 if is_abandoned(path):
                     yield "leftovers", path
             elif _ENTRY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 yield kind, path
+    for path in _listed(root / "claims"):
+        if _ENTRY.fullmatch(path.name) and isinstance(Watch(path, Claimant()).look(), Vacancy):
+            yield "leftovers", path  # of a process that was killed
     for path in _listed(root):
         if _BUILD.fullmatch(path.name):
             if path.is_dir() and is_abandoned(path):

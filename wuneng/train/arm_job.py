@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -43,5 +44,7 @@ class ArmJob:
     teacher: Teacher | None = None
     phases: tuple[Phase, ...] = ()
     """In which it is trained; empty: all steps are alike, and train what requires gradients."""
+    teacher_cache: Path | None = None
+    """Below which what a phase's teacher says is kept, where the phase has it so."""
     shards: bool = False
     """Every process writes its own part of a checkpoint."""

@@ -22,7 +22,7 @@ from wuneng.distributed.wrapping import cut
 from wuneng.errors import InputError
 from wuneng.hub import copy_papers
 from wuneng.model.quiet import quiet_transformers
-from wuneng.recipe import Parallel
+from wuneng.recipe import Parallel, TextData
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, read_jsonl, refuse_links
 from wuneng.records.atomic import directory_written_atomically, remove_leftovers
 from wuneng.records.sharing import share_files
@@ -113,6 +113,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         ),
         teacher=teacher,
         phases=arm.phases if any(phase.kind for phase in arm.phases) else (),
+        teacher_cache=_teacher_cache(plan, arm),
         shards=writes_shards(session.parallel, degrees),
         profile=session.profile,
         flops_per_token=arm.facts.flops_per_token,
@@ -140,6 +141,14 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         save_record(place, record)
 
     processes.first(leave)
+
+
+def _teacher_cache(plan: RunPlan, arm: ArmPlan) -> Path | None:
+    if not any(phase.teacher_top_k for phase in arm.phases):
+        return None
+    from wuneng.data.cache_directory import cache_root
+
+    return cache_root(plan.data.cache_dir if isinstance(plan.data, TextData) else None)
 
 
 def _clear(place: ArmDirectory) -> None:

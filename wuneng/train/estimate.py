@@ -16,6 +16,7 @@ from wuneng.train.phases import Phase
 from wuneng.train.plan import ArmPlan, RunPlan
 from wuneng.train.schedule import steps_before_decay
 from wuneng.train.starting_point import PLAIN, Sources
+from wuneng.train.teacher_rows import bytes_of_row
 
 __all__ = ["estimate"]
 
@@ -88,6 +89,7 @@ def _arm(arm: ArmPlan, device: str, sources: Sources, measure: bool) -> dict[str
         "stages": stages if arm.phases[0].kind else [],
         "compile": training.compile,
         "disk_bytes": _disk(arm) + _copies(arm, sources),
+        "teacher_bytes": _kept_of_teachers(arm),
         **_time(arm, device, flops, measure),
     }
 
@@ -122,6 +124,18 @@ def _disk(arm: ArmPlan) -> int:
         kept += 1  # the one from before the decay, from which a longer run goes on
     kept += training.keep_best + training.total_steps // (training.keep_every or sys.maxsize)
     return 4 * facts.parameters + (kept * checkpoint if arm.trains else 0)
+
+
+def _kept_of_teachers(arm: ArmPlan) -> int:
+    """Bytes of what teachers say in the cache, where no row comes twice; seeds, and arms with the
+    same teacher, share what is of the same rows."""
+    found = 0
+    for phase in arm.phases:
+        if phase.teacher_top_k is not None:
+            training = phase.training
+            rows = training.total_steps * training.batch_size
+            found += rows * bytes_of_row(training.sequence_length, phase.teacher_top_k)
+    return found
 
 
 def _copies(arm: ArmPlan, sources: Sources) -> int:

@@ -48,7 +48,7 @@ class ArmTraining:
 
     def __post_init__(self) -> None:
         job = self.job
-        self._walk = PhaseWalk(job.model, job.training, job.phases, job.teacher)
+        self._walk = PhaseWalk(job.model, job.training, job.phases, job.teacher, job.teacher_cache)
         observer = Observer(job.model, job.training, job.numerics, job.validation)
         self.called = prepare_model(job.model, job.training, job.numerics)
         self.total_steps = job.training.total_steps
@@ -80,7 +80,9 @@ class ArmTraining:
         """
         self._start_or_resume()
         left = self.total_steps - self.state.step
-        with Prefetched(self.job.train, left) as self._batches, self._saver, self._profiling:
+        together = self.job.numerics.processes.size > 1
+        batches = Prefetched(self.job.train, left, together=together)
+        with batches as self._batches, self._saver, self._profiling:
             while self.state.step < self.total_steps:
                 self.leave_if_asked()
                 if self._walk.is_due(self.state.step):

@@ -202,7 +202,8 @@ def _planned(recipe: Recipe, opening: Opening, arms: Collection[str]) -> RunPlan
     named = recipe.data.tokenizer if isinstance(recipe.data, TextData) else None
     if opening.check and isinstance(named, str):
         check_tokenizer(named)
-    return plan_run(recipe, opening.sources, arms=arms, text="read")
+    processes = opening.processes
+    return plan_run(recipe, opening.sources, arms=arms, text="read", processes=processes)
 
 
 def settled(recipe: Recipe, jobs: int = 1) -> Recipe:

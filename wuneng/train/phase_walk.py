@@ -6,6 +6,7 @@ Nothing of it is saved but the optimiser's moments: all follows from the steps t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,8 +31,10 @@ class PhaseWalk:
         training: Training,
         phases: Sequence[Phase],
         teacher: Teacher | None,
+        cache: Path | None = None,
     ) -> None:
-        """``teacher``: the arm's own, where a phase brings none."""
+        """``teacher``: the arm's own, where a phase brings none; ``cache``: for ``Phase``'s."""
+        self._cache = cache
         self._model, self._own_teacher, self._staged = model, teacher, bool(phases)
         self._phases = phases or (Phase("", "", 0, training, {}),)
         self.phase = self._phases[0]
@@ -50,11 +53,13 @@ class PhaseWalk:
         freeze(self._model, phase.trainable)
         self.optimizer = build_optimizer(self._model, phase.training)
         over = step >= phase.last
-        self.teacher = None if over else phase.teacher(self._model) or self._own_teacher
+        own = self._own_teacher
+        self.teacher = None if over else phase.teacher(self._model, self._cache) or own
         trained = sum(phase.trainable.values())
         return (
             f"{phase.name}, steps {phase.first + 1:,} to {phase.last:,}: "
             f"{trained:,} parameters train"
+            + (f"; what the teacher says is kept in {self._cache}" if phase.teacher_top_k else "")
         )
 
     def has_begun(self, step: int) -> bool:

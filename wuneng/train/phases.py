@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from wuneng.recipe import AlignStage, DistillStage, Stage, Training
 from wuneng.recipe.arms import Arm
 from wuneng.train.alignment import Aligner
 from wuneng.train.distillation import SilentSelf, Teacher
+from wuneng.train.kept_teacher import KeptSelf
 from wuneng.train.trainable import as_stage
 
 __all__ = ["Phase", "phase_at", "phases_of"]
@@ -49,11 +51,26 @@ class Phase:
         """Steps that are done when it ends."""
         return self.first + self.steps
 
-    def teacher(self, model: nn.Module) -> Teacher | Aligner | None:
-        """Of whom ``model`` learns in it; None: of the text, or of the arm's own teacher."""
+    @property
+    def teacher_top_k(self) -> int | None:
+        """Tokens of each position of which it is kept on disk what the teacher says; None: it is
+        not."""
+        return self.settings.teacher_top_k if isinstance(self.settings, DistillStage) else None
+
+    def teacher(self, model: nn.Module, cache: Path | None = None) -> Teacher | Aligner | None:
+        """Of whom ``model`` learns in it; None: of the text, or of the arm's own teacher.
+
+        Args:
+            cache: below which what a teacher says is kept, where it is.
+        """
         if isinstance(self.settings, AlignStage):
             return Aligner(model, self.settings, self.layers)
-        return None if self.settings is None else SilentSelf(model, self.settings)
+        if self.settings is None:
+            return None
+        if self.teacher_top_k is not None:
+            assert cache is not None
+            return KeptSelf(model, self.settings, cache)
+        return SilentSelf(model, self.settings)
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:

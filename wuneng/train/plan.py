@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
+from wuneng.distributed.processes import ALONE, Processes
+from wuneng.errors import RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.model.counting import added_percent, forward_flops_per_token, parameters_by_part
 from wuneng.model.skeleton import Layout
@@ -140,6 +142,7 @@ def plan_run(
     *,
     arms: Collection[str] | None = None,
     text: TextUse = "present",
+    processes: Processes = ALONE,
 ) -> RunPlan:
     """Resolve ``recipe``.
 
@@ -148,6 +151,7 @@ def plan_run(
         arms: those that are wanted (with what sizes them); default all.
         text: ``read`` finds the tokenizer itself, learning it from the text if the recipe says so;
             with ``present`` files have to be there, that is all, with ``none`` not even that.
+        processes: that all plan this at the same time.
 
     Raises:
         DataError: files or a tokenizer that the recipe names are missing.
@@ -161,7 +165,9 @@ def plan_run(
         vocabulary = task_vocabulary(data, training, evaluation, recipe.seeds[0])
     else:
         stated = recipe.model.vocab_size
-        vocabulary = text_vocabulary(data, recipe.source, sources, stated=stated, text=text)
+        vocabulary = text_vocabulary(
+            data, recipe.source, sources, stated=stated, text=text, processes=processes
+        )
     wanted = [name for name in recipe.arms if arms is None or name in arms]
     trainings = {name: recipe.arm_training(name) for name in recipe.arms}
     config_of = ArmConfigs(recipe.arms, training.sequence_length, vocabulary, sources)
@@ -245,7 +251,14 @@ def _phases(
         return (Phase("", "", 0, training, MappingProxyType(trainable(name))),)
     layers = _state_layers(config)
     chosen = partial(trainable.of_stage, name)
-    return phases_of(name, arm, training, layers, chosen)
+    phases = phases_of(name, arm, training, layers, chosen)
+    for phase in phases:
+        if (phase.teacher_top_k or 0) > config.vocab_size:
+            raise RecipeError(
+                f"arms.{name}.stages: distill.teacher_top_k: expected at most the vocabulary's "
+                f"{config.vocab_size} tokens, got {phase.teacher_top_k}"
+            )
+    return phases
 
 
 def _state_layers(config: WuNengConfig) -> list[int]:

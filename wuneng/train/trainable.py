@@ -24,6 +24,7 @@ __all__ = [
     "as_stage",
     "check_patterns",
     "freeze",
+    "is_grafted",
     "lower_frozen",
 ]
 
@@ -31,6 +32,11 @@ _GRAFTED = re.compile(r"model\.layers\.\d+\.(state_heads\.|cross_head\.|self_att
 
 #: Parameters of a linear layer, which are those of its ``base_layer`` once it has an adapter.
 _OF = ("weight", "bias")
+
+
+def is_grafted(name: str) -> bool:
+    """Whether a parameter of this name is of the state and middle heads of an upgraded model."""
+    return _GRAFTED.match(name) is not None
 
 
 class TrainableParameters:

@@ -140,7 +140,8 @@ def _train(job: UnitJob, relay: _Relay) -> Failure | None:
         joined_member(job.member, job.device, job.parallel.timeout) as processes,
         reproducible(recipe.training.num_threads, processes.device(job.device)),
     ):
-        plan = plan_run(recipe, job.sources, arms={job.unit.arm}, text="read")
+        arms = {job.unit.arm}
+        plan = plan_run(recipe, job.sources, arms=arms, text="read", processes=processes)
         display = relay if processes.is_first else UnseenDisplay()
         session = Session(
             *(run, processes.device(job.device), display, job.check, processes, job.parallel),

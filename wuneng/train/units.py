@@ -18,6 +18,7 @@ import torch
 
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
+from wuneng.distributed.processes import ALONE, Processes
 from wuneng.errors import NonFiniteError, WuNengError
 from wuneng.recipe import SyntheticData, TextData
 from wuneng.records import refuse_links
@@ -146,8 +147,8 @@ class UnitTraining:
         """That of ``seed``, at its first batch."""
         if self._read is None or self._read[0] != seed:
             self._read = None
-            reading = partial(prepare, self._plan, seed, self._session.display.reading)
-            data = self._session.processes.one_first(reading)
+            watch, processes = self._session.display.reading, self._session.processes
+            data = processes.one_first(partial(prepare, self._plan, seed, watch, processes))
             self._begun()
             self._session.display.note(data.description)
             self._read = seed, data, copy.deepcopy(data.train.state_dict())
@@ -184,15 +185,19 @@ def _raise_if_lost(claims: Sequence[Claim], error: Exception) -> None:
 
 
 def prepare(
-    plan: RunPlan, seed: int, watch: Callable[[str, float], None] | None = None
+    plan: RunPlan,
+    seed: int,
+    watch: Callable[[str, float], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Prepared:
-    """The batches of one seed. Raises as ``prepare_text``, whose ``watch`` this is, and
-    ``prepare_synthetic``."""
+    """The batches of one seed. Raises as ``prepare_text``, whose ``watch`` and ``processes`` these
+    are, and ``prepare_synthetic``."""
     data, training, evaluation = plan.data, plan.training, plan.evaluation
     if isinstance(data, TextData):
         from wuneng.data import prepare_text
 
-        return prepare_text(data, training, evaluation, seed, plan.vocabulary.tokenizer, watch)
+        tokenizer = plan.vocabulary.tokenizer
+        return prepare_text(data, training, evaluation, seed, tokenizer, watch, processes)
     from wuneng.synthetic import prepare_synthetic
 
     return prepare_synthetic(data, training, evaluation, seed, training.total_steps)

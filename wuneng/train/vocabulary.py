@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from wuneng.distributed.processes import ALONE, Processes
 from wuneng.recipe import (
     SOURCE_TOKENIZER,
     EndEvaluation,
@@ -58,6 +59,7 @@ def text_vocabulary(
     *,
     stated: int | None = None,
     text: TextUse = "present",
+    processes: Processes = ALONE,
 ) -> Vocabulary:
     """That of text.
 
@@ -66,6 +68,7 @@ def text_vocabulary(
         stated: ``model.vocab_size``. A tokenizer that would have to be fetched is then not needed.
         text: ``read``: the tokenizer itself is wanted, learned from the text if ``data`` says so;
             else its size is enough.
+        processes: that all ask for it at the same time.
 
     Raises:
         DataError: files that have to be there, or the tokenizer, are missing.
@@ -85,7 +88,7 @@ def text_vocabulary(
     else:
         from wuneng.data.prepare import text_tokenizer
 
-        tokenizer = text_tokenizer(data)
+        tokenizer = text_tokenizer(data, processes)
     return Vocabulary(vocabulary_size(tokenizer), tokenizer)
 
 

@@ -7,5 +7,15 @@ from wuneng.ops.linear_cross_entropy.interface import (
     linear_cross_entropy,
     linear_distillation,
 )
+from wuneng.ops.linear_cross_entropy.top_k import TopK, top_k_distillation, top_k_of
 
-__all__ = ["IGNORED", "WHOLE_BYTES", "chunks", "linear_cross_entropy", "linear_distillation"]
+__all__ = [
+    "IGNORED",
+    "WHOLE_BYTES",
+    "TopK",
+    "chunks",
+    "linear_cross_entropy",
+    "linear_distillation",
+    "top_k_distillation",
+    "top_k_of",
+]
