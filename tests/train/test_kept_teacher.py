@@ -66,7 +66,7 @@ def files(place: Path) -> list[Path]:
 
 
 def test_a_row_is_asked_for_once_over_epochs_arms_and_seeds(place: Path, asked: list[str]) -> None:
-    """Also where another arm's branch is another, and one has adapters."""
+    """Also where another arm's branch is another."""
     arms = "arms={wuneng: {}, other: {model: {cross_head: additive, num_state_heads: 1}}}"
     more = "training.batch_size=12", "seed=[0, 1]", arms  # some rows come in several steps
     train(place, place / "run", *ARMS, *more, KEPT)
