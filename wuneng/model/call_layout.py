@@ -66,6 +66,6 @@ def whole_call(
     layout = sequence_layout(config, hidden, attention_mask, document_ids)
     if not config.num_attention_heads:
         return CallLayout(layout, {}, {}, cache)
-    masks = attention_masks(config, hidden, attention_mask, cache, position_ids, document_ids)
+    masks = attention_masks(config, hidden, attention_mask, cache, document_ids)
     embeddings = position_embeddings(model, hidden, position_ids)
     return CallLayout(layout, masks, embeddings, cache)

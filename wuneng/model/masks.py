@@ -17,20 +17,19 @@ def attention_masks(
     embeddings: Tensor,
     attention_mask: Tensor | None,
     cache: Any,
-    position_ids: Tensor,
     document_ids: Tensor | None,
 ) -> dict[str, Any]:
     """The masks a model's layers need, keyed ``full`` and ``sliding``.
 
     Each is whatever the configured attention implementation takes (None where it is plain causal).
-    ``document_ids`` ``[B, T]`` keeps packed documents apart.
+    ``document_ids`` ``[B, T]`` keeps packed documents apart. transformers is not told of positions:
+    it would look for restarting ones, which are in ``document_ids``, and wait for the device.
     """
     sliding = _kinds(config)
     arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": embeddings,
         "attention_mask": attention_mask,
-        "position_ids": position_ids,
         **with_cache(cache),
     }
     masks: dict[str, Any] = {}
