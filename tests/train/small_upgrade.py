@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def save_sources(place: Path) -> None:
 
 def recipe(place: Path, *changes: str) -> Recipe:
     path = place / "up.yaml"
-    path.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    own.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    own.replace(path)  # at once: each of several processes writes it, and another may be reading
     where = (
         f"init_from={place / 'llama'}",
         f"data.train={place / 'texts.jsonl'}",
