@@ -255,7 +255,7 @@ def test_no_launch_has_more_warps_than_rows_for_them(values: int) -> None:
     """Eight warps over 64 rows read outside of their shared memory on a GPU (Triton 3.6)."""
     for dtype in (torch.bfloat16, torch.float16):
         assert triton_launch.forward_launch(dtype, 64, 16, 256, 132, values).warps <= values // 16
-    assert triton_launch.backward_launch(torch.bfloat16, 64, 16, 64).warps == 4
+    assert triton_launch.backward_launch(torch.bfloat16, 64, 16, 64).warps == 2 <= 64 // 16
     if values == 64:
         with pytest.raises(BackendError, match="at most 32 for float32 tensors, got 64"):
             triton_launch.forward_launch(torch.float32, 64, 16, 256, 132, values)
