@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wuneng.ops.readout.by_hand import Tensors
-from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device, processors
+from wuneng.ops.wkv7.triton_launch import DTYPES, HEAD_SIZES, on_device, processors, split_tiles
 
 ROWS = 16
 """Rows of a tile: 2 KB of bfloat16 at head size 64, eight channels a thread."""
@@ -243,10 +243,7 @@ def _backward(*given: Any) -> list[Tensor]:
 
 def backward_split(rows: int, heads: int, processors: int) -> tuple[int, int]:
     """Tiles of one program, and programs of one head."""
-    tiles = triton.cdiv(rows, ROWS)
-    programs = max(1, PROGRAMS_PER_PROCESSOR * processors // heads)
-    each = triton.cdiv(tiles, programs)
-    return each, triton.cdiv(tiles, each)
+    return split_tiles(triton.cdiv(rows, ROWS), heads, PROGRAMS_PER_PROCESSOR * processors)
 
 
 def _gradients(*inputs: *Tensors) -> list[Tensor]:

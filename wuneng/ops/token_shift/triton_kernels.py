@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuneng.ops.wkv7.triton_launch import DTYPES, on_device, processors
+from wuneng.ops.wkv7.triton_launch import DTYPES, on_device, processors, split_tiles
 
 TOKENS = 16
 CHANNELS = 128
@@ -162,9 +162,7 @@ def _backward(u: Tensor, mu: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor]:
 
 def backward_split(tiles: int, blocks: int, processors: int) -> tuple[int, int]:
     """Tiles of one program, and programs of one block of channels."""
-    programs = max(1, PROGRAMS_PER_PROCESSOR * processors // blocks)
-    each = triton.cdiv(tiles, programs)
-    return each, triton.cdiv(tiles, each)
+    return split_tiles(tiles, blocks, PROGRAMS_PER_PROCESSOR * processors)
 
 
 @_backward.register_fake

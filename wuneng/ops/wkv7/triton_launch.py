@@ -130,6 +130,13 @@ def snapshot_launch(dtype: torch.dtype, size: int, every: int) -> Launch:
     return Launch(tile, min(size, 32 if wide else 64), 4, 1 if wide else 2)
 
 
+def split_tiles(tiles: int, blocks: int, programs: int) -> tuple[int, int]:
+    """Tiles of one program, and programs of one of ``blocks``, where a program walks over a range
+    of a block's tiles and about ``programs`` of all blocks fill the GPU."""
+    each = -(-tiles // max(1, programs // blocks))
+    return each, -(-tiles // each)
+
+
 def _split_values(values: int, size: int, heads: int, processors: int) -> int:
     """Halve the value block until there is a program for every processor, down to 16 channels."""
     values = min(values, size)

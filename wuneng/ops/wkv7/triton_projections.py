@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from wuneng.ops.wkv7.triton_launch import on_device, processors
+from wuneng.ops.wkv7.triton_launch import on_device, processors, split_tiles
 from wuneng.ops.wkv7.triton_projection_kernels import (
     projection_gradients_kernel,
     recurrence_inputs_kernel,
@@ -59,7 +59,8 @@ def projection_gradients_triton(
         for x in weight_gradients:
             x.zero_()
         return
-    tiles, programs = _split(rows, heads, processors(k.device))
+    programs = PROGRAMS_PER_PROCESSOR * processors(k.device)
+    tiles, programs = split_tiles(triton.cdiv(rows, ROWS), heads, programs)
     d_weights = k.new_empty(programs, 2, heads, size, dtype=torch.float32)
     d_key_read = None if d_key_read is None else d_key_read.contiguous()
     with on_device(k):
@@ -88,11 +89,3 @@ def _constants(tensors: Projections, size: int, a_max: float) -> dict[str, Any]:
         "A_MAX": a_max,
         "num_warps": WARPS,
     }
-
-
-def _split(rows: int, heads: int, processors: int) -> tuple[int, int]:
-    """Tiles of one program, and programs of one head."""
-    tiles = triton.cdiv(rows, ROWS)
-    programs = max(1, PROGRAMS_PER_PROCESSOR * processors // heads)
-    each = triton.cdiv(tiles, programs)
-    return each, triton.cdiv(tiles, each)
