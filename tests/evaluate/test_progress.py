@@ -37,6 +37,9 @@ def test_one_bar_of_ours(
     asked = [Instance(name, {}, arguments, 0, metadata=("task", 0, 1))]  # type: ignore[arg-type]
     loaded = load(tiny("llama"))
     monkeypatch.setenv("TTY_COMPATIBLE", "0" if place == "pipe" else "1")
+    if place != "pipe":  # how a rich before 14 is told
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("NO_COLOR", "1")
     shares = "by the harness" not in kind
     model = HarnessModel(loaded, 2, progress=place != "not wanted", share=shares)
     capfd.readouterr()  # what saving the model has shown
