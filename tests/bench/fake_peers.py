@@ -31,7 +31,8 @@ def install(monkeypatch: pytest.MonkeyPatch, **planted: Any) -> Calls:
         "fla": {"__version__": "9.9"},
         "fla.ops": {},
         "fla.ops.rwkv7": {
-            name: _recorded(calls, name, wkv7) for name in ("chunk_rwkv7", "fused_recurrent_rwkv7")
+            "chunk_rwkv7": _recorded(calls, "chunk_rwkv7", planted.get("fla_chunk", _chunk)),
+            "fused_recurrent_rwkv7": _recorded(calls, "fused_recurrent_rwkv7", wkv7),
         },
         "fla.models": {},
         "fla.models.rwkv7": {
@@ -59,14 +60,14 @@ class Absent:
     """Finds none of them."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name in ("fla", "flash_attn", "mamba_ssm"):
+        if name in ("fla", "tilelang", "flash_attn", "mamba_ssm"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def uninstall(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them, whatever is installed."""
     for name in list(sys.modules):
-        if name.partition(".")[0] in ("fla", "flash_attn", "mamba_ssm"):
+        if name.partition(".")[0] in ("fla", "tilelang", "flash_attn", "mamba_ssm"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
 
@@ -78,7 +79,19 @@ def _recorded(calls: Calls, name: str, function: Any) -> Any:
         calls.setdefault(name, []).append(dict(signature.bind(*args, **kwargs).arguments))
         return function(*args, **kwargs)
 
+    called.__signature__ = signature  # type: ignore[attr-defined]
     return called
+
+
+def _chunk(
+    *,
+    safe_gate: bool = False,
+    chunk_size: int | None = None,
+    lower_bound: float | None = None,
+    **options: Any,
+) -> Any:
+    """The recurrence; these only choose kernels."""
+    return wkv7(**options)
 
 
 def _scan(factor: float) -> Any:

@@ -3,6 +3,7 @@ where they are absent."""
 
 from __future__ import annotations
 
+import math
 import sys
 from io import StringIO
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 
 from tests.bench import fake_peers
+from tests.bench.fake_rwkv7 import wkv7
 from tests.bench.records import record_of, tiny_request
 from wuneng.bench import architectures
 from wuneng.bench.architectures import choose
@@ -60,6 +62,9 @@ def measured(**changes: Any) -> Any:
     options = {"what": EVERYTHING, "against": "fla,mamba", "seq_len": "24", "seconds": 0.1}
     return record_of(**{**options, **changes})
 
+
+#: As flash-linear-attention's own layer calls its operator: without, it takes slower kernels.
+TOLD = {"safe_gate": True, "chunk_size": 64, "lower_bound": -math.exp(-0.5)}
 
 #: Everything that a peer is measured at.
 CASES = {
@@ -130,9 +135,20 @@ def test_peers_are_timed_and_say_what_they_were_checked_with(
     assert by_arm["ops", "forward", "fla-chunk"] == by_arm["ops", "forward", "reference"]
     assert "state-space" in by_arm["ops", "forward+backward", "mamba2"]
     assert "state-space" in by_arm["ops", "step", "mamba2"]
-    assert {call["scale"] for name in ("chunk_rwkv7",) for call in calls[name]} == {1.0}
+    chunked = [{k: v for k, v in call.items() if k in TOLD} for call in calls["chunk_rwkv7"]]
+    assert all(told == TOLD for told in chunked)
+    assert {call["options"]["scale"] for call in calls["chunk_rwkv7"]} == {1.0}
     assert {call["chunk_size"] for call in calls["scan"]} == {256}
     assert {call["x"].shape[1] for call in calls["scan"]} == {24}
+
+
+def test_an_older_peer_is_not_told_what_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, interpreted: None
+) -> None:
+    calls = fake_peers.install(monkeypatch, fla_chunk=wkv7)
+    rows = peer_rows(measured(what="ops", against="fla"))
+    assert {row.status for row in rows} == {"ok"}, {row.note for row in rows}
+    assert {call["scale"] for call in calls["chunk_rwkv7"]} == {1.0}
 
 
 def test_the_model_arm_is_as_large_and_as_deep(

@@ -10,12 +10,14 @@ import importlib
 import os
 from collections.abc import Callable
 from importlib import metadata
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wuneng.bench.engine import Missing, Unsupported
+from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE
 
 __all__ = [
     "FLA",
@@ -34,7 +36,15 @@ __all__ = [
 FLA, FLASH, MAMBA = "flash-linear-attention", "flash-attn", "mamba-ssm"
 WIND = "wind_rwkv"
 #: What is named as missing where it is not installed: the module to import, by distribution.
-PEERS = {FLA: "fla", FLASH: "flash_attn", MAMBA: "mamba_ssm", WIND: "wind_rwkv"}
+PEERS = {
+    FLA: "fla",
+    "tilelang": "tilelang",  # which flash-linear-attention takes where it is installed
+    FLASH: "flash_attn",
+    MAMBA: "mamba_ssm",
+    WIND: "wind_rwkv",
+}
+#: What flash-linear-attention's own RWKV-7 layer passes.
+FLA_CHUNK = 64
 #: What mamba-ssm's own Mamba-2 layer passes unless told otherwise.
 MAMBA_CHUNK = 256
 
@@ -91,6 +101,9 @@ def fla_operators(device: torch.device) -> dict[str, Operator]:
     """``fla-chunk`` and ``fla-recurrent``, called as (r, w, k, v, a, b) with w the log decay.
 
     They return (y, state), take ``initial_state``, and their states are ``[B, H, key, value]``.
+    The first is told what the project's own RWKV-7 layer tells it: how strong a decay can be, from
+    which it chooses longer chunks and faster products, and TileLang's kernels where that is
+    installed and FLA_TILELANG is not 0.
 
     Raises:
         Missing: flash-linear-attention is not installed or does not load here.
@@ -99,15 +112,19 @@ def fla_operators(device: torch.device) -> dict[str, Operator]:
     rwkv7 = load_peer(FLA, "fla.ops.rwkv7")
     require_gpu(FLA, device)
 
-    def called(run: Operator) -> Operator:
+    def called(run: Operator, **told: Any) -> Operator:
+        known = signature(run).parameters
+        told = {name: value for name, value in told.items() if name in known}
+
         def operator(*inputs: Tensor, initial_state: Tensor | None = None) -> Any:
             options = {"scale": 1.0, "initial_state": initial_state, "output_final_state": True}
-            return run(**dict(zip("rwkvab", inputs, strict=True)), **options)
+            return run(**dict(zip("rwkvab", inputs, strict=True)), **options, **told)
 
         return operator
 
+    decays = {"safe_gate": True, "lower_bound": LOG_DECAY_SCALE, "chunk_size": FLA_CHUNK}
     return {
-        "fla-chunk": called(rwkv7.chunk_rwkv7),
+        "fla-chunk": called(rwkv7.chunk_rwkv7, **decays),
         "fla-recurrent": called(rwkv7.fused_recurrent_rwkv7),
     }
 
