@@ -41,15 +41,24 @@ workers=()
 python3 -c "import xdist" 2>/dev/null && workers=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
 limit=200
 OMP_NUM_THREADS=1 step python3 -m pytest -q --tb=short -p no:cacheprovider "${workers[@]}" \
-  -m gpu tests/ops
+  -m gpu tests/ops tests/train/test_captured_gpu.py
 limit=120
 step python3 -m benchmarks.launches --out "$place/gpu-launches.json"
 wait "$warming"
 # Two lengths each: one alone is measured at its eighth, quarter and half too.
 limit=200
 bench ops --batch 8 --seq-len 2k,4k --heads 32 --against mha,fla,mamba,wind --out "$place/gpu-ops"
+# Without TileLang, where that is installed: flash-linear-attention's Triton kernels.
+python3 -c "import tilelang" 2>/dev/null && FLA_TILELANG=0 bench ops --batch 8 --seq-len 2k,4k --heads 32 \
+  --against mha,fla --out "$place/gpu-ops-triton"
 limit=90
 bench train --preset 400m --batch 8 --seq-len 512,1k --against mha --out "$place/gpu-train"
+# The way to train on one GPU: layers compiled, passes in CUDA graphs. Other than --out and this,
+# the same command.
+limit=150
+bench train --preset 400m --batch 8 --seq-len 512,1k --against mha \
+  --training compile,cuda_graph --out "$place/gpu-train-captured"
+limit=90
 bench decode --preset 400m --batch 1,64 --seq-len 1k,8k --against mha,llama --out "$place/gpu-decode"
 # The same without a Triton kernel of ours.
 export WUNENG_BACKEND=chunked

@@ -88,6 +88,14 @@ def bench(
         int | None,
         typer.Option("--heads", metavar="N", help="Heads of the operators. [default: the model's]"),
     ] = None,
+    training: Annotated[
+        str | None,
+        typer.Option(
+            "--training",
+            metavar="A,B",
+            help="How training steps run: compile, cuda_graph. [default: the recipe's way]",
+        ),
+    ] = None,
     device: options.Device = None,
     dtype: Annotated[
         str | None,
@@ -163,6 +171,7 @@ def bench(
         dtype=dtype,
         threads=threads,
         heads=heads,
+        training=training,
         seconds=seconds,
         base=None if old is None else BenchRequest.from_json(old["request"]),
     )

@@ -174,8 +174,9 @@ def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
             f", and about {duration(len(seeds) * sum(times))} of training steps, measured here "
             "for a second each; data and validation come on top"
         )
-        if any(arm["compile"] for arm in arms.values()):
-            whole += " (measured without training.compile)"
+        faster = [name for name in ("compile", "cuda_graph") if any(a[name] for a in arms.values())]
+        if faster:
+            whole += f" (measured without training.{' and training.'.join(faster)})"
     yield whole
     kept = max(arm["teacher_bytes"] for arm in arms.values())
     if kept:

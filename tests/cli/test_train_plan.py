@@ -298,3 +298,16 @@ def test_the_device_option_is_a_field(tiny: str) -> None:
     code, _, err = run(tiny, "--dry-run", "--device", "gpu")
     assert code == 2
     assert err.startswith("error: --set device=gpu: device: expected auto, cpu")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--device", "cpu"], "expected a CUDA device, got cpu"),
+        (["--dry-run", "--no-measure", "--processes", "2"], "expected one process, got 2"),
+    ],
+)
+def test_what_no_graph_is_captured_for(tiny: str, more: list[str], told: str) -> None:
+    code, _, err = run(tiny, *more, "--set", "training.cuda_graph=true")
+    assert code == 2
+    assert "training.cuda_graph: " + told in " ".join(err.split())

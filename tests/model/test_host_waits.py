@@ -9,6 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.model.small import small_model
+from wuneng.layers.layout import documents_at_most
+from wuneng.model import masks
 from wuneng.ops import using
 
 IDS = torch.arange(48).view(2, 24) % 61
@@ -45,3 +47,36 @@ def test_waits_are_seen() -> None:
     with using("reference"), Waiting() as waiting:
         model(IDS, use_cache=False, position_ids=torch.arange(24)[None])
     assert waiting.found  # where documents may begin has to be looked up
+
+
+@pytest.mark.parametrize("variant", ["default", "mha", "mha-shift", "sliding", "paper"])
+def test_nor_does_one_of_packed_documents_whose_number_is_bounded(variant: str) -> None:
+    model = small_model(variant).train()
+    packed = torch.arange(24).div(7, rounding_mode="floor").expand(2, 24)
+    results = []
+    for waits in (True, False):
+        with using("reference"), Waiting() as waiting:
+            if waits:
+                logits = model(IDS, use_cache=False, document_ids=packed).logits
+            else:
+                with documents_at_most(16):
+                    logits = model(IDS, use_cache=False, document_ids=packed).logits
+            logits.sum().backward()
+        results.append(logits)
+        if not waits:
+            assert waiting.found == []
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+def test_a_captured_or_traced_call_reads_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(**_: Any) -> None:
+        raise AssertionError("transformers makes a mask of all pairs where it is traced")
+
+    monkeypatch.setattr(masks, "create_causal_mask", asked)
+    monkeypatch.setattr(masks, "create_sliding_window_causal_mask", asked)
+    model = small_model("sliding").train()
+    window = model.config.sliding_window
+    assert window is not None
+    model(IDS[:, :window], use_cache=False)
+    with pytest.raises(AssertionError, match="all pairs"):
+        model(IDS[:, : window + 1], use_cache=False)

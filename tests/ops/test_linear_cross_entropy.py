@@ -174,3 +174,16 @@ def test_a_compiled_model_breaks_its_graph_and_is_not_compiled_again() -> None:
         counts.append(len(compilations))
     assert torch.equal(found, entropy([2 * hidden, weight, hidden, weight, labels]))
     assert counts == counts[:1] * 4
+
+
+@pytest.mark.parametrize("scored", [0.0, 0.7, 1.0])
+def test_captured_in_a_graph_it_does_not_look_at_what_is_scored(
+    scored: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = problem((3, 7), torch.float64, scored)
+    narrow = [*(x.float() for x in wide[:4]), wide[4]]
+    usual, exact = results(entropy, narrow), results(entropy, wide)
+    monkeypatch.setattr(interface, "_is_captured", lambda x: True)
+    monkeypatch.setattr(interface, "_scored", None)
+    assert_as_exact(results(entropy, narrow), usual, exact)
+    assert_as_exact(results(entropy, wide), exact, exact)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.ops.triton_interpreter import faithful  # isort: split
 
@@ -192,6 +193,26 @@ def test_compiles_without_a_graph_break(case: ProjectionCase) -> None:
     gradients = [torch.autograd.grad(f(leaves), list(leaves.values())) for f in (loss, compiled)]
     for eager, traced in zip(*gradients, strict=True):
         assert torch.equal(eager, traced)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_graph_serves_lengths_that_change(packed: bool) -> None:
+    """As in training on rows of several lengths: sizes are symbols then, not numbers."""
+
+    def loss(bounds: Tensor | None, *given: Tensor | None) -> Tensor:
+        y, key, state = wkv7_from_projections_triton(*given, a_max=2.0, cu_seqlens=bounds)
+        return y.square().sum() + key.sum() + state.square().sum()
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    for tokens in (20, 37):
+        given = arguments(ProjectionCase(batch=1 if packed else 3, tokens=tokens))
+        bounds = torch.tensor([0, 7, tokens]) if packed else None
+        wanted = [x for x in given if x is not None]
+        eager, traced = (torch.autograd.grad(f(bounds, *given), wanted) for f in (loss, compiled))
+        assert all(torch.equal(a, b) for a, b in zip(eager, traced, strict=True))
+    assert counter.frame_count == 1
 
 
 def test_the_same_inputs_give_the_same_bits() -> None:

@@ -11,7 +11,7 @@ from tests.ops import triton_interpreter  # noqa: F401 (skips where there is no 
 from tests.ops.from_projections_checks import ARGUMENTS, ProjectionCase
 from wuneng.ops.wkv7 import triton_kept_tables, triton_launch, triton_passes
 from wuneng.ops.wkv7.triton_from_projections import wkv7_from_projections_triton
-from wuneng.ops.wkv7.triton_kept_tables import LAST, kept_table
+from wuneng.ops.wkv7.triton_kept_tables import LAST, kept_table, tables_of_capture
 from wuneng.ops.wkv7.triton_tables import sequence_table
 
 CPU = torch.device("cpu")
@@ -144,3 +144,22 @@ def test_bad_bounds_are_refused_every_time() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="cu_seqlens must be non-decreasing"):
             sequence_table(1, 5, bounds, None, 16)
+
+
+def test_a_capture_has_tables_of_its_own() -> None:
+    made, bounds = Made(), torch.tensor([0, 3, 8])
+    outside = kept_table(made, bounds, CPU, 8, 16)
+    with tables_of_capture():
+        inside = kept_table(made, bounds, CPU, 8, 16)
+        assert inside is not outside
+        # Backward passes run in other threads.
+        found: list[torch.Tensor] = []
+        thread = threading.Thread(target=lambda: found.append(kept_table(made, bounds, CPU, 8, 16)))
+        thread.start()
+        thread.join()
+        assert found[0] is inside
+        bounds.add_(0)  # in place: another tensor, as far as anyone knows
+        assert kept_table(made, bounds, CPU, 8, 16) is not inside
+    with tables_of_capture():
+        assert kept_table(made, bounds, CPU, 8, 16) is not inside
+    assert len(triton_kept_tables._kept) == 1

@@ -226,6 +226,10 @@ def test_forms_of_text_data(write: Write) -> None:
          "training.micro_batch_size: expected a divisor of batch_size (10), got 4"),
         ("{steps: 5, warmup_steps: 5}",
          "training.warmup_steps: expected fewer than the 5 steps of the run, got 5"),
+        ("{steps: 5, cuda_graph: true, activation_checkpointing: 2}",
+         "training.cuda_graph: expected false where activation_checkpointing is 2, got true"),
+        ("{steps: 5, cuda_graph: true, precision: fp16}",
+         "training.cuda_graph: expected false where precision is fp16, got true"),
         ("{steps: 5, sequence_length: 4k}",
          "model.max_position_embeddings: expected at least training.sequence_length (4096), "
          "got 2048 (arm wuneng, mha, mha-shift)"),

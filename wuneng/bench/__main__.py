@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what", nargs="?", default="ops", help=f"{', '.join(WHATS)}, several with commas, or schema"
     )
-    for name in ("--seq-len", "--preset", "--against", "--batch", "--device", "--dtype"):
+    shown = ("--seq-len", "--preset", "--against", "--batch", "--training", "--device", "--dtype")
+    for name in shown:
         parser.add_argument(name)
     for name in ("--threads", "--heads"):
         parser.add_argument(name, type=int)

@@ -259,7 +259,10 @@ def _from_recipe(path: Path, arms: list[str], *, named: bool) -> Comparison:
     plan = plan_run(recipe, sources, text="none")  # how fast a model is does not depend on text
     first = plan.outline.reference
     stated = {name: arm.config for name, arm in plan.arms.items()}
-    kept = ("activation_checkpointing", "compile", "learning_rate", "weight_decay", "betas", "clip")
+    kept = (
+        *("activation_checkpointing", "compile", "cuda_graph"),
+        *("learning_rate", "weight_decay", "betas", "clip"),
+    )
     return _comparison(
         plan.outline.name,
         stated[first],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -251,12 +252,17 @@ class _Trainee:
         from wuneng.train.optimizer import build_optimizer
         from wuneng.train.step import Numerics, prepare_model
 
+        if settings.compile:
+            # Training has one length: no other one's kernels, nor those for any length.
+            importlib.import_module("torch._dynamo").config.automatic_dynamic_shapes = False
         self.arm = architecture.arm
         self.model = architecture.build().to(store.device)
         self.optimizer = build_optimizer(self.model, settings)
         self.called = prepare_model(self.model, settings)
         autocast = None if store.dtype == torch.float32 else store.dtype
-        self.numerics = Numerics.pick(store.device, autocast)
+        numerics = Numerics.pick(store.device, autocast)
+        captures = settings.cuda_graph and store.device.type == "cuda"
+        self.numerics = numerics.capturing() if captures else numerics
 
     def step(self, batch: Any, settings: Any) -> Any:
         """One optimiser step; the loss comes back."""

@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_SECONDS",
     "DTYPES",
     "RECIPES",
+    "TRAININGS",
     "WHATS",
     "BenchRequest",
     "make_request",
@@ -31,6 +32,8 @@ DEFAULT_WHATS = ("ops", "prefill", "decode", "train")
 #: ``wind``: wind_rwkv's WKV-7 kernel.
 ARMS = (*(arm for arm in BUILT_IN_ARMS if arm != "wuneng"), "llama", "fla", "mamba", "wind")
 DEFAULT_AGAINST = ("mha", "rwkv7")
+#: Ways of a training step.
+TRAININGS = ("compile", "cuda_graph")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_LENGTH = "4k"
 #: Roughly how long all timing together may take; slow cases are still repeated three times.
@@ -63,6 +66,8 @@ class BenchRequest:
     threads: int | None = None
     heads: int | None = None
     """Heads of the operators; None: the model's attention heads."""
+    training: tuple[str, ...] = ()
+    """Fields of a recipe's ``training:`` that are switched on in training steps."""
     seconds: float = DEFAULT_SECONDS
 
     def to_json(self) -> dict[str, Any]:
@@ -97,6 +102,7 @@ def make_request(
     dtype: str | None = None,
     threads: int | None = None,
     heads: int | None = None,
+    training: str | None = None,
     seconds: float | None = None,
     base: BenchRequest | None = None,
 ) -> BenchRequest:
@@ -116,6 +122,7 @@ def make_request(
         "dtype": None if dtype is None else parse_names("--dtype", dtype, DTYPES)[0],
         "threads": _positive("--threads", threads, MOST_THREADS),
         "heads": _positive("--heads", heads),
+        "training": None if training is None else parse_names("--training", training, TRAININGS),
         "seconds": seconds,
     }
     if model is not None or preset is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from wuneng.bench.request import DTYPES, WHATS
+from wuneng.bench.request import DTYPES, TRAININGS, WHATS
 from wuneng.limits import MOST_THREADS
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "problems"]
@@ -91,6 +91,7 @@ _REQUEST = {
         "dtype": {"enum": list(DTYPES)},
         "threads": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_THREADS},
         "heads": {"type": ["integer", "null"], "minimum": 1},
+        "training": {"type": "array", "items": {"enum": list(TRAININGS)}},
         "seconds": {"type": "number", "minimum": 0},
     },
 }

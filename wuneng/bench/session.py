@@ -25,6 +25,7 @@ from wuneng.bench.schema import SCHEMA_VERSION
 from wuneng.bench.stopping import sigterm_interrupts, skipped
 from wuneng.bench.timing import Clock, clock_for
 from wuneng.device import environment, pick_device
+from wuneng.errors import InputError
 
 __all__ = ["run_benchmark"]
 
@@ -53,6 +54,8 @@ def run_benchmark(
     began = time.perf_counter()
     device = pick_device(request.device)
     dtype_name, dtype = torch_dtype(request.dtype, device)
+    if "cuda_graph" in request.training and device.type != "cuda":
+        raise InputError(f"--training cuda_graph needs a CUDA device, got {device}")
     comparison = choose(request)
     for arm, reason in comparison.left_out.items():
         notify(f"{arm} is left out: {reason}")
@@ -63,7 +66,8 @@ def run_benchmark(
         machine = Machine(device, dtype)
         machine.probe(chosen_clock)
         machine.clocks["start"] = clocks_mhz(device)
-        store = ModelStore(device, dtype, dtype_name, comparison.training)
+        training = comparison.training | dict.fromkeys(request.training, True)
+        store = ModelStore(device, dtype, dtype_name, training)
         engine = Engine(machine, chosen_clock, store.drop)
         with sigterm_interrupts():
             rows, stopped = _run_groups(request, comparison, store, engine, notify)

@@ -8,9 +8,8 @@ scored tokens are spread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from wuneng.distributed.processes import Processes
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
-__all__ = ["blocks", "compile_blocks", "cut", "joined_copies", "put_away", "synchronised"]
+__all__ = ["blocks", "cut", "joined_copies", "put_away", "synchronised"]
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -120,32 +119,6 @@ def put_away(model: nn.Module) -> None:
     """Cut again what a forward pass put together and no backward pass followed."""
     for module in _cut_modules(model):
         module.reshard()
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every layer by itself, for training: equal layers are compiled once, not once for
-    each, and what joins processes stays outside. A model without layers is compiled whole.
-
-    Whole, the 24 layers of the 400m preset took more than three minutes to compile beside an H200.
-    """
-    import torch._dynamo.config as limits
-
-    # Past torch's limit of eight a layer of yet another kind would run uncompiled, in silence.
-    limits.recompile_limit = max(limits.recompile_limit, 64)
-    for block in blocks(model) or [model]:
-        block.forward = _compiled_in_training(block)  # type: ignore[method-assign]
-
-
-def _compiled_in_training(block: nn.Module) -> Callable[..., Any]:
-    """``block.forward``; validation runs it as it is: each of its lengths would be compiled."""
-    plain = block.forward
-    compiled = torch.compile(plain)
-
-    @wraps(plain)
-    def forward(*arguments: Any, **named: Any) -> Any:
-        return (compiled if block.training else plain)(*arguments, **named)
-
-    return forward
 
 
 def _cut_modules(model: nn.Module) -> list[FSDPModule]:

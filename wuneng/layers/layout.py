@@ -7,12 +7,31 @@ tokens in a row: pads must contribute nothing and one document must not see anot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wuneng.ops import Recurrence, last_token, previous_token, token_shift
+
+_most_documents: ContextVar[int | None] = ContextVar("most_documents", default=None)
+
+
+@contextmanager
+def documents_at_most(most: int) -> Iterator[None]:
+    """In the block no batch of packed documents has more than ``most`` of them, over all rows.
+
+    Layouts are then made without waiting for the device, of ``most`` sequences, those left over
+    empty: shapes do not tell how many documents there are, and a CUDA graph serves any number.
+    """
+    token = _most_documents.set(most)
+    try:
+        yield
+    finally:
+        _most_documents.reset(token)
 
 
 @dataclass(frozen=True)
@@ -50,10 +69,17 @@ class SequenceLayout:
 
     @classmethod
     def from_documents(cls, document_ids: Tensor) -> SequenceLayout:
-        """Rows packed with documents; a new one starts wherever ``document_ids`` [B, T] changes."""
+        """Rows packed with documents; a new one starts wherever ``document_ids`` [B, T] changes.
+
+        Waits for the device, which alone knows how many there are, but inside of
+        :func:`documents_at_most`.
+        """
         batch, length = document_ids.shape
         starts = torch.ones_like(document_ids, dtype=torch.bool)
         starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        most = _most_documents.get()
+        if most is not None:
+            return cls(batch, length, _starts_of(starts.flatten(), most))
         positions = starts.flatten().nonzero().squeeze(1)
         if positions.numel() == batch:
             return cls(batch, length)
@@ -127,6 +153,15 @@ class SequenceLayout:
         if self.cu_seqlens is None:
             return torch.full((self.batch,), self.length, dtype=torch.long, device=device)
         return self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+
+
+def _starts_of(starts: Tensor, most: int) -> Tensor:
+    """``[most + 1]`` boundaries of what begins wherever ``starts`` ``[total]`` is true."""
+    (total,) = starts.shape
+    place = torch.where(starts, starts.cumsum(0) - 1, most)
+    ends = starts.new_full((most + 1,), total, dtype=torch.int64)
+    index = torch.where(starts, torch.arange(total, device=starts.device), total)
+    return ends.scatter(0, place, index)
 
 
 def _boundaries(counts: Tensor) -> Tensor:

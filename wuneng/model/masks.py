@@ -37,16 +37,31 @@ def attention_masks(
         if False in sliding:
             masks["full"] = _tokens_mask(config, embeddings, document_ids, None)
         if True in sliding:
-            window = config.sliding_window
+            window: int | None = config.sliding_window
             masks["sliding"] = _tokens_mask(config, embeddings, document_ids, window)
         return masks
     if document_ids is not None:
         arguments["and_mask_function"] = _same_document(document_ids)
-    if False in sliding:
-        masks["full"] = create_causal_mask(**arguments)
-    if True in sliding:
-        masks["sliding"] = create_sliding_window_causal_mask(**arguments)
+    whole = attention_mask is None and document_ids is None and cache is None
+    for is_sliding in set(sliding):
+        name = "sliding" if is_sliding else "full"
+        window = config.sliding_window if is_sliding else None
+        if whole and _is_causal_alone(config, embeddings.shape[1], window):
+            masks[name] = None
+        elif is_sliding:
+            masks[name] = create_sliding_window_causal_mask(**arguments)
+        else:
+            masks[name] = create_causal_mask(**arguments)
     return masks
+
+
+def _is_causal_alone(config: Any, tokens: int, window: int | None) -> bool:
+    """Whether torch's attention needs no mask of a whole sequence without pads.
+
+    transformers finds the same, but not while a graph is traced or captured: attention would then
+    read a mask of all pairs.
+    """
+    return config._attn_implementation == "sdpa" and (window is None or tokens <= window)
 
 
 def _same_document(document_ids: Tensor) -> Any:

@@ -150,6 +150,11 @@ def training_problems(training: Training) -> Iterator[Problem]:
             ("frozen_precision",),
             f"expected fp32 where precision is {training.precision}, got bf16",
         )
+    if training.cuda_graph and training.recomputed_every:
+        found = training.activation_checkpointing
+        yield ("cuda_graph",), f"expected false where activation_checkpointing is {found}, got true"
+    if training.cuda_graph and training.precision == "fp16":
+        yield ("cuda_graph",), "expected false where precision is fp16, got true"
     if training.keep_best and not training.validate_every:
         yield ("keep_best",), "expected validate_every to be set as well"
     if training.warmup_steps >= training.total_steps:

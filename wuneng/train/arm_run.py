@@ -96,6 +96,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
     model = model.to(device)
     precision = autocast_dtype(arm.training.precision, device)
     cut(model, processes, degrees, device, **cut_dtypes(session.parallel, precision))
+    numerics = Numerics.pick(device, precision, processes, degrees)
     job = ArmJob(
         arm=arm.name,
         seed=seed,
@@ -105,7 +106,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         validation=data.validation,
         data_description=data.description,
         directory=place,
-        numerics=Numerics.pick(device, precision, processes, degrees),
+        numerics=numerics.capturing() if arm.training.cuda_graph else numerics,
         loggers=open_loggers(
             plan.loggers if processes.is_first else (),
             place.path,

@@ -88,6 +88,7 @@ def _arm(arm: ArmPlan, device: str, sources: Sources, measure: bool) -> dict[str
         "memory": {name: held for name, held in largest.items() if name != "stage"},
         "stages": stages if arm.phases[0].kind else [],
         "compile": training.compile,
+        "cuda_graph": training.cuda_graph,
         "disk_bytes": _disk(arm) + _copies(arm, sources),
         "teacher_bytes": _kept_of_teachers(arm),
         **_time(arm, device, flops, measure),

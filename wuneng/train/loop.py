@@ -62,7 +62,7 @@ class ArmTraining:
         self._profiling = StepProfile(
             job.profile if job.numerics.processes.is_first else None,
             job.directory.path / "profile",
-            None if job.training.compile else job.model,
+            None if job.training.compile or job.training.cuda_graph else job.model,
             job.numerics.device,
             self.display.warn,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from wuneng.distributed.degrees import Degrees, degrees_for
 from wuneng.recipe import Parallel
+from wuneng.train.capturable import check_captured
 from wuneng.train.peak_memory import logits_of, most_activations
 from wuneng.train.phases import Phase
 from wuneng.train.plan import ArmPlan
@@ -71,6 +72,7 @@ def per_device(
         state_bytes=arm.state_bytes,
         device_bytes=roof.memory if roof is not None else float("inf"),
     )
+    check_captured(arm, processes)
     check_rows(arm.training.batch_size, degrees.data)
     check_moments(arm.name, arm.training, degrees.shard)
     if degrees.context > 1:

@@ -9,6 +9,7 @@ from wuneng.distributed.degrees import SINGLE, Degrees, degrees_for
 from wuneng.distributed.processes import Processes
 from wuneng.errors import InputError
 from wuneng.recipe import Parallel
+from wuneng.train.capturable import check_captured
 from wuneng.train.plan import ArmPlan
 from wuneng.train.shares import check_length, check_moments, check_rows
 
@@ -24,6 +25,7 @@ def arm_degrees(
         InputError: the recipe's numbers do not make that many processes, or the arm cannot be
             trained in that way.
     """
+    check_captured(arm, processes.size, device)
     if processes.size == 1:
         return SINGLE
     degrees = processes.first(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,12 +19,14 @@ from wuneng.data.batch import IGNORED, Batch
 from wuneng.distributed.degrees import SINGLE, Degrees
 from wuneng.distributed.processes import ALONE, Processes
 from wuneng.distributed.whole import whole
-from wuneng.distributed.wrapping import blocks, compile_blocks, joined_copies, synchronised
+from wuneng.distributed.wrapping import blocks, joined_copies, synchronised
 from wuneng.errors import DataError, NonFiniteError, RunError
 from wuneng.model.head_loss import ask, summed_cross_entropy, unwrapped
 from wuneng.ops.context import context_parallel
 from wuneng.recipe import Training
 from wuneng.train.alignment import Aligner
+from wuneng.train.captured import CapturedPasses
+from wuneng.train.compiled_blocks import compile_blocks
 from wuneng.train.distillation import Teacher
 from wuneng.train.shares import piece_of_rows, share_of
 from wuneng.train.skipping import Skipping
@@ -56,6 +58,8 @@ class Numerics:
     """That train it together."""
     degrees: Degrees = SINGLE
     """How they share the model and the batch."""
+    captured: CapturedPasses | None = None
+    """The arm's passes as CUDA graphs; None: every kernel is launched by itself."""
 
     @classmethod
     def pick(
@@ -68,6 +72,10 @@ class Numerics:
         """Numerics for a device; float16 gets a gradient scaler."""
         scaler = torch.amp.GradScaler(device.type) if autocast_dtype is torch.float16 else None
         return cls(device, autocast_dtype, scaler, processes, degrees)
+
+    def capturing(self) -> Numerics:
+        """The same, with the passes of one model, yet to be captured."""
+        return replace(self, captured=CapturedPasses(self.device, self.autocast))
 
     def share(self, batch: Batch) -> Batch:
         """The rows of ``batch`` that this process trains on, or its piece of them."""
@@ -229,6 +237,9 @@ def _backward(
     device = numerics.device
     total = torch.zeros(1 if teacher is None else 1 + len(teacher.parts), device=device)
     pieces = list(micro_batches(numerics.share(batch), training.micro_batch_size))
+    captured = numerics.captured
+    if captured is not None and teacher is None and captured.takes(pieces):
+        return captured.backward(model, pieces, scored).reshape(1, 1)
     for number, piece in enumerate(pieces, 1):
         input_ids, labels, documents = (None if x is None else x.to(device) for x in piece)
         assert input_ids is not None

@@ -96,12 +96,34 @@ def _outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
 def _cross_entropy_in_chunks(
     hidden: Tensor, weight: Tensor, labels: Tensor, ignored: int
 ) -> Tensor:
+    if _is_captured(hidden):
+        return _cross_entropy_of_all(hidden, weight, labels, ignored)
     rows, targets = _scored(hidden, labels, ignored)
 
     def of_chunk(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        return _cross_entropy(logits, targets[part])
+        losses, gradient = _cross_entropy(logits, targets[part])
+        return losses.sum(), gradient
 
     return in_chunks(rows, weight, of_chunk)
+
+
+def _cross_entropy_of_all(hidden: Tensor, weight: Tensor, labels: Tensor, ignored: int) -> Tensor:
+    """The same without asking the device what is scored: rows that are not count nothing."""
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    scored = (targets != ignored)[:, None]
+    targets = torch.where(scored[:, 0], targets, 0)
+
+    def of_chunk(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        losses, gradient = _cross_entropy(logits, targets[part])
+        here = scored[part]
+        return torch.where(here, losses, 0.0).sum(), gradient.masked_fill_(~here, 0.0)
+
+    return in_chunks(rows, weight, of_chunk)
+
+
+def _is_captured(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, which no value of the device can steer."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _distillation_in_chunks(
@@ -127,7 +149,8 @@ def _distillation_in_chunks(
         own = F.log_softmax(logits / temperature, dim=-1)
         divergence = temperature**2 * F.kl_div(own, other, reduction="sum", log_target=True)
         gradient = (own.exp_() - other.exp_()) * (kl * temperature)
-        entropy, by_logits = _cross_entropy(logits, targets[part])
+        losses, by_logits = _cross_entropy(logits, targets[part])
+        entropy = losses.sum()
         parts.add_(torch.stack([divergence, entropy]))
         return kl * divergence + ce * entropy, gradient.add_(by_logits, alpha=ce)
 
@@ -135,14 +158,15 @@ def _distillation_in_chunks(
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed cross-entropy of ``logits`` ``[n, V]``, and its gradient in their place."""
+    """Cross-entropies ``[n, 1]`` of ``logits`` ``[n, V]``, and their sum's gradient in their
+    place."""
     # In place throughout: logsumexp would make a second chunk.
     highest, of_targets = logits.amax(-1, keepdim=True), logits.gather(1, targets[:, None])
     gradient = logits.sub_(highest).exp_()
     total = gradient.sum(-1, keepdim=True)
-    loss = (total.log() + highest - of_targets).sum()
+    losses = total.log() + highest - of_targets
     minus_one = torch.full_like(of_targets, -1.0)
-    return loss, gradient.div_(total).scatter_add_(1, targets[:, None], minus_one)
+    return losses, gradient.div_(total).scatter_add_(1, targets[:, None], minus_one)
 
 
 def _worth_cutting(

@@ -20,13 +20,13 @@ def previous_token(x: Tensor, carry: Tensor | None, cu_seqlens: Tensor | None) -
     if cu_seqlens is None:
         first = torch.zeros_like(x[:, :1]) if carry is None else carry[:, None].to(x.dtype)
         return torch.cat([first, x[:, :-1]], dim=1)
-    nonempty = cu_seqlens[1:] > cu_seqlens[:-1]
-    starts = cu_seqlens[:-1][nonempty]
-    first = x.new_zeros(starts.numel(), x.shape[-1])
-    if carry is not None:
-        first = carry[nonempty].to(x.dtype)
-    shifted = torch.cat([torch.zeros_like(x[0, :1]), x[0, :-1]], dim=0)
-    return shifted.index_copy(0, starts, first).unsqueeze(0)
+    # Where empty sequences would start is a row past the end, so that nobody has to ask the device
+    # which ones they are.
+    total = x.shape[1]
+    starts = torch.where(cu_seqlens[1:] > cu_seqlens[:-1], cu_seqlens[:-1], total)
+    first = x.new_zeros(starts.shape[0], x.shape[-1]) if carry is None else carry.to(x.dtype)
+    shifted = torch.cat([x.new_zeros(1, x.shape[-1]), x[0]], dim=0)
+    return shifted.index_copy(0, starts.long(), first)[:total].unsqueeze(0)
 
 
 def last_token(x: Tensor, carry: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:

@@ -8,7 +8,8 @@ few enough that sequences are cut.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -20,8 +21,12 @@ Table = TypeVar("Table")
 LAST = 8
 """More kinds of batches than a training step has; a table is a few kilobytes."""
 
-# The tensor that a table was made from is held too: no other can then lie at its address.
-_kept: deque[tuple[tuple[Any, ...], Tensor | None, Any]] = deque(maxlen=LAST)
+#: What a table is known by, the tensor that it was made from, and the table. That tensor is held
+#: so that no other can lie at its address.
+Kept = tuple[tuple[Any, ...], Tensor | None, Any]
+
+_kept: deque[Kept] = deque(maxlen=LAST)
+_of_capture: deque[Kept] | None = None
 _lock = Lock()
 
 
@@ -36,26 +41,46 @@ def kept_table(
         cu_seqlens: as :func:`wuneng.ops.wkv7`'s. Changed in place it is another.
         device: where the table lies.
     """
-    if not _may_be_kept(cu_seqlens, device):
+    kept = _place(device)
+    if kept is None or not _is_counted(cu_seqlens):
         return make()
     key = (make.__qualname__, sizes, device, _stream(device), _identity(cu_seqlens))
     with _lock:
-        found = next((value for other, _, value in _kept if other == key), None)
+        found = next((value for other, _, value in kept if other == key), None)
     if found is None:
         found = make()
         with _lock:
-            _kept.append((key, cu_seqlens, found))
+            kept.append((key, cu_seqlens, found))
     return found
 
 
-def _may_be_kept(cu_seqlens: Tensor | None, device: torch.device) -> bool:
-    """Not where memory belongs to a CUDA graph that is being captured, nor where torch does not
-    count a tensor's changes."""
+@contextmanager
+def tables_of_capture() -> Iterator[None]:
+    """In the block, in which a CUDA graph is captured, tables are the graph's: made once in it, and
+    again by every replay, which may have other sequences."""
+    global _of_capture  # not of a context: backward passes run in threads of autograd's
+    before, _of_capture = _of_capture, deque()
+    try:
+        yield
+    finally:
+        _of_capture = before
+
+
+def _place(device: torch.device) -> deque[Kept] | None:
+    """Where tables are kept. Nowhere for a graph that somebody else captures: their memory would be
+    the graph's, and be read when it is gone."""
+    if _of_capture is not None:
+        return _of_capture
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None
+    return _kept
+
+
+def _is_counted(cu_seqlens: Tensor | None) -> bool:
+    """Whether torch counts the changes of a tensor, by which it is recognised."""
     if torch.is_inference_mode_enabled():
         return False
-    if cu_seqlens is not None and (type(cu_seqlens) is not Tensor or cu_seqlens.is_inference()):
-        return False
-    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+    return cu_seqlens is None or (type(cu_seqlens) is Tensor and not cu_seqlens.is_inference())
 
 
 def _stream(device: torch.device) -> int:

@@ -75,7 +75,7 @@ def _tables(
     begin, length, seen = extents.begin, extents.length, extents.seen
     sequences, has_position = begin.shape[0], position is not None
     tile_places = max_segments(batch * tokens, sequences, tile, tile, has_position)
-    crossed = (batch * tokens + sequences * (every - 1) * has_position) // every
+    crossed = (batch * tokens + sequences * (every - 1) * int(has_position)) // every
     kept_places = crossed + sequences * carried
     used = (seen % tile + length + tile - 1) // tile
     own = (seen + length) // every - seen // every + carried

@@ -19,7 +19,8 @@ def rows_per_sequence(tokens: int, chunk: int, has_position: bool = False) -> in
 
     A sequence that starts between two boundaries can take a chunk more.
     """
-    return -(-tokens // chunk) + has_position + 1
+    # Numbers: torch.compile's symbolic sizes do not add up with truth values.
+    return -(-tokens // chunk) + int(has_position) + 1
 
 
 def boundary_rows(tokens: int, chunk: int, sequences: int, packed: bool, has_position: bool) -> int:
@@ -28,8 +29,8 @@ def boundary_rows(tokens: int, chunk: int, sequences: int, packed: bool, has_pos
     Where that is only a bound there is one more at the end, for segments that are not needed.
     """
     if packed:
-        return tokens // chunk + sequences * (2 + has_position) + 1
-    return sequences * rows_per_sequence(tokens, chunk, has_position) + has_position
+        return tokens // chunk + sequences * (2 + int(has_position)) + 1
+    return sequences * rows_per_sequence(tokens, chunk, has_position) + int(has_position)
 
 
 def sequence_table(
@@ -112,7 +113,7 @@ def max_segments(tokens: int, sequences: int, length: int, chunk: int, has_posit
 
     A sum of one rounded-up quotient per sequence.
     """
-    leads = sequences * (chunk - 1) * has_position
+    leads = sequences * (chunk - 1) * int(has_position)
     return (tokens + leads) // length + sequences
 
 
