@@ -20,6 +20,7 @@ __all__ = [
     "print_fact",
     "print_json",
     "print_line",
+    "print_passing",
     "print_renderable",
     "print_text",
     "short_bytes",
@@ -31,6 +32,14 @@ def print_error(message: str) -> None:
     first, *more = message.rstrip("\n").split("\n")
     lines = [f"error: {first}", *(f"       {line}" for line in more)]
     print_line("\n".join(lines), stderr=True)
+
+
+def print_passing(line: str) -> None:
+    """What a person is waiting for: on stderr where that is a terminal, nowhere else."""
+    from wuneng.tables import console
+
+    if console(stderr=True).is_terminal:
+        print_line(line, stderr=True)
 
 
 def print_json(value: Any) -> None:

@@ -1,8 +1,9 @@
 """A model's code imported in half the time, for commands that only run it.
 
 ``transformers.modeling_utils`` imports torch's compiler (for one context manager and two
-decorators), scipy (for one function of object detection) and more; on the way to a first token that
-is half of the wait. While :func:`light_imports` is active a stand-in takes their place. It has the
+decorators), scipy (for one function of object detection), before 5.24 also scikit-learn with pandas
+(for one function of assisted decoding) and more; on the way to a first token that is half of the
+wait. While :func:`light_imports` is active a stand-in takes their place. It has the
 few names that transformers asks for at import, which load the real module when they are used; any
 other name loads it at once. Afterwards the stand-ins are gone: who imports ``torch._dynamo`` then
 gets it.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -30,7 +31,8 @@ __all__ = ["light_imports"]
 _COMPILER = "torch._dynamo"
 _WRAPPED = "torch._dynamo._trace_wrapped_higher_order_op"
 _DECORATORS = ("allow_in_graph", "assume_constant_result", "disable")
-_OPTIMIZE = "scipy.optimize"
+#: Modules that transformers takes one function each of, and calls it seldom.
+_ONE_FUNCTION = {"scipy.optimize": "linear_sum_assignment", "sklearn.metrics": "roc_curve"}
 
 
 class _StandIn(ModuleType):
@@ -81,8 +83,11 @@ class _TransformGetItemToIndex:
         return self._real.__exit__(kind, error, trace)
 
 
-def _linear_sum_assignment(*arguments: Any, **named: Any) -> Any:
-    return _real(_OPTIMIZE).linear_sum_assignment(*arguments, **named)
+def _function(module: str, name: str) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        return getattr(_real(module), name)(*arguments, **named)
+
+    return call
 
 
 def _for_the_compiler(function: Any = None, *_: Any, **__: Any) -> Any:
@@ -96,7 +101,7 @@ def light_imports() -> Iterator[None]:
     stand_ins = [
         _StandIn(_COMPILER, **dict.fromkeys(_DECORATORS, _for_the_compiler)),
         _StandIn(_WRAPPED, TransformGetItemToIndex=_TransformGetItemToIndex),
-        _StandIn(_OPTIMIZE, linear_sum_assignment=_linear_sum_assignment),
+        *(_StandIn(m, **{name: _function(m, name)}) for m, name in _ONE_FUNCTION.items()),
     ]
     put = {s.__name__: s for s in stand_ins if s.__name__ not in sys.modules}
     sys.modules.update(put)
@@ -122,5 +127,5 @@ def _remove(*names: str) -> None:
 
 def _real(name: str) -> ModuleType:
     """The module itself, in the place of its stand-in."""
-    _remove(*((_COMPILER, _WRAPPED) if name.startswith(_COMPILER) else (_OPTIMIZE,)))
+    _remove(*((_COMPILER, _WRAPPED) if name.startswith(_COMPILER) else (name,)))
     return importlib.import_module(name)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.render import (
+    print_json,
+    print_line,
+    print_passing,
+    print_renderable,
+    print_text,
+)
 from wuneng_cli.report import alone_in, leave_report
 
 if TYPE_CHECKING:
@@ -147,6 +153,8 @@ def train(
         refuse(written.recipe, elsewhere=elsewhere, workers=Workers(jobs, processes or 1))
         if out is not None:
             prove_writable(out, "--out")
+        if not (elsewhere or output.quiet):
+            print_passing("timing some steps of each arm (--no-measure leaves that out)")
         _print_plan(
             *(written, processes, roof),
             measure=measure,

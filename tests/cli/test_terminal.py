@@ -132,7 +132,8 @@ def test_prose_folds_on_a_terminal_alone(
 ) -> None:
     print_text(LONG.strip())
     assert capsys.readouterr().out.count("\n") == 1
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    for variable in ("TTY_COMPATIBLE", "FORCE_COLOR", "NO_COLOR"):  # rich 13 reads FORCE_COLOR
+        monkeypatch.setenv(variable, "1")
     monkeypatch.setenv("COLUMNS", "60")
     print_text(LONG.strip())
     lines = capsys.readouterr().out.splitlines()

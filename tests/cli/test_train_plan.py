@@ -205,6 +205,20 @@ def test_a_plan_for_people(tiny: str) -> None:
     assert not Path("runs").exists(), "a dry run writes nothing"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"), [((), True), (("--no-measure",), False), (("--quiet",), False)]
+)
+def test_who_waits_for_a_measurement_is_told(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: bool
+) -> None:
+    """On a terminal: large steps of many arms take half a minute on a slow processor."""
+    for variable in ("TTY_COMPATIBLE", "FORCE_COLOR", "NO_COLOR"):  # rich 13 reads FORCE_COLOR
+        monkeypatch.setenv(variable, "1")
+    code, _, err = run(tiny, "--dry-run", *arguments)
+    assert code == 0
+    assert err == told * "timing some steps of each arm (--no-measure leaves that out)\n"
+
+
 @pytest.mark.parametrize("columns", [60, 80])
 def test_a_real_terminal_shows_whole_numbers(tiny: str, columns: int) -> None:
     """Ten arms on a terminal of 80 columns: every number was ``(6,4…``."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from typing import Annotated, Literal
 
 import pytest
@@ -28,6 +31,20 @@ def classes(settings: type[Settings]) -> set[type[Settings]]:
 def test_every_field_has_a_docstring(settings: type[Settings]) -> None:
     assert set(settings.model_fields) - set(docstrings(settings)) == set()
     assert settings.__doc__ != Settings.__doc__, "the mapping as a whole is explained as well"
+
+
+@pytest.mark.parametrize("settings", sorted(classes(Recipe), key=lambda cls: cls.__name__))
+def test_what_has_no_default_is_required(settings: type[Settings]) -> None:
+    """Of pydantic 2.7 a field got the default of another one that shared its type."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+    assert isinstance(definition, ast.ClassDef)
+    written = {
+        field.target.id: field.value is None
+        for field in definition.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+    read = {name: field.is_required() for name, field in settings.model_fields.items()}
+    assert {name: read[name] for name in written} == written
 
 
 def test_every_field_is_listed_once() -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+from annotated_types import MinLen
 from pydantic import (
     BeforeValidator,
     Discriminator,
@@ -78,7 +79,7 @@ class TrainedTokenizer(Settings):
 
 
 PartName = Annotated[Name, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-FileList = Annotated[list[Name], Field(min_length=1), BeforeValidator(_as_list)]
+FileList = Annotated[list[Name], MinLen(1), BeforeValidator(_as_list)]
 TextSource = Annotated[
     Annotated[FileList, Tag("<plain>")] | Annotated[HubDataset, Tag("<mapping>")],
     Discriminator(_kind_of),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from annotated_types import Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
@@ -45,9 +46,9 @@ PAPER_WIRING: dict[str, Any] = {
     "hidden_act": "gelu",
 }
 
-PositiveReal = Annotated[Real, Field(gt=0.0)]
+PositiveReal = Annotated[Real, Gt(0.0)]
 Initial = Literal["zero", "small", "normal"]
-Taps = Annotated[Count, Field(le=MOST_TAPS)]
+Taps = Annotated[Count, Le(MOST_TAPS)]
 
 
 def _kind_of(room: Literal["state", "middle"]) -> Any:

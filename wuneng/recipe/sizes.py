@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from annotated_types import Ge, Le
+from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from wuneng.errors import InputError, shortened
@@ -100,17 +101,19 @@ def _real_field(value: Any) -> float:
     return real
 
 
-Count = Annotated[int, BeforeValidator(_count_field), Field(ge=0)]
-PositiveCount = Annotated[int, BeforeValidator(_count_field), Field(ge=1)]
+# Bounds and no ``Field(ge=)`` in these shared types: pydantic 2.7 keeps the default of the
+# first field that has such a type in the Field, and then gives it to fields that have none.
+Count = Annotated[int, BeforeValidator(_count_field), Ge(0)]
+PositiveCount = Annotated[int, BeforeValidator(_count_field), Ge(1)]
 Real = Annotated[float, BeforeValidator(_real_field)]
-Fraction = Annotated[float, BeforeValidator(_real_field), Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, BeforeValidator(_real_field), Ge(0.0), Le(1.0)]
 
 # Sizes of a model (``wuneng.limits``) or a batch.
-Width = Annotated[PositiveCount, Field(le=WIDEST)]
-WideWidth = Annotated[PositiveCount, Field(le=WIDEST_FEED_FORWARD)]
-Layers = Annotated[PositiveCount, Field(le=MOST_LAYERS)]
-Heads = Annotated[Count, Field(le=MOST_HEADS)]
-Vocabulary = Annotated[PositiveCount, Field(le=MOST_TOKEN_IDS)]
-Length = Annotated[PositiveCount, Field(le=2**28)]
-Rows = Annotated[PositiveCount, Field(le=2**20)]
-Threads = Annotated[PositiveCount, Field(le=MOST_THREADS)]
+Width = Annotated[PositiveCount, Le(WIDEST)]
+WideWidth = Annotated[PositiveCount, Le(WIDEST_FEED_FORWARD)]
+Layers = Annotated[PositiveCount, Le(MOST_LAYERS)]
+Heads = Annotated[Count, Le(MOST_HEADS)]
+Vocabulary = Annotated[PositiveCount, Le(MOST_TOKEN_IDS)]
+Length = Annotated[PositiveCount, Le(2**28)]
+Rows = Annotated[PositiveCount, Le(2**20)]
+Threads = Annotated[PositiveCount, Le(MOST_THREADS)]

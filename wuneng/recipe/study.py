@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
@@ -49,8 +50,8 @@ def _parameters(value: Any) -> Any:
         ) from None
 
 
-ParameterCount = Annotated[int, BeforeValidator(_parameters), Field(ge=1000, le=LARGEST_COUNT)]
-PositiveReal = Annotated[Real, Field(gt=0.0)]
+ParameterCount = Annotated[int, BeforeValidator(_parameters), Ge(1000), Le(LARGEST_COUNT)]
+PositiveReal = Annotated[Real, Gt(0.0)]
 
 
 class Ladder(Settings):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag
 from pydantic_core import PydanticCustomError
 
@@ -35,8 +36,8 @@ __all__ = [
 _GROUP = re.compile(r"parity|s3|s5|mod_(?P<modulus>[2-9]|[1-9][0-9]{1,3})")
 _LARGEST_GROUP = 1024
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-Symbols = Annotated[PositiveCount, Field(le=2**16)]
-FewSymbols = Annotated[PositiveCount, Field(ge=2, le=1024)]
+Symbols = Annotated[PositiveCount, Le(2**16)]
+FewSymbols = Annotated[PositiveCount, Ge(2), Le(1024)]
 
 
 class TaskSettings(Settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
@@ -15,8 +16,8 @@ from wuneng.recipe.upgrade import Regex
 
 __all__ = ["EndEvaluation", "OptimizerSettings", "Spikes", "Training"]
 
-PositiveReal = Annotated[Real, Field(gt=0.0)]
-NonNegativeReal = Annotated[Real, Field(ge=0.0)]
+PositiveReal = Annotated[Real, Gt(0.0)]
+NonNegativeReal = Annotated[Real, Ge(0.0)]
 
 
 def _recomputed(value: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
+from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -19,8 +20,8 @@ __all__ = ["Distillation", "LogitLoss", "LoraSettings", "Regex", "TrainChoice"]
 _LONGEST_PATTERN = 1000
 TRAIN_WORDS = ("all", "new", "none", "lora", "new+lora")
 Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-NonNegativeReal = Annotated[Real, Field(ge=0.0)]
-PositiveReal = Annotated[Real, Field(gt=0.0)]
+NonNegativeReal = Annotated[Real, Ge(0.0)]
+PositiveReal = Annotated[Real, Gt(0.0)]
 
 
 def _regex(value: Any) -> Any:
