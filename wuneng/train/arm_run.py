@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wuneng.controls.company import InCompany
+from wuneng.controls.names import Control
+from wuneng.controls.switch import controlled
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
 from wuneng.distributed.processes import ALONE, Processes
@@ -96,6 +99,9 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
     model = model.to(device)
     precision = autocast_dtype(arm.training.precision, device)
     cut(model, processes, degrees, device, **cut_dtypes(session.parallel, precision))
+    control = Control(arm.facts.state)
+    if control.needs_company:
+        data = replace(data, validation=InCompany(data.validation), final=InCompany(data.final))
     job = ArmJob(
         arm=arm.name,
         seed=seed,
@@ -114,12 +120,16 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         teacher=teacher,
         phases=arm.phases if any(phase.kind for phase in arm.phases) else (),
         teacher_cache=_teacher_cache(plan, arm),
+        in_company=control.needs_company,
         shards=writes_shards(session.parallel, degrees),
         profile=session.profile,
         flops_per_token=arm.facts.flops_per_token,
     )
     rows_at_once = plan.evaluation.batch_size or arm.training.micro_batch_size
-    state, quality = _train_and_score(job, data, display, rows_at_once, trains=arm.trains)
+    if control.needs_company:
+        rows_at_once = None
+    with controlled(model, control):
+        state, quality = _train_and_score(job, data, display, rows_at_once, trains=arm.trains)
     found = whole_model(outline, model, keep=processes.is_first) if outline is not None else model
 
     def leave() -> None:
@@ -266,6 +276,8 @@ def _in_words(facts: ArmFacts, steps: int) -> str:
         return f"{text}; scored as it is"
     if facts.trains != "all":
         text += f", {facts.trainable:,} train"
+    if facts.state != "keep":
+        text += f", a control whose state is under {facts.state}"
     return f"{text}; {steps:,} steps"
 
 

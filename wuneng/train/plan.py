@@ -61,6 +61,8 @@ class ArmFacts:
     """What the arm starts from; None: drawn from the seed."""
     trains: str | list[str] = "all"
     """``train`` of the arm, or ``lora``."""
+    state: str = "keep"
+    """The control of the state under which it is trained and scored."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def plan_run(
     wanted = [name for name in recipe.arms if arms is None or name in arms]
     trainings = {name: recipe.arm_training(name) for name in recipe.arms}
     config_of = ArmConfigs(recipe.arms, training.sequence_length, vocabulary, sources)
-    trainable = TrainableParameters(recipe.arms, config_of)
+    trainable = TrainableParameters(recipe.arms, config_of, training.sequence_length)
     if len(wanted) == len(recipe.arms):  # else they were found when the first of them was trained
         check_patterns(trainings, trainable)
     planned = {
@@ -227,6 +229,7 @@ def _arm(
         learning_rate=training.learning_rate,
         init_from=arm.init_from,
         trains=as_stage(arm.train, has_lora=arm.lora is not None),
+        state=arm.state,
     )
     return ArmPlan(
         name=name,
