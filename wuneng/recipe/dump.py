@@ -13,7 +13,7 @@ from wuneng.recipe.schema import Recipe
 __all__ = ["dump_recipe", "yaml_text"]
 
 #: What an arm alone may say of itself, and what it is where it says nothing.
-_OF_ARMS: dict[str, Any] = {"replace": None, "state": "keep"}
+_OF_ARMS: dict[str, Any] = {"replace": None, "replace_of": "layers", "state": "keep"}
 
 
 def dump_recipe(recipe: Recipe) -> str:

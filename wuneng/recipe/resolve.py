@@ -48,6 +48,7 @@ def resolve_arms(
             training=OptimizerSettings.model_validate(own),
             lora=arm.lora,
             replace=arm.replace,
+            replace_of=arm.replace_of,
             state=arm.state,
             **starting,
         )

@@ -20,6 +20,8 @@ def upgrade_problems(
 ) -> Iterator[Problem]:
     """What contradicts itself in how the arms start and what of them trains."""
     for name, arm in resolved.items():
+        if arm.replace is None and arm.replace_of != "layers":
+            yield ("arms", name, "replace_of"), "needs replace, the share of them"
         if arm.replace is not None:
             for text in _replace_problems(arm):
                 yield ("arms", name, "replace"), text

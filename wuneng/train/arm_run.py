@@ -138,7 +138,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         if arm.adapters is not None:
             merge_adapters(found.float())  # weights held in bf16 would round what is added
         if arm.replaced:
-            found = without_attention(found, arm.replaced)
+            found = without_attention(found, arm.replaced, arm.kept_heads)
         rows = read_jsonl(place.metrics)
         if arm.training.keep_best and state.best:
             state.best["kept"] = True
@@ -194,7 +194,7 @@ def _model(
     _share_start(place, list(outline.places(session.run)), session.check)
     model = load_start(start, check=session.check)
     if arm.replaced:
-        begin_replacing(model, arm.replaced)
+        begin_replacing(model, arm.replaced, arm.kept_heads)
     seed_everything(seed)  # after a conversion, which a resumed run does not repeat
     if arm.adapters is not None:
         add_adapters(model, arm.adapters.settings, arm.adapters.ranks)

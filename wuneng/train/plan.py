@@ -31,7 +31,7 @@ from wuneng.train.arms import ArmConfigs, has_short_conv, has_token_shift, kind_
 from wuneng.train.distillation import teacher_config, teacher_name
 from wuneng.train.outline import RunOutline
 from wuneng.train.phases import Phase, phases_of
-from wuneng.train.replacing import replaced_layers
+from wuneng.train.replacing import kept_heads, replaced_layers
 from wuneng.train.starting_point import OwnModels, Sources
 from wuneng.train.trainable import TrainableParameters, arm_flops, as_stage, check_patterns
 from wuneng.train.vocabulary import TextUse, Vocabulary, task_vocabulary, text_vocabulary
@@ -104,6 +104,8 @@ class ArmPlan:
     teacher: TeacherPlan | None
     replaced: tuple[int, ...]
     """Layers in which state heads stand in attention's place, and whose attention is not saved."""
+    kept_heads: int
+    """Attention heads of those layers that stay."""
     phases: tuple[Phase, ...]
     """In which it trains, one after the other; one where the arm has no stages."""
     facts: ArmFacts
@@ -211,9 +213,7 @@ def _arm(
     if adapters is not None:
         parts["adapters"] = trainable.total(name) - sum(parts.values())
     phases = _phases(name, arm, training, config, trainable)
-    replaced: tuple[int, ...] = ()
-    if arm.replace is not None:
-        replaced = replaced_layers(arm.replace, _state_layers(config))
+    replaced, kept = _replaced(name, arm, config)
     facts = ArmFacts(
         kind=kind_of(config),
         token_shift=has_token_shift(config),
@@ -242,9 +242,24 @@ def _arm(
         adapters=adapters,
         teacher=teacher,
         replaced=replaced,
+        kept_heads=kept,
         phases=phases,
         facts=facts,
     )
+
+
+def _replaced(name: str, arm: Arm, config: WuNengConfig) -> tuple[tuple[int, ...], int]:
+    """Layers in which something is replaced, and how many attention heads of each stay."""
+    if arm.replace is None:
+        return (), 0
+    both = tuple(i for i in _state_layers(config) if config.has_attention(i))
+    if not both:
+        raise RecipeError(
+            f"arms.{name}.replace: no layer of the model has attention beside state heads"
+        )
+    if arm.replace_of == "layers":
+        return replaced_layers(arm.replace, both), 0
+    return both, kept_heads(arm.replace, config, f"arms.{name}.replace_of")
 
 
 def _phases(
