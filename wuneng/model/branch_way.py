@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wuneng.layers.attention import AttentionHeads
+if TYPE_CHECKING:
+    from wuneng.layers.attention import AttentionHeads
 
 __all__ = ["BranchWay", "branch_ways", "replace_attention", "silenced"]
 

@@ -7,7 +7,7 @@ checkpoint on, when the run is resumed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wuneng.controls.company import InCompany
-from wuneng.controls.names import Control
-from wuneng.controls.switch import controlled
+from wuneng.controls.names import KEEP, Control
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
 from wuneng.distributed.processes import ALONE, Processes
@@ -128,7 +127,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
     rows_at_once = plan.evaluation.batch_size or arm.training.micro_batch_size
     if control.needs_company:
         rows_at_once = None
-    with controlled(model, control):
+    with _under(control, model):
         state, quality = _train_and_score(job, data, display, rows_at_once, trains=arm.trains)
     found = whole_model(outline, model, keep=processes.is_first) if outline is not None else model
 
@@ -151,6 +150,14 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         save_record(place, record)
 
     processes.first(leave)
+
+
+def _under(control: Control, model: WuNengForCausalLM) -> AbstractContextManager[None]:
+    if control == KEEP:
+        return nullcontext()
+    from wuneng.controls.switch import controlled  # not needed for planning, and slow to import
+
+    return controlled(model, control)
 
 
 def _teacher_cache(plan: RunPlan, arm: ArmPlan) -> Path | None:
