@@ -87,9 +87,9 @@ def eval_tables() -> Iterator[Table]:
 
 
 def control_tables() -> Iterator[Table]:
+    from wuneng.controls.names import Control, Head
     from wuneng.evaluate.comparison import compare
     from wuneng.evaluate.controls.battery import ControlsReport, UnderControl
-    from wuneng.evaluate.controls.names import Control, Head
     from wuneng.evaluate.controls.report import controls_tables
     from wuneng.evaluate.job import EvaluationRequest
     from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes

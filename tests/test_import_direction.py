@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"wuneng.bench", "wuneng.evaluate", "wuneng.convert", "wuneng.report", "wuneng.inspect"},
     {"wuneng.study"},
     {"wuneng.train"},
-    {"wuneng.data", "wuneng.synthetic"},
+    {"wuneng.controls", "wuneng.data", "wuneng.synthetic"},
     {"wuneng.model"},
     {"wuneng.layers"},
     {"wuneng.ops"},

@@ -161,13 +161,13 @@ def evaluate(
     from wuneng.device import environment, pick_device, require_one_process
 
     require_one_process()
+    from wuneng.controls.names import parse_state_control
     from wuneng.evaluate.choice import (
         NO_BASELINE,
         choose_models,
         default_directory,
         default_tasks,
     )
-    from wuneng.evaluate.controls.names import parse_state_control
 
     control = parse_state_control(state)
     # Before what takes seconds to import: a slip in a name is told at once.

@@ -42,8 +42,8 @@ def test_the_recipe_compares_source_upgrade_and_control(asked: list[str]) -> Non
     assert trained.exit_code == 0, trained.output
     result = json.loads(trained.stdout)
     arms = result["arms"]
-    names = ["wuneng", "source", "lora", "lora-shift", "wuneng-lora", "wuneng-frozen"]
-    assert list(arms) == names
+    names = ["wuneng", "source", "lora", "lora-flops", "lora-shift", "wuneng-lora"]
+    assert list(arms) == [*names, "wuneng-frozen", "wuneng-donor"]
     for name, arm in arms.items():
         for count in ("parameters", "trainable_parameters"):
             assert plan[name][count] == arm[count], (name, count)
@@ -54,14 +54,21 @@ def test_the_recipe_compares_source_upgrade_and_control(asked: list[str]) -> Non
         assert (place / "start").is_dir(), "converted on the way"
         assert plan[name]["disk_bytes"] >= written
     trains = [arm["trains"] for arm in arms.values()]
-    assert trains[:5] == ["new", "none", "lora", "new+lora", "new+lora"]
+    assert trains[:6] == ["new", "none", "lora", "lora", "new+lora", "new+lora"]
+    donor = arms["wuneng-donor"]
+    assert donor["state_control"] == "donor"
+    for figure in ("trainable_parameters", "training_flops"):
+        assert donor[figure] == arms["wuneng"][figure]
+    flops = arms["lora-flops"]["training_flops"]
+    assert flops == pytest.approx(arms["wuneng"]["training_flops"], rel=0.001)
+    assert arms["lora"]["training_flops"] < 0.99 * flops
     assert arms["source"]["parameters"] == 656_000
     ours = arms["wuneng"]["trainable_parameters"]
     for name in ("lora", "lora-shift", "wuneng-lora"):
         assert arms[name]["trainable_parameters"] == pytest.approx(ours, rel=0.01), name
     # On 120 stories the trained model is a fair one: about 1.1 bits per byte.
     assert arms["source"]["quality"]["text/bits_per_byte"] == pytest.approx(1.1, abs=0.15)
-    assert len(result["paired"]) == 15
+    assert len(result["paired"]) == 28
     assert "LoRA control" in result["summary"]
 
 

@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from tests.context.cases import IGNORED, Case, arm, batch
 from wuneng import WuNengCache
+from wuneng.controls.names import Control
+from wuneng.controls.switch import controlled
 from wuneng.distributed.processes import Processes
-from wuneng.evaluate.controls.names import Control
-from wuneng.evaluate.controls.switch import controlled
 from wuneng.kinds import register
 from wuneng.layers.middle.gated import Gated
 from wuneng.layers.state.rwkv7 import RWKV7

@@ -87,3 +87,14 @@ def test_variants_of_rwkv7_are_named(tensor: str, variant: str, tmp_path: Path) 
     save_file(random_x070() | {tensor: torch.zeros(61, 4)}, file)
     with pytest.raises(ModelError, match=f"this is {variant} .*expected RWKV-7"):
         convert(Request(str(file), tmp_path / "out"))
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_gguf_file_says_what_reads_it(tmp_path: Path, as_file: bool) -> None:
+    file = tmp_path / "some where" / "model.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"GGUF" + bytes(20))
+    with pytest.raises(ModelError, match=r"a GGUF file, .*pip install gguf") as caught:
+        convert(Request(str(file if as_file else file.parent), tmp_path / "out"))
+    assert f"from_pretrained({str(file.parent)!r}, gguf_file='model.gguf')" in str(caught.value)
+    assert not (tmp_path / "out").exists()

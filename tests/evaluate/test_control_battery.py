@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from wuneng.controls.names import KEEP, Control
 from wuneng.errors import InputError, ModelError, NonFiniteError
 from wuneng.evaluate.comparison import compare
 from wuneng.evaluate.controls.attribution import attribute
-from wuneng.evaluate.controls.names import KEEP, Control
 from wuneng.evaluate.controls.wanted import controls_for, parse_controls
 from wuneng.evaluate.job import Job
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.model.small import in_pieces, small_model
 from wuneng import WuNengForCausalLM
-from wuneng.evaluate.controls.names import Control
-from wuneng.evaluate.controls.switch import controlled, heads_of, why_not
+from wuneng.controls.names import Control
+from wuneng.controls.switch import controlled, heads_of, why_not
 from wuneng.layers.state.base import StateHeads
 from wuneng.ops import wkv7
 

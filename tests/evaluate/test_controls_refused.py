@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.model.small import BASE, small_model
 from wuneng import WuNengConfig, WuNengForCausalLM, kinds
+from wuneng.controls.names import Control, Head, parse_state_control
+from wuneng.controls.switch import controlled
 from wuneng.errors import InputError, ModelError
-from wuneng.evaluate.controls.names import Control, Head, parse_state_control
-from wuneng.evaluate.controls.switch import controlled
 from wuneng.layers.state.base import StateHeads
 
 IDS = torch.arange(24).view(2, 12)

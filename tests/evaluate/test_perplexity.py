@@ -105,8 +105,8 @@ def test_limit_counts_items(load: Load, text_run: Path) -> None:
 
 
 def test_permuted_state_is_scored_too(load: Load, text_run: Path) -> None:
-    from wuneng.evaluate.controls.names import Control
-    from wuneng.evaluate.controls.switch import controlled
+    from wuneng.controls.names import Control
+    from wuneng.controls.switch import controlled
 
     loaded = load(text_run / "wuneng" / "model")
     model = HarnessModel(loaded, companion=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.model.small import plainly
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
+from wuneng.controls.names import Control, parse_state_control
+from wuneng.controls.switch import controlled
 from wuneng.errors import InputError, ModelError
-from wuneng.evaluate.controls.names import Control, parse_state_control
-from wuneng.evaluate.controls.switch import controlled
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.layers.state.rwkv7 import RWKV7 as StateHeads
 

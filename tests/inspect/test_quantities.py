@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.model.small import small_model
-from wuneng.evaluate.controls.switch import blocks_of
+from wuneng.controls.switch import blocks_of
 from wuneng.inspect.quantities import (
     effective_rank,
     entropy,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +13,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from wuneng import WuNengConfig, WuNengForCausalLM
+from wuneng.controls.names import Control
+from wuneng.controls.switch import controlled
 from wuneng.data.batch import Batch
 from wuneng.model.counting import total_parameters
 from wuneng.recipe import AlignStage, DistillStage, Training
 from wuneng.train.optimizer import build_optimizer
 from wuneng.train.peak_memory import logit_bytes, phase_memory
 from wuneng.train.phases import Phase
+from wuneng.train.replacing import begin_replacing
 from wuneng.train.step import Numerics, prepare_model, take_step
 from wuneng.train.trainable import freeze, lower_frozen
 
@@ -112,16 +117,33 @@ def test_so_it_is_with_less_at_once(kind: str, change: dict[str, Any]) -> None:
     _agrees(*SIZES["small"], kind, **change)
 
 
+@pytest.mark.parametrize("kind", ["align", "distill", "tune"])
+@pytest.mark.parametrize("kept", [0, 4], ids=["attention", "heads"])
+def test_so_it_is_where_something_is_replaced(kind: str, kept: int) -> None:
+    _agrees(*SIZES["wide"], kind, changed=lambda model: begin_replacing(model, (1, 3), kept))
+
+
+def test_so_it_is_with_another_rows_state() -> None:
+    with ExitStack() as stack:
+
+        def changed(model: WuNengForCausalLM) -> None:
+            stack.enter_context(controlled(model, Control("donor")))
+
+        _agrees(*SIZES["wide"], "tune", changed=changed)
+
+
 def _agrees(
     fields: dict[str, Any],
     rows: int,
     length: int,
     kind: str,
     cache: Path | None = None,
+    changed: Callable[[WuNengForCausalLM], None] = lambda model: None,
     **training: Any,
 ) -> None:
     config = WuNengConfig(**fields)
     model = WuNengForCausalLM(config)
+    changed(model)
     given = {"batch_size": rows, "sequence_length": length, **training}
     phase = phase_of(config, model, kind, **given)
     arm: Any = SimpleNamespace(

@@ -209,3 +209,10 @@ def test_the_table_shows_intervals_and_differences_from_the_source() -> None:
     )
     assert rows["trainable parameters"] == ("0", "100", "100")
     assert math.isclose(half, 0.0392, rel_tol=1e-3)
+
+
+def test_a_control_of_the_state_is_not_the_upgrade() -> None:
+    found = results(1.0, 1.05)
+    control = {**found["arms"]["wuneng"], "state_control": "donor"}
+    found["arms"] = {"wuneng-donor": control, **found["arms"]}
+    assert closing_sentence(found) == closing_sentence(results(1.0, 1.05))

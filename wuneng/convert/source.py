@@ -81,6 +81,8 @@ def locate(source: str) -> Located:
     except OSError as error:  # a name too long, no access
         raise ModelError(f"{shortened(source, 200)}: {reason(error)}") from None
     if is_file:
+        if path.suffix == ".gguf":
+            raise ModelError(_of_gguf(path))
         if path.suffix not in (".pth", ".safetensors"):
             raise ModelError(
                 f"{path}: a file; expected a model directory, or an RWKV-7 .pth or .safetensors"
@@ -93,6 +95,8 @@ def locate(source: str) -> Located:
         return Located(source, path, None, read_json_object(file) if file.is_file() else {})
     if path.is_dir() and _only_pth(path):
         return locate(str(_only_pth(path)))
+    if path.is_dir() and (gguf := _only_gguf(path)):
+        raise ModelError(_of_gguf(gguf))
     path = find_model(path)
     config = read_json_object(path / "config.json")
     return Located(source, path, check_supported(config, str(path / "config.json")), config)
@@ -113,6 +117,23 @@ def _only_pth(directory: Path) -> Path | None:
         return None
     found = sorted(directory.glob("*.pth"))
     return found[0] if len(found) == 1 else None
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    """A ``.gguf`` of a directory without a config.json."""
+    if (directory / "config.json").exists() or (directory / "recipe.yaml").exists():
+        return None
+    return next(iter(sorted(directory.glob("*.gguf"))), None)
+
+
+def _of_gguf(file: Path) -> str:
+    """Why it is not read, and what reads it: weights that were rounded when it was made."""
+    return (
+        f"{file}: a GGUF file, which is not read here. transformers reads those of many models "
+        "(pip install gguf): AutoModelForCausalLM.from_pretrained("
+        f"{str(file.parent)!r}, gguf_file={file.name!r}).save_pretrained('DIRECTORY'), "
+        "AutoTokenizer likewise; then convert DIRECTORY. Its weights are as the file rounded them"
+    )
 
 
 def _from_hub(name: str) -> Path:

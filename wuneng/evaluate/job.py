@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wuneng.controls.names import KEEP, Control
+from wuneng.controls.switch import controlled, why_not
 from wuneng.data.files import find_files
 from wuneng.errors import ModelError, TaskError
-from wuneng.evaluate.controls.names import KEEP, Control
-from wuneng.evaluate.controls.switch import controlled, why_not
 from wuneng.evaluate.harness import run_tasks
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.loading import (

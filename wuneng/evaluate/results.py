@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wuneng.controls.names import WRONG_STATES
 from wuneng.evaluate.comparison import MetricComparison, TaskComparison
 from wuneng.evaluate.controls.attribution import Attribution, attribute
-from wuneng.evaluate.controls.names import WRONG_STATES
 from wuneng.records import write_self_sealed
 from wuneng.statistics import Estimate
 from wuneng.tables import Column, Table

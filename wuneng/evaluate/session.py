@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wuneng.controls.names import parse_state_control
 from wuneng.evaluate.comparison import TaskComparison, compare
-from wuneng.evaluate.controls.names import parse_state_control
 from wuneng.evaluate.job import EvaluationRequest, Job, labelled, prepared
 from wuneng.evaluate.outcomes import TaskOutcomes
 

@@ -7,14 +7,13 @@ side. Each length of a task is a task of its own, as in ``recall@64``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from wuneng.controls.company import in_company as joined
 from wuneng.data.batch import Batch, ValidationData
 from wuneng.device import autocast_dtype
 from wuneng.errors import ModelError, TaskError
@@ -100,7 +99,7 @@ def run_synthetic(
     batches = rows.data.batches()
     quality = measure(
         loaded.model,
-        _in_company(batches) if in_company else batches,
+        map(_checked, joined(batches)) if in_company else batches,
         Numerics.pick(device, precision),
         micro_batch_size=None if in_company else rows.recipe.training.micro_batch_size,
     )
@@ -120,25 +119,6 @@ def _outcomes(name: str, scores: dict[str, Any], *, shortest: bool) -> TaskOutco
         )
     ids = [f"row-{number}" for number in range(len(tokens))]
     return TaskOutcomes(task=name, item_ids=ids, metrics=metrics, split="validation")
-
-
-def _in_company(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same rows; one that would be alone in its batch joins the batch before."""
-    held: Batch | None = None
-    for batch in batches:
-        alone = len(batch.input_ids) == 1
-        if held and alone and (held.task, held.length) == (batch.task, batch.length):
-            held = replace(
-                held,
-                input_ids=torch.cat([held.input_ids, batch.input_ids]),
-                labels=torch.cat([held.labels, batch.labels]),
-            )
-            continue
-        if held:
-            yield _checked(held)
-        held = batch
-    if held:
-        yield _checked(held)
 
 
 def _checked(batch: Batch) -> Batch:

@@ -56,6 +56,7 @@ class WuNengBlock(GradientCheckpointingLayer, ResidualParts):
             )
             positions = position_embeddings[self.mask_kind]
             heads, _ = attention(h, positions, mask, layout, attend, past_key_values, **kwargs)
+            heads = heads if way is None else way.left_of(self, heads)
         attended = None if heads is None else heads.output
         branch = None
         silent = self.cross_head is None or (way is not None and way.is_silent(self))

@@ -5,7 +5,8 @@ A block without a :class:`BranchWay` adds its branch to attention. With one it m
     be silent       the branch is left out: the model is the Transformer that it was made of
     be watched      the branch is computed beside the silent model and shown with what it is asked
                     for, and is not added: every layer sees the Transformer's own activations
-    replace         the branch stands in attention's place, which is not computed
+    replace         the branch stands in attention's place, which is not computed, or in that of
+                    some of its heads, whose output is left out
 
 Legend: B batch, T tokens, D model width.
 """
@@ -14,11 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from wuneng.layers.attention import AttentionHeads
 
 __all__ = ["BranchWay", "branch_ways", "replace_attention", "silenced"]
 
@@ -31,6 +36,8 @@ class BranchWay:
     """Of one layer; a watch counts while the layer is in training mode."""
 
     replaces: bool = False
+    kept: int = 0
+    """Where it replaces: leading channels of what attention's heads say that stay."""
     silent: bool = False
     watch: Watch | None = None
     whole_layer: bool = False
@@ -47,7 +54,20 @@ class BranchWay:
 
     def skips_attention(self, block: nn.Module) -> bool:
         """Whether nobody reads what attention makes of this layer."""
+        return not self.kept and self._stands_in(block)
+
+    def _stands_in(self, block: nn.Module) -> bool:
         return self.replaces and not self.silent and not self.is_watched(block)
+
+    def left_of(self, block: nn.Module, heads: AttentionHeads) -> AttentionHeads:
+        """Of attention's heads those that are not replaced; the others say nothing."""
+        if not self._stands_in(block):
+            return heads
+        return replace(heads, output=self._kept_of(heads.output))
+
+    def _kept_of(self, attended: Tensor) -> Tensor:
+        """``[B, T, H * N]``, zero from the first replaced head on."""
+        return F.pad(attended[..., : self.kept], (0, attended.shape[-1] - self.kept))
 
     def shown(
         self, block: Any, hidden: Tensor, attended: Tensor, branch: Tensor, rest: Any
@@ -65,12 +85,17 @@ class BranchWay:
         """
         with torch.no_grad():
             attention: Tensor = block.self_attn.o_proj(attended)
-            asked = attention
+            asked, beside = attention, None
+            if self.kept:
+                beside = block.self_attn.o_proj(self._kept_of(attended))
             if self.whole_layer:
                 asked = _whole_layer(block, hidden, attention, rest)
+            elif beside is not None:
+                asked = attention - beside
         said = branch
         if self.whole_layer and self.replaces:
-            said = _whole_layer(block, hidden, branch, rest)
+            whole = branch if beside is None else beside + branch
+            said = _whole_layer(block, hidden, whole, rest)
         assert self.watch is not None
         self.watch(block.layer_idx, said, asked)
         return attention
@@ -97,11 +122,12 @@ def branch_ways(model: nn.Module) -> dict[int, BranchWay]:
     return found  # type: ignore[return-value]
 
 
-def replace_attention(model: nn.Module, layers: Collection[int]) -> None:
-    """From now on the branches of ``layers`` stand in attention's place."""
+def replace_attention(model: nn.Module, layers: Collection[int], kept: int = 0) -> None:
+    """From now on the branches of ``layers`` stand in the place of attention, or of its heads from
+    channel ``kept`` on."""
     ways = branch_ways(model)
     for layer in layers:
-        ways[layer].replaces = True
+        ways[layer].replaces, ways[layer].kept = True, kept
 
 
 @contextmanager

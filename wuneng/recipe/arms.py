@@ -6,7 +6,7 @@ recipe is the reference that the others' ``match`` aims at.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -59,6 +59,13 @@ class Arm(Settings):
     """Share of the layers, of an arm that starts from a model, in which state heads stand in
     attention's place; its attention is not saved, and its keys and values leave the cache. Heads as
     many and as large as attention's start from its weights."""
+    replace_of: Literal["layers", "heads"] = "layers"
+    """``heads``: ``replace`` is a share of the attention heads of every layer, in whole groups that
+    have keys and values in common: the last ones go, and the cache holds as many fewer."""
+    state: Literal["keep", "zero", "permute", "donor"] = "keep"
+    """A control arm: trained and scored as ``wuneng eval --state`` scores, with the state's readout
+    silenced, another row's readout, or its own question put to another row's state. What is saved
+    is an ordinary model, to be scored with the same ``--state``."""
     lora: LoraSettings | None = None
     """Low-rank adapters, for an arm that starts from a model; with ``train: new`` they are all that
     trains, with ``new+lora`` new heads train beside them."""

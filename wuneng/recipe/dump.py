@@ -12,6 +12,9 @@ from wuneng.recipe.schema import Recipe
 
 __all__ = ["dump_recipe", "yaml_text"]
 
+#: What an arm alone may say of itself, and what it is where it says nothing.
+_OF_ARMS: dict[str, Any] = {"replace": None, "replace_of": "layers", "state": "keep"}
+
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML that loads to an equal recipe."""
@@ -44,8 +47,8 @@ def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
         "match": arm.match,
         "training": {k: v for k, v in arm.training.model_dump().items() if v != shared[k]},
     }
-    start = arm.model_dump(include={"lora", "replace", *SHARED_STARTS})
-    everyone = {"lora": None, "replace": None} | recipe.model_dump(include=set(SHARED_STARTS))
+    start = arm.model_dump(include={"lora", *_OF_ARMS, *SHARED_STARTS})
+    everyone = {"lora": None, **_OF_ARMS} | recipe.model_dump(include=set(SHARED_STARTS))
     return changes | {k: v for k, v in start.items() if v != everyone[k]}
 
 

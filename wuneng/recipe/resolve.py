@@ -48,6 +48,8 @@ def resolve_arms(
             training=OptimizerSettings.model_validate(own),
             lora=arm.lora,
             replace=arm.replace,
+            replace_of=arm.replace_of,
+            state=arm.state,
             **starting,
         )
     return resolved
@@ -89,7 +91,7 @@ def _choice_problems(
 ) -> Iterator[Problem]:
     """Arms that cannot be made of what the recipe says."""
     for name, arm in arms.items():
-        says = {"model", "training", "lora", "replace", *SHARED_STARTS}
+        says = {"model", "training", "lora", "replace", "state", *SHARED_STARTS}
         if name not in BUILT_IN_ARMS and not arm.model_fields_set & says:
             yield (
                 ("arms", name),

@@ -21,6 +21,7 @@ from wuneng.recipe.sizes import LARGEST_COUNT, Count
 from wuneng.recipe.source import dotted
 from wuneng.recipe.stages import Stage
 from wuneng.recipe.start_rules import upgrade_problems
+from wuneng.recipe.state_rules import state_problems
 from wuneng.recipe.study import Study, study_problems
 from wuneng.recipe.training import EndEvaluation, Training
 from wuneng.recipe.upgrade import Distillation, Name, TrainChoice
@@ -180,6 +181,7 @@ class Recipe(Settings):
         resolved = resolve_arms(self.model, self.training, self.arms, shared)
         problems = list(arm_problems(self.model, self.training, self.arms, resolved))
         problems += upgrade_problems(self.arms, resolved, self.training.total_steps)
+        problems += state_problems(resolved, self.training, self.evaluation)
         problems += [(("data", *path), text) for path, text in data_problems(self.data)]
         problems += self._plan_problems()
         problems += self._tokenizer_problems(any(arm.init_from for arm in resolved.values()))

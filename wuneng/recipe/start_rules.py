@@ -20,6 +20,8 @@ def upgrade_problems(
 ) -> Iterator[Problem]:
     """What contradicts itself in how the arms start and what of them trains."""
     for name, arm in resolved.items():
+        if arm.replace is None and arm.replace_of != "layers":
+            yield ("arms", name, "replace_of"), "needs replace, the share of them"
         if arm.replace is not None:
             for text in _replace_problems(arm):
                 yield ("arms", name, "replace"), text
@@ -41,6 +43,15 @@ def upgrade_problems(
                 f"expected another arm without lora ({', '.join(others)}), got {target!r}."
                 f"{nearest(target, others)}",
             )
+        elif arm.lora is not None and arm.lora.match_in == "flops":
+            for one in (arm, resolved[target]):
+                if one.stages is not None or one.distill is not None:
+                    yield (
+                        ("arms", name, "lora", "match_in"),
+                        f"expected parameters where {name} or {target} has stages or distill, "
+                        "whose FLOPs are a teacher's too; got flops",
+                    )
+                    break
 
 
 def _replace_problems(arm: Arm) -> Iterator[str]:

@@ -5,7 +5,7 @@ learns. The fields ``init_from``, ``train``, ``distill`` and ``lora`` of a recip
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
@@ -77,6 +77,9 @@ class LoraSettings(Settings):
     """Rank of every adapter; either this or ``match``."""
     match: Name | None = None
     """An arm whose number of trainable parameters the adapters get: ranks are equal up to one."""
+    match_in: Literal["parameters", "flops"] = "parameters"
+    """``flops``: as many adapters as let the arm's training FLOPs per token agree with those of
+    ``match`` instead."""
     targets: Annotated[list[Name], Field(min_length=1)] = Field(
         default_factory=lambda: [
             *("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -91,4 +94,7 @@ class LoraSettings(Settings):
     def _one_size(self) -> LoraSettings:
         if (self.rank is None) == (self.match is None):
             raise PydanticCustomError("lora", "{expected}", {"expected": "either rank or match"})
+        if self.match is None and self.match_in != "parameters":
+            expected = {"expected": "match_in beside match alone: rank says how many there are"}
+            raise PydanticCustomError("lora", "{expected}", expected)
         return self

@@ -46,5 +46,7 @@ class ArmJob:
     """In which it is trained; empty: all steps are alike, and train what requires gradients."""
     teacher_cache: Path | None = None
     """Below which what a phase's teacher says is kept, where the phase has it so."""
+    in_company: bool = False
+    """No forward call may have a single row: the model reads another row's state."""
     shards: bool = False
     """Every process writes its own part of a checkpoint."""

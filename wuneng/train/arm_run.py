@@ -7,13 +7,15 @@ checkpoint on, when the run is resumed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wuneng.controls.company import InCompany
+from wuneng.controls.names import KEEP, Control
 from wuneng.data.batch import Prepared
 from wuneng.device import autocast_dtype
 from wuneng.distributed.processes import ALONE, Processes
@@ -97,6 +99,9 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
     precision = autocast_dtype(arm.training.precision, device)
     cut(model, processes, degrees, device, **cut_dtypes(session.parallel, precision))
     numerics = Numerics.pick(device, precision, processes, degrees)
+    control = Control(arm.facts.state)
+    if control.needs_company:
+        data = replace(data, validation=InCompany(data.validation), final=InCompany(data.final))
     job = ArmJob(
         arm=arm.name,
         seed=seed,
@@ -115,12 +120,16 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         teacher=teacher,
         phases=arm.phases if any(phase.kind for phase in arm.phases) else (),
         teacher_cache=_teacher_cache(plan, arm),
+        in_company=control.needs_company,
         shards=writes_shards(session.parallel, degrees),
         profile=session.profile,
         flops_per_token=arm.facts.flops_per_token,
     )
     rows_at_once = plan.evaluation.batch_size or arm.training.micro_batch_size
-    state, quality = _train_and_score(job, data, display, rows_at_once, trains=arm.trains)
+    if control.needs_company:
+        rows_at_once = None
+    with _under(control, model):
+        state, quality = _train_and_score(job, data, display, rows_at_once, trains=arm.trains)
     found = whole_model(outline, model, keep=processes.is_first) if outline is not None else model
 
     def leave() -> None:
@@ -129,7 +138,7 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         if arm.adapters is not None:
             merge_adapters(found.float())  # weights held in bf16 would round what is added
         if arm.replaced:
-            found = without_attention(found, arm.replaced)
+            found = without_attention(found, arm.replaced, arm.kept_heads)
         rows = read_jsonl(place.metrics)
         if arm.training.keep_best and state.best:
             state.best["kept"] = True
@@ -142,6 +151,14 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         save_record(place, record)
 
     processes.first(leave)
+
+
+def _under(control: Control, model: WuNengForCausalLM) -> AbstractContextManager[None]:
+    if control == KEEP:
+        return nullcontext()
+    from wuneng.controls.switch import controlled  # not needed for planning, and slow to import
+
+    return controlled(model, control)
 
 
 def _teacher_cache(plan: RunPlan, arm: ArmPlan) -> Path | None:
@@ -185,7 +202,7 @@ def _model(
     _share_start(place, list(outline.places(session.run)), session.check)
     model = load_start(start, check=session.check)
     if arm.replaced:
-        begin_replacing(model, arm.replaced)
+        begin_replacing(model, arm.replaced, arm.kept_heads)
     seed_everything(seed)  # after a conversion, which a resumed run does not repeat
     if arm.adapters is not None:
         add_adapters(model, arm.adapters.settings, arm.adapters.ranks)
@@ -267,6 +284,8 @@ def _in_words(facts: ArmFacts, steps: int) -> str:
         return f"{text}; scored as it is"
     if facts.trains != "all":
         text += f", {facts.trainable:,} train"
+    if facts.state != "keep":
+        text += f", a control whose state is under {facts.state}"
     return f"{text}; {steps:,} steps"
 
 

@@ -26,6 +26,8 @@ def check_captured(arm: ArmPlan, processes: int, device: torch.device | None = N
         problem = f"expected one process, got {processes}; --jobs trains several arms at once"
     elif arm.teacher is not None or any(phase.kind for phase in arm.phases):
         problem = "a teacher's passes (distill, stages) are not captured"
+    elif arm.facts.state != "keep":
+        problem = f"state {arm.facts.state} is not captured"
     if problem:
         raise InputError(
             f"arms.{arm.name}: training.cuda_graph: {problem}. Set training.cuda_graph to false"

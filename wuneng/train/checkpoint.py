@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -206,13 +207,21 @@ def restore(
     if not (path / MODEL).exists():
         sharded.restore(path, model, own, optimizer, moments=moments)
         return
-    stored = load_file(path / MODEL)
-    check_fit(path / MODEL, {name: (t.dtype, t.shape) for name, t in stored.items()}, own)
+    check_fit(path / MODEL, _kinds(path / MODEL), own)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(cut_like(stored[name], tensor))
+            # Opened anew each time: all of a file that stays mapped would lie beside the model.
+            with safe_open(path / MODEL, framework="pt") as stored:
+                tensor.copy_(cut_like(stored.get_tensor(name), tensor))
     if moments:
         load_named_state(model, optimizer, load_file(path / OPTIMIZER))
+
+
+def _kinds(file: Path) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Dtype and shape of every tensor of ``file``."""
+    with safe_open(file, framework="pt") as stored:
+        tensors = ((name, stored.get_tensor(name)) for name in stored.keys())  # noqa: SIM118
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors}
 
 
 def rotate(

@@ -49,7 +49,8 @@ class ArmTraining:
     def __post_init__(self) -> None:
         job = self.job
         self._walk = PhaseWalk(job.model, job.training, job.phases, job.teacher, job.teacher_cache)
-        observer = Observer(job.model, job.training, job.numerics, job.validation)
+        rows = 2 if job.in_company else 1
+        observer = Observer(job.model, job.training, job.numerics, job.validation, rows)
         self.called = prepare_model(job.model, job.training, job.numerics)
         self.total_steps = job.training.total_steps
         place = job.directory.checkpoints

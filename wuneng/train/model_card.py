@@ -97,11 +97,12 @@ def _card(
 
 
 def _training(run: RunDirectory, record: Mapping[str, Any]) -> Section:
-    trains = record.get("trains", "all")
+    trains, control = record.get("trains", "all"), record.get("state_control")
     rows = [
         ("parameters", f"{record['parameters']:,}"),
         ("trained of them", _counted(record.get("trainable_parameters"))),
         ("what trains", ", ".join(trains) if isinstance(trains, list) else trains),
+        *([("its state in training", control)] if control else []),
         ("tokens", f"{record['tokens']:,}"),
         ("steps", f"{record['steps']:,}"),
         ("learning rate", record.get("learning_rate")),

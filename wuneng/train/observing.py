@@ -42,10 +42,16 @@ class Observer:
     """Looks at one arm's model; ``model`` is the one that is saved, not what runs it compiled."""
 
     def __init__(
-        self, model: nn.Module, training: Training, numerics: Numerics, text: ValidationData
+        self,
+        model: nn.Module,
+        training: Training,
+        numerics: Numerics,
+        text: ValidationData,
+        rows: int = 1,
     ) -> None:
+        """``rows``: of ``text`` that the body of the model reads at once."""
         self._model, self._training, self._numerics = model, training, numerics
-        self._text = text
+        self._text, self._rows = text, rows
         self._row: tuple[Tensor, Tensor | None] | None = None
         self._parts: dict[str, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
@@ -93,7 +99,7 @@ class Observer:
         if not self._heads:
             return {}
         rates: dict[str, tuple[Tensor, Tensor]] = {}
-        row, documents = self._text_row()
+        row, documents = self._text_rows()
         training = self._model.training
         self._model.eval()  # dropout would draw from the generators
         try:
@@ -114,11 +120,11 @@ class Observer:
             "in_context_rate": dict(zip(rates, corrections, strict=True)),
         }
 
-    def _text_row(self) -> tuple[Tensor, Tensor | None]:
-        """``input_ids`` and ``document_ids`` ``[1, T]``."""
+    def _text_rows(self) -> tuple[Tensor, Tensor | None]:
+        """``input_ids`` and ``document_ids`` ``[rows, T]``."""
         if self._row is None:
             batch = next(iter(self._text.batches()))
-            part = (slice(0, 1), slice(0, _LONGEST))
+            part = (slice(0, self._rows), slice(0, _LONGEST))
             documents = None if batch.document_ids is None else batch.document_ids[part]
             device = self._numerics.device
             self._row = (

@@ -31,7 +31,7 @@ from wuneng.train.arms import ArmConfigs, has_short_conv, has_token_shift, kind_
 from wuneng.train.distillation import teacher_config, teacher_name
 from wuneng.train.outline import RunOutline
 from wuneng.train.phases import Phase, phases_of
-from wuneng.train.replacing import replaced_layers
+from wuneng.train.replacing import kept_heads, replaced_layers
 from wuneng.train.starting_point import OwnModels, Sources
 from wuneng.train.trainable import TrainableParameters, arm_flops, as_stage, check_patterns
 from wuneng.train.vocabulary import TextUse, Vocabulary, task_vocabulary, text_vocabulary
@@ -61,6 +61,8 @@ class ArmFacts:
     """What the arm starts from; None: drawn from the seed."""
     trains: str | list[str] = "all"
     """``train`` of the arm, or ``lora``."""
+    state: str = "keep"
+    """The control of the state under which it is trained and scored."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class ArmPlan:
     teacher: TeacherPlan | None
     replaced: tuple[int, ...]
     """Layers in which state heads stand in attention's place, and whose attention is not saved."""
+    kept_heads: int
+    """Attention heads of those layers that stay."""
     phases: tuple[Phase, ...]
     """In which it trains, one after the other; one where the arm has no stages."""
     facts: ArmFacts
@@ -171,7 +175,7 @@ def plan_run(
     wanted = [name for name in recipe.arms if arms is None or name in arms]
     trainings = {name: recipe.arm_training(name) for name in recipe.arms}
     config_of = ArmConfigs(recipe.arms, training.sequence_length, vocabulary, sources)
-    trainable = TrainableParameters(recipe.arms, config_of)
+    trainable = TrainableParameters(recipe.arms, config_of, training.sequence_length)
     if len(wanted) == len(recipe.arms):  # else they were found when the first of them was trained
         check_patterns(trainings, trainable)
     planned = {
@@ -209,9 +213,7 @@ def _arm(
     if adapters is not None:
         parts["adapters"] = trainable.total(name) - sum(parts.values())
     phases = _phases(name, arm, training, config, trainable)
-    replaced: tuple[int, ...] = ()
-    if arm.replace is not None:
-        replaced = replaced_layers(arm.replace, _state_layers(config))
+    replaced, kept = _replaced(name, arm, config)
     facts = ArmFacts(
         kind=kind_of(config),
         token_shift=has_token_shift(config),
@@ -227,6 +229,7 @@ def _arm(
         learning_rate=training.learning_rate,
         init_from=arm.init_from,
         trains=as_stage(arm.train, has_lora=arm.lora is not None),
+        state=arm.state,
     )
     return ArmPlan(
         name=name,
@@ -239,9 +242,24 @@ def _arm(
         adapters=adapters,
         teacher=teacher,
         replaced=replaced,
+        kept_heads=kept,
         phases=phases,
         facts=facts,
     )
+
+
+def _replaced(name: str, arm: Arm, config: WuNengConfig) -> tuple[tuple[int, ...], int]:
+    """Layers in which something is replaced, and how many attention heads of each stay."""
+    if arm.replace is None:
+        return (), 0
+    both = tuple(i for i in _state_layers(config) if config.has_attention(i))
+    if not both:
+        raise RecipeError(
+            f"arms.{name}.replace: no layer of the model has attention beside state heads"
+        )
+    if arm.replace_of == "layers":
+        return replaced_layers(arm.replace, both), 0
+    return both, kept_heads(arm.replace, config, f"arms.{name}.replace_of")
 
 
 def _phases(

@@ -60,6 +60,7 @@ def arm_record(
         "trainable_parameters": facts.trainable,
         "init_from": facts.init_from,
         "trains": facts.trains,
+        **({} if facts.state == "keep" else {"state_control": facts.state}),
         "added_percent": round(facts.added_percent, 3),
         "training_flops": facts.flops_per_token * state.tokens,
         "steps": state.step,

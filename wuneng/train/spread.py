@@ -43,6 +43,11 @@ def arm_degrees(
             f"arms.{arm.name}: stages are trained by one process, got {processes.size}: what "
             "trains changes from stage to stage. Use --jobs for several arms or seeds"
         )
+    if processes.size > 1 and arm.facts.state != "keep":
+        raise InputError(
+            f"arms.{arm.name}: state {arm.facts.state} is trained by one process, got "
+            f"{processes.size}. Use --jobs for several arms or seeds"
+        )
     if degrees.context > 1:
         _check_pieces(arm, degrees.context)
     if degrees.shard > 1 and autocast_dtype(arm.training.precision, device) is torch.float16:

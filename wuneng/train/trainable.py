@@ -30,6 +30,8 @@ __all__ = [
 
 _GRAFTED = re.compile(r"model\.layers\.\d+\.(state_heads\.|cross_head\.|self_attn\.shift_)")
 
+#: Of training on a token, for each parameter of an adapter: forward, and both products backward.
+ADAPTER_FLOPS = 6
 #: Parameters of a linear layer, which are those of its ``base_layer`` once it has an adapter.
 _OF = ("weight", "bias")
 
@@ -42,8 +44,14 @@ def is_grafted(name: str) -> bool:
 class TrainableParameters:
     """Called with an arm's name: name and size of every parameter that trains."""
 
-    def __init__(self, arms: Mapping[str, Arm], config_of: Callable[[str], WuNengConfig]) -> None:
-        self._arms = arms
+    def __init__(
+        self,
+        arms: Mapping[str, Arm],
+        config_of: Callable[[str], WuNengConfig],
+        sequence_length: int,
+    ) -> None:
+        """``sequence_length``: tokens of a training sequence, by which FLOPs are counted."""
+        self._arms, self._sequence_length = arms, sequence_length
         self._config_of = config_of
         self._found: dict[str, _OfArm] = {}
 
@@ -78,9 +86,33 @@ class TrainableParameters:
     def _of(self, arm: str) -> _OfArm:
         if arm not in self._found:
             lora = self._arms[arm].lora
-            budget = None if lora is None or lora.match is None else sum(self(lora.match).values())
+            budget = None
+            if lora is not None and lora.match is not None:
+                if lora.match_in == "flops":
+                    budget = self._within_flops(arm, lora.match)
+                else:
+                    budget = sum(self(lora.match).values())
             self._found[arm] = _OfArm(arm, self._arms[arm], self._config_of(arm), budget)
         return self._found[arm]
+
+    def _within_flops(self, arm: str, target: str) -> int:
+        """Adapters' parameters with which ``arm`` trains on a token at the FLOPs of ``target``."""
+        config, other = self._config_of(arm), self._config_of(target)
+        length = self._sequence_length
+        wanted = arm_flops(other, self.layout(target), self(target), length)
+        bare = layout(config)
+        grafted = {
+            name: shape.numel()
+            for name, shape in bare.parameters.items()
+            if self._arms[arm].train == "new+lora" and is_grafted(name)
+        }
+        has = arm_flops(config, bare, grafted, length)
+        if wanted <= has:
+            raise RecipeError(
+                f"arms.{arm}.lora.match_in: {target} trains on a token with {wanted:.3g} FLOPs, "
+                f"and this arm takes {has:.3g} without adapters; match parameters instead"
+            )
+        return round((wanted - has) / ADAPTER_FLOPS)
 
 
 class _OfArm:
@@ -191,7 +223,7 @@ def arm_flops(
     Frozen weights save the product that makes their gradient; a teacher costs a forward pass.
     """
     adapters = sum(size for name, size in trains.items() if is_adapter(name))
-    flops = 3 * forward_flops_per_token(config, sequence_length) + 6 * adapters
+    flops = 3 * forward_flops_per_token(config, sequence_length) + ADAPTER_FLOPS * adapters
     for name, (inputs, outputs) in built.linears.items():
         weight = f"{name}.weight"
         if weight not in built.parameters:  # the output projection, tied to the embedding

@@ -53,6 +53,7 @@ def upgrade_sentence(results: Mapping[str, Any]) -> str:
     arms = results["arms"]
     source, lora = _first(arms, "none"), _first(arms, "lora")
     trained = {n: a for n, a in arms.items() if a.get("trains") not in ("none", "lora")}
+    trained = {n: a for n, a in trained.items() if "state_control" not in a}
     upgraded = next((name for name, arm in trained.items() if arm["kind"] == HYBRID), None)
     if upgraded is None:
         return "No arm with state heads was trained from the source, so nothing is compared here."

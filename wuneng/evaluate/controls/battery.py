@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from wuneng.controls.names import Control
 from wuneng.errors import NonFiniteError
 from wuneng.evaluate.comparison import TaskComparison, compare, corrected
-from wuneng.evaluate.controls.names import Control
 from wuneng.evaluate.controls.wanted import Wanted, controls_for
 from wuneng.evaluate.job import EvaluationRequest, Job, prepared
 from wuneng.evaluate.loading import LoadedModel

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from wuneng.controls.names import WRONG_STATES
 from wuneng.evaluate.comparison import MetricComparison, TaskComparison
 from wuneng.evaluate.controls.attribution import Attribution, attribute
 from wuneng.evaluate.controls.battery import ControlsReport, UnderControl
-from wuneng.evaluate.controls.names import WRONG_STATES
 from wuneng.evaluate.results import SCHEMA, number, settings_record
 from wuneng.records import write_self_sealed
 from wuneng.tables import Column, Table

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from wuneng.controls import switch
+from wuneng.controls.names import COUNTED, STATE_CONTROLS, Control, parse_control
 from wuneng.errors import InputError, ModelError
-from wuneng.evaluate.controls import switch
-from wuneng.evaluate.controls.names import COUNTED, STATE_CONTROLS, Control, parse_control
 
 __all__ = ["ALL", "Wanted", "controls_for", "parse_controls"]
 

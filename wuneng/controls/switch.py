@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wuneng.errors import ModelError
-from wuneng.evaluate.controls.names import Control, Head
-from wuneng.evaluate.controls.recurrences import (
+from wuneng.controls.names import Control, Head
+from wuneng.controls.recurrences import (
     Borrowed,
     Donor,
     Edited,
@@ -24,6 +23,7 @@ from wuneng.evaluate.controls.recurrences import (
     reset,
     rolled,
 )
+from wuneng.errors import ModelError
 from wuneng.layers.state.base import StateHeads
 from wuneng.model.block import WuNengBlock
 from wuneng.model.modeling import WuNengModel
@@ -73,7 +73,7 @@ def controlled(model: nn.Module, control: Control) -> Iterator[None]:
     Args:
         model: a WuNeng model. With "permute" and "donor", every forward call needs two sequences
             or more; with "layers", a cache that holds something already is refused.
-        control: see :mod:`wuneng.evaluate.controls.names`; "keep" changes nothing.
+        control: see :mod:`wuneng.controls.names`; "keep" changes nothing.
 
     Raises:
         ModelError: the model has not what the control changes, or its kind of state heads does not
