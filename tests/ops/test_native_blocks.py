@@ -15,6 +15,7 @@ import torch
 
 from tests.ops.native_blocks import MIDDLE, WEIGHTS, X, check_cross_head, check_low_rank, read
 from wuneng.ops.cross_head import native as cross_head
+from wuneng.ops.cross_head import native_pass
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
 from wuneng.ops.low_rank import native as low_rank
 from wuneng.ops.native import hybrid_token, token_arguments
@@ -25,8 +26,16 @@ LETTERS = ("r", "w", "k", "v", "a", "b", "gate")
 
 def test_the_headers_are_read(blocks: dict[str, Any]) -> None:
     assert list(blocks) == [
-        *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "HybridToken", "TokenInputs"),
-        *("StateParts", "TokenLayer", "TokenModel", "TokenCache", "TokenCall"),
+        *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "CrossHeadPass"),
+        *(
+            "HybridToken",
+            "TokenInputs",
+            "StateParts",
+            "TokenLayer",
+            "TokenModel",
+            "TokenCache",
+            "TokenCall",
+        ),
     ]
     assert [name for name, _ in blocks["Rows"]._fields_] == ["data", "row"]
     assert all(ctypes.sizeof(kind) % 8 == 0 for kind in blocks.values())
@@ -47,6 +56,8 @@ def test_types_and_sizes(blocks: dict[str, Any]) -> None:
         "TokenCall": token_arguments.CALL,
     }.items():
         assert _letters(blocks[name]) == _expanded(packed), name
+    of_a_pass = _expanded(cross_head.CROSS_HEAD) + _expanded(native_pass.PASS)
+    assert _letters(blocks["CrossHeadPass"]) == of_a_pass
     parts = _expanded(token_arguments.PARTS) + 2 * _expanded(low_rank.LOW_RANK)
     assert _letters(blocks["StateParts"]) == parts
 
@@ -123,6 +134,37 @@ def test_cross_head(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> 
     check_cross_head(found, 3)
     assert (found.attention, found.readout) == (A.data_ptr(), R.data_ptr())
     assert (found.changed, found.branch) == (changed.data_ptr(), branch.data_ptr())
+
+
+def test_cross_head_of_many_tokens(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> None:
+    A, R = torch.randn(3, 50, 4, 16), torch.randn(3, 50, 2, 16)
+    given = ("additive", 1e-5, [A, R, *MIDDLE.values()])
+    changed, branch, _ = native_pass._forward(*given, keep=True)
+    d_changed, d_branch = torch.randn_like(changed), torch.randn_like(branch)
+    made = native_pass._backward(*given, None, d_changed, d_branch)
+    forward, backward = (read(blocks["CrossHeadPass"], block) for (block,) in handed)
+    for found in (forward, backward):
+        check_cross_head(found.cross, 150)
+        assert (found.cross.attention, found.cross.readout) == (A.data_ptr(), R.data_ptr())
+        assert (found.threads, found.gate, found.turned) == (1, 0, 0)
+    assert (forward.block, backward.block) == (48, 120)
+    assert (forward.cross.changed, forward.cross.branch) == (changed.data_ptr(), branch.data_ptr())
+    assert forward.d_branch == forward.parts == backward.cross.branch == 0
+    names = ("attention", "readout", "scale", "mix", "norm", "alpha_or_matrix", "beta_or_bias")
+    for name, x in zip(names, made, strict=True):
+        assert x is not None
+        assert getattr(backward, f"d_{name}") == x.data_ptr(), name
+    assert (backward.d_changed, backward.d_branch) == (d_changed.data_ptr(), d_branch.data_ptr())
+    gate = torch.randn_like(R)
+    matrix = torch.randn(2, 32, 16)
+    given = ("gated", 1e-5, [A, R, *list(MIDDLE.values())[:3], matrix, MIDDLE["beta_or_bias"]])
+    _, _, kept = native_pass._forward(*given, keep=True)
+    native_pass._backward(*given, gate, None, d_branch)
+    forward, backward = (read(blocks["CrossHeadPass"], block) for (block,) in handed[2:])
+    assert kept is not None
+    assert (forward.gate, backward.gate) == (kept.data_ptr(), gate.data_ptr())
+    assert forward.cross.changed == backward.d_changed == 0
+    assert backward.turned not in (0, matrix.data_ptr())
 
 
 def test_a_layers_token(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> None:

@@ -33,6 +33,8 @@ _SOURCES = (
     "state_head/state_head_backward.c",
     "low_rank/low_rank.c",
     "cross_head/cross_head.c",
+    "cross_head/cross_head_forward.c",
+    "cross_head/cross_head_backward.c",
     "native/hybrid_token.c",
     "native/attend_token.c",
     "native/model_token.c",
@@ -43,11 +45,14 @@ _HEADERS = (
     "state_head/state_head_token.h",
     "low_rank/low_rank.h",
     "cross_head/cross_head.h",
+    "cross_head/cross_head_pass.h",
+    "cross_head/cross_head_tile.h",
     "native/hybrid_token.h",
     "native/attend_token.h",
     "native/model_token.h",
     "native/layer_token.h",
     "native/products.h",
+    "native/tile_product.h",
     "native/vectors.h",
 )
 _FLAGS = (
