@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from tests.ops.native_blocks import MIDDLE, WEIGHTS, X, check_cross_head, check_low_rank, read
@@ -19,6 +21,7 @@ from wuneng.ops.cross_head import native_pass
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
 from wuneng.ops.low_rank import native as low_rank
 from wuneng.ops.native import hybrid_token, token_arguments
+from wuneng.ops.rms_norm import native as rms_norm
 from wuneng.ops.state_head import native_arguments as arguments
 
 LETTERS = ("r", "w", "k", "v", "a", "b", "gate")
@@ -26,16 +29,9 @@ LETTERS = ("r", "w", "k", "v", "a", "b", "gate")
 
 def test_the_headers_are_read(blocks: dict[str, Any]) -> None:
     assert list(blocks) == [
-        *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "CrossHeadPass"),
-        *(
-            "HybridToken",
-            "TokenInputs",
-            "StateParts",
-            "TokenLayer",
-            "TokenModel",
-            "TokenCache",
-            "TokenCall",
-        ),
+        *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "CrossHeadPass", "RmsNorm"),
+        *("HybridToken", "TokenInputs", "StateParts", "TokenLayer", "TokenModel"),
+        *("TokenCache", "TokenCall"),
     ]
     assert [name for name, _ in blocks["Rows"]._fields_] == ["data", "row"]
     assert all(ctypes.sizeof(kind) % 8 == 0 for kind in blocks.values())
@@ -49,6 +45,7 @@ def test_types_and_sizes(blocks: dict[str, Any]) -> None:
         "Product": low_rank.PRODUCT,
         "LowRank": low_rank.LOW_RANK,
         "CrossHead": cross_head.CROSS_HEAD,
+        "RmsNorm": rms_norm.RMS_NORM,
         "TokenInputs": hybrid_token._INPUTS,
         "TokenLayer": token_arguments.LAYER,
         "TokenModel": token_arguments.MODEL,
@@ -165,6 +162,19 @@ def test_cross_head_of_many_tokens(blocks: dict[str, Any], handed: list[tuple[by
     assert (forward.gate, backward.gate) == (kept.data_ptr(), gate.data_ptr())
     assert forward.cross.changed == backward.d_changed == 0
     assert backward.turned not in (0, matrix.data_ptr())
+
+
+def test_rms_norm(blocks: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[bytes] = []
+    kernels = SimpleNamespace(rms_norm_backward=handed.append)
+    monkeypatch.setattr(rms_norm, "_kernels", lambda: kernels)
+    x, weight, inverse, d_out = (torch.randn(s) for s in ((3, 50, 12), 12, (3, 50, 1), (3, 50, 12)))
+    d_x, d_weight = rms_norm._backward(x, weight, inverse, d_out)
+    found = read(blocks["RmsNorm"], handed[0])
+    assert (found.rows, found.size, found.threads, found.block) == (150, 12, 1, 16)
+    tensors = {"x": x, "weight": weight, "inverse": inverse, "d_out": d_out}
+    for name, u in {**tensors, "d_x": d_x, "d_weight": d_weight}.items():
+        assert getattr(found, name) == u.data_ptr(), name
 
 
 def test_a_layers_token(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> None:
