@@ -32,6 +32,8 @@ IN_OPERATORS = {
     "cross_head.by_hand:_CrossHead.forward",
     "cross_head.by_hand:_CrossHead.backward",
     "cross_head.by_hand:forward",
+    "cross_head.native_pass:_CrossHead.forward",
+    "cross_head.native_pass:_backward",
 }
 
 

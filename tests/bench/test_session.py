@@ -33,6 +33,7 @@ from wuneng.pictures import plain_numbers
 
 #: The recorded models have heads of 16.
 BACKENDS = (["native"] if native.library(16) else []) + ["chunked", "reference"]
+FUSION = ["eager", "fused"] + (["native"] if native.library(16) else [])
 
 
 def test_every_kind_of_case_is_measured(full_record: Any) -> None:
@@ -44,8 +45,7 @@ def test_every_kind_of_case_is_measured(full_record: Any) -> None:
     operators = {(row.operation, row.arm) for row in rows if row.what == "ops"}
     assert operators == {
         *((o, a) for o in ("forward", "forward+backward", "step") for a in (*BACKENDS, "sdpa")),
-        ("fusion", "eager"),
-        ("fusion", "fused"),
+        *(("fusion", arm) for arm in FUSION),
     }
     assert {row.roofline_share is not None and row.peak_bytes for row in rows} != {None}
 
@@ -69,7 +69,7 @@ def test_every_arm_passed_its_gate(full_record: Any) -> None:
 
 def test_exponents_of_every_series(full_record: Any) -> None:
     time = [e for e in full_record["exponents"] if e["quantity"] == "time"]
-    assert len(time) == 5 + 3 * len(BACKENDS) + 9
+    assert len(time) == 3 + len(FUSION) + 3 * len(BACKENDS) + 9
     for entry in time:  # the planted clock says 10 ms whatever the length, within its jitter
         assert entry["exponent"] == pytest.approx(0.0, abs=0.05)
 

@@ -104,6 +104,7 @@ def blocks(repository: Path) -> dict[str, Any]:
 def handed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, ...]]:
     """The blocks that reach a kernel, which is not run."""
     from wuneng.ops.cross_head import native as cross_head
+    from wuneng.ops.cross_head import native_pass
     from wuneng.ops.low_rank import native as low_rank
     from wuneng.ops.native import hybrid_token, model_token
     from wuneng.ops.state_head import native as state_head
@@ -115,8 +116,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, ...]]:
         return 0
 
     names = ("low_rank", "projections", "cross_head", "hybrid_token", "state_head_forward")
-    names += ("model_token",)
+    names += ("model_token", "cross_head_forward", "cross_head_backward")
     kernels = SimpleNamespace(**dict.fromkeys(names, note))
-    for module in (low_rank, cross_head, hybrid_token, model_token, state_head):
+    for module in (low_rank, cross_head, native_pass, hybrid_token, model_token, state_head):
         monkeypatch.setattr(module, "_kernels", lambda _: kernels)
     return calls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,8 @@ def _rough(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.clone() if dtype == torch.float64 else operand(x, dtype)
 
 
-def assert_close(case: Case, run: Run, floor: float = FLOOR) -> None:
+def assert_close(
+    case: Case, run: Run, floor: float = FLOOR, scales: Mapping[str, float] | None = None
+) -> None:
     """Fail with every number of the case if a tensor loses too much."""
-    assert_as_exact(*sides(case, run), what=case, floor=floor)
+    assert_as_exact(*sides(case, run), what=case, floor=floor, scales=scales)

@@ -76,8 +76,12 @@ CPU_PATHS = [
     FastPath("token_shift.by_hand:_TokenShift.backward", "rwkv-ffn", "gradient"),
     FastPath("cross_head.by_hand:few_tokens", "default", "decode", "chunked"),
     FastPath("cross_head.by_hand:forward", "default", "gradient", "chunked"),
-    FastPath("cross_head.by_hand:_CrossHead.forward", "default", "gradient"),
-    FastPath("cross_head.by_hand:_CrossHead.backward", "default", "gradient"),
+    FastPath("cross_head.by_hand:_CrossHead.forward", "default", "gradient", "chunked"),
+    FastPath("cross_head.by_hand:_CrossHead.backward", "default", "gradient", "chunked"),
+    FastPath("cross_head.native_pass:_CrossHead.forward", "default", "gradient"),
+    FastPath("cross_head.native_pass:_backward", "default", "gradient"),
+    FastPath("rms_norm.native:_RMSNorm.forward", "default", "gradient"),
+    FastPath("rms_norm.native:_backward", "default", "gradient"),
     FastPath("linear_cross_entropy.by_hand:_InChunks.backward", "default", "gradient"),
 ]
 
@@ -101,6 +105,7 @@ LOADERS = [
     f"{module}:library"
     for module in (
         *("state_head.native", "low_rank.native", "cross_head.native"),
+        *("cross_head.native_pass", "rms_norm.native"),
         *("native.few_tokens", "native.hybrid_token", "native.model_token"),
     )
 ]

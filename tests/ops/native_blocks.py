@@ -15,6 +15,7 @@ from wuneng.ops.cross_head import native as cross_head
 
 HEADERS = (
     *("state_head/state_head.h", "low_rank/low_rank.h", "cross_head/cross_head.h"),
+    *("cross_head/cross_head_pass.h", "rms_norm/rms_norm.h"),
     *("native/hybrid_token.h", "native/model_token.h"),
 )
 

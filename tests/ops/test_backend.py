@@ -135,6 +135,7 @@ OPERATORS: dict[str, Callable[..., object]] = {
     "head_projections": lambda **s: ops.head_projections(
         X.flatten(2), torch.randn(32, 32), LOW_RANK, LOW_RANK, **s
     ),
+    "rms_norm": lambda **s: ops.rms_norm(X.clone().requires_grad_(), torch.ones(16), eps=1e-5, **s),
     "cross_head": lambda **s: ops.cross_head(
         "concat",
         *(X, X, X[0, 0, :, 0], X[0, 0, :, :1], X[0, 0], X.new_ones(2, 32, 16), None),

@@ -9,15 +9,19 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from tests.ops.native_blocks import MIDDLE, WEIGHTS, X, check_cross_head, check_low_rank, read
 from wuneng.ops.cross_head import native as cross_head
+from wuneng.ops.cross_head import native_pass
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
 from wuneng.ops.low_rank import native as low_rank
 from wuneng.ops.native import hybrid_token, token_arguments
+from wuneng.ops.rms_norm import native as rms_norm
 from wuneng.ops.state_head import native_arguments as arguments
 
 LETTERS = ("r", "w", "k", "v", "a", "b", "gate")
@@ -25,8 +29,9 @@ LETTERS = ("r", "w", "k", "v", "a", "b", "gate")
 
 def test_the_headers_are_read(blocks: dict[str, Any]) -> None:
     assert list(blocks) == [
-        *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "HybridToken", "TokenInputs"),
-        *("StateParts", "TokenLayer", "TokenModel", "TokenCache", "TokenCall"),
+        *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "CrossHeadPass", "RmsNorm"),
+        *("HybridToken", "TokenInputs", "StateParts", "TokenLayer", "TokenModel"),
+        *("TokenCache", "TokenCall"),
     ]
     assert [name for name, _ in blocks["Rows"]._fields_] == ["data", "row"]
     assert all(ctypes.sizeof(kind) % 8 == 0 for kind in blocks.values())
@@ -40,6 +45,7 @@ def test_types_and_sizes(blocks: dict[str, Any]) -> None:
         "Product": low_rank.PRODUCT,
         "LowRank": low_rank.LOW_RANK,
         "CrossHead": cross_head.CROSS_HEAD,
+        "RmsNorm": rms_norm.RMS_NORM,
         "TokenInputs": hybrid_token._INPUTS,
         "TokenLayer": token_arguments.LAYER,
         "TokenModel": token_arguments.MODEL,
@@ -47,6 +53,8 @@ def test_types_and_sizes(blocks: dict[str, Any]) -> None:
         "TokenCall": token_arguments.CALL,
     }.items():
         assert _letters(blocks[name]) == _expanded(packed), name
+    of_a_pass = _expanded(cross_head.CROSS_HEAD) + _expanded(native_pass.PASS)
+    assert _letters(blocks["CrossHeadPass"]) == of_a_pass
     parts = _expanded(token_arguments.PARTS) + 2 * _expanded(low_rank.LOW_RANK)
     assert _letters(blocks["StateParts"]) == parts
 
@@ -123,6 +131,50 @@ def test_cross_head(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> 
     check_cross_head(found, 3)
     assert (found.attention, found.readout) == (A.data_ptr(), R.data_ptr())
     assert (found.changed, found.branch) == (changed.data_ptr(), branch.data_ptr())
+
+
+def test_cross_head_of_many_tokens(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> None:
+    A, R = torch.randn(3, 50, 4, 16), torch.randn(3, 50, 2, 16)
+    given = ("additive", 1e-5, [A, R, *MIDDLE.values()])
+    changed, branch, _ = native_pass._forward(*given, keep=True)
+    d_changed, d_branch = torch.randn_like(changed), torch.randn_like(branch)
+    made = native_pass._backward(*given, None, d_changed, d_branch)
+    forward, backward = (read(blocks["CrossHeadPass"], block) for (block,) in handed)
+    for found in (forward, backward):
+        check_cross_head(found.cross, 150)
+        assert (found.cross.attention, found.cross.readout) == (A.data_ptr(), R.data_ptr())
+        assert (found.threads, found.gate, found.turned) == (1, 0, 0)
+    assert (forward.block, backward.block) == (48, 120)
+    assert (forward.cross.changed, forward.cross.branch) == (changed.data_ptr(), branch.data_ptr())
+    assert forward.d_branch == forward.parts == backward.cross.branch == 0
+    names = ("attention", "readout", "scale", "mix", "norm", "alpha_or_matrix", "beta_or_bias")
+    for name, x in zip(names, made, strict=True):
+        assert x is not None
+        assert getattr(backward, f"d_{name}") == x.data_ptr(), name
+    assert (backward.d_changed, backward.d_branch) == (d_changed.data_ptr(), d_branch.data_ptr())
+    gate = torch.randn_like(R)
+    matrix = torch.randn(2, 32, 16)
+    given = ("gated", 1e-5, [A, R, *list(MIDDLE.values())[:3], matrix, MIDDLE["beta_or_bias"]])
+    _, _, kept = native_pass._forward(*given, keep=True)
+    native_pass._backward(*given, gate, None, d_branch)
+    forward, backward = (read(blocks["CrossHeadPass"], block) for (block,) in handed[2:])
+    assert kept is not None
+    assert (forward.gate, backward.gate) == (kept.data_ptr(), gate.data_ptr())
+    assert forward.cross.changed == backward.d_changed == 0
+    assert backward.turned not in (0, matrix.data_ptr())
+
+
+def test_rms_norm(blocks: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[bytes] = []
+    kernels = SimpleNamespace(rms_norm_backward=handed.append)
+    monkeypatch.setattr(rms_norm, "_kernels", lambda: kernels)
+    x, weight, inverse, d_out = (torch.randn(s) for s in ((3, 50, 12), 12, (3, 50, 1), (3, 50, 12)))
+    d_x, d_weight = rms_norm._backward(x, weight, inverse, d_out)
+    found = read(blocks["RmsNorm"], handed[0])
+    assert (found.rows, found.size, found.threads, found.block) == (150, 12, 1, 16)
+    tensors = {"x": x, "weight": weight, "inverse": inverse, "d_out": d_out}
+    for name, u in {**tensors, "d_x": d_x, "d_weight": d_weight}.items():
+        assert getattr(found, name) == u.data_ptr(), name
 
 
 def test_a_layers_token(blocks: dict[str, Any], handed: list[tuple[bytes, ...]]) -> None:

@@ -2,6 +2,7 @@
 
 eager      the equations, plain autograd
 fused      by hand (``backend="chunked"``)
+native     in C, on a CPU with a compiler
 compiled   the equations through torch.compile, from ``COMPILED_FROM`` tokens on, where operators
            are all that was asked for: the first compilation takes half a minute
 triton     the fused kernels, on CUDA
@@ -22,6 +23,7 @@ from wuneng.bench.engine import Case, Missing, Prepared
 from wuneng.bench.gate import GateResult, judge, relative_error
 from wuneng.bench.memory import tensor_bytes
 from wuneng.bench.shapes import OperatorShapes
+from wuneng.ops import native
 
 __all__ = ["COMPILED_FROM", "fusion_cases"]
 
@@ -40,6 +42,8 @@ def _arms(shapes: OperatorShapes, kind: str, compiled: bool) -> Iterator[str]:
     if kind == "none":
         return  # nothing but a product with lambda
     yield "fused"
+    if shapes.device.type == "cpu" and native.library(shapes.size) is not None:
+        yield "native"
     if compiled and shapes.tokens >= COMPILED_FROM:
         yield "compiled"
     if shapes.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
@@ -88,7 +92,7 @@ def _layer(shapes: OperatorShapes, config: Any, dtype: torch.dtype) -> Any:
 def _fuse(layer: Any, arm: str) -> Fuse:
     if not layer.mixes:
         return layer
-    backend = {"fused": "chunked", "triton": "triton"}.get(arm, "reference")
+    backend = {"fused": "chunked", "native": "native", "triton": "triton"}.get(arm, "reference")
 
     def fuse(A: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         attention, branch = layer.interaction(A, R, backend)

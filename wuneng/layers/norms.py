@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wuneng.ops import rms_norm
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm of the last dimension, with Llama's order of casts."""
@@ -18,7 +20,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * _scaled_to_one(x, self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class WideRMSNorm(RMSNorm):

@@ -10,9 +10,9 @@
 changes A; where H < S an attention head serves S / H state heads, and up(R) is their mean.
 
 Backends (:mod:`wuneng.ops.backend` chooses): ``reference`` (the equations, plain autograd),
-``chunked`` (by hand, forward and backward, in tiles for a CPU's cache), ``native`` (the same, and a
-few tokens without gradients in C) and ``triton`` (fused kernels, CUDA). Unasked it is by hand on a
-CPU and the equations elsewhere and under a compiler.
+``chunked`` (by hand, forward and backward, in tiles for a CPU's cache), ``native`` (C, forward and
+backward) and ``triton`` (fused kernels, CUDA). Unasked it is C on a CPU with a compiler, by hand on
+one without, and the equations elsewhere and under torch.compile.
 
 Legend: B batch, T tokens, H attention heads, S state heads, N head size.
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.backend import HAS_TRITON, candidates
-from wuneng.ops.cross_head import native
+from wuneng.ops.cross_head import native, native_pass
 from wuneng.ops.cross_head.by_hand import cross_head_by_hand
 from wuneng.ops.cross_head.reference import KINDS, cross_head_reference
 from wuneng.ops.native import few_tokens
@@ -78,6 +78,8 @@ def cross_head(
             return triton_autograd.cross_head_triton(kind, *tensors, eps=eps)
     if "native" in allowed and few_tokens.takes(R.shape[-1], _products(kind, R), *tensors):
         return native.cross_head(kind, *tensors, eps=eps)
+    if "native" in allowed and native_pass.is_available(R.shape[-1], *tensors):
+        return native_pass.cross_head_pass(kind, *tensors, eps=eps)
     if "chunked" in allowed and _is_plain(tensors):
         return cross_head_by_hand(kind, *tensors, eps=eps)
     return cross_head_reference(kind, *tensors, eps)

@@ -39,15 +39,20 @@ void state_head_program(const Arguments *g, int64_t sequence, int64_t head) {
     memset(state, 0, N * N * sizeof(float));
   else if (g->state + place != state)
     memcpy(state, g->state + place, N * N * sizeof(float));
-  Token x;
+  Token two[2];
+  if (end > first) prepare(g, two, first, first, sequence, head), remove_first(two, state);
   for (int64_t token = first; token < end; ++token) {
     if (g->boundaries && (token - first) % g->chunk == 0) {
       int64_t row = g->boundary_rows[sequence] + (token - first) / g->chunk;
       memcpy(g->boundaries + (row * g->heads + head) * N * N, state, N * N * sizeof(float));
     }
-    prepare(g, &x, token, first, sequence, head);
-    advance(&x, state, state);
-    read_out(g, &x, token, head, (float *)at(g->out, token, head));
+    Token *x = two + (token - first) % 2, *next = NULL;
+    if (token + 1 < end) {
+      next = two + (token + 1 - first) % 2;
+      prepare(g, next, token + 1, first, sequence, head);
+    }
+    advance(x, state, state, next);
+    read_out(g, x, token, head, (float *)at(g->out, token, head));
   }
   keep_last(g->r, g->carry_r, g->last_r, g, sequence, head);
   keep_last(g->k, g->carry_k, g->last_k, g, sequence, head);

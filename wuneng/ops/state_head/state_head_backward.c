@@ -6,7 +6,7 @@
 
 /* Gradients of one token's recurrence inputs, and of what they are made of. */
 typedef struct {
-  ALIGNED float r[N], w[N], k[N], v[N], a[N], b[N], y[N], removed[N];
+  ALIGNED float r[N], w[N], k[N], v[N], a[N], b[N], y[N];
 } Gradient;
 
 enum { MU_R, MU_K, MU_V, K_K, K_A, BONUS, NORM_WEIGHT, NORM_BIAS, WEIGHTS };
@@ -77,50 +77,56 @@ static void read_out_backward(const Arguments *g, const Token *x, int64_t token,
 }
 
 /* The recurrence in reverse. ds comes as the gradient of the state after the token, less the read,
-   and leaves as that of the state before it. d->r, k, v are added to; d->w is of the log decay. */
-static void retreat(const Token *x, const float *before, const float *after, float *ds,
-                    Gradient *d) {
-  vf dk[VECTORS], db[VECTORS];
-  EACH dk[j] = db[j] = splat(0);
+   and leaves as that of the state before it. d->r, k, v are added to; d->w is of the log decay. Each
+   row of ds and of the state is read once: what dr takes of the state after the token is made of the
+   state before it. */
+static void retreat(const Token *x, const float *before, float *ds, Gradient *d) {
+  vf dr[VECTORS], dw[VECTORS], dk[VECTORS], da[VECTORS], db[VECTORS];
+  EACH dr[j] = dw[j] = dk[j] = da[j] = db[j] = splat(0);
   for (int row = 0; row < N; row += ROWS) {
-    float to_value[ROWS];
-    vf removed[ROWS], valued[ROWS];
+    float to_value[ROWS], to_removed[ROWS];
+    float *s = ds + row * N;
+    const float *old = before + row * N;
+    vf dy[ROWS], removed[ROWS], valued[ROWS];
 #pragma GCC unroll 4
     for (int i = 0; i < ROWS; ++i) {
-      float *s = ds + (row + i) * N;
-      float dy = d->y[row + i], value = x->v[row + i], u = x->removed[row + i];
+      dy[i] = splat(d->y[row + i]);
       removed[i] = valued[i] = splat(0);
-      EACH {
-        vf g = load(AT(s)) + dy * load(AT(x->r));
-        store(AT(s), g);
-        removed[i] += g * load(AT(x->b));
-        valued[i] += g * load(AT(x->k));
-        dk[j] += value * g;
-        db[j] += u * g;
+    }
+    EACH {
+      const vf r = load(AT(x->r)), b = load(AT(x->b)), k = load(AT(x->k));
+#pragma GCC unroll 4
+      for (int i = 0; i < ROWS; ++i) {
+        vf g = load(AT(s + i * N)) + dy[i] * r;
+        store(AT(s + i * N), g);
+        removed[i] += g * b;
+        valued[i] += g * k;
+        dk[j] += x->v[row + i] * g;
+        db[j] += x->removed[row + i] * g;
       }
     }
-    sum_rows(removed, d->removed + row);
+    sum_rows(removed, to_removed);
     sum_rows(valued, to_value);
+#pragma GCC unroll 4
     for (int i = 0; i < ROWS; ++i) d->v[row + i] += to_value[i];
-  }
-  vf dr[VECTORS], dw[VECTORS], da[VECTORS];
-  EACH dr[j] = dw[j] = da[j] = splat(0);
-  for (int row = 0; row < N; ++row) {
-    float *s = ds + row * N;
-    const float *old = before + row * N, *new = after + row * N;
-    float dy = d->y[row], du = d->removed[row];
     EACH {
-      vf g = load(AT(s)), o = load(AT(old));
-      dr[j] += dy * load(AT(new));
-      dw[j] += g * o;
-      da[j] += du * o;
-      store(AT(s), g * load(AT(x->w)) + du * load(AT(x->a)));
+      const vf w = load(AT(x->w)), a = load(AT(x->a));
+#pragma GCC unroll 4
+      for (int i = 0; i < ROWS; ++i) {
+        vf g = load(AT(s + i * N)), o = load(AT(old + i * N));
+        dr[j] += dy[i] * o;
+        dw[j] += g * o;
+        da[j] += to_removed[i] * o;
+        store(AT(s + i * N), g * w + to_removed[i] * a);
+      }
     }
   }
+  const float through_removed = dot(d->y, x->removed), through_value = dot(d->y, x->v);
   EACH {
-    store(AT(d->r), load(AT(d->r)) + dr[j]);
+    vf w = load(AT(x->w)), read = dr[j] * w + through_removed * load(AT(x->b));
+    store(AT(d->r), load(AT(d->r)) + read + through_value * load(AT(x->k)));
     store(AT(d->k), load(AT(d->k)) + dk[j]);
-    store(AT(d->w), dw[j] * load(AT(x->w)));
+    store(AT(d->w), dw[j] * w);
     store(AT(d->a), da[j]);
     store(AT(d->b), db[j]);
   }
@@ -210,16 +216,19 @@ static int backward_head(const Arguments *g, int64_t sequence, int64_t head) {
     const int64_t start = first + c * chunk, count = end - start < chunk ? end - start : chunk;
     const int64_t row = g->boundary_rows[sequence] + c;
     const float *origin = g->boundaries + (row * g->heads + head) * N * N;
+    prepare(g, tokens, start, first, sequence, head);
+    remove_first(tokens, origin);
     for (int64_t i = 0; i < count; ++i) {
-      prepare(g, tokens + i, start + i, first, sequence, head);
-      advance(tokens + i, i ? states + (i - 1) * N * N : origin, states + i * N * N);
+      Token *next = i + 1 < count ? tokens + i + 1 : NULL;
+      if (next) prepare(g, next, start + i + 1, first, sequence, head);
+      advance(tokens + i, i ? states + (i - 1) * N * N : origin, states + i * N * N, next);
       float ignored[N];
       if (g->norm_weight || g->bonus) read_out(g, tokens + i, start + i, head, ignored);
     }
     for (int64_t i = count - 1; i >= 0; --i) {
       Token *x = tokens + i;
       read_out_backward(g, x, start + i, head, &d, d_weights);
-      retreat(x, i ? states + (i - 1) * N * N : origin, states + i * N * N, ds, &d);
+      retreat(x, i ? states + (i - 1) * N * N : origin, ds, &d);
       if (g->raw) prepare_raw_backward(g, x, head, &d, d_weights);
       write_gradients(g, &d, next, start + i, first, sequence, head, d_weights);
     }

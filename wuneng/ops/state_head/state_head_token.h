@@ -93,30 +93,55 @@ static inline void prepare(const Arguments *g, Token *x, int64_t token, int64_t 
   memcpy(x->b, at(g->b, token, head), sizeof x->b);
 }
 
-/* The recurrence: `before` -> `after` (may be the same memory), removed = S a^T and y = r S^T. */
-static inline void advance(Token *x, const float *before, float *after) {
+/* removed = S a^T, for the first token; of the later ones `advance` makes it. */
+static inline void remove_first(Token *x, const float *state) {
   for (int row = 0; row < N; row += ROWS) {
-    const float *old = before + row * N;
-    float *new = after + row * N;
-    vf removed[ROWS], read[ROWS];
+    vf removed[ROWS];
 #pragma GCC unroll 4
     for (int i = 0; i < ROWS; ++i) {
       removed[i] = splat(0);
-      EACH removed[i] += load(AT(old + i * N)) * load(AT(x->a));
+      EACH removed[i] += load(AT(state + (row + i) * N)) * load(AT(x->a));
     }
     sum_rows(removed, x->removed + row);
+  }
+}
+
+/* The recurrence: `before` -> `after` (may be the same memory), y = r S^T, and what the next token
+   removes while a row is at hand. Four rows at a time share what is read of the token. */
+static inline __attribute__((always_inline)) void advance_rows(const int more, Token *x,
+                                                               const float *before, float *after,
+                                                               const float *a, float *next) {
+  for (int row = 0; row < N; row += ROWS) {
+    const float *old = before + row * N;
+    float *new = after + row * N;
+    vf u[ROWS], value[ROWS], removed[ROWS], read[ROWS];
 #pragma GCC unroll 4
     for (int i = 0; i < ROWS; ++i) {
-      const float u = x->removed[row + i], value = x->v[row + i];
-      read[i] = splat(0);
-      EACH {
-        vf s = load(AT(old + i * N)) * load(AT(x->w)) + u * load(AT(x->b)) + value * load(AT(x->k));
+      u[i] = splat(x->removed[row + i]), value[i] = splat(x->v[row + i]);
+      removed[i] = read[i] = splat(0);
+    }
+    EACH {
+      const vf w = load(AT(x->w)), b = load(AT(x->b)), k = load(AT(x->k)), r = load(AT(x->r));
+      const vf ahead = more ? load(AT(a)) : splat(0);
+#pragma GCC unroll 4
+      for (int i = 0; i < ROWS; ++i) {
+        vf s = load(AT(old + i * N)) * w + u[i] * b + value[i] * k;
         store(AT(new + i * N), s);
-        read[i] += s * load(AT(x->r));
+        read[i] += s * r;
+        if (more) removed[i] += s * ahead;
       }
     }
     sum_rows(read, x->y + row);
+    if (more) sum_rows(removed, next + row);
   }
+}
+
+/* `next`: the token after x, prepared, or NULL. */
+static inline void advance(Token *x, const float *before, float *after, Token *next) {
+  if (next)
+    advance_rows(1, x, before, after, next->a, next->removed);
+  else
+    advance_rows(0, x, before, after, NULL, NULL);
 }
 
 /* R from y; keeps what the backward needs. */
