@@ -187,3 +187,18 @@ def test_memory_that_is_missing_is_told_as_such() -> None:
     one = batch(0)
     with pytest.raises(torch.OutOfMemoryError):
         passes.backward(model, [(one.input_ids, one.labels, None)], 64)
+
+
+def test_what_was_captured_is_let_go_of() -> None:
+    model = small_model("default").train()
+    graphs = Rerun(model)
+    passes = CapturedPasses(CPU, Numerics(CPU).autocast, graphs)
+    one = batch(0, documents=3)
+    pieces = [(one.input_ids, one.labels, one.document_ids)]
+    losses = []
+    for _ in range(2):
+        losses.append(passes.backward(model, pieces, 64))
+        passes.forget()
+        assert all(p.grad is None for p in model.parameters())
+    assert graphs.captures == 2
+    assert torch.equal(*losses)

@@ -115,6 +115,15 @@ class CapturedPasses:
             parameter.grad = gradient
         return total
 
+    def forget(self) -> None:
+        """Let go of what was captured, and of the gradients' memory: the next pass is captured
+        anew."""
+        for found in self._passes.values():
+            for parameter, _ in found.gradients:
+                parameter.grad = None
+        self._passes.clear()
+        self._sums.clear()
+
     def _captured(self, model: nn.Module, shape: _Shape, piece: Piece) -> _Pass:
         one = torch.ones((), device=self._device)
         inputs = [x.to(self._device, copy=True) for x in piece if x is not None]

@@ -101,6 +101,8 @@ class ArmTraining:
                     self._save()
             self._save()
             self._saver.finish()
+            if self.job.numerics.captured is not None:
+                self.job.numerics.captured.forget()  # validation at the end may need the memory
             self.leave_if_asked()
         waited = f"{self.state.data_wait:.1%} of its steps' time was waited for data"
         self.display.note(f"{self.job.arm} (seed {self.job.seed}): {waited}")
