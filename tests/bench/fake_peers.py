@@ -34,6 +34,7 @@ def install(monkeypatch: pytest.MonkeyPatch, **planted: Any) -> Calls:
             "chunk_rwkv7": _recorded(calls, "chunk_rwkv7", planted.get("fla_chunk", _chunk)),
             "fused_recurrent_rwkv7": _recorded(calls, "fused_recurrent_rwkv7", wkv7),
         },
+        "fla.ops.kda": {"chunk_kda": _recorded(calls, "chunk_kda", _kda(fla_factor))},
         "fla.models": {},
         "fla.models.rwkv7": {
             "RWKV7Config": _recorded(calls, "RWKV7Config", FakeConfig),
@@ -92,6 +93,26 @@ def _chunk(
 ) -> Any:
     """The recurrence; these only choose kernels."""
     return wkv7(**options)
+
+
+def _kda(factor: float) -> Any:
+    def chunk_kda(
+        q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float,
+        output_final_state: bool, safe_gate: bool,
+    ) -> Any:  # fmt: skip
+        """S [B, H, K, V]: forget by key, then correct what the key finds towards the value."""
+        assert output_final_state
+        assert safe_gate
+        state = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1])
+        y = []
+        for t in range(q.shape[1]):
+            state = g[:, t, ..., None].exp() * state
+            wrong = v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], state)
+            state = state + torch.einsum("bhk,bhv->bhkv", beta[:, t, :, None] * k[:, t], wrong)
+            y.append(factor * scale * torch.einsum("bhk,bhkv->bhv", q[:, t], state))
+        return torch.stack(y, 1), state
+
+    return chunk_kda
 
 
 def _scan(factor: float) -> Any:

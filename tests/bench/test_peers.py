@@ -31,7 +31,7 @@ from wuneng.errors import InputError
 
 CPU = torch.device("cpu")
 EVERYTHING = "ops,prefill,decode,train"
-PEER_ARMS = ("fla", "fla-chunk", "fla-recurrent", "mamba2")
+PEER_ARMS = ("fla", "fla-chunk", "fla-recurrent", "fla-kda", "mamba2")
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +68,8 @@ TOLD = {"safe_gate": True, "chunk_size": 64, "lower_bound": -math.exp(-0.5)}
 
 #: Everything that a peer is measured at.
 CASES = {
-    *(("ops", "forward", arm) for arm in ("fla-chunk", "fla-recurrent", "mamba2")),
-    *(("ops", "forward+backward", arm) for arm in ("fla-chunk", "mamba2")),
+    *(("ops", "forward", arm) for arm in ("fla-chunk", "fla-recurrent", "fla-kda", "mamba2")),
+    *(("ops", "forward+backward", arm) for arm in ("fla-chunk", "fla-kda", "mamba2")),
     *(("ops", "step", arm) for arm in ("fla-recurrent", "mamba2")),
     *(("prefill", "first token", "fla"), ("decode", "next token", "fla"), ("train", "step", "fla")),
 }
@@ -177,8 +177,8 @@ def test_wrong_peers_get_no_speed(monkeypatch: pytest.MonkeyPatch, interpreted: 
     fake_peers.install(monkeypatch, fla_factor=1.01, mamba_factor=1.01)
     record = measured()
     wrong = [row for row in peer_rows(record) if row.status == "gate failed"]
-    # Of the operators only Mamba-2's scan has a planted factor.
-    right = {case for case in CASES if case[0] == "ops" and case[2] != "mamba2"}
+    # Of the operators only Mamba-2's scan and Kimi Delta Attention have a planted factor.
+    right = {case for case in CASES if case[0] == "ops" and case[2] not in ("mamba2", "fla-kda")}
     assert cases_of(wrong) == CASES - right - {("ops", "step", "mamba2")}
     assert {row.median_ms for row in wrong} == {None}
     assert len(failures(record)) == len(wrong)

@@ -21,6 +21,7 @@ from wuneng.bench.draws import generator_on, normal
 from wuneng.bench.engine import Case, Missing, Prepared, Skipped
 from wuneng.bench.fusion import fusion_cases
 from wuneng.bench.gate import attention_gate, judge, relative_error
+from wuneng.bench.kda_peer import kda_case
 from wuneng.bench.memory import tensor_bytes
 from wuneng.bench.operator_peers import fla_step_case, mamba_case, mamba_step_case
 from wuneng.bench.peers import fla_operators, flash_attention
@@ -74,6 +75,8 @@ def operator_groups(
             for arm, peer in ATTENTION_PEERS.items()
             if shapes.device.type in peer.devices
         ]
+        if "fla" in peers:
+            cases.append(kda_case(shapes, operation, backward=backward))
         if "mamba" in peers:
             cases.append(mamba_case(shapes, operation, backward=backward))
         if "wind" in peers:

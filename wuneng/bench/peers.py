@@ -26,6 +26,7 @@ __all__ = [
     "WIND",
     "fla_operators",
     "flash_attention",
+    "kda_scan",
     "load_peer",
     "mamba_scan",
     "mamba_step",
@@ -127,6 +128,28 @@ def fla_operators(device: torch.device) -> dict[str, Operator]:
         "fla-chunk": called(rwkv7.chunk_rwkv7, **decays),
         "fla-recurrent": called(rwkv7.fused_recurrent_rwkv7),
     }
+
+
+def kda_scan(device: torch.device) -> Operator:
+    """Kimi Delta Attention's chunked scan, called as (q, k, v, g, beta): returns (y, state).
+
+    q, k, v and the log decay g ``[B, T, H, N]``, between WKV-7's bounds; beta ``[B, T, H]``.
+
+    Raises:
+        Missing: flash-linear-attention is not installed or does not load here, or has none.
+        Unsupported: there is no GPU.
+    """
+    module = load_peer(FLA, "fla.ops.kda")
+    require_gpu(FLA, device)
+    bounded = "safe_gate" in signature(module.chunk_kda).parameters
+
+    def operator(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Any:
+        options: dict[str, Any] = {"scale": 1.0, "output_final_state": True}
+        if bounded:
+            options["safe_gate"] = True
+        return module.chunk_kda(q=q, k=k, v=v, g=g, beta=beta, **options)
+
+    return operator
 
 
 def flash_attention() -> Callable[..., Tensor]:

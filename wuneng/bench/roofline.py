@@ -25,6 +25,7 @@ __all__ = [
     "attention_step",
     "decode",
     "fusion",
+    "kda",
     "prefill",
     "ssd",
     "ssd_step",
@@ -72,6 +73,18 @@ def wkv7_step(batch: int, heads: int, size: int, element: int) -> Work:
     state = batch * heads * size**2 * _STATE_BYTES
     vectors = 7 * batch * heads * size * element
     return Work(2.0 * state + vectors, 8.0 * size**2 * batch * heads)
+
+
+def kda(batch: int, tokens: int, heads: int, size: int, element: int, *, backward: bool) -> Work:
+    """Kimi Delta Attention over a sequence from a zero state: WKV-7's FLOPs from four inputs and a
+    rate a head."""
+    tensor = batch * tokens * heads * size * element
+    rate = batch * tokens * heads * element
+    state = batch * heads * size**2 * _STATE_BYTES
+    flops = 8.0 * size**2 * batch * tokens * heads
+    if not backward:
+        return Work(5.0 * tensor + rate + state, flops)
+    return Work((5.0 + 9.0) * tensor + 3 * rate + 2 * state, 3 * flops)
 
 
 def ssd(

@@ -41,6 +41,7 @@ _STYLES = {
     "flash-attn": (_ORANGE, "v", "-"),
     "flex": (_SKY, "P", "--"),
     "mamba2": (_BROWN, "h", "-"),
+    "fla-kda": (_OLIVE, "*", "--"),
     "eager": (_SLATE, "h", "-"),
     "fused": (_OLIVE, "*", "--"),
     "compiled": (_INDIGO, ">", ":"),
