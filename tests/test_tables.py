@@ -142,6 +142,33 @@ def test_a_table_of_arms_turns() -> None:
     ]
 
 
+def test_figures_of_many_rows_stay_whole_in_two_tables() -> None:
+    """One table of ``eval`` on 80 columns had each row in three lines, its intervals in halves."""
+    columns = [
+        Column("task", name=True),
+        *map(Column, ("silenced ± se", "kept ± se", "difference")),
+    ]
+    table = Table(None, columns)
+    table.add_row("recall@256", "0.494 ± 0.010", "0.950 ± 0.005", "-0.456 [-0.478, -0.435]")
+    one = printed(table, 64)
+    assert "-0.456 [-0.478, -0.435]" not in one
+    assert one.count("recall@256") == 1, "of one row a second line is less than a second table"
+    for _ in range(9):
+        table.add_row("recall@256", "0.494 ± 0.010", "0.950 ± 0.005", "-0.456 [-0.478, -0.435]")
+    two = printed(table, 64)
+    for figure in ("0.494 ± 0.010", "0.950 ± 0.005", "-0.456 [-0.478, -0.435]"):
+        assert two.count(figure) == 10
+    assert two.count("recall@256") == 20
+
+
+def test_an_interval_is_broken_only_where_it_has_to_be() -> None:
+    table = Table(None, [Column("task", name=True), Column("x")])
+    table.add_row("recall", "0.596 (-0.424 to -0.385)")
+    assert "│ recall │              0.596 │" in printed(table, 31)
+    assert "│        │ (-0.424 to -0.385) │" in printed(table, 31)
+    assert "│        │   to -0.385) │" in printed(table, 25)
+
+
 def test_spare_columns_go_last_first_and_are_named() -> None:
     columns = [Column("arm", name=True), Column("ms"), *(Column(c, spare=True) for c in "xyz")]
     table = Table(None, columns, elsewhere="bench.json")

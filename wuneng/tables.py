@@ -1,9 +1,10 @@
 """Tables for people, which never shorten a number, however narrow the terminal is.
 
 A table that does not fit is laid out anew, in this order: names, headings and the parts of a cell
-(``-0.10`` above its interval) go on a second line; a table of things compared turns, so that they
-are its rows; columns that a file has as well are left out, with a word on which and where; and what
-is still too wide is cut into several tables below each other, each with the names of its rows.
+(``-0.10`` above its interval) go on a second line, unless several tables below each other, each
+with the names of its rows, take fewer lines; a table of things compared turns, so that they are its
+rows; columns that a file has as well are left out, with a word on which and where; and what is
+still too wide is cut into several tables.
 
     table = Table("speed", [Column("arm", name=True), Column("ms"), Column("roof", spare=True)],
                   elsewhere="bench.csv")
@@ -39,6 +40,7 @@ _LONGEST_WORD = 20
 # Where a cell of figures may go on in the next line: before its error or interval, after a comma,
 # between words. Never inside a number, nor between a number and its unit.
 _CELL_BREAK = re.compile(r"(?<=\S) (?=[(\[±]|\+ |to )|(?<=,) |(?<=[a-z,]) (?=[a-z])")
+_PART_BREAK = re.compile(r"(?<=\S) (?=[(\[±])")
 _WORD_BREAK = re.compile(r"(?<=[/_.@-])(?=[^\s/_.@-])")
 
 
@@ -111,14 +113,18 @@ class Table:
     def laid_out(self, width: int) -> tuple[list[_Piece], list[Column]]:
         """The tables to print below each other in ``width`` columns, and what they leave out."""
         if (piece := _fitted(self, width)) is not None:
-            return [piece], []
+            if self.turns or not piece.broken:
+                return [piece], []
+            # Two tables of whole figures are read more easily than one of figures in three lines.
+            ways = ([piece], list(_cut(self, width, whole_cells=True)))
+            return min(ways, key=_height), []
         table = self._turned() if self.turns else self
         left_out: list[Column] = []
         while (piece := _fitted(table, width)) is None:
             spare = [n for n, column in enumerate(table.columns) if column.spare]
             if not spare or not table.elsewhere:
                 cuts = (list(_cut(table, width, whole)) for whole in (False, True))
-                return min(cuts, key=lambda pieces: sum(p.height for p in pieces)), left_out
+                return min(cuts, key=_height), left_out
             left_out.insert(0, table.columns[spare[-1]])
             table = table._only([n for n in range(len(table.columns)) if n != spare[-1]])
         return [piece], left_out
@@ -154,6 +160,12 @@ class _Piece(NamedTuple):
         return 3 + sum(
             max(len(lines) for lines in self._row(row, not n)) for n, row in enumerate(rows)
         )
+
+    @property
+    def broken(self) -> bool:
+        """Whether a figure goes on in a second line."""
+        figures = [n for n, column in enumerate(self.table.columns) if not column.words]
+        return any(_length(row[n]) > self.widths[n] for row in self.table.rows for n in figures)
 
     def _row(self, row: tuple[str, ...], heading: bool = False) -> list[list[str]]:
         """The lines of every cell of a row."""
@@ -218,6 +230,10 @@ def _fitted(table: Table, width: int, whole_cells: bool = False) -> _Piece | Non
     return _Piece(table, widths)
 
 
+def _height(pieces: list[_Piece]) -> int:
+    return sum(piece.height for piece in pieces)
+
+
 def _cut(table: Table, width: int, whole_cells: bool) -> Iterator[_Piece]:
     """Pieces with the row names and as many other columns as fit, at least one."""
     names = [n for n, column in enumerate(table.columns) if column.name]
@@ -270,6 +286,10 @@ def _unbroken(text: str, *, words: bool) -> Iterator[int]:
 
 def _lines(text: str, width: int, *, words: bool) -> Iterator[str]:
     """The lines of a cell, each at most ``width`` long where its parts allow."""
+    if not words and _length(text) > width and len(parts := _PART_BREAK.split(text)) > 1:
+        for part in parts:  # an interval is broken where it does not fit into a line of its own
+            yield from _lines(part, width, words=False)
+        return
     line = ""
     for piece, gap in _pieces(text, words=words):
         if line and _length(line + gap + piece) > width:

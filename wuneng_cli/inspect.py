@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from wuneng_cli import options
-from wuneng_cli.render import print_json, print_line, print_renderable, print_text
+from wuneng_cli.render import (
+    print_fact,
+    print_json,
+    print_line,
+    print_renderable,
+    print_text,
+)
 
 __all__ = ["EXAMPLES", "SHORT_HELP", "inspect"]
 
@@ -127,7 +133,7 @@ def _print(record: dict[str, Any], form: str) -> None:
     for table in tables(record):
         print_renderable(table)
     for line in strip_lines(record, console().width):
-        print_line(line)
+        print_fact(line)
     for line in missing_lines(record):
         print_text(line)
 

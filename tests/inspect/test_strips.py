@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import pytest
 import torch
 
+import wuneng_cli.inspect as inspect_command
+from wuneng.inspect import report
 from wuneng.inspect.strips import strip_lines, turns
 from wuneng.inspect.subject import _ones
 
@@ -54,3 +58,19 @@ def test_ones_of_a_task_in_a_mixture() -> None:
     """Zero and one are 65 and 66 there: the tokens of the tasks before them are counted first."""
     assert _ones(torch.tensor([65, 66, 65, 66, 66])) == (2, 4, 5)
     assert _ones(torch.tensor([65, 65])) == ()
+
+
+def test_what_is_counted_folds_on_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines were 70 columns wide on a terminal of 60."""
+    monkeypatch.setattr(report, "tables", lambda record: [])
+    monkeypatch.setattr(report, "missing_lines", lambda record: [])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    inspect_command._print(record("01010", [1.0, -1.0, -1.0, 1.0, 1.0]), "table")
+    lines = capfd.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "3.0   +--++" in lines
+    told = "3.0: turns at 2 of 2 ones and at 0 of 2 zeros after the first token"
+    assert told in " ".join(line.strip() for line in lines)

@@ -49,7 +49,11 @@ def test_it_is_aligned_distilled_tuned_and_replaced(place: Path) -> None:
         losses = [row["loss"] for row in rows if "loss" in row]
         assert losses
         assert all(0 < loss < 20 for loss in losses)
-    stock = AutoModelForCausalLM.from_pretrained(place / "gemma", dtype=torch.float32).eval()
+    stock = AutoModelForCausalLM.from_pretrained(
+        place / "gemma",
+        dtype=torch.float32,
+        attn_implementation="eager",  # transformers 5.17 takes sdpa, which leaves the caps out
+    ).eval()
     models = {
         arm: load_whole_model(results.directory / arm / "model", dtype=torch.float32).eval()
         for arm in ("wuneng", "replaced", "source")
