@@ -6,7 +6,7 @@
 A table stands between ``<!-- table: NAME KIND -->`` and ``<!-- end -->``; NAME is a directory here
 with a bench.json and KIND is ops, prefill, decode, train, exponents, parts, machine or changes
 (against the record that it repeats); or NAME is startup.json and KIND commands, wkv7_cpu.json and
-scan, eval_overhead.json and evaluation.
+scan, eval_overhead.json and evaluation, training_step.json and steps.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ def main() -> int:
 def table(name: str, kind: str) -> str:
     """One block's Markdown."""
     place = HERE / name
-    files = {"commands": _commands, "scan": _scan, "evaluation": _evaluation}
+    files = {
+        "commands": _commands,
+        "scan": _scan,
+        "evaluation": _evaluation,
+        "steps": _steps,
+    }
     if kind in files:
         return "\n".join(files[kind](place)) + "\n" if place.is_file() else AWAITED
     if not (place / "bench.json").is_file():
@@ -159,6 +164,23 @@ def _scan(path: Path) -> Iterator[str]:
     yield ""
     slopes = (f"{name} {slope:.2f}" for name, slope in record["exponents"].items())
     yield f"Growth with the length at B = 1 (exponent): {', '.join(slopes)}."
+
+
+def _steps(path: Path) -> Iterator[str]:
+    record = read_json(path)
+    start = record["load_average"]["start"]
+    yield f"Load average at the start: {start[0]:.2f}."
+    yield ""
+    yield "| batch | tokens | arm | ms | fastest | of mha's speed | peak memory | of mha's |"
+    yield "|---:|---:|---|---:|---:|---:|---:|---:|"
+    for shape in record["shapes"]:
+        for row in shape["rows"]:
+            yield (
+                f"| {shape['batch']} | {short_length(shape['tokens'])} | {row['arm']} "
+                f"| {row['milliseconds']:,.0f} | {row['fastest_milliseconds']:,.0f} "
+                f"| {row['of_mha']:.2f} | {short_bytes(row['peak_bytes'])} "
+                f"| {row['peak_of_mha']:.2f} |"
+            )
 
 
 def _evaluation(path: Path) -> Iterator[str]:

@@ -1,0 +1,95 @@
+"""A training step of the CPU figures' model and of its arms, beside each other.
+
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.training_step --out FILE
+
+For machines that others use as well: one thread, whose processor time is measured without what
+other processes take, and all arms in turn in one process, so that a busy machine is busy for all
+of them. ``of_mha`` is the median of each round's own ratio. The model is ``benchmarks/cpu.yaml``,
+its arms those of ``wuneng bench``. Peak bytes are what a step allocates at most at once, weights
+and optimiser included. With ``--threads 2`` it is the clock that is read, for an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from operator import truediv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from wuneng.bench.architectures import choose
+from wuneng.bench.machine import load_average
+from wuneng.bench.memory import peak_bytes
+from wuneng.bench.models import ModelStore, train_case
+from wuneng.bench.request import BenchRequest
+from wuneng.device import environment
+from wuneng.records import write_json
+
+MODEL = Path(__file__).with_name("cpu.yaml")
+SHAPES = ((1, 512), (4, 512))
+ARMS = ("mha", "replace", "rwkv7")
+
+
+def measured(
+    batch: int, tokens: int, rounds: int, arms: tuple[str, ...] = ARMS, model: Path = MODEL
+) -> dict[str, Any]:
+    """Rows of all arms at one shape."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    device, seconds = torch.device("cpu"), {}
+    store = ModelStore(device, torch.float32, "fp32")
+    chosen = choose(BenchRequest(model=model, seq_lens=(tokens,), against=arms)).architectures
+    ready = {arm.arm: train_case(store, arm, batch, tokens).prepare() for arm in chosen}
+    peaks = {}
+    for arm, case in ready.items():
+        case.call(0)  # the optimiser's tensors are made
+        peaks[arm] = case.held_bytes + peak_bytes(lambda call=case.call: call(1), device)
+        seconds[arm] = []
+    for number in range(rounds):
+        for arm, case in ready.items():
+            began = clock()
+            case.call(number)
+            seconds[arm].append(clock() - began)
+    rows = [
+        {
+            "arm": arm,
+            "milliseconds": 1e3 * median(times),
+            "fastest_milliseconds": 1e3 * min(times),
+            "tokens_per_second": batch * tokens / median(times),
+            "of_mha": median(map(truediv, seconds["mha"], times)),
+            "peak_bytes": peaks[arm],
+            "peak_of_mha": peaks[arm] / peaks["mha"],
+        }
+        for arm, times in seconds.items()
+    ]
+    shape = {"batch": batch, "tokens": tokens, "rounds": rounds}
+    return {**shape, "threads": torch.get_num_threads(), "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    began, found = load_average(), []
+    for batch, tokens in SHAPES:
+        found.append(measured(batch, tokens, chosen.rounds))
+        print(f"batch {batch}, {tokens} tokens, {chosen.threads} threads")
+        for row in found[-1]["rows"]:
+            print(
+                f"  {row['arm']:8s} {row['milliseconds']:8.1f} ms, {row['of_mha']:.3f} of mha's "
+                f"speed, fastest {row['fastest_milliseconds']:.1f} ms, peak "
+                f"{row['peak_bytes'] / 2**20:.1f} MiB, {row['peak_of_mha']:.2f} of mha's"
+            )
+    if chosen.out is not None:
+        command = environment(["python", "-m", "benchmarks.training_step", *sys.argv[1:]])
+        write_json(chosen.out, {"environment": command, "load_average": began, "shapes": found})
+
+
+if __name__ == "__main__":
+    main()
