@@ -168,8 +168,7 @@ def _scan(path: Path) -> Iterator[str]:
 
 def _steps(path: Path) -> Iterator[str]:
     record = read_json(path)
-    start = record["load_average"]["start"]
-    yield f"Load average at the start: {start[0]:.2f}."
+    yield f"Load average at the start: {record['load_average'][0]:.2f}."
     yield ""
     yield "| batch | tokens | arm | ms | fastest | of mha's speed | peak memory | of mha's |"
     yield "|---:|---:|---|---:|---:|---:|---:|---:|"

@@ -30,7 +30,7 @@ def test_rows_of_two_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert row["tokens_per_second"] == pytest.approx(32e3 / row["milliseconds"])
         # Weights, gradients and two moments of some four million parameters, and more.
         assert row["peak_bytes"] > 4 * 4 * 3e6
-    write_json(tmp_path / "steps.json", {"load_average": {"start": [0.5]}, "shapes": [found]})
+    write_json(tmp_path / "steps.json", {"load_average": [0.5], "shapes": [found]})
     monkeypatch.setattr("benchmarks.figures.HERE", tmp_path)
     lines = table("steps.json", "steps").splitlines()
     assert len([line for line in lines if line.startswith("| 2 | 16 | ")]) == 2
