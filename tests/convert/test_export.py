@@ -242,7 +242,8 @@ def test_an_export_that_computes_something_else_leaves_nothing(
 ) -> None:
     source = _save(tmp_path / "source", "default")
     files = modelling_files()
-    wrong = files["layers_norms.py"].replace("return self.weight * _scaled", "return 1.1 * _scaled")
+    norm = "return rms_norm(x, self.weight, self.eps)"
+    wrong = files["layers_norms.py"].replace(norm, f"return 1.1 * {norm.removeprefix('return ')}")
     assert wrong != files["layers_norms.py"]
     target = "wuneng.convert.remote_code.modelling_files"
     monkeypatch.setattr(target, lambda: files | {"layers_norms.py": wrong})

@@ -20,6 +20,8 @@ from tests.distributed.cases import SMALLER, Case, alone, losses, reductions
 from tests.distributed.pool import Pool, pool
 from tests.precision import FACTOR, FLOOR
 from wuneng.distributed.degrees import Degrees
+from wuneng.distributed.processes import ALONE
+from wuneng.ops import using
 from wuneng.recipe import BUILT_IN_ARMS
 
 DDP, FSDP = Degrees(replicate=2), Degrees(shard=2)
@@ -61,7 +63,13 @@ def check(processes: Pool, case: Case) -> None:
     def away(values: list[tuple[float, float]]) -> torch.Tensor:
         return (torch.tensor(values, dtype=torch.float64) - wide).abs().amax(0) / scale
 
-    lost, off = torch.stack([away(alone(x)) for x in _orders(one)]).amax(0), away(everywhere[0])
+    drawn = [alone(x) for x in _orders(one)]
+    if "training.optimizer=muon" in case.changes:
+        # It makes a singular value that is all rounding as large as any: what float32 loses then is
+        # the plain formulas' to say too.
+        with using("reference"):
+            drawn.append(losses(ALONE, one))
+    lost, off = torch.stack([away(x) for x in drawn]).amax(0), away(everywhere[0])
     allowed = (FACTOR * lost).clamp(min=FLOOR * EPS)
     assert (off <= allowed).all(), f"loss and norm are off by {off}, allowed are {allowed}"
     assert wide[-1, 0] < wide[0, 0] or case.steps < 10, "nothing was learned"
