@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from tests.bench.records import PlantedClock
 from wuneng.bench.timing import Timing, WallClock, interleave, rounds_for
 
@@ -37,6 +35,6 @@ def test_a_slow_case_is_still_repeated_three_times() -> None:
 
 
 def test_the_wall_clock_measures_all_repeats() -> None:
+    start = time.perf_counter()
     taken = WallClock().seconds("a", lambda i: time.sleep(0.002), 0, 3)
-    assert taken == pytest.approx(0.006, abs=0.05)
-    assert taken >= 0.006
+    assert 0.006 <= taken <= time.perf_counter() - start
