@@ -28,6 +28,7 @@ from wuneng.errors import DataError, ModelError
 from wuneng.evaluate import loading
 from wuneng.evaluate.tokenizer_fit import check_rows, drop_appended
 from wuneng.model.pretrained import encoded
+from wuneng.model.token_ids import check_stored_ids
 from wuneng.train.starting_point import OwnModels
 from wuneng.train.vocabulary import text_vocabulary
 
@@ -217,6 +218,38 @@ def test_an_id_beyond_any_vocabulary(tmp_path: Path) -> None:
     with_mark(2**31).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"got 2,147,483,648 for 'a mark without a name'"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("where", ["vocab", "added_tokens"])
+def test_it_is_found_before_the_library_makes_room_for_so_many(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tokenizers 0.23.1 ends the process where memory is short."""
+
+    def loads(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    BYTES.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    if where == "vocab":
+        content["model"]["vocab"]["z"] = 2**31
+    else:
+        content["added_tokens"][0]["id"] = 2**31
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", loads)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.__init__", loads)
+    for place in (tmp_path, file):
+        with pytest.raises(ModelError, match=r"tokenizer.json: token ids go up to 16,777,216"):
+            load_tokenizer(str(place))
+
+
+@pytest.mark.parametrize("content", ["", "[", "[12345678]", '{"model": 12345678}', "null"])
+def test_a_file_of_another_shape_is_the_loaders_to_refuse(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(content)
+    check_stored_ids(file)
+    check_stored_ids(tmp_path / "nowhere.json")
 
 
 def with_gap(highest: int) -> PreTrainedTokenizerFast:

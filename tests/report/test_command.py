@@ -104,6 +104,22 @@ def test_records_that_were_edited_are_refused(runs: Path) -> None:
     assert wuneng("first", "--format", "md", "--no-verify").exit_code == 0
 
 
+def test_curves_that_were_edited_are_refused(runs: Path) -> None:
+    """They passed, and the tokens that an arm saves are counted in them."""
+    from wuneng.records.checksums import seal
+
+    arm = runs / "first" / "wuneng"
+    seal(arm, ["metrics.jsonl"])
+    assert wuneng("first", "--format", "md").exit_code == 0
+    file = arm / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"tokens": ', '"tokens": 1', 1))
+    result = wuneng("first", "--format", "md")
+    assert result.exit_code == 2
+    assert "first/wuneng/metrics.jsonl: " in result.stderr
+    assert "checksums.json to accept what is there" in " ".join(result.stderr.split())
+    assert wuneng("first", "--format", "md", "--no-verify").exit_code == 0
+
+
 @pytest.mark.parametrize("name", ["eval.json", "eval-state-zero.json", "bench.json"])
 def test_scores_and_times_that_were_edited_are_refused(name: str, tmp_path: Path) -> None:
     from wuneng.errors import DamagedError

@@ -118,6 +118,7 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
     from transformers import PreTrainedTokenizerFast
 
     from wuneng.model.pretrained import load_any_tokenizer, try_tokenizer
+    from wuneng.model.token_ids import check_stored_ids
 
     try:
         path = Path(name).expanduser()
@@ -128,6 +129,7 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
         raise DataError(f"{field}: no tokenizer directory or file {name!r}")
     try:
         if path.is_file():
+            check_stored_ids(path)
             found = PreTrainedTokenizerFast(tokenizer_file=str(path))
             try_tokenizer(found)
             return found

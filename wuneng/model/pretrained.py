@@ -18,7 +18,7 @@ from wuneng.foreign import check_index, is_trusted, refusal
 from wuneng.foreign.regular import read_regular_text
 from wuneng.model.auto_classes import register_configuration, register_models
 from wuneng.model.quiet import quiet_transformers
-from wuneng.model.token_ids import check_ids
+from wuneng.model.token_ids import check_ids, check_stored_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -144,6 +144,7 @@ def load_any_tokenizer(
     from transformers import AutoTokenizer
 
     register_configuration()  # the directory may be one of our models
+    check_stored_ids(Path(place) / "tokenizer.json")
     with _no_unasked_code(place, field), quiet_transformers():
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(place), local_files_only=local, trust_remote_code=is_trusted()

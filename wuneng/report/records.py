@@ -96,7 +96,7 @@ def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT
     }
     controls = _object(path / _CONTROLS, "tasks", check=check)
     bench = _object(path / _BENCH, "rows", check=check)
-    metrics = _metrics(run)
+    metrics = _metrics(run, check=check)
     if kind is None and not any((evaluations, controls, bench, metrics)):
         raise InputError(
             f"{path} holds no record: expected {_RESULTS} or metrics.jsonl (a run), eval.json (an "
@@ -159,13 +159,16 @@ def _object(file: Path, wanted: str | None = None, *, check: bool = False) -> di
     return found
 
 
-def _metrics(run: RunDirectory) -> dict[str, dict[int, list[dict[str, Any]]]]:
-    """Of every arm and seed that has begun, arms in the recipe's order where there is one."""
+def _metrics(run: RunDirectory, *, check: bool) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """Of every arm and seed that has begun, arms in the recipe's order where there is one; with
+    ``check`` DamagedError where those of a finished one are not what was written."""
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     order = _arm_order(run)
     files = [*run.path.glob("*/metrics.jsonl"), *run.path.glob("*/seed-*/metrics.jsonl")]
     for file in sorted(files):
         arm = file.relative_to(run.path).parts[0]
+        if check:
+            verify(file.parent, [file.name])
         rows = read_jsonl(file)
         seeds = {row["seed"] for row in rows if isinstance(row.get("seed"), int)}
         found.setdefault(arm, {})[min(seeds, default=0)] = rows
