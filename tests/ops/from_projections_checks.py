@@ -173,3 +173,14 @@ def assert_close(
 ) -> None:
     """Fail with every number of the case if a tensor loses too much."""
     assert_as_exact(*sides(case, operator), what=case, floor=floor)
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function: object) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        self.calls += 1
+        return self.function(*arguments, **options)  # type: ignore[operator]
