@@ -93,8 +93,7 @@ def test_a_sweep_is_shared_too_and_what_diverged_is_not_tried_again(tmp_path: Pa
     path.write_text(yaml.safe_dump({**RECIPE, "training": training, "sweep": sweep}))
     out = tmp_path / "sweep"
     with hosts(path, out) as workers:
-        started = [workers.start("a"), workers.start("b")]
-        for process in started:
+        for process in workers.start_together("a", "b"):
             process.join()
             assert process.exitcode == 0, workers.said()
         said = workers.said()
@@ -117,8 +116,7 @@ def test_a_study_is_shared_too_and_concludes_as_of_one_command(tmp_path: Path) -
     path.write_text(yaml.safe_dump({**RECIPE, "training": training, "study": study}))
     alone = run_study(read_written(path), tmp_path / "alone", display=Watcher()).directory
     with hosts(path, out) as workers:
-        started = [workers.start("a"), workers.start("b")]
-        for process in started:
+        for process in workers.start_together("a", "b"):
             process.join()
             assert process.exitcode == 0, workers.said()
         finished, said = workers.finished(), workers.said()

@@ -17,9 +17,12 @@ from wuneng.records.claimant import Claimant
 from wuneng.study import run_study, run_sweep
 from wuneng.train import Workers, arm_run, run
 from wuneng.train.display import PlainDisplay
+from wuneng.train.unit_queue import UnitQueue
 
 BEAT, PATIENCE = 0.2, 8
 """Of claims: a lease of 1.6 seconds."""
+UNHURRIED = 1500
+"""Patience where nobody is to be taken over from: five minutes."""
 
 
 class Hosts:
@@ -35,13 +38,26 @@ class Hosts:
         """A line for each unit that one of them has finished."""
         self.started: list[BaseProcess] = []
 
-    def start(self, host: str, jobs: int = 1, stop_at: tuple[str, int] | None = None) -> Any:
-        """One more; ``stop_at`` is the arm and step at which it stops itself."""
-        told = (self.recipe, self.out, host, jobs, self.log, self.events, stop_at)
+    def start(
+        self,
+        host: str,
+        jobs: int = 1,
+        stop_at: tuple[str, int] | None = None,
+        meeting: Any = None,
+    ) -> Any:
+        """One more; ``stop_at`` is the arm and step at which it stops itself, ``meeting`` a barrier
+        at which it waits for the others before its first unit."""
+        told = (self.recipe, self.out, host, jobs, self.log, self.events, stop_at, meeting)
         process = self._context.Process(target=work, args=told)
         process.start()
         self.started.append(process)
         return process
+
+    def start_together(self, *names: str) -> list[Any]:
+        """One for each name; none trains before all of them know what is to be trained, and none is
+        taken for dead however busy the machine is."""
+        self._meeting = self._context.Barrier(len(names))  # is gone once nobody here holds it
+        return [self.start(host, meeting=self._meeting) for host in names]
 
     def finished(self) -> list[str]:
         """Names of units, in the order in which they were finished."""
@@ -72,12 +88,15 @@ def work(
     log: Path,
     events: Path,
     stop_at: tuple[str, int] | None,
+    meeting: Any,
 ) -> None:
     """`wuneng train RECIPE --out OUT` as on ``host``; the exit code says how it ended."""
     stream = log.open("a", buffering=1, encoding="utf-8")
     sys.stderr = stream
     _note_finished_units(events)
-    claimant = Claimant(host, host, BEAT, PATIENCE)
+    claimant = Claimant(host, host, BEAT, PATIENCE if meeting is None else UNHURRIED)
+    if meeting is not None:
+        _meet(meeting)
     written = read_written(recipe)
     settings: dict[str, Any] = {
         "display": _Stopping(stream, stop_at) if stop_at else PlainDisplay(stream),
@@ -100,6 +119,20 @@ def _note_finished_units(events: Path) -> None:
             file.write(f"{record['arm']}/seed-{record['seed']}\n")
 
     arm_run.save_record = noted  # type: ignore[assignment]
+
+
+def _meet(barrier: Any) -> None:
+    """Wait for the others at the first queue of units, once it has looked at what there is."""
+    wait, met = UnitQueue.wait, False
+
+    def together(queue: Any) -> Any:
+        nonlocal met
+        if not met:
+            barrier.wait(600)
+            met = True
+        return wait(queue)
+
+    UnitQueue.wait = together  # type: ignore[method-assign]
 
 
 class _Stopping(PlainDisplay):
