@@ -6,6 +6,7 @@ import torch
 from tests.model.small import small_model
 from tests.train.tiny import TinyModel, counting_batch, tiny_training
 from wuneng.errors import CheckpointError
+from wuneng.train.muon import Muon
 from wuneng.train.optimizer import (
     build_optimizer,
     load_named_state,
@@ -125,6 +126,39 @@ def test_a_step_of_muon_is_a_rotation_as_large_as_adamws() -> None:
     assert 0.6 * scale < size.min() < size.max() < 1.3 * scale
     embedding = (before["model.embed_tokens.weight"] - after["model.embed_tokens.weight"]).abs()
     torch.testing.assert_close(embedding, torch.full_like(embedding, 0.01), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (1, 7), (16, 16)])
+def test_muon_on_a_cpu_steps_as_torchs_does(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Of the same state, and nearer than bfloat16's products to what float64 gives."""
+    exact, ours, torchs = (
+        torch.nn.Parameter(torch.linspace(-1, 1, shape[0] * shape[1]).view(shape).to(kind))
+        for kind in (torch.float64, dtype, dtype)
+    )
+    options = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    parts = [Muon([exact], **options), Muon([ours], **options)]
+    parts.append(torch.optim.Muon([torchs], **options))
+    for number in range(3):
+        grad = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(dtype)
+        for parameter, part in zip((exact, ours, torchs), parts, strict=True):
+            parameter.grad = grad.to(parameter.dtype)
+            part.step()
+    away, allowed = ((p - exact).abs().max() for p in (ours, torchs))
+    assert away <= 2 * allowed if dtype == torch.bfloat16 else away < 0.01 * allowed
+    assert parts[1].state[ours].keys() == parts[2].state[torchs].keys()
+    held, expected = (
+        part.state[p]["momentum_buffer"] for part, p in zip(parts[1:], (ours, torchs), strict=True)
+    )
+    assert torch.equal(held, expected)
+
+
+def test_muon_takes_no_parameter_without_a_gradient() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3, 4))
+    part = Muon([parameter], lr=0.1)
+    part.step()
+    assert torch.equal(parameter, torch.ones(3, 4))
+    assert not part.state
 
 
 def test_muons_state_goes_on_where_it_stopped() -> None:

@@ -8,6 +8,7 @@ both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,52 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 2 and ".layers." in f".{name}"
 
 
+def orthogonalised(matrix: Tensor, steps: int, coefficients: tuple[float, float, float]) -> Tensor:
+    """``matrix`` with singular values near one, by iterations of Newton and Schulz in its dtype.
+
+    Args:
+        matrix: ``[rows, columns]``.
+        coefficients: a, b and c of the quintic a x + b x^3 + c x^5 (Jordan et al., 2024).
+    """
+    a, b, c = coefficients
+    found = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    found = found / found.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = found @ found.T
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found if matrix.shape[0] <= matrix.shape[1] else found.T
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's, whose products are of bfloat16; on a CPU, where most processors emulate those at
+    several times their cost, of float32 or the parameter's own. The state is the same."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """As :class:`torch.optim.Muon` without a closure."""
+        kinds = {p.device.type for group in self.param_groups for p in group["params"]}
+        if kinds != {"cpu"}:
+            super().step()
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step(parameter, parameter.grad, group)
+
+    def _step(self, parameter: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
+        state, momentum = self.state[parameter], group["momentum"]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(grad)
+        held = state["momentum_buffer"].lerp_(grad, 1 - momentum)
+        update = grad.lerp(held, momentum) if group["nesterov"] else held
+        update = update.to(torch.promote_types(update.dtype, torch.float32))
+        update = orthogonalised(update, group["ns_steps"], group["ns_coefficients"])
+        rate = float(group["lr"])
+        parameter.mul_(1 - rate * group["weight_decay"])
+        scale = 0.2 * math.sqrt(max(parameter.shape))  # as large as AdamW's
+        parameter.add_(update.to(parameter.dtype), alpha=-rate * scale)
+
+
 class MuonAndAdamW(torch.optim.Optimizer):
     """Both, over the same groups and the same state, which is saved and loaded as any optimiser's.
 
@@ -40,9 +87,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._parts: list[torch.optim.Optimizer] = []
         if hidden:
             self._parts.append(
-                torch.optim.Muon(
-                    hidden, lr=options["lr"], momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
-                )
+                Muon(hidden, lr=options["lr"], momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
             )
         if others:
             self._parts.append(torch.optim.AdamW(others, **options))
@@ -52,7 +97,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def _share(self) -> None:
         """Let both parts work on this optimiser's groups and state."""
         for part in self._parts:
-            ours = isinstance(part, torch.optim.Muon)
+            ours = isinstance(part, Muon)
             part.param_groups = [g for g in self.param_groups if (g["kind"] == HIDDEN) == ours]
             part.state = self.state
 
