@@ -242,3 +242,12 @@ def test_the_claim_of_one_killed_when_it_was_done_goes_too(cache: Path, started:
     (place / ".claim-2.0123abcd.partial").touch()
     made_once(entry, lambda place: pytest.fail("it is there"))
     assert [path.name for path in cache.iterdir()] == ["tokens"]
+
+
+def test_an_empty_directory_of_claims_goes_too(cache: Path) -> None:
+    """Of a process killed between its two last steps."""
+    entry = cache / "tokens" / ("0123456789" * 4)
+    made_once(entry, lambda place: (place / "file").touch())
+    (cache / "claims").mkdir()
+    made_once(entry, lambda place: pytest.fail("it is there"))
+    assert [path.name for path in cache.iterdir()] == ["tokens"]

@@ -1,6 +1,7 @@
 """``python -m tests.kill``: disturb every command at every file operation, for as long as told.
 
-Cases are drawn without repetition, in an order that the seed decides; the log says how far it came.
+Cases are drawn without repetition, in an order that the seed decides; the log says how far it came,
+and ``--skip`` goes on from there.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ from pathlib import Path
 from tests.kill.harness import MODES, Scenario, Server
 from tests.kill.scenarios import scenarios
 
+#: A scenario, a disturbance, the operation at which it comes, and that of a second one or 0.
+Case = tuple[Scenario, str, int, int]
+TWICE = "killed twice"
+NAMES = [*MODES, TWICE]
+
 
 def main() -> int:
     """Run; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.kill", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--how", choices=NAMES, help="this disturbance alone")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="go on after N cases")
     parser.add_argument("--log", type=Path, help="append a section to this file")
     options = parser.parse_args()
     draw = random.Random(options.seed)
@@ -34,7 +42,9 @@ def main() -> int:
             chosen = scenarios()
             for scenario in chosen:
                 scenario.measure(server, scratch)
-            report = _disturb(server, scratch, chosen, draw, 60 * options.minutes)
+            hows = NAMES if options.how is None else [options.how]
+            cases = _cases(chosen, hows, draw)[options.skip :]
+            report = _disturb(server, scratch, cases, 60 * options.minutes)
         finally:
             server.close()
     text = _section(options.seed, chosen, *report)
@@ -45,24 +55,28 @@ def main() -> int:
     return 1 if report[1] else 0
 
 
-def _disturb(
-    server: Server, scratch: Path, chosen: list[Scenario], draw: random.Random, seconds: float
-) -> tuple[Counter[tuple[str, str]], list[str], int]:
-    """Cases by scenario and disturbance, what was wrong, and how many cases there are."""
+def _cases(chosen: list[Scenario], hows: list[str], draw: random.Random) -> list[Case]:
+    """In the order in which they are tried."""
     cases = [
-        (scenario, how, at)
+        (scenario, how, at, draw.randint(1, scenario.operations) if how == TWICE else 0)
         for scenario in chosen
-        for how in (*MODES, "killed twice")
+        for how in hows
         for at in range(1, scenario.operations + 1)
     ]
     draw.shuffle(cases)
+    return cases
+
+
+def _disturb(
+    server: Server, scratch: Path, cases: list[Case], seconds: float
+) -> tuple[Counter[tuple[str, str]], list[str], int]:
+    """Cases by scenario and disturbance, what was wrong, and how many cases there were."""
     done: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     end = time.monotonic() + seconds
-    for scenario, how, at in cases:
+    for scenario, how, at, then in cases:
         if time.monotonic() > end:
             break
-        then = draw.randint(1, scenario.operations) if how == "killed twice" else 0
         found = scenario.disturb(server, scratch, MODES.get(how, MODES["killed"]), at, then)
         done[scenario.name, how] += 1
         if found is not None:
@@ -82,7 +96,7 @@ def _section(
 
     import torch
 
-    names = [*MODES, "killed twice"]
+    names = NAMES
     versions = f"wuneng {version('wuneng')}, torch {torch.__version__}, " + ", ".join(
         f"{name} {version(name)}" for name in ("transformers", "safetensors")
     )

@@ -48,7 +48,6 @@ class Server:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "agg",
-            "WUNENG_REPORT": "1",  # the page is killed as well
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.kill.server"],
@@ -59,11 +58,17 @@ class Server:
             cwd=REPOSITORY,
         )
 
-    def run(self, place: Path, arguments: list[str], mode: int = COUNT, at: int = 0) -> Ended:
-        """Run ``wuneng`` in ``place``, and let it be disturbed at file operation ``at``."""
+    def run(
+        self, place: Path, arguments: list[str], mode: int = COUNT, at: int = 0, page: bool = True
+    ) -> Ended:
+        """Run ``wuneng`` in ``place``, and let it be disturbed at file operation ``at``.
+
+        Args:
+            page: whether it leaves a report.html.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        asked = {"place": str(place), "arguments": arguments, "mode": mode, "at": at}
+        asked = {"place": str(place), "arguments": arguments, "mode": mode, "at": at, "page": page}
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         assert line, "the server has ended"
@@ -97,6 +102,7 @@ class Scenario:
         complete: a file whose presence means that the command had done its work when it was
             disturbed; run again it would begin another piece of work.
         finish: what makes the files anew that the command writes after that one.
+        page: whether the page at the end is killed as well: dear, and everywhere the same.
     """
 
     name: str
@@ -106,6 +112,7 @@ class Scenario:
     refused: str = ""
     complete: str = ""
     finish: tuple[str, ...] = ()
+    page: bool = True
     start: Path | None = None
     expected: dict[str, Any] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
@@ -118,7 +125,7 @@ class Scenario:
         self.start.mkdir()
         self.prepare(server, self.start)
         with self.copy(scratch) as place:
-            ended = server.run(place, self.arguments)
+            ended = self._run(server, place)
             assert ended.status == 0, f"{self.name}: {ended.output}"
             self.operations, self.kinds = ended.operations, ended.kinds
             self.expected, self.files = self.results(place), _files(place)
@@ -132,19 +139,22 @@ class Scenario:
             then: kill it a second time, at this operation of the second attempt; 0: do not.
         """
         with self.copy(scratch) as place:
-            first = server.run(place, self.arguments, mode, at)
+            first = self._run(server, place, mode, at)
             wrong = self._ended_as_it_should(first, mode)
             if then and not self._is_complete(place):
-                second = server.run(place, self.arguments, KILL, then)
+                second = self._run(server, place, KILL, then)
                 wrong = wrong or self._ended_as_it_should(second, KILL)
             again = Ended(0, 0, "", "", "")
             if not self._is_complete(place):
-                again = server.run(place, self.arguments)
+                again = self._run(server, place)
             elif self.finish:
                 again = server.run(place, list(self.finish))
             if wrong is None:
                 wrong = self._completed(place, again)
             return wrong and f"{self.name}, {first.last} {at}: {wrong}"
+
+    def _run(self, server: Server, place: Path, mode: int = COUNT, at: int = 0) -> Ended:
+        return server.run(place, self.arguments, mode, at, self.page)
 
     def _is_complete(self, place: Path) -> bool:
         return bool(self.complete) and (place / self.complete).exists()

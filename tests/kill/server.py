@@ -1,6 +1,6 @@
 """A process with torch imported and the shim loaded: forks a child for every command it is told.
 
-One JSON object a line on stdin, ``{"place", "arguments", "mode", "at"}``; one on stdout,
+One JSON object a line on stdin, ``{"place", "arguments", "mode", "at", "page"}``; one on stdout,
 ``{"status", "operations", "last", "kinds", "output"}``: how the child ended (negative: by a
 signal), how many file operations it had done by then, the name of the last, the initials of all,
 and what it printed.
@@ -51,15 +51,18 @@ def main() -> None:
     shim.shim_shared.restype = ctypes.POINTER(_Shared)
     shared = shim.shim_shared().contents
     # What is imported here, once, is imported in no child.
+    import matplotlib.pyplot  # noqa: F401
     import torch  # noqa: F401
 
     import wuneng.bench.session
     import wuneng.convert
     import wuneng.evaluate.session
-    import wuneng.train  # noqa: F401
+    import wuneng.report.write
+    import wuneng.train.arm_run  # noqa: F401
 
     for line in sys.stdin:
         asked = json.loads(line)
+        os.environ["WUNENG_REPORT"] = str(int(asked["page"]))
         with tempfile.TemporaryFile() as output:
             shared.done, shared.last, shared.kinds = 0, b"", b""
             child = os.fork()

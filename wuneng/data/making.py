@@ -46,7 +46,7 @@ def made_once(
     """
     place = entry.parent.parent / "claims" / entry.name
     if is_intact(entry):
-        if place.exists():  # of one that was killed when it had just made it
+        if place.parent.exists():  # of one that was killed when it had just made it
             remove_ended(place)
             _tidy(place)
         return
@@ -81,9 +81,9 @@ def made_once(
 def _tidy(place: Path) -> None:
     """Remove the directory of claims that nobody has; others may claim, or have done so before."""
     remove_abandoned(place)
-    with suppress(OSError):
-        place.rmdir()
-        place.parent.rmdir()
+    for directory in (place, place.parent):
+        with suppress(OSError):
+            directory.rmdir()
 
 
 class _Growth:
