@@ -40,8 +40,8 @@ def test_sharing_changes_no_score(random_wuneng: Make, variant: str) -> None:
     asked = requests() + greedy_requests(model)
     wanted = expected(model, asked)
     assert 0 < sum(greedy for _, greedy in wanted) < len(wanted)
-    for limits in (AUTO, TIGHT):
-        assert_equal(score_answers(model, asked, MAX_LENGTH, limits), model, asked)
+    found = [score_answers(model, asked, MAX_LENGTH, limits) for limits in (AUTO, TIGHT)]
+    assert_equal(model, asked, *found)
 
 
 def tiny_mistral() -> Any:
@@ -61,8 +61,8 @@ def test_transformers_own_models(kind: str, random_llama: Make) -> None:
     model = random_llama() if kind == "llama" else tiny_mistral().eval()
     assert can_share(model)
     asked = requests(1)
-    for limits in (AUTO, TIGHT):
-        assert_equal(score_answers(model, asked, MAX_LENGTH, limits), model, asked)
+    found = [score_answers(model, asked, MAX_LENGTH, limits) for limits in (AUTO, TIGHT)]
+    assert_equal(model, asked, *found)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -70,7 +70,7 @@ def test_either_attention(random_wuneng: Make, attention: str) -> None:
     model = random_wuneng(sliding_window=8)
     model.set_attn_implementation(attention)
     asked = requests(2)
-    assert_equal(score_answers(model, asked, MAX_LENGTH, TIGHT), model, asked)
+    assert_equal(model, asked, score_answers(model, asked, MAX_LENGTH, TIGHT))
 
 
 def test_bfloat16_differs_by_its_rounding(random_wuneng: Make) -> None:

@@ -59,7 +59,7 @@ def test_a_full_memory_halves_the_batches(random_wuneng: Make) -> None:
     hook = model.model.register_forward_pre_hook(refuse)
     found = score_answers(model, asked, MAX_LENGTH, AUTO)
     hook.remove()
-    assert_equal(found, model, asked)
+    assert_equal(model, asked, found)
     assert 0 < len(failures) < 8  # what failed once is not tried at that size again
 
 
@@ -78,7 +78,7 @@ def test_few_logits_at_once(random_wuneng: Make, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("wuneng.evaluate.answer_calls._LOGITS_AT_ONCE", 257 * 3)
     model = random_wuneng(num_hidden_layers=1)
     asked = requests(5)
-    assert_equal(score_answers(model, asked, MAX_LENGTH, AUTO), model, asked)
+    assert_equal(model, asked, score_answers(model, asked, MAX_LENGTH, AUTO))
 
 
 def test_no_request(random_wuneng: Make) -> None:
