@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from wuneng.data import Batch, Prepared, prepare_text
 from wuneng.data.sources import open_source
 from wuneng.data.streamed import StreamedDataset
-from wuneng.errors import DataError
+from wuneng.errors import CheckpointError, DataError
 
 Write = Callable[[str, list[str]], Path]
 
@@ -268,6 +268,25 @@ def test_a_streamed_validation_set_and_a_trained_tokenizer(
     assert counted == sum(len(text.encode()) for text in stories[54:])
     assert prepared.vocab_size == 280
     assert prepared.train.next_batch().target_bytes > 4 * 16
+
+
+def test_a_stream_is_not_continued_with_another_tokenizer(
+    prepare: Any, tmp_path: Path, write_jsonl: Write, stories: list[str]
+) -> None:
+    """One learned from a stream is another where the stream has changed, of as many tokens."""
+    source = {"dataset": str(tmp_path / "set"), "streaming": True}
+
+    def train(texts: list[str]) -> Any:
+        write_jsonl("set/train.jsonl", texts)
+        return prepare(source, tokenizer={"train_bpe": 280}).train
+
+    state = train(stories).state_dict()
+    train(stories).load_state_dict(state)
+    other = train([text.upper() for text in stories])
+    with pytest.raises(CheckpointError, match=r"data\.tokenizer makes other tokens of a text"):
+        other.load_state_dict(state)
+    del state["tokenizer"]  # as earlier versions left it
+    other.load_state_dict(state)
 
 
 def test_an_empty_stream_is_said(prepare: Any, tmp_path: Path, write_jsonl: Write) -> None:

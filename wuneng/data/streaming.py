@@ -25,7 +25,7 @@ from wuneng.data.packing import TASK
 from wuneng.data.split import document_digest
 from wuneng.data.streamed import Position, StreamedDataset
 from wuneng.distributed.processes import ALONE, Once, Processes
-from wuneng.errors import DataError
+from wuneng.errors import CheckpointError, DataError
 
 __all__ = ["StreamedTraining"]
 
@@ -108,14 +108,26 @@ class StreamedTraining:
         return self.shape[0] * self.shape[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins."""
+        """Where the next batch begins, and of which tokens it is."""
+        begins = (self._epoch, self._position, 0)
         if self._pending:
             group = self._pending[0]
-            return {"epoch": group.epoch, "position": group.begins, "used": self._used}
-        return {"epoch": self._epoch, "position": self._position, "used": 0}
+            begins = (group.epoch, group.begins, self._used)
+        found = dict(zip(("epoch", "position", "used"), begins, strict=True))
+        return {**found, "tokenizer": self.encoder.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where ``state`` was taken; nothing is read before the next batch."""
+        """Go to where ``state`` was taken; nothing is read before the next batch.
+
+        Raises CheckpointError when the tokenizer, which may be learned from the stream, is no
+        longer the one of that run.
+        """
+        if state.get("tokenizer", self.encoder.digest) != self.encoder.digest:  # older: not said
+            raise CheckpointError(
+                "data.tokenizer makes other tokens of a text than when this run was begun (one "
+                "learned from a stream does where the stream has changed), so it cannot be "
+                "continued; start a new run, or restore the tokenizer"
+            )
         self._go_to(state["position"], int(state["epoch"]), int(state["used"]))
 
     def _go_to(self, position: Position, epoch: int, used: int) -> None:
