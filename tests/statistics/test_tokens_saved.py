@@ -76,3 +76,14 @@ def test_the_interval_covers_the_true_saving() -> None:
         assert found.interval is not None
         covered += found.interval[0] <= 0.4 <= found.interval[1]
     assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_a_curve_of_one_evaluation_says_nothing_of_when() -> None:
+    """It said that nothing was saved, with an interval of no width."""
+    arm, baseline = {0: [(100.0, 1.0)], 1: [(100.0, 1.1)]}, {0: [(100.0, 2.0)], 1: [(100.0, 2.1)]}
+    assert tokens_saved(arm, baseline) is None
+    longer = {**arm, 1: [(50.0, 3.1), (100.0, 1.1)]}
+    found = tokens_saved(longer, baseline)
+    assert found is not None
+    assert found.orders == 1
+    assert found.saved == pytest.approx(0.25)

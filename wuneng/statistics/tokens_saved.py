@@ -52,13 +52,14 @@ def tokens_saved(arm: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> Tok
         arm, baseline: the validation curve of each data order (its seed).
 
     Returns:
-        None where no order has both curves with a finite last loss of the baseline.
+        None where no order has both curves, the arm's of at least two evaluations, with a finite
+        last loss of the baseline.
     """
     ratios, censored = [], 0
     for order in arm:
         curve, other = arm[order], baseline.get(order, ())
-        if not curve or not other or not math.isfinite(other[-1][1]):
-            continue
+        if len(curve) < 2 or not other or not math.isfinite(other[-1][1]):
+            continue  # a curve of one evaluation does not say when it got there
         needed = tokens_to_reach(curve, other[-1][1])
         censored += needed is None
         ratios.append(math.log((curve[-1][0] if needed is None else needed) / other[-1][0]))
