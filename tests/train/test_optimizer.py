@@ -136,9 +136,9 @@ def test_muon_on_a_cpu_steps_as_torchs_does(shape: tuple[int, int], dtype: torch
         torch.nn.Parameter(torch.linspace(-1, 1, shape[0] * shape[1]).view(shape).to(kind))
         for kind in (torch.float64, dtype, dtype)
     )
-    options = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    options = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9}
     parts = [Muon([exact], **options), Muon([ours], **options)]
-    parts.append(torch.optim.Muon([torchs], **options))
+    parts.append(torch.optim.Muon([torchs], adjust_lr_fn="match_rms_adamw", **options))
     for number in range(3):
         grad = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(dtype)
         for parameter, part in zip((exact, ours, torchs), parts, strict=True):

@@ -27,16 +27,19 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 2 and ".layers." in f".{name}"
 
 
-def orthogonalised(matrix: Tensor, steps: int, coefficients: tuple[float, float, float]) -> Tensor:
+def orthogonalised(
+    matrix: Tensor, steps: int, coefficients: tuple[float, float, float], eps: float
+) -> Tensor:
     """``matrix`` with singular values near one, by iterations of Newton and Schulz in its dtype.
 
     Args:
         matrix: ``[rows, columns]``.
         coefficients: a, b and c of the quintic a x + b x^3 + c x^5 (Jordan et al., 2024).
+        eps: the least norm that is divided by.
     """
     a, b, c = coefficients
     found = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    found = found / found.norm().clamp(min=1e-7)
+    found = found / found.norm().clamp(min=eps)
     for _ in range(steps):
         gram = found @ found.T
         found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
@@ -45,7 +48,20 @@ def orthogonalised(matrix: Tensor, steps: int, coefficients: tuple[float, float,
 
 class Muon(torch.optim.Muon):
     """PyTorch's, whose products are of bfloat16; on a CPU, where most processors emulate those at
-    several times their cost, of float32 or the parameter's own. The state is the same."""
+    several times their cost, of float32 or the parameter's own. The state is the same.
+
+    Args:
+        params: matrices, or groups of them, of any devices: torch's way unless all are on a CPU.
+        lr, momentum, weight_decay: as torch's; steps are as large as AdamW's.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float = MOMENTUM, weight_decay: float = 0.1
+    ) -> None:
+        scaled = "match_rms_adamw"
+        super().__init__(
+            params, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=scaled
+        )
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -66,7 +82,7 @@ class Muon(torch.optim.Muon):
         held = state["momentum_buffer"].lerp_(grad, 1 - momentum)
         update = grad.lerp(held, momentum) if group["nesterov"] else held
         update = update.to(torch.promote_types(update.dtype, torch.float32))
-        update = orthogonalised(update, group["ns_steps"], group["ns_coefficients"])
+        update = orthogonalised(update, group["ns_steps"], group["ns_coefficients"], group["eps"])
         rate = float(group["lr"])
         parameter.mul_(1 - rate * group["weight_decay"])
         scale = 0.2 * math.sqrt(max(parameter.shape))  # as large as AdamW's
@@ -86,9 +102,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         others = [group for group in groups if group["kind"] != HIDDEN]
         self._parts: list[torch.optim.Optimizer] = []
         if hidden:
-            self._parts.append(
-                Muon(hidden, lr=options["lr"], momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
-            )
+            self._parts.append(Muon(hidden, options["lr"]))
         if others:
             self._parts.append(torch.optim.AdamW(others, **options))
         super().__init__([g for part in self._parts for g in part.param_groups], dict(options))
