@@ -148,6 +148,27 @@ def operand(x: Tensor, dtype: torch.dtype | str) -> Tensor:
     return x.float() if dtype == torch.float32 else rounded_again(x, dtype).float()
 
 
+def rounded_operands(
+    exact: Mapping[str, Tensor], dtype: torch.dtype, count: int = 3
+) -> list[dict[str, Tensor]]:
+    """Float64 leaves as ``count`` references get them, of which :func:`worst` then chooses.
+
+    One way of rounding may have been a lucky one where a sum cancels or a gate is steep. So the
+    first has the leaves as they are (or, of a narrower dtype, rounded again as :func:`operand`
+    does), the others each entry off by at most half a unit in the last place. Leaves that are
+    tested in float64 stay as they are: once.
+    """
+    if dtype == torch.float64:
+        return [{name: x.clone() for name, x in exact.items()}]
+    sides = [{name: operand(x.detach(), dtype) for name, x in exact.items()}]
+    for side in range(1, count):
+        leaves = enumerate(exact.items())
+        sides.append(
+            {n: rounded_again(x.detach(), dtype, 1000 * side + i).float() for i, (n, x) in leaves}
+        )
+    return sides
+
+
 def _loss(
     name: str, found: Tensor, reference: Tensor, exact: Tensor, floor: float, scale: float
 ) -> Loss:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.precision import FLOOR, assert_as_exact, operand
+from tests.precision import FLOOR, assert_as_exact, rounded_operands, worst
 from wuneng.ops.cross_head import cross_head_reference
 
 NAMES = ("A", "R", "scale", "group_mix", "group_norm", "alpha_or_matrix", "beta_or_bias")
@@ -83,27 +83,25 @@ Run = Callable[..., tuple[Tensor, Tensor]]
 
 def sides(case: Case, run: Run) -> list[dict[str, Tensor]]:
     """Both outputs and every leaf's gradient: ``run``'s (it takes eps by name), the equations' in
-    float32 (on operands rounded as the operator may round them) and in float64."""
-    exact = {n: x.requires_grad_() for n, x in case.leaves().items()}
-    rough = {n: _rough(x.detach(), case.dtype).requires_grad_() for n, x in exact.items()}
-    tested = case.tested_leaves()
-    calls = [(tested, run), (rough, cross_head_reference), (exact, cross_head_reference)]
-    all_outputs = [operator(*case.arguments(x), eps=case.eps) for x, operator in calls]
+    float32 (of operands rounded as the operator may, whichever lose most) and in float64."""
+    exact = case.leaves()
+    wide = _results(case, cross_head_reference, exact)
+    rough = [
+        _results(case, cross_head_reference, leaves)
+        for leaves in rounded_operands(exact, case.dtype)
+    ]
+    return [_results(case, run, case.tested_leaves()), worst(rough, wide), wide]
+
+
+def _results(case: Case, run: Run, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    graded = {name: x.requires_grad_() for name, x in leaves.items()}
+    outputs = run(*case.arguments(graded), eps=case.eps)
     generator = torch.Generator().manual_seed(case.seed + 1)
-    seeds = [torch.randn(x.shape, generator=generator).to(case.dtype) for x in all_outputs[-1]]
-    named = []
-    for outputs, (leaves, _) in zip(all_outputs, calls, strict=True):
-        gradients = torch.autograd.grad(
-            outputs, list(leaves.values()), [g.to(x) for g, x in zip(seeds, outputs, strict=True)]
-        )
-        both = {"attention": outputs[0], "branch": outputs[1]}
-        both |= {"d " + name: x for name, x in zip(leaves, gradients, strict=True)}
-        named.append({name: x.detach() for name, x in both.items()})
-    return named
-
-
-def _rough(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.clone() if dtype == torch.float64 else operand(x, dtype)
+    seeds = [torch.randn(x.shape, generator=generator).to(case.dtype).to(x) for x in outputs]
+    gradients = torch.autograd.grad(outputs, list(graded.values()), seeds)
+    both = {"attention": outputs[0], "branch": outputs[1]}
+    both |= {"d " + name: x for name, x in zip(graded, gradients, strict=True)}
+    return {name: x.detach() for name, x in both.items()}
 
 
 def assert_close(

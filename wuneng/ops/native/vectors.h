@@ -47,9 +47,10 @@ static inline vf choose(vi mask, vf yes, vf no) {
   return (vf)((mask & (vi)yes) | (~mask & (vi)no));
 }
 
-/* e^x to about 1 ulp: 2^n e^f with |f| <= ln2 / 2 and a Taylor polynomial; NaN stays NaN. */
+/* e^x to about 1 ulp: 2^n e^f with |f| <= ln2 / 2 and a Taylor polynomial; NaN stays NaN. 2^n is
+   two factors, so that what lies below the smallest normal number is e^x too and the rest 0. */
 static inline vf exp_v(vf x) {
-  const vf low = splat(-87.0f), high = splat(88.0f);
+  const vf low = splat(-105.0f), high = splat(89.0f); /* e^low rounds to 0, e^high is infinite */
   x = choose(x < low, low, x);
   x = choose(x > high, high, x);
   const vf magic = splat(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer */
@@ -65,15 +66,17 @@ static inline vf exp_v(vf x) {
   p = p * f + 0.5f;
   p = p * f + 1.0f;
   p = p * f + 1.0f;
-  vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
-  return p * (vf)bits;
+  vi power = __builtin_convertvector(n, vi), half = power >> 1;
+  return p * (vf)((half + 127) << 23) * (vf)((power - half + 127) << 23);
 }
 
-/* sigma(x); `slope` takes sigma (1 - sigma), not as a difference: near 1 that would cancel. */
+/* sigma(x); `slope` takes sigma (1 - sigma), not as a difference, which would cancel near 1, and of
+   e^-|x|, which does not overflow: both are as exact where x is large as where it is small. */
 static inline vf sigmoid_v(vf x, float *slope) {
-  vf e = exp_v(-x), sigma = 1.0f / (1.0f + e);
-  store(slope, e * sigma * sigma);
-  return sigma;
+  const vi negative = x < splat(0.0f);
+  vf e = exp_v(choose(negative, x, -x)), larger = 1.0f / (1.0f + e);
+  store(slope, e * larger * larger);
+  return choose(negative, e * larger, larger);
 }
 
 #define ROWS 4 /* N is a multiple of 16 */
