@@ -20,8 +20,9 @@ from wuneng.data import tokenizer as tokenizers
 from wuneng.errors import DataError, ModelError, RecipeError
 from wuneng.model import WuNengConfig
 from wuneng.recipe import Recipe, load_recipe
+from wuneng.records import RunDirectory
+from wuneng.train import Workers, run
 from wuneng.train import arms as arm_configs
-from wuneng.train import run
 from wuneng.train.plan import RunPlan, plan_run
 from wuneng.train.trainable import freeze
 
@@ -164,10 +165,11 @@ def test_what_is_wanted_of_the_text(tmp_path: Path, texts: Path) -> None:
         plan_run(gone)
 
 
-def test_a_tokenizer_is_learned_once_for_all_seeds(
+def test_a_tokenizer_of_a_stream_is_learned_once_for_a_run(
     tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a stream it is learned without being kept, from up to 100 million characters."""
+    """From up to 100 million characters: for all seeds, processes and commands that work on the
+    run, also where the stream holds other text by then."""
     from wuneng.data import corpus_tokenizer
 
     learned = []
@@ -185,6 +187,26 @@ def test_a_tokenizer_is_learned_once_for_all_seeds(
     results = run(chosen, display=Watcher(), runs_root=tmp_path / "runs")
     assert results.record["arms"]["wuneng"]["seeds"] == [3, 4]
     assert learned == [300]
+    directory = RunDirectory(tmp_path / "runs" / "planned")
+    first = (directory.learned_tokenizer / "tokenizer.json").read_bytes()
+    (stream / texts.name).write_text(texts.read_text().upper().replace('"TEXT"', '"text"'))
+    for workers in (Workers(1), Workers(2)):
+        directory.results.unlink()
+        for seed in (3, 4):
+            shutil.rmtree(directory.path / "wuneng" / f"seed-{seed}")
+        again = {"workers": workers, "out": directory.path}
+        run(chosen, display=Watcher(), runs_root=tmp_path / "runs", **again)
+        for seed in (3, 4):
+            model = directory.path / "wuneng" / f"seed-{seed}" / "model"
+            assert (model / "tokenizer.json").read_bytes() == first
+    assert learned == [300]
+    (directory.learned_tokenizer / "tokenizer.json").write_text("{}")
+    assert plan(chosen, directory).vocabulary.tokenizer.tokenize("NUMBER 7")[0] == "NUMBER"
+    assert learned == [300, 300]
+
+
+def plan(chosen: Recipe, directory: RunDirectory) -> RunPlan:
+    return plan_run(chosen, text="read", learned=directory.learned_tokenizer)
 
 
 def test_a_dry_run_finds_patterns_that_no_parameter_answers_to(tmp_path: Path, texts: Path) -> None:

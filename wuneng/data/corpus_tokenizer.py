@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wuneng.data.cache_directory import is_intact, publish
 from wuneng.data.making import made_once
 from wuneng.data.sources import DocumentSource, MixedSources, Source
 from wuneng.data.split import choose_validation, document_digest, falls_in_validation
@@ -32,11 +34,13 @@ def choose_tokenizer(
     validation: Source | None,
     root: Path,
     processes: Processes = ALONE,
+    learned: Path | None = None,
 ) -> PreTrainedTokenizerFast:
     """Load ``data.tokenizer``, or learn it from the training documents (kept below ``root``).
 
     Validation text is never learned from. A stream is read in the first of ``processes``, which all
-    call this. Raises DataError when there is no such tokenizer.
+    call this, and what it taught is kept at ``learned``: tomorrow it may teach another one. Raises
+    DataError when there is no such tokenizer, DiskError when it cannot be kept.
     """
     if not isinstance(data.tokenizer, TrainedTokenizer):
         return load_tokenizer(data.tokenizer, _FIELD)
@@ -44,16 +48,25 @@ def choose_tokenizer(
     sources = train.sources if isinstance(train, MixedSources) else (train,)
     stored = [source for source in sources if not isinstance(source, StreamedDataset)]
     if len(stored) < len(sources) or isinstance(validation, StreamedDataset):
-        # What a stream holds is known by reading it only, so there is nothing to look up.
-        return processes.telling()(lambda: _learned(data, train, validation, size))
+        # What a stream holds is known by reading it only: there is nothing to look up in a cache.
+        learn = partial(_learned, data, train, validation, size)
+        return processes.telling()(learn if learned is None else partial(_kept, learned, learn))
     keys = [source.content_key() for source in stored]
     content = (keys, train.shares) if isinstance(train, MixedSources) else keys[0]
     parts = (_VERSION, size, content, data.validation_fraction)
     other = validation.content_key() if validation else ""
     key = hashlib.sha256(repr((*parts, other)).encode("utf-8")).hexdigest()
     entry = root / "tokenizers" / key[:40]
-    made_once(entry, lambda place: _save(_learned(data, train, validation, size), place))
+    learn = partial(_learned, data, train, validation, size)
+    made_once(entry, lambda place: _save(learn(), place))
     return load_tokenizer(str(entry), _FIELD)
+
+
+def _kept(place: Path, learn: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    """The one at ``place``, learned if nobody has yet: of several who do the first is kept."""
+    if not is_intact(place):
+        publish(place, lambda directory: _save(learn(), directory))
+    return load_tokenizer(str(place), _FIELD)
 
 
 def _learned(

@@ -94,14 +94,17 @@ def prepare_text(
     )
 
 
-def text_tokenizer(data: TextData, processes: Processes = ALONE) -> PreTrainedTokenizerFast:
-    """The tokenizer that ``data`` names, or that is learned from its training text and kept. All of
-    ``processes`` call this.
+def text_tokenizer(
+    data: TextData, processes: Processes = ALONE, learned: Path | None = None
+) -> PreTrainedTokenizerFast:
+    """The tokenizer that ``data`` names, or that is learned from its training text and kept: of
+    stored text in the cache, of a stream at ``learned``. All of ``processes`` call this.
 
     Raises DataError, DiskError as ``prepare_text``.
     """
     if isinstance(data.tokenizer, TrainedTokenizer):
-        return choose_tokenizer(data, *_open_sources(data), cache_root(data.cache_dir), processes)
+        root = cache_root(data.cache_dir)
+        return choose_tokenizer(data, *_open_sources(data), root, processes, learned)
     return load_tokenizer(data.tokenizer)
 
 

@@ -38,7 +38,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?|mps")
 #: Names that a run directory uses for something else.
 _RESERVED = (
     *("latest", "recipe.yaml", "environment.json", "results.json", "checksums.json"),
-    "report.html",
+    *("report.html", "learned-tokenizer"),
 )
 
 

@@ -6,6 +6,7 @@ runs/<name>/recipe.yaml          resolved; training from it repeats the run
             report.html          the page about it, with report.json and report-data/
             curves.png, .svg     the learning curves, likewise written last
             checksums.json       of recipe.yaml and results.json
+            learned-tokenizer/   where data.tokenizer is learned from a stream, which may change
             <arm>[/seed-<n>]/metrics.jsonl
             <arm>[/seed-<n>]/checkpoints/step-<n>/
             <arm>[/seed-<n>]/model/
@@ -121,6 +122,11 @@ class RunDirectory:
                     run.path.mkdir()
                     return run
         raise AssertionError("the names do not end")
+
+    @property
+    def learned_tokenizer(self) -> Path:
+        """The tokenizer of all its units, where it is learned from text that is not kept."""
+        return self.path / "learned-tokenizer"
 
     @property
     def is_abandoned(self) -> bool:

@@ -190,20 +190,27 @@ def open_run(
             ),
             device=own.device,
             threads=own.training.num_threads,
-            planned=lambda arms: processes.one_first(lambda: _planned(own, opening, arms)),
+            planned=lambda arms: processes.one_first(
+                lambda: _planned(own, opening, arms, directory.learned_tokenizer)
+            ),
             opening=opening,
             results_before=content_of(directory.results),
             prefix=prefix,
         )
 
 
-def _planned(recipe: Recipe, opening: Opening, arms: Collection[str]) -> RunPlan:
+def _planned(recipe: Recipe, opening: Opening, arms: Collection[str], learned: Path) -> RunPlan:
     """What ``arms`` are. DamagedError where the tokenizer's files are not what was written."""
     named = recipe.data.tokenizer if isinstance(recipe.data, TextData) else None
     if opening.check and isinstance(named, str):
         check_tokenizer(named)
-    processes = opening.processes
-    return plan_run(recipe, opening.sources, arms=arms, text="read", processes=processes)
+    return plan_run(
+        *(recipe, opening.sources),
+        arms=arms,
+        text="read",
+        processes=opening.processes,
+        learned=learned,
+    )
 
 
 def settled(recipe: Recipe, jobs: int = 1) -> Recipe:

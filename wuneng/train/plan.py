@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 
 from wuneng.distributed.processes import ALONE, Processes
@@ -147,6 +148,7 @@ def plan_run(
     arms: Collection[str] | None = None,
     text: TextUse = "present",
     processes: Processes = ALONE,
+    learned: Path | None = None,
 ) -> RunPlan:
     """Resolve ``recipe``.
 
@@ -156,6 +158,7 @@ def plan_run(
         text: ``read`` finds the tokenizer itself, learning it from the text if the recipe says so;
             with ``present`` files have to be there, that is all, with ``none`` not even that.
         processes: that all plan this at the same time.
+        learned: where a tokenizer is kept that is learned from a stream.
 
     Raises:
         DataError: files or a tokenizer that the recipe names are missing.
@@ -170,7 +173,11 @@ def plan_run(
     else:
         stated = recipe.model.vocab_size
         vocabulary = text_vocabulary(
-            data, recipe.source, sources, stated=stated, text=text, processes=processes
+            *(data, recipe.source, sources),
+            stated=stated,
+            text=text,
+            processes=processes,
+            learned=learned,
         )
     wanted = [name for name in recipe.arms if arms is None or name in arms]
     trainings = {name: recipe.arm_training(name) for name in recipe.arms}

@@ -141,7 +141,13 @@ def _train(job: UnitJob, relay: _Relay) -> Failure | None:
         reproducible(recipe.training.num_threads, processes.device(job.device)),
     ):
         arms = {job.unit.arm}
-        plan = plan_run(recipe, job.sources, arms=arms, text="read", processes=processes)
+        plan = plan_run(
+            *(recipe, job.sources),
+            arms=arms,
+            text="read",
+            processes=processes,
+            learned=run.learned_tokenizer,
+        )
         display = relay if processes.is_first else UnseenDisplay()
         session = Session(
             *(run, processes.device(job.device), display, job.check, processes, job.parallel),

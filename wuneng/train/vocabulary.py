@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from wuneng.distributed.processes import ALONE, Processes
@@ -60,6 +61,7 @@ def text_vocabulary(
     stated: int | None = None,
     text: TextUse = "present",
     processes: Processes = ALONE,
+    learned: Path | None = None,
 ) -> Vocabulary:
     """That of text.
 
@@ -69,6 +71,7 @@ def text_vocabulary(
         text: ``read``: the tokenizer itself is wanted, learned from the text if ``data`` says so;
             else its size is enough.
         processes: that all ask for it at the same time.
+        learned: where one is kept that is learned from a stream.
 
     Raises:
         DataError: files that have to be there, or the tokenizer, are missing.
@@ -88,7 +91,7 @@ def text_vocabulary(
     else:
         from wuneng.data.prepare import text_tokenizer
 
-        tokenizer = text_tokenizer(data, processes)
+        tokenizer = text_tokenizer(data, processes, learned)
     return Vocabulary(vocabulary_size(tokenizer), tokenizer)
 
 
