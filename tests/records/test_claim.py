@@ -135,6 +135,48 @@ def test_a_holder_killed_on_this_machine_is_replaced_at_once(tmp_path: Path) -> 
             assert [path.name for path in tmp_path.iterdir()] == [".claim-2"]
 
 
+def told_by_an_ended_process() -> bytes:
+    code = (
+        "from wuneng.records.claimant import Claimant; print(Claimant(beat=0.05).told(1).decode())"
+    )
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout[
+        :512
+    ]
+
+
+def test_who_takes_over_from_one_killed_while_it_took_over(tmp_path: Path) -> None:
+    """It had made its claim, and had not deleted the one before: nobody ever got the directory."""
+    ended = told_by_an_ended_process()
+    for number in (3, 4):
+        (tmp_path / f".claim-{number}").write_bytes(ended)
+    found = Watch(tmp_path, HERE).look()
+    assert isinstance(found, Vacancy)
+    assert found.settling == 0
+    with take(tmp_path, HERE).kept():
+        assert [path.name for path in tmp_path.iterdir()] == [".claim-5"]
+    for number in (3, 4):
+        (tmp_path / f".claim-{number}").write_bytes(ended)
+    claim.remove_ended(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_below_that_may_still_be_written_under_is_waited_for(tmp_path: Path) -> None:
+    """Who was to wait for a silent holder was killed: whoever comes next waits in its place."""
+    old = take(tmp_path)
+    silence(old)
+    (tmp_path / ".claim-2").write_bytes(told_by_an_ended_process())
+    found = Watch(tmp_path, HERE).look()
+    assert isinstance(found, Vacancy)
+    assert found.settling == pytest.approx(3 * A.beat)
+    taken = found.claim(HERE)
+    assert taken is not None
+    with pytest.raises(ClaimLost):
+        old._renew()
+    old.release()
+    with taken.kept():
+        assert [path.name for path in tmp_path.iterdir()] == [".claim-3"]
+
+
 def test_what_one_left_that_was_killed_while_it_claimed_goes(tmp_path: Path) -> None:
     """Killed between the two names of its claim, it left the first for good."""
     killed = tmp_path / ".claim-1.18b9ce644e2cb6c2.partial"

@@ -171,9 +171,13 @@ class Vacancy:
         others = {number: _read(self.directory, number) for number in _numbers(self.directory)}
         others.pop(_number_of(own.name) or 0, None)
         known = {} if self.found is None else dict([self.found])
+        # Lower ones do not hold: whoever made the one that was found was killed before they went.
+        rivals = {
+            number: told for number, told in others.items() if number >= min(known, default=0)
+        }
         if self.settling:
             time.sleep(self.settling)
-        if (others and others != known) or claim.is_lost:
+        if (rivals and rivals != known) or claim.is_lost:
             claim.release()
             return None
         for number in others:
@@ -210,17 +214,30 @@ class Watch:
             return Vacancy(self.directory)
         holder = Holder.read(found[1], self._claimant)
         if holder.has_ended(self._claimant):
-            return Vacancy(self.directory, found)
+            return Vacancy(self.directory, found, self._settling_below(found[0]))
         if self._silent > holder.lease:
-            return Vacancy(self.directory, found, _SETTLING * holder.beat)
+            settling = max(_SETTLING * holder.beat, self._settling_below(found[0]))
+            return Vacancy(self.directory, found, settling)
         return holder
+
+    def _settling_below(self, number: int) -> float:
+        """Seconds that whoever made claim ``number`` was to wait for lower ones, and may not have:
+        a holder that was taken for dead may be about to write still."""
+        lower = [_read(self.directory, n) for n in _numbers(self.directory) if n < number]
+        holders = [Holder.read(told, self._claimant) for told in lower]
+        running = [holder for holder in holders if not holder.has_ended(self._claimant)]
+        return max((_SETTLING * holder.beat for holder in running), default=0.0)
 
 
 def remove_ended(directory: Path) -> None:
     """Delete what a process of this machine left that was killed after it had finished here."""
     found = Watch(directory, Claimant()).look()
     if isinstance(found, Vacancy) and found.found is not None:
-        (directory / f"{CLAIM}{found.found[0]}").unlink(missing_ok=True)
+        for number in _numbers(
+            directory
+        ):  # lower ones stay behind where it was killed as it claimed
+            if number <= found.found[0]:
+                (directory / f"{CLAIM}{number}").unlink(missing_ok=True)
 
 
 def _made(path: Path, content: bytes) -> int:

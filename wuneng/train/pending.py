@@ -54,6 +54,7 @@ def train_pending(runs: Pending, opening: Opening, begun: Callable[[], None]) ->
     devices = opening.workers.devices(runs[0][0].device)
     devices = devices[: sum(len(units) for _, units in runs)]
     planned = [_planned(run, units, opening) for run, units in runs]
+    say_where_tokens_are_kept([plan.data for _, _, plan in planned], opening.display)
     if len(devices) == 1 and opening.workers.together == 1:
         return _in_turn(planned, opening, begun)
     return _side_by_side(planned, devices, opening, begun)
@@ -62,7 +63,6 @@ def train_pending(runs: Pending, opening: Opening, begun: Callable[[], None]) ->
 def _planned(run: OpenRun, units: Sequence[Unit], opening: Opening) -> Planned:
     with reproducible(run.threads, run.session.device):
         plan = run.planned({unit.arm for unit in units})
-        say_where_tokens_are_kept(plan.data, opening.display)
         check_precision(plan, run.session.device)
         _check_spread(plan, run.session, opening.workers.together)
     return run, units, plan

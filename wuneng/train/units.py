@@ -8,7 +8,7 @@ here, so that a unit's bits do not depend on which of the two is used.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -96,12 +96,12 @@ def unfinished(outline: RunOutline, session: Session) -> list[Unit]:
     return found
 
 
-def say_where_tokens_are_kept(data: TextData | SyntheticData, display: Display) -> None:
-    """A line about the token cache, for text."""
-    if isinstance(data, TextData):
-        from wuneng.data.cache_directory import cache_root
+def say_where_tokens_are_kept(used: Iterable[TextData | SyntheticData], display: Display) -> None:
+    """A line about each token cache that text of ``used`` goes into."""
+    from wuneng.data.cache_directory import cache_root
 
-        display.note(f"tokenised text is kept in {cache_root(data.cache_dir)}")
+    for place in dict.fromkeys(data.cache_dir for data in used if isinstance(data, TextData)):
+        display.note(f"tokenised text is kept in {cache_root(place)}")
 
 
 def check_precision(plan: RunPlan, device: torch.device) -> None:
