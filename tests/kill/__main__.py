@@ -1,7 +1,7 @@
 """``python -m tests.kill``: disturb every command at every file operation, for as long as told.
 
 Cases are drawn without repetition, in an order that the seed decides; the log says how far it came,
-and ``--skip`` goes on from there.
+also when it is interrupted, and ``--skip`` goes on from there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import datetime
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -74,10 +75,14 @@ def _disturb(
     done: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     end = time.monotonic() + seconds
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was done is said all the same
     for scenario, how, at, then in cases:
         if time.monotonic() > end:
             break
-        found = scenario.disturb(server, scratch, MODES.get(how, MODES["killed"]), at, then)
+        try:
+            found = scenario.disturb(server, scratch, MODES.get(how, MODES["killed"]), at, then)
+        except KeyboardInterrupt:
+            break
         done[scenario.name, how] += 1
         if found is not None:
             wrong.append(f"{how}: {found}")

@@ -24,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 
 COUNT, KILL, TORN, FULL = range(4)
+#: Seconds that a command may take, which takes two or three: the machine may be busy.
+PATIENCE = 180.0
 MODES = {"killed": KILL, "killed half-way through a write": TORN, "disk full": FULL}
 
 
@@ -59,16 +61,24 @@ class Server:
         )
 
     def run(
-        self, place: Path, arguments: list[str], mode: int = COUNT, at: int = 0, page: bool = True
+        self,
+        place: Path,
+        arguments: list[str],
+        mode: int = COUNT,
+        at: int = 0,
+        page: bool = True,
+        patience: float = PATIENCE,
     ) -> Ended:
         """Run ``wuneng`` in ``place``, and let it be disturbed at file operation ``at``.
 
         Args:
             page: whether it leaves a report.html.
+            patience: seconds after which it counts as hung and is ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         asked = {"place": str(place), "arguments": arguments, "mode": mode, "at": at, "page": page}
+        asked["patience"] = patience
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         assert line, "the server has ended"
@@ -89,6 +99,7 @@ class Ended:
     last: str
     kinds: str
     output: str
+    hung: bool = False
 
 
 @dataclass
@@ -160,6 +171,8 @@ class Scenario:
         return bool(self.complete) and (place / self.complete).exists()
 
     def _ended_as_it_should(self, first: Ended, mode: int) -> str | None:
+        if first.hung:
+            return f"it did not end: {first.output[-3000:]}"
         if "Traceback" in first.output:
             return f"a traceback: {first.output[-3000:]}"
         if mode == FULL and first.status not in (0, 1):
@@ -169,6 +182,8 @@ class Scenario:
         return None
 
     def _completed(self, place: Path, again: Ended) -> str | None:
+        if again.hung:
+            return f"run again, it did not end: {again.output[-3000:]}"
         refused = bool(self.refused) and again.status == 2 and self.refused in again.output
         if again.status != 0 and not refused:
             return f"run again, it ends with {again.status}: {again.output[-3000:]}"

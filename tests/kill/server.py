@@ -1,9 +1,9 @@
 """A process with torch imported and the shim loaded: forks a child for every command it is told.
 
-One JSON object a line on stdin, ``{"place", "arguments", "mode", "at", "page"}``; one on stdout,
-``{"status", "operations", "last", "kinds", "output"}``: how the child ended (negative: by a
-signal), how many file operations it had done by then, the name of the last, the initials of all,
-and what it printed.
+One JSON object a line on stdin, ``{"place", "arguments", "mode", "at", "page", "patience"}``; one
+on stdout, ``{"status", "hung", "operations", "last", "kinds", "output"}``: how the child ended
+(negative: by a signal), whether it had to be ended since it did not by itself, how many file
+operations it had done by then, the name of the last, the initials of all, and what it printed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
+import time
 from typing import Any
+
+_BETWEEN_LOOKS = 0.01
 
 
 class _Shared(ctypes.Structure):
@@ -45,6 +49,18 @@ def _child(shim: Any, place: str, arguments: list[str], mode: int, at: int, outp
     return code if isinstance(code, int) else 0
 
 
+def _waited_for(child: int, patience: float) -> tuple[int, bool]:
+    """How it ended, and whether it was ended here after ``patience`` seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        found, ended = os.waitpid(child, os.WNOHANG)
+        if found:
+            return ended, False
+        time.sleep(_BETWEEN_LOOKS)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1], True
+
+
 def main() -> None:
     """Serve until stdin ends."""
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -70,10 +86,11 @@ def main() -> None:
                 arguments = (asked["place"], asked["arguments"], asked["mode"], asked["at"])
                 status = _child(shim, *arguments, output.fileno())
                 os._exit(status)
-            _, ended = os.waitpid(child, 0)
+            ended, hung = _waited_for(child, asked["patience"])
             output.seek(0)
             answer = {
                 "status": os.waitstatus_to_exitcode(ended),
+                "hung": hung,
                 "operations": shared.done,
                 "last": shared.last.decode(),
                 "kinds": shared.kinds.decode(),

@@ -57,6 +57,8 @@ def test_the_harness_sees_what_it_should(server: Server, tmp_path: Path) -> None
         with scenario.copy(tmp_path) as place:
             ended = server.run(place, scenario.arguments, KILL, killed)
         assert (ended.status, ended.last[0], ended.operations) == (-signal.SIGKILL, kind, killed)
+    with scenario.copy(tmp_path) as place:
+        assert server.run(place, scenario.arguments, patience=0.01).hung
     scenario.files |= {"runs/tiny/never-written"}
     wrong = scenario.disturb(server, tmp_path, KILL, scenario.operations)
     assert wrong is not None
