@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from wuneng.bench.llama_cpp import build_llama_cpp, llama_cpp_twin, require_llama_cpp
 from wuneng.bench.model_gate import Twin
 from wuneng.bench.peer_models import (
     build_fla,
@@ -74,6 +75,12 @@ DEFAULT_MODEL: dict[str, Any] = {
 }
 
 
+_LLAMA_CPP = "llama.cpp"
+_LLAMAS = ("llama", _LLAMA_CPP)
+#: Arms that are nobody's configuration, whatever a recipe calls its own.
+_OTHERS = ("fla", _LLAMA_CPP)
+
+
 def _anywhere(device: torch.device) -> None:
     """Our own models run on every device."""
 
@@ -88,7 +95,7 @@ class Architecture:
 
     arm: str
     config: WuNengConfig
-    """Also for ``llama`` and ``fla``: the WuNeng configuration of the same shapes, which counts
+    """Also for another project's model: the WuNeng configuration of the same shapes, which counts
     the work."""
     build: Callable[[], Any]
     """A float32 model on the CPU with random or trained weights."""
@@ -97,6 +104,8 @@ class Architecture:
     """Raises Missing where the model cannot be built or does not run."""
     twin: Callable[[Any], Twin | None] = _no_twin
     """What the built model is compared with, where it has no reference of its own."""
+    trains: bool = True
+    """Whether it can be asked for gradients."""
 
     @property
     def is_peer(self) -> bool:
@@ -143,7 +152,7 @@ def choose(request: BenchRequest) -> Comparison:
     against = DEFAULT_AGAINST if request.against is None else request.against
     arms = [arm for arm in against if arm not in ("mamba", "wind")]  # operators alone
     if not set(request.what) & {"prefill", "decode", "train"}:
-        arms = [arm for arm in arms if arm != "fla"]
+        arms = [arm for arm in arms if arm not in _OTHERS]
     if request.model is None:
         name, fields = _preset(request.preset)
         return _comparison(name, WuNengConfig(**fields), arms, named=named)
@@ -160,11 +169,11 @@ def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
         derived = fla_config(config)
         derived.check()
         return match(derived, config, "parameters")
-    built_in = BUILT_IN_ARMS["mha" if arm == "llama" else arm]
+    built_in = BUILT_IN_ARMS["mha" if arm in _LLAMAS else arm]
     _check_heads(config, arm)
     derived = config.changed(built_in.changes(config))
-    if arm == "llama":
-        check_llama(derived)
+    if arm in _LLAMAS:
+        check_llama(derived, arm)
     return match(derived, config, built_in.match)
 
 
@@ -199,7 +208,7 @@ def _comparison(
     left_out = {}
     for arm in arms:
         try:
-            own = None if arm == "fla" else stated.get(arm)
+            own = None if arm in _OTHERS else stated.get(arm)
             chosen = own or derive(config, arm)
         except (InputError, ValueError) as error:
             reason = str(error).removeprefix(f"--against {arm}: ")
@@ -220,11 +229,16 @@ def _architecture(
     if arm == "fla" and build is None:
         count = sum(p.numel() for p in Skeleton(config).parameters()) - fla_extra(config)
         return Architecture(arm, config, lambda: build_fla(config), count, require_fla, fla_twin)
+    count = sum(p.numel() for p in Skeleton(config).parameters())
+    if arm == _LLAMA_CPP and build is None:
+        runs = (require_llama_cpp, llama_cpp_twin)
+        return Architecture(
+            arm, config, lambda: build_llama_cpp(config), count, *runs, trains=False
+        )
     if build is None:
         build = (
             (lambda: build_llama(config)) if arm == "llama" else (lambda: _random_weights(config))
         )
-    count = sum(p.numel() for p in Skeleton(config).parameters())
     return Architecture(arm, config, build, count)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wuneng.bench import roofline
 from wuneng.bench.architectures import Architecture
-from wuneng.bench.engine import Case, Missing, Prepared
+from wuneng.bench.engine import Case, Missing, Prepared, Unsupported
 from wuneng.bench.gate import GateResult
 from wuneng.bench.memory import model_bytes, tensor_bytes
 from wuneng.bench.model_gate import MODEL_TOKENS, decode_gate, gradient_gate, prefill_gate
@@ -230,6 +230,8 @@ def _fork(cache: Any) -> Any:
 
 def _held_by(cache: Any) -> tuple[int, int]:
     """Bytes of keys and values, and of everything else that is kept."""
+    if hasattr(cache, "held_bytes"):  # llama.cpp's
+        return cache.held_bytes(), 0
     kv = sum(
         tensor_bytes(layer.keys, layer.values)
         for layer in cache.layers
@@ -248,6 +250,8 @@ class _Trainee:
 
     def __init__(self, store: ModelStore, architecture: Architecture) -> None:
         architecture.requires(store.device)
+        if not architecture.trains:
+            raise Unsupported(f"{architecture.arm} does not train")
         settings = training_settings(store.training, 1, 2)
         from wuneng.train.optimizer import build_optimizer
         from wuneng.train.step import Numerics, prepare_model

@@ -233,7 +233,7 @@ def build_llama(config: WuNengConfig) -> Any:
     return BatchLlamaForCausalLM(llama)
 
 
-def check_llama(config: WuNengConfig) -> Family:
+def check_llama(config: WuNengConfig, arm: str = "llama") -> Family:
     """Llama's record. InputError where no Llama computes what ``config`` describes."""
     from wuneng.convert.architectures import does_not_fit
     from wuneng.convert.families import FAMILIES
@@ -241,5 +241,5 @@ def check_llama(config: WuNengConfig) -> Family:
     llama = FAMILIES["llama"]
     reason = does_not_fit(config, llama)
     if reason:
-        raise InputError(f"--against llama: no Llama has this model's wiring ({reason})")
+        raise InputError(f"--against {arm}: no Llama has this model's wiring ({reason})")
     return llama

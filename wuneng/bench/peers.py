@@ -21,6 +21,7 @@ from wuneng.ops.state_head.recurrence_inputs import LOG_DECAY_SCALE
 
 __all__ = [
     "FLA",
+    "LLAMA_CPP",
     "MAMBA",
     "PEERS",
     "WIND",
@@ -36,6 +37,7 @@ __all__ = [
 
 FLA, FLASH, MAMBA = "flash-linear-attention", "flash-attn", "mamba-ssm"
 WIND = "wind_rwkv"
+LLAMA_CPP = "llama-cpp-python"
 #: What is named as missing where it is not installed: the module to import, by distribution.
 PEERS = {
     FLA: "fla",
@@ -43,6 +45,7 @@ PEERS = {
     FLASH: "flash_attn",
     MAMBA: "mamba_ssm",
     WIND: "wind_rwkv",
+    LLAMA_CPP: "llama_cpp",
 }
 #: What flash-linear-attention's own RWKV-7 layer passes.
 FLA_CHUNK = 64

@@ -1,0 +1,210 @@
+"""llama.cpp as an arm: a Llama of the compared model's size, run by llama-cpp-python on the CPU.
+
+Random weights are written as GGUF and read back, in the type of the run (keys and values too), and
+checked against transformers' Llama with the same weights. Called as transformers' models are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wuneng.bench.engine import Unsupported
+from wuneng.bench.gguf_file import DTYPES, write_gguf
+from wuneng.bench.model_gate import Twin
+from wuneng.bench.peer_models import build_llama
+from wuneng.bench.peers import LLAMA_CPP, load_peer
+from wuneng.model import WuNengConfig
+
+__all__ = ["build_llama_cpp", "llama_cpp_twin", "require_llama_cpp"]
+
+#: Positions that a context has beyond those it was asked for, so that decoding finds room.
+_ROOM = 64
+
+
+def require_llama_cpp(device: torch.device) -> None:
+    """Whether llama.cpp runs here.
+
+    Raises:
+        Missing: llama-cpp-python or gguf is not installed or does not load here.
+        Unsupported: the run is not on a CPU.
+    """
+    load_peer(LLAMA_CPP, "llama_cpp")
+    load_peer("gguf", "gguf")
+    if device.type != "cpu":
+        raise Unsupported(f"llama.cpp is measured on a CPU, this run is on {device.type}")
+
+
+def build_llama_cpp(config: WuNengConfig) -> LlamaCpp:
+    """A Llama with the shapes of a plain-attention WuNeng and random weights, for llama.cpp."""
+    return LlamaCpp(build_llama(config))
+
+
+def llama_cpp_twin(model: Any) -> Twin:
+    """The same weights in transformers' Llama, float32."""
+    twin = type(model.llama)(model.config)  # anew: a cast model has cast RoPE's frequencies too
+    twin.load_state_dict(model.llama.state_dict())
+    return Twin(twin.eval(), dict, "the same weights in transformers' Llama")
+
+
+@dataclass
+class _Cache:
+    """What a context holds of its first ``length`` positions."""
+
+    ids: Tensor
+    """``[1 or B, T]``, int64."""
+    epoch: int
+    """Of the context's content."""
+    owner: LlamaCpp
+    layers: tuple[()] = field(default=())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """As many sequences, all like the only one."""
+        grown = self.owner(self.ids.expand(repeats, -1), use_cache=True).past_key_values
+        self.ids, self.epoch = grown.ids, grown.epoch
+
+    def held_bytes(self) -> int:
+        """Bytes of its keys and values."""
+        return self.owner.bytes_of_a_token * self.ids.numel()
+
+
+class LlamaCpp:
+    """A Llama that llama.cpp runs, with as much of a transformers model's interface as is used."""
+
+    def __init__(self, llama: Any) -> None:
+        self.llama, self.config = llama.eval(), llama.config
+        self._model: Any = None
+        self._context: Any = None
+        self._shape = (0, 0)
+        self._epoch = 0
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> LlamaCpp:
+        """Write the weights in ``dtype`` and load them. Missing, Unsupported where that fails."""
+        require_llama_cpp(device)
+        self._library = load_peer(LLAMA_CPP, "llama_cpp")
+        self._log = self._library.llama_log_callback(lambda level, text, data: None)
+        self._library.llama_log_set(self._log, ctypes.c_void_p(0))
+        self.llama = self.llama.to(dtype)
+        with tempfile.TemporaryDirectory(prefix="wuneng-") as name:
+            file = Path(name) / "model.gguf"
+            write_gguf(self.llama, file, dtype)
+            settings = self._library.llama_model_default_params()
+            settings.n_gpu_layers, settings.use_mmap = 0, False
+            self._model = self._library.llama_model_load_from_file(str(file).encode(), settings)
+        if not self._model:
+            raise Unsupported("llama.cpp does not load the Llama that was written for it")
+        self._dtype = dtype
+        return self
+
+    def eval(self) -> LlamaCpp:
+        """It always is."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = False) -> LlamaCpp:
+        """It has no gradients."""
+        return self
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights, in the type in which llama.cpp has them."""
+        return iter(self.llama.parameters())
+
+    def buffers(self) -> Iterator[Tensor]:
+        """None that are stored."""
+        return iter(())
+
+    @property
+    def bytes_of_a_token(self) -> int:
+        """Of its keys and values in all layers."""
+        heads = self.config.num_key_value_heads * self.config.head_dim
+        return 2 * self.config.num_hidden_layers * heads * self._dtype.itemsize
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        past_key_values: Any = None,
+    ) -> Any:
+        """Logits ``[B, n, V]`` of the last ``logits_to_keep`` positions (0: all) of ``input_ids``
+        ``[B, T]``, int64, after ``past_key_values``; and the cache."""
+        cache, (batch, tokens) = past_key_values, input_ids.shape
+        before = 0 if cache is None else cache.ids.shape[1]
+        if cache is not None and (cache.epoch != self._epoch or cache.ids.shape[0] != batch):
+            raise RuntimeError("llama.cpp: another prompt has taken the place of this cache's")
+        if cache is None:
+            self._begin(batch, tokens + _ROOM)
+        elif before + tokens > self._shape[1]:
+            raise RuntimeError(f"llama.cpp: the context holds {self._shape[1]} positions")
+        memory = self._library.llama_get_memory(self._context)
+        for sequence in range(batch if cache is not None else 0):
+            self._library.llama_memory_seq_rm(memory, sequence, before, -1)
+        logits = self._decode(input_ids, before, logits_to_keep or tokens)
+        ids = input_ids if cache is None else torch.cat([cache.ids, input_ids], 1)
+        return SimpleNamespace(logits=logits, past_key_values=_Cache(ids, self._epoch, self))
+
+    __call__ = forward
+
+    def _begin(self, batch: int, positions: int) -> None:
+        """An empty context for ``batch`` sequences of so many positions."""
+        self._epoch += 1
+        if self._context is not None and batch == self._shape[0] and positions <= self._shape[1]:
+            self._library.llama_memory_clear(self._library.llama_get_memory(self._context), False)
+            return
+        self._free_context()
+        settings = self._library.llama_context_default_params()
+        positions = -(-positions // 256) * 256
+        settings.n_ctx = settings.n_batch = batch * positions
+        settings.n_seq_max = batch
+        settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
+        kind = getattr(self._library, f"GGML_TYPE_{DTYPES[self._dtype]}")
+        settings.type_k = settings.type_v = kind
+        self._context = self._library.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise Unsupported(f"llama.cpp makes no context of {batch} x {positions} positions")
+        self._shape = (batch, positions)
+
+    def _decode(self, ids: Tensor, before: int, keep: int) -> Tensor:
+        library, (batch, tokens) = self._library, ids.shape
+        given = library.llama_batch_init(ids.numel(), 0, 1)
+        try:
+            given.n_tokens = ids.numel()
+            array = np.ctypeslib.as_array
+            array(given.token, (ids.numel(),))[:] = ids.cpu().numpy().ravel()
+            positions = np.tile(np.arange(before, before + tokens), batch)
+            array(given.pos, (ids.numel(),))[:] = positions
+            array(given.n_seq_id, (ids.numel(),))[:] = 1
+            for index in range(ids.numel()):
+                given.seq_id[index][0] = index // tokens
+            wanted = positions >= before + tokens - keep
+            array(given.logits, (ids.numel(),))[:] = wanted
+            if library.llama_decode(self._context, given) != 0:
+                raise RuntimeError("llama.cpp: llama_decode failed")
+            rows = [
+                array(
+                    library.llama_get_logits_ith(self._context, int(i)), (self.config.vocab_size,)
+                )
+                for i in np.flatnonzero(wanted)
+            ]
+            logits = torch.from_numpy(np.stack(rows)).view(batch, keep, -1)
+        finally:
+            library.llama_batch_free(given)
+        return logits.to(self._dtype)
+
+    def _free_context(self) -> None:
+        if self._context is not None:
+            self._library.llama_free(self._context)
+            self._context = None
+
+    def __del__(self) -> None:
+        if self._model is not None:
+            self._free_context()
+            self._library.llama_model_free(self._model)
