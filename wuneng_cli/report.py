@@ -13,7 +13,7 @@ import typer
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_text
 
-__all__ = ["EXAMPLES", "SHORT_HELP", "alone_in", "leave_report", "report"]
+__all__ = ["EXAMPLES", "SHORT_HELP", "alone_in", "leave_report", "leaves_reports", "report"]
 
 SHORT_HELP = "Write a page about runs, evals and benchmarks."
 EXAMPLES = """Examples:
@@ -90,13 +90,18 @@ def alone_in(run: Path) -> AbstractContextManager[object]:
     return claimed(run, Claimant(), partial(print_line, stderr=True))
 
 
+def leaves_reports() -> bool:
+    """Whether commands leave a page: unless ``WUNENG_REPORT`` is 0."""
+    return os.environ.get("WUNENG_REPORT") != "0"
+
+
 def leave_report(directory: Path) -> Path | None:
     """The page of a command that has just written its records into ``directory``.
 
-    None where ``WUNENG_REPORT`` is 0, or, with a word on stderr, where it could not be written: the
-    records are what counts.
+    None where none is left, or, with a word on stderr, where it could not be written: the records
+    are what counts.
     """
-    if os.environ.get("WUNENG_REPORT") == "0":
+    if not leaves_reports():
         return None
     from wuneng.errors import WuNengError
     from wuneng.report import build_report, write_curves, write_report

@@ -17,7 +17,7 @@ from wuneng_cli.render import (
     print_renderable,
     print_text,
 )
-from wuneng_cli.report import alone_in, leave_report
+from wuneng_cli.report import alone_in, leave_report, leaves_reports
 
 if TYPE_CHECKING:
     from wuneng.recipe import WrittenRecipe
@@ -313,6 +313,8 @@ def _report(run: Path) -> Path | None:
     from wuneng.records import RunDirectory
 
     page, results = run / "report.html", RunDirectory(run).results
+    if not leaves_reports():
+        return None  # and nothing is claimed for it
     with alone_in(run):
         if page.exists() and page.stat().st_mtime_ns > results.stat().st_mtime_ns:
             return page

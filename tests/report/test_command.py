@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -152,3 +155,21 @@ def test_no_page_where_none_is_wanted(runs: Path, monkeypatch: pytest.MonkeyPatc
     assert not (runs / "first" / "report.html").exists()
     monkeypatch.setenv("WUNENG_REPORT", "")  # an empty variable counts as unset
     assert leave_report(runs / "first") == runs / "first" / "report.html"
+
+
+def test_nothing_is_claimed_for_a_page_that_nobody_wants(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that is killed there would leave its claim, and no other would come to clear it."""
+    train_command: Any = importlib.import_module("wuneng_cli.train")
+    asked: list[Path] = []
+
+    def watched(run: Path) -> Any:
+        asked.append(run)
+        return nullcontext()
+
+    monkeypatch.setattr(train_command, "alone_in", watched)
+    for wanted in ("0", "1"):
+        monkeypatch.setenv("WUNENG_REPORT", wanted)
+        page = train_command._report(runs / "first")
+        assert (page is not None) == bool(asked) == (wanted == "1")
