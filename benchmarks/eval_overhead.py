@@ -1,9 +1,12 @@
-"""What `wuneng eval` costs beyond the model's own forward calls, on HellaSwag.
+r"""What `wuneng eval` costs beyond the model's own forward calls, on HellaSwag or other tasks.
 
     OMP_NUM_THREADS=1 python -m benchmarks.eval_overhead --data-dir DIR [--tokenizer DIR] [--out F]
+    OMP_NUM_THREADS=1 python -m benchmarks.eval_overhead --data-dir DIR --tasks mmlu_anatomy \
+        --shots 5 --items 100 --positions 4096
 
 A small WuNeng with random weights and its plain attention twin score the first items of
-HellaSwag (``hellaswag_val.jsonl`` in DIR). Timed in turn, round after round, in one process:
+HellaSwag (``hellaswag_val.jsonl`` in DIR), or of each of ``--tasks``. Timed in turn, round after
+round, in one process:
 
     bare shared    the unique token work and nothing else: calls of the model on tensors made
                    beforehand, without one pad. Questions, then endings on caches made beforehand,
@@ -68,7 +71,7 @@ def save_arm(directory: Path, tokenizer: Any, options: argparse.Namespace, arm: 
         hidden_size=options.width,
         num_hidden_layers=options.layers,
         num_attention_heads=options.width // 64,
-        max_position_embeddings=1024,
+        max_position_embeddings=options.positions,
         output_init="normal",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -229,7 +232,9 @@ def measure(directory: Path, tasks: LoadedTasks, options: argparse.Namespace) ->
 
 def end_to_end(directory: Path, options: argparse.Namespace, out: Path) -> float:
     """Wall seconds of the command."""
-    line = [sys.executable, "-m", "wuneng_cli.main", "eval", str(directory), "--tasks", "hellaswag"]
+    line = [sys.executable, "-m", "wuneng_cli.main", "eval", str(directory)]
+    line += ["--tasks", options.tasks]
+    line += [] if options.shots is None else ["--num-fewshot", str(options.shots)]
     line += ["--data-dir", str(options.data_dir), "--limit", str(options.items)]
     line += ["--baseline", "none", "--device", "cpu", "--out", str(out), "--quiet"]
     start = time.perf_counter()
@@ -242,7 +247,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--tokenizer", default="bytes", help="bytes, or a tokenizer directory")
-    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--tasks", default="hellaswag", metavar="A,B")
+    parser.add_argument("--shots", type=int, help="examples before each question")
+    parser.add_argument("--items", type=int, default=1000, help="of each task")
+    parser.add_argument("--positions", type=int, default=1024, help="that the models have")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
@@ -257,7 +265,12 @@ def main() -> None:
         work = Path(place)
         (work / "data").mkdir()
         started = time.process_time()
-        tasks = load_tasks(["hellaswag"], data_dir=options.data_dir, workspace=work / "data")
+        tasks = load_tasks(
+            options.tasks.split(","),
+            data_dir=options.data_dir,
+            workspace=work / "data",
+            num_fewshot=options.shots,
+        )
         loading = time.process_time() - started
         arms = {}
         for arm in options.arms:
@@ -270,7 +283,8 @@ def main() -> None:
         "environment": environment(["python", "-m", "benchmarks.eval_overhead"]),
         "threads": 1,
         "load_average": {"start": before, "end": load_average()},
-        "task": "hellaswag",
+        "task": options.tasks,
+        "shots": options.shots,
         "items": options.items,
         "rounds": options.rounds,
         "tokenizer_size": len(tokenizer),
