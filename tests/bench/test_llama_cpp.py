@@ -98,7 +98,7 @@ def test_it_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch, batch: str, dt
     wanted = {"fp32": 0, "bf16": 30}[dtype]
     assert {(c.settings.type_k, c.settings.type_v) for c in contexts} == {(wanted, wanted)}
     assert {c.settings.n_threads for c in contexts} == {torch.get_num_threads()}
-    assert record["peers"]["llama-cpp-python"] == "9.7"
+    assert "missing" not in record["peers"]["llama-cpp-python"]
 
 
 def test_a_wrong_one_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_the_real_one(dtype: torch.dtype) -> None:
     model = own.build().to(torch.device("cpu"), dtype)
     twin = own.twin(model)
     assert twin is not None
-    allowed = 1e-4 if dtype == torch.float32 else 0.05
+    allowed = 1e-5 if dtype == torch.float32 else 0.05
     for batch, tokens in ((1, 40), (1, 90), (3, 33)):
         ids = torch.randint(model.config.vocab_size, (1, tokens)).expand(batch, -1)
         expected = twin.model(ids).logits

@@ -29,6 +29,7 @@ __all__ = ["build_llama_cpp", "llama_cpp_twin", "require_llama_cpp"]
 
 #: Positions that a context has beyond those it was asked for, so that decoding finds room.
 _ROOM = 64
+_NO_FLASH_ATTENTION = 0
 
 
 def require_llama_cpp(device: torch.device) -> None:
@@ -165,8 +166,11 @@ class LlamaCpp:
         settings.n_ctx = settings.n_batch = batch * positions
         settings.n_seq_max = batch
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
-        kind = getattr(self._library, f"GGML_TYPE_{DTYPES[self._dtype]}")
+        types = load_peer("gguf", "gguf").GGMLQuantizationType
+        kind = int(getattr(types, DTYPES[self._dtype]))
         settings.type_k = settings.type_v = kind
+        if self._dtype == torch.float32:  # its flash attention is off by 1e-3: float16 inside
+            settings.flash_attn_type = _NO_FLASH_ATTENTION
         self._context = self._library.llama_init_from_model(self._model, settings)
         if not self._context:
             raise Unsupported(f"llama.cpp makes no context of {batch} x {positions} positions")
