@@ -93,6 +93,7 @@ def test_it_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch, batch: str, dt
     for case in CASES - {("train", "step")}:
         assert rows[case].status == "ok", rows[case].note
         assert rows[case].kv_bytes == rows[case].cache_bytes_counted
+        assert rows[case].peak_bytes is None, "torch's allocator does not see it"
     gates = {(g["what"], g["arm"]): g["reference"] for g in record["gates"]}
     assert gates["decode", "llama.cpp"] == "the same weights in transformers' Llama"
     wanted = {"fp32": 0, "bf16": 30}[dtype]

@@ -106,6 +106,8 @@ class Architecture:
     """What the built model is compared with, where it has no reference of its own."""
     trains: bool = True
     """Whether it can be asked for gradients."""
+    allocates_elsewhere: bool = False
+    """Whether its memory is not torch's, so that no peak can be told."""
 
     @property
     def is_peer(self) -> bool:
@@ -233,7 +235,9 @@ def _architecture(
     if arm == _LLAMA_CPP and build is None:
         runs = (require_llama_cpp, llama_cpp_twin)
         return Architecture(
-            arm, config, lambda: build_llama_cpp(config), count, *runs, trains=False
+            *(arm, config, lambda: build_llama_cpp(config), count, *runs),
+            trains=False,
+            allocates_elsewhere=True,
         )
     if build is None:
         build = (

@@ -67,6 +67,8 @@ class Prepared:
     kv_bytes: int | None = None
     state_bytes: int | None = None
     cuda_graph: bool | None = None
+    allocates_elsewhere: bool = False
+    """What a call needs beyond ``held_bytes`` is not torch's, and so not seen."""
 
 
 @dataclass
@@ -160,8 +162,11 @@ class Engine:
             case.row.rss_bytes = rss_growth(lambda: ready.call(0))
         else:
             ready.call(0)
+        case.row.held_bytes = ready.held_bytes
+        if ready.allocates_elsewhere:
+            return self.clock.seconds(case.row.arm, ready.call, 2, 1)
         peak = ready.held_bytes + peak_bytes(lambda: ready.call(1), device)
-        case.row.peak_bytes, case.row.held_bytes = peak, ready.held_bytes
+        case.row.peak_bytes = peak
         seen = (case.row.seq_len, ready.held_bytes, peak)
         self._peaks.setdefault(_series(case.row), []).append(seen)
         return self.clock.seconds(case.row.arm, ready.call, 2, 1)

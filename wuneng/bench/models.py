@@ -110,7 +110,8 @@ def prefill_case(store: ModelStore, architecture: Architecture, batch: int, toke
             return out.logits[:, -1].argmax(-1), cache_of(out)
 
         kv, state = _held_by(call(0)[1])
-        return Prepared(call, model_bytes(model), kv, state)
+        elsewhere = architecture.allocates_elsewhere
+        return Prepared(call, model_bytes(model), kv, state, allocates_elsewhere=elsewhere)
 
     def gate() -> GateResult:
         model = store.inference(architecture)
@@ -140,7 +141,8 @@ def decode_case(
         step = _DecodeStep(model, cache, _inputs(store, config, batch, 1))
         kv, state = _held_by(cache)
         graphed = step.capture() if graph and store.device.type == "cuda" else None
-        return Prepared(step, model_bytes(model) + kv + state, kv, state, graphed)
+        held, elsewhere = model_bytes(model) + kv + state, architecture.allocates_elsewhere
+        return Prepared(step, held, kv, state, graphed, elsewhere)
 
     def gate() -> GateResult:
         model = store.inference(architecture)

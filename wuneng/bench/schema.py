@@ -162,6 +162,7 @@ SCHEMA: dict[str, Any] = {
             "roofline": _RATES,
         },
         took=_object(_TOOK),
+        sentences={"type": "array", "items": _TEXT},
     ),
 }
 

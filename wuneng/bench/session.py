@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from wuneng.bench import roofline
+from wuneng.bench.answer import sentences
 from wuneng.bench.architectures import Comparison, choose
 from wuneng.bench.engine import Engine, torch_dtype
 from wuneng.bench.exponents import growth
@@ -77,7 +78,7 @@ def run_benchmark(
         machine.load = {"start": load_before, "end": load_average()}
     for row in rows:
         _against_final_rates(row, machine)
-    return {
+    record = {
         "schema": SCHEMA_VERSION,
         "request": request.to_json(),
         "environment": record_environment,
@@ -93,6 +94,7 @@ def run_benchmark(
         "roofline": roofline.describe(machine.rates),
         "took": {**engine.took, "in_all": time.perf_counter() - began},
     }
+    return record | {"sentences": list(sentences(record))}
 
 
 def _run_groups(

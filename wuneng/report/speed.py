@@ -25,6 +25,7 @@ def speed(records: Records) -> Section | None:
     if not rows:
         return None
     text = (
+        *map(str, (records.bench or {}).get("sentences") or ()),
         "Measured after its result was checked against the reference; pictures at the smallest "
         "batch. The benchmark's own pictures are in its directory.",
     )

@@ -92,14 +92,14 @@ def _differences(study: Mapping[str, Any]) -> Section | None:
 
 
 def _arms(study: Mapping[str, Any]) -> Section:
-    costs = (
-        *("parameters", "training_flops", "tokens", "cache_bytes", "state_bytes", "seconds"),
-        *("tokens_per_second", "mean", "spread", "standard_error"),
+    keys = (
+        *("mean", "spread", "standard_error", "parameters", "training_flops", "tokens"),
+        *("cache_bytes", "state_bytes", "seconds", "tokens_per_second"),
     )
     rows = tuple(
-        {"rung": rung["rung"], "arm": arm, "diverged": entry is None}
-        | {key: (entry or {}).get(key) for key in costs}
-        | {"seeds": len((entry or {}).get("seeds") or ())}
+        {"rung": rung["rung"], "arm": arm, "seeds": len((entry or {}).get("seeds") or ())}
+        | {key: (entry or {}).get(key) for key in keys}
+        | {"diverged": entry is None}
         | {"tuned": json.dumps((entry or {}).get("tuned") or {})}
         | {"at_edge": ", ".join((entry or {}).get("at_edge") or ())}
         for rung in study["rungs"]
