@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from wuneng.report.curves import _thinned
 from wuneng.report.section import number
 
 
@@ -30,7 +31,10 @@ def curve_points(place: Path, arm: str, figure: str) -> dict[int, np.ndarray]:
     found = {}
     for file in (place / arm).glob("seed-*/metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        values = [(row["tokens"], row["validation"][figure]) for row in rows]
+        told = [
+            row["loss"] if figure == "training loss" else row["validation"][figure] for row in rows
+        ]
+        values = [(row["tokens"], value) for row, value in zip(rows, told, strict=True)]
         found[int(file.parent.name.removeprefix("seed-"))] = np.array(values)
     return found
 
@@ -54,7 +58,8 @@ def test_every_section_is_there(reported: Path) -> None:
 
 def test_learning_curves(reported: Path) -> None:
     rows = sections(reported)["curves"]["rows"]
-    assert len(rows) == 3 * 40
+    assert len(rows) == 2 * 3 * 40
+    assert {row["figure"] for row in rows} == {"text/bits_per_byte", "training loss"}
     for row in rows:
         at = [
             dict(points)[row["tokens"]]
@@ -290,3 +295,14 @@ def test_page_and_csv_have_the_numbers_of_the_json(reported: Path) -> None:
 )  # fmt: skip
 def test_numbers_are_spelled(value: Any, expected: str) -> None:
     assert number(value) == expected
+
+
+def test_a_long_curve_has_no_more_points_than_a_picture_shows() -> None:
+    for count in (0, 1, 200, 201, 399, 400, 12_345):
+        rows = [{"tokens": place} for place in range(count)]
+        thinned = _thinned(rows)
+        assert len(thinned) <= 200
+        assert len(thinned) >= min(count, 100)
+        assert thinned[-1:] == rows[-1:]
+        apart = np.diff([row["tokens"] for row in thinned])
+        assert len(set(apart.tolist())) <= 1

@@ -15,14 +15,17 @@ from wuneng.statistics import Curve, TokensSaved, tokens_saved
 __all__ = ["curves", "saved_against", "tokens"]
 
 _CONTROLS = ("shifted attention", "convolved attention")
+_TRAINING = "training loss"
+#: Points of a curve that a picture and its table have at most.
+_MOST_POINTS = 200
 
 
 def curves(records: Records) -> Section | None:
-    """A panel for each task's validation loss, or one of the training loss where nothing was
-    validated."""
-    names = _names(records)
+    """A panel for each task's validation loss, and one of the training loss, which is logged at
+    more steps and of other text."""
+    names = list(dict.fromkeys([*_names(records), _TRAINING]))
     by_name = {
-        name: [row for arm in records.metrics for row in _over_seeds(records, arm, name)]
+        name: [row for arm in records.metrics for row in _thinned(_over_seeds(records, arm, name))]
         for name in names
     }
     rows = [row for own in by_name.values() for row in own]
@@ -117,7 +120,7 @@ def _names(records: Records) -> list[str]:
         for rows in seeds.values():
             for row in rows:
                 names |= dict.fromkeys(row.get("validation") or ())
-    return loss_figures(names) or ["training loss"]
+    return loss_figures(names) or [_TRAINING]
 
 
 def _curves_of(records: Records, arm: str, name: str) -> Mapping[int, Curve]:
@@ -128,7 +131,7 @@ def _curves_of(records: Records, arm: str, name: str) -> Mapping[int, Curve]:
 
 
 def _point(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
-    value = row.get("loss") if name == "training loss" else (row.get("validation") or {}).get(name)
+    value = row.get("loss") if name == _TRAINING else (row.get("validation") or {}).get(name)
     if not isinstance(value, int | float) or not isinstance(row.get("tokens"), int | float):
         return None
     return float(row["tokens"]), float(value)
@@ -154,6 +157,12 @@ def _over_seeds(records: Records, arm: str, name: str) -> list[dict[str, Any]]:
         for place, values in sorted(by_tokens.items())
         if len(values) == len([curve for curve in own.values() if curve])
     ]
+
+
+def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most ``_MOST_POINTS`` of them at even distances, the last among them."""
+    apart = -(-len(rows) // _MOST_POINTS)
+    return rows[::-1][::apart][::-1] if rows else rows
 
 
 def _picture(records: Records, name: str, rows: list[dict[str, Any]]) -> Picture:
