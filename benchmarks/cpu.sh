@@ -30,5 +30,9 @@ python -m benchmarks.startup --out benchmarks/startup.json
 if [[ -n "${DATA:-}" ]]; then
   OMP_NUM_THREADS=1 python -m benchmarks.eval_overhead --data-dir "$DATA" \
     --tokenizer "$TOKENIZER" --rounds 2 --out benchmarks/eval_overhead.json
+  mmlu=mmlu_anatomy,mmlu_high_school_psychology,mmlu_elementary_mathematics,mmlu_professional_law
+  OMP_NUM_THREADS=1 python -m benchmarks.eval_overhead --data-dir "$DATA" \
+    --tokenizer "$TOKENIZER" --tasks "$mmlu" --shots 5 --items 50 --positions 8192 --rounds 2 \
+    --skip "end to end" --out benchmarks/eval_overhead_mmlu.json
 fi
 python -m benchmarks.figures
