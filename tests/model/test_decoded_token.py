@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from threading import Thread
@@ -11,12 +12,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.model.decoded import counted
 from tests.model.small import in_pieces, plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengForCausalLM
 from wuneng.convert.families import OWN_WIRING, WIRING
+from wuneng.layers.attention import Attention
+from wuneng.layers.feed_forward import SwiGLU
+from wuneng.layers.norms import HeadGroupNorm, HeadRMSNorm, RMSNorm
+from wuneng.layers.state.rwkv7 import RWKV7
+from wuneng.model.block import WuNengBlock
 from wuneng.model.call_arguments import cache_of
 from wuneng.ops import native, using
 
@@ -232,6 +240,63 @@ def test_what_changes_counts_at_once(name: str) -> None:
     assert taken == [False, *[served] * 5]
     assert not torch.allclose(found, before, atol=1e-5)
     _assert_right(found, model)
+
+
+CLASSES = [nn.Linear, RMSNorm, SwiGLU, HeadGroupNorm, HeadRMSNorm, RWKV7, Attention, WuNengBlock]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the first call", "after"])
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_a_forward_replaced_in_the_class_counts_at_once(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, before: bool
+) -> None:
+    """As kernels and patches for a whole library are put in; also where its name is copied."""
+    model, old, calls = _model("default"), kind.forward, []
+    assert any(type(module) is kind for module in model.modules())
+
+    @functools.wraps(old)
+    def halved(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        out = old(*args, **kwargs)
+        return out * 0.5 if isinstance(out, torch.Tensor) else out
+
+    if not before:
+        _decoded(model)
+    monkeypatch.setattr(kind, "forward", halved)
+    with counted() as taken:
+        found = _decoded(model)
+    assert taken == [False] * 6
+    called = len(calls)
+    assert called > 5
+    _assert_right(found, model)
+    monkeypatch.undo()
+    with counted() as taken:
+        _decoded(model)
+    assert any(taken)
+
+
+class _Function(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class _Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", ["mha", "default"])
+@pytest.mark.parametrize("mode", [_Function, _Dispatch])
+def test_a_mode_sees_every_operation(mode: Any, variant: str) -> None:
+    model = _model(variant)
+    expected = _decoded(model)
+    with mode(), counted() as taken:
+        found = _decoded(model)
+    assert taken == [False] * 6
+    assert torch.allclose(found, expected, atol=1e-5)
+    with torch.device("cpu"), counted() as taken:  # a mode as well, which chooses devices only
+        _decoded(model)
+    assert taken == [False, *[True] * 5]
 
 
 @pytest.mark.parametrize("who", ["chunked", "autocast", "gradient", "hidden states", "float64"])

@@ -8,6 +8,7 @@ and compared as a whole: classes, attributes, children, parameters and where the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class Snapshot:
 
     def __init__(self, roots: Iterable[nn.Module]) -> None:
         self.modules = [module for root in roots for module in root.modules()]
-        self.kinds = [type(module) for module in self.modules]
+        self.kinds: list[Any] = [type(module) for module in self.modules]
+        self.called = [(kind, kind.forward, kind.__call__) for kind in dict.fromkeys(self.kinds)]
         self.hooks = [getattr(module, name) for module in self.modules for name in _HOOKS]
         # An attribute's value is compared by identity first: nothing below is looked into twice.
         self.now = [module.__dict__ for module in self.modules]
@@ -34,6 +36,8 @@ class Snapshot:
     def holds(self) -> bool:
         """Whether nothing has changed."""
         if any(self.hooks) or torch_module._has_any_global_hook():
+            return False
+        if any(k.forward is not f or k.__call__ is not call for k, f, call in self.called):
             return False
         if list(map(type, self.modules)) != self.kinds:
             return False

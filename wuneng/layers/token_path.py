@@ -17,6 +17,7 @@ from torch import Tensor
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.middle.base import MiddleHeads
+from wuneng.layers.plain_modules import modes_are_on
 from wuneng.ops.backend import candidates
 from wuneng.ops.native import hybrid_token
 from wuneng.ops.plain import are_plain
@@ -71,6 +72,8 @@ def _is_plain(x: Tensor, heads: AttentionHeads, layout: SequenceLayout) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or layout.cu_seqlens is not None:
         return False
     if torch.is_autocast_enabled("cpu") or "native" not in candidates("token", x.device):
+        return False
+    if modes_are_on():
         return False
     tensors = (x, heads.key, heads.value, heads.output)
     return are_plain(*tensors) and all(

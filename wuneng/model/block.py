@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from wuneng.layers.capped_attention import capped_attention
 from wuneng.layers.layout import SequenceLayout
+from wuneng.layers.plain_modules import as_written
 from wuneng.model.branch_way import BranchWay
 from wuneng.model.cache import WuNengCache
 from wuneng.model.configuration import WuNengConfig
@@ -20,6 +21,7 @@ from wuneng.model.residual import ResidualParts
 __all__ = ["WuNengBlock"]
 
 
+@as_written  # transformers puts its checkpointing around it
 class WuNengBlock(GradientCheckpointingLayer, ResidualParts):
     """Norms, attention beside state and middle heads, feed-forward."""
 

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from wuneng.layers.block_token import layer_weights
 from wuneng.layers.norms import RMSNorm
-from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.plain_modules import is_plain, modes_are_on
 from wuneng.layers.snapshot import Snapshot
 from wuneng.model.cache import WuNengCache
 from wuneng.model.call_shapes import is_padding
@@ -101,6 +101,8 @@ def _may(model: Any, hidden: Tensor, cache: Any) -> bool:
     if not are_plain(hidden) or not hidden.is_cpu or hidden.dtype != torch.float32:
         return False
     if "native" not in candidates("token", hidden.device) or "update" in cache.__dict__:
+        return False
+    if modes_are_on():
         return False
     if not _is_wired_so(model.config):
         return False
