@@ -113,6 +113,21 @@ def test_what_others_wrote_is_shown_and_not_obeyed(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)<script", written)
 
 
+@pytest.mark.parametrize("form", ["html", "md"])
+def test_half_a_surrogate_pair_in_a_record_is_no_reason_to_fail(tmp_path: Path, form: str) -> None:
+    """JSON can spell it, UTF-8 cannot: a finished command ended in a traceback over its page."""
+    place = write_run(tmp_path / "run")
+    half = "3\ud800"
+    for file in ("environment.json", "bench.json"):
+        record = json.loads((place / file).read_text())
+        record["python"] = half
+        for row in record.get("rows") or ():
+            row["arm"] = half
+        (place / file).write_text(json.dumps(record))
+    page = write_report(build_report([read_records(place)]), place, form)
+    assert "ud800" in page.read_text(encoding="utf-8")
+
+
 def test_what_is_not_recorded_is_left_out_and_said(tmp_path: Path) -> None:
     place = write_run(tmp_path / "run", seeds=(7,))
     for file in ("eval.json", "controls.json", "bench.json"):

@@ -72,8 +72,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a UTF-8 file, as ``write_bytes_atomic`` does. DiskError when the disk refuses."""
-    write_bytes_atomic(path, text.encode("utf-8"))
+    r"""Write a UTF-8 file, as ``write_bytes_atomic`` does. DiskError when the disk refuses.
+
+    Half a surrogate pair, which a record of others may hold as JSON's escape, is written as one.
+    """
+    write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:

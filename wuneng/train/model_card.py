@@ -14,7 +14,7 @@ from typing import Any
 from wuneng.errors import DataError, file_errors
 from wuneng.foreign.markdown import markdown_text
 from wuneng.hub import CARD, Card, Origin, Section, card_text, facts, origin_of, table
-from wuneng.records import ArmDirectory, RunDirectory, read_json
+from wuneng.records import ArmDirectory, RunDirectory, read_json, write_text_atomic
 from wuneng.records.checksums import digest, rewrite_sealed
 from wuneng.train.differences import difference, in_numbers
 from wuneng.train.outline import RunOutline
@@ -36,7 +36,7 @@ def write_arm_card(
     origin = None if start is None else origin_of(start, str(record["init_from"]))
     config = read_json(directory / "config.json")
     card = _card(run, name, record, config, origin, None)
-    (directory / CARD).write_text(card_text(card, directory), encoding="utf-8")
+    write_text_atomic(directory / CARD, card_text(card, directory))
 
 
 def write_comparisons(run: RunDirectory, outline: RunOutline, results: Mapping[str, Any]) -> None:
