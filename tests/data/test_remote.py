@@ -185,11 +185,27 @@ def put_bytes(name: str, content: bytes) -> None:
         file.write(content)
 
 
+def test_a_store_that_is_connected_to_at_once_is_asked_again(
+    settings: Any, waits: list[float]
+) -> None:
+    data = settings.text(train="ftp://127.0.0.1:1/a.txt")
+    with pytest.raises(RunError, match=r"ftp://.*: the store cannot be reached"):
+        prepare_text(data, settings.training(), settings.evaluation(), 0)
+    assert waits == [1, 2, 4, 8, 16]
+
+
 def test_what_cannot_be_opened_at_all(settings: Any) -> None:
     for url, message in (
         ("s3://bucket/a.jsonl", r"data\.train: 's3://.*' needs a package that is missing: .*s3fs"),
         ("nothing://a.jsonl", r"data\.train: 'nothing://a\.jsonl': .*nothing"),
         ("memory://none/a.jsonl", r"data\.train: 'memory://none/a\.jsonl': no file there"),
+        ("https://[bad/a.txt", r"data\.train: 'https://\[bad/a\.txt': .*IPv6"),
+        (
+            "https://127.0.0.1:99999/a.txt",
+            r"data\.train: 'https://127.0.0.1:99999/a\.txt': .*[Pp]ort",
+        ),
+        ("zip://a.txt::none.zip", r"data\.train: zip://a\.txt::none\.zip: cannot be read"),
+        ("hf://a", r"data\.train: 'hf://a': "),
     ):
         data = settings.text(train=url)
         with pytest.raises(DataError, match=message):

@@ -23,7 +23,7 @@ from wuneng.data.files import file_kind, readable_kinds
 from wuneng.data.shuffled_blocks import shuffled_blocks
 from wuneng.data.streamed import Position, StreamedDataset
 from wuneng.data.text_batches import epoch_order
-from wuneng.errors import DataError, RunError, reason
+from wuneng.errors import DataError, RunError, WuNengError, reason
 
 __all__ = ["WAITS", "RemoteFiles", "is_url"]
 
@@ -167,26 +167,30 @@ def _said(error: BaseException) -> str:
     return getattr(error, "strerror", None) or reason(error)
 
 
-def _found(url: str, field: str) -> list[tuple[Any, str, str]]:
-    """(file system, path, URL) of the files that a URL stands for, in alphabetical order."""
+def _listed(url: str) -> tuple[Any, list[str]]:
+    """The file system, and what the store has there."""
     from fsspec.core import url_to_fs
 
+    file_system, path = url_to_fs(url)  # some connect here
+    if "*" in path:
+        return file_system, [str(found) for found in file_system.glob(path)]
+    if file_kind(PurePosixPath(path)):
+        return file_system, [path] if file_system.exists(path) else []
+    return file_system, [str(found) for found in file_system.find(path)]
+
+
+def _found(url: str, field: str) -> list[tuple[Any, str, str]]:
+    """(file system, path, URL) of the files that a URL stands for, in alphabetical order."""
+    tries = _Tries(f"{field}: {url}")
     try:
-        file_system, path = url_to_fs(url)
+        file_system, found = tries.until_it_works(lambda: _listed(url))
     except ImportError as error:  # "Install s3fs to access S3"
         raise DataError(f"{field}: {url!r} needs a package that is missing: {error}") from None
-    except ValueError as error:
+    except WuNengError:
+        raise
+    except Exception as error:  # a URL that is none, to each kind of store in its own way
         raise DataError(f"{field}: {url!r}: {reason(error)}") from None
-    tries = _Tries(f"{field}: {url}")
-
-    def listed() -> list[str]:
-        if "*" in path:
-            return [str(found) for found in file_system.glob(path)]
-        if file_kind(PurePosixPath(path)):
-            return [path] if file_system.exists(path) else []
-        return [str(found) for found in file_system.find(path)]
-
-    paths = sorted(p for p in tries.until_it_works(listed) if file_kind(PurePosixPath(p)))
+    paths = sorted(path for path in found if file_kind(PurePosixPath(path)))
     if not paths:
         raise DataError(f"{field}: {url!r}: no file there; looked for {readable_kinds()}")
     return [(file_system, p, str(file_system.unstrip_protocol(p))) for p in paths]

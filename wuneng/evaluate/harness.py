@@ -16,6 +16,7 @@ import torch
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.long_context import RULER_MEAN
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
+from wuneng.evaluate.own_task_files import build_errors, run_errors
 from wuneng.evaluate.task_loading import LoadedTasks, quiet_harness
 
 __all__ = ["run_tasks"]
@@ -52,12 +53,14 @@ def run_tasks(
     """
     from lm_eval.evaluator import evaluate
 
-    for task in loaded.tasks.values():
+    for name, task in loaded.tasks.items():
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-        _fit_generation(task, model.max_length)
+        with build_errors(name, loaded.files.get(name)):
+            _fit_generation(task, model.max_length)
     torch.manual_seed(_TORCH_SEED)
     # The harness prints remarks about batch sizes to stdout, which belongs to results.
-    with quiet_harness(), _lean_harness(), contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with quiet_harness(), _lean_harness(), quiet, run_errors(loaded.files, loaded.tasks):
         results = evaluate(
             model,
             {"tasks": dict(loaded.tasks), "groups": {}, "group_map": {}},

@@ -24,6 +24,7 @@ from wuneng.evaluate.long_context import (
     too_short,
 )
 from wuneng.evaluate.own_questions import OwnQuestions, question_tasks
+from wuneng.evaluate.own_task_files import build_errors, own_file, refuse_code
 from wuneng.evaluate.reader import Reader
 from wuneng.evaluate.suite import NEEDLE, NEEDLE_LENGTHS, suite_members, write_member
 from wuneng.evaluate.task_objects import load_task
@@ -44,12 +45,14 @@ class LoadedTasks:
         tasks: harness task objects by name.
         local: where each task's items come from, when local files supply them.
         notes: remarks that belong beside the results.
+        files: the user's own task files (``--include-path``), by task.
     """
 
     selections: list[TaskSelection]
     tasks: dict[str, Any]
     local: dict[str, LocalTask]
     notes: list[str]
+    files: dict[str, Path] = field(default_factory=dict)
 
 
 def load_tasks(
@@ -96,7 +99,8 @@ def load_tasks(
             on_full_index=on_full_index,
             none_is_fine=len(others) < len(names),
         )
-        loading = _Loading(manager, data_dir, workspace, num_fewshot, reader, lengths, limit)
+        given = (data_dir, workspace, num_fewshot, reader, lengths, limit)
+        loading = _Loading(manager, *given, include_path=include_path)
         if data_dir is not None:
             selections = loading.repoint(selections)
         loading.write_suite(ours)
@@ -143,8 +147,10 @@ class _Loading:
     reader: Reader | None
     lengths: Sequence[int] | None
     limit: int | None
+    include_path: Path | None = None
     local: dict[str, LocalTask] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def repoint(self, selections: Sequence[TaskSelection]) -> list[TaskSelection]:
         """Take the items of all tasks from the local files, but of those that make their own."""
@@ -211,14 +217,18 @@ class _Loading:
                 raise next(iter(missing.values()))
             self.notes += [f"{selection.name}: left out: {error}" for error in missing.values()]
             kept.append(TaskSelection(selection.name, leaves, selection.pool))
-        return LoadedTasks(kept, tasks, self.local, self.notes)
+        return LoadedTasks(kept, tasks, self.local, self.notes, self.files)
 
     def _task(self, leaf: str) -> Any:
         entry = self.manager.task_index.get(leaf)
         config = (entry.cfg or {}) if entry else {}
         if why := too_short(leaf, self.reader, self.lengths):
             raise TaskError(f"task {leaf!r}: {why}, as MODEL's tokenizer counts them")
-        with seeded() if generated(config) else nullcontext():
+        own = own_file(entry, self.include_path)
+        if own is not None:
+            refuse_code(leaf, own)
+            self.files[leaf] = own
+        with seeded() if generated(config) else nullcontext(), build_errors(leaf, own):
             task = load_task(leaf, config, self.local.get(leaf), self.manager, self.num_fewshot)
         if generated(config):
             interleaved(task)

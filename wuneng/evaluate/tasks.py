@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import TaskError, reason
+from wuneng.evaluate.own_task_files import unreadable_files
 from wuneng.evaluate.suite import MEMBERS, SUITE
 
 __all__ = [
@@ -148,12 +149,13 @@ def select_tasks(
         mentioned, defined = _scan_task_files(rare)
         for name in rare:
             if name not in mentioned:
-                raise TaskError(_unknown(name, [*manager.all_tasks, *sorted(defined)]))
+                unknown = _unknown(name, [*manager.all_tasks, *sorted(defined)])
+                raise TaskError(unknown + unreadable_files(include_path))
         on_full_index()
         manager = _manager(include_defaults=True, include_path=extra, metadata=given)
     for name in wanted:
         if name not in manager.task_index:
-            raise TaskError(_unknown(name, manager.all_tasks))
+            raise TaskError(_unknown(name, manager.all_tasks) + unreadable_files(include_path))
     return [_select(name, manager.task_index) for name in wanted], manager
 
 
