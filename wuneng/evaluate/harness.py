@@ -92,10 +92,17 @@ def _lean_harness() -> Iterator[None]:
 
 
 def _fit_generation(task: Any, max_length: int) -> None:
-    """Lower a task's own number of generated tokens to what a short context leaves room for."""
+    """Lower a task's own number of generated tokens to what a short context leaves room for.
+
+    Raises ValueError for settings that are none.
+    """
     if task.get_config("output_type") != "generate_until":
         return
-    asked = (task.get_config("generation_kwargs") or {}).get("max_gen_toks")
+    settings = task.get_config("generation_kwargs") or {}
+    until = settings.get("until") or []
+    if not all(isinstance(one, str) for one in (until if isinstance(until, list) else [until])):
+        raise ValueError(f"generation_kwargs.until: expected a text or several, got {until!r}")
+    asked = settings.get("max_gen_toks")
     if asked is not None and int(asked) >= max_length:
         task.set_config("generation_kwargs", {"max_gen_toks": max_length // 2}, update=True)
 

@@ -1,0 +1,116 @@
+"""Task files of the user's own: what is wrong with one is told with its name, whenever it shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wuneng.errors import TaskError
+from wuneng.evaluate import own_task_files
+
+TASK = """task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: ROWS}, cache_dir: CACHE}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{q}}"
+doc_to_target: "{{a}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
+metric_list: [{metric: exact_match}]
+"""
+#: What is put in the place of what, and what is said of it.
+WRONG = {
+    "template": ("{{q}}", "{{q", "TemplateSyntaxError"),
+    "unknown column": ("{{a}}", "{{zz}}", "'zz' is undefined"),
+    "prompt that fails": ("{{q}}", "{{ 1 / 0 }}", "division by zero"),
+    "output type": ("generate_until", "nosuch", "nosuch"),
+    "split": ("test_split: test", "test_split: nosuch", "nosuch"),
+    "number of tokens": ("max_gen_toks: 4", "max_gen_toks: x", "invalid literal for int"),
+    "temperature": ("max_gen_toks: 4", "temperature: abc", "abc"),
+    "stop": ('["\\n"]', "5", "generation_kwargs.until: expected a text or several, got 5"),
+    "filter": (
+        "metric_list:",
+        "filter_list: [{name: x, filter: [{function: regex, regex_pattern: '('}]}]\nmetric_list:",
+        "unterminated subpattern",
+    ),
+}
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, wuneng: Any, llama_directory: Path) -> Any:
+    rows = "".join(json.dumps({"q": f"What is {i}?", "a": str(i)}) + "\n" for i in range(4))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+
+    def evaluate(text: str, *arguments: str) -> Any:
+        text = text.replace("ROWS", str(tmp_path / "rows.jsonl"))
+        (mine / "task.yaml").write_text(text.replace("CACHE", str(tmp_path / "hf")))
+        return wuneng(
+            *("eval", llama_directory, "--tasks", "mine", "--include-path", mine),
+            *("--baseline", "none", "--out", tmp_path / "out", *arguments),
+        )
+
+    return evaluate
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_told_with_the_file(evaluated: Any, name: str) -> None:
+    old, new, said = WRONG[name]
+    assert old in TASK
+    result = evaluated(TASK.replace(old, new))
+    assert result.exit_code == 2, result.output
+    assert "task.yaml: task 'mine': " in result.output
+    assert said in result.output
+
+
+def test_a_file_that_is_no_task_is_named(evaluated: Any) -> None:
+    for text, said in (("[1, 2]", "expected a mapping, got list"), ("task: {", "task.yaml: ")):
+        result = evaluated(text)
+        assert result.exit_code == 2, result.output
+        assert "No task files: " in result.output or "cannot be read" in result.output
+        assert said in result.output
+
+
+def test_code_of_a_task_runs_for_those_who_trust_it(evaluated: Any, tmp_path: Path) -> None:
+    """Also where it is a file further that has it."""
+    ran = tmp_path / "ran"
+    code = f"def f(row):\n    open({str(ran)!r}, 'w')\n    return row['q']\n"
+    (tmp_path / "mine" / "own.py").write_text(code)
+    (tmp_path / "mine" / "shared.yml").write_text("doc_to_text: !function own.f\n")
+    for text in (
+        TASK.replace('"{{q}}"', "!function own.f"),
+        TASK.replace('doc_to_text: "{{q}}"', "include: shared.yml"),
+    ):
+        refused = evaluated(text)
+        assert refused.exit_code == 2, refused.output
+        assert "runs code of its own" in refused.output
+        assert "--trust-remote-code" in refused.output
+        assert not ran.exists()
+        trusted = evaluated(text, "--trust-remote-code")
+        assert trusted.exit_code == 0, trusted.output
+        assert ran.exists()
+        ran.unlink()
+
+
+def test_what_the_model_raises_is_not_the_files_fault(tmp_path: Path) -> None:
+    """A task whose harness calls something of ours, which fails."""
+    file, task = tmp_path / "task.yaml", object()
+
+    def raised(module: str, inner: str) -> None:
+        scope = {"__name__": inner}
+        exec("def fail(): raise KeyError('x')", scope)
+        outer: dict[str, Any] = {"__name__": module, "fail": scope["fail"]}
+        exec("def run(self): fail()", outer)
+        with own_task_files.run_errors({"mine": file}, {"mine": task}):
+            outer["run"](task)
+
+    with pytest.raises(TaskError, match=r"task\.yaml: task 'mine': KeyError: 'x'"):
+        raised("lm_eval.api.task", "jinja2.runtime")
+    with pytest.raises(KeyError):
+        raised("lm_eval.api.task", "wuneng.model.modeling")
+    with pytest.raises(KeyError):
+        raised("somewhere", "somewhere.else")
