@@ -69,6 +69,25 @@ def test_a_forbidden_token_is_no_failure() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "wuneng"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_minus_infinity_of_the_model_is_no_forbidden_token(
+    load: Load, tiny: Make, kind: str, temperature: float
+) -> None:
+    """No token is chosen for it, so that its text would look like any other."""
+    loaded = load(tiny(kind))
+    sampling = Sampling(max_tokens=3, temperature=temperature, seed=1)
+    generate_text(loaded, "cats", sampling)
+
+    def minus(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.index_fill(-1, torch.tensor([RARE]), -INF)
+
+    loaded.model.get_output_embeddings().register_forward_hook(minus)
+    with pytest.raises(NonFiniteError, match="--prompt: after 0 new tokens"):
+        generate_text(loaded, "cats", sampling)
+    assert len(loaded.model._forward_hooks) == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "wuneng"])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_the_item_and_the_layer_are_named(

@@ -91,13 +91,13 @@ def generate_text(
     streamer = _Pieces(tokenizer, write)
     started = time.perf_counter()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), FiniteScores().watching(loaded.model) as finite:
             output = loaded.model.generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 streamer=streamer,
                 pad_token_id=_pad_token(tokenizer),
-                logits_processor=[FiniteScores()],
+                logits_processor=[finite],
                 **_arguments(sampling),
             )
     except NotFinite as found:

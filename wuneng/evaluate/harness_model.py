@@ -203,9 +203,10 @@ class HarnessModel(HarnessEncoding):
         mask = kwargs.get("attention_mask")
         if len(batch) > len(context) and mask is not None:
             kwargs["attention_mask"] = torch.cat([mask, torch.ones_like(mask)])
-        kwargs["logits_processor"] = [FiniteScores()]
         try:
-            generated: Tensor = super()._model_generate(batch, max_length, stop, **kwargs)
+            with FiniteScores().watching(self.model) as finite:
+                kwargs["logits_processor"] = [finite]
+                generated: Tensor = super()._model_generate(batch, max_length, stop, **kwargs)
         except NotFinite as found:
             row = found.row // int(kwargs.get("num_beams") or 1)
             pads = 0 if mask is None else int((mask[min(row, len(mask) - 1)] == 0).sum())

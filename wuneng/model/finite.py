@@ -55,12 +55,34 @@ class FiniteScores(LogitsProcessor):  # type: ignore[misc]
     """For ``generate(logits_processor=[...])``: raises NotFinite before a token is chosen.
 
     A score of minus infinity alone is how transformers forbids a token, and passes; a row of
-    nothing else does not.
+    nothing else does not, nor does one that the model itself gave, while :meth:`watching` it.
     """
+
+    def __init__(self) -> None:
+        self._finite: Tensor | None = None
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[FiniteScores]:
+        """In the block the logits are looked at as ``model`` returns them."""
+
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            logits = getattr(output, "logits", None)
+            if isinstance(logits, Tensor):
+                last = logits[:, -1]
+                self._finite = None if all_finite(last) else torch.isfinite(last).all(dim=-1)
+
+        handle = model.register_forward_hook(look)
+        try:
+            yield self
+        finally:
+            handle.remove()
+            self._finite = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``scores`` ``[B, V]`` as they are."""
         finite = torch.isfinite(scores.amax(dim=-1))
+        if self._finite is not None and self._finite.shape == finite.shape:
+            finite &= self._finite.to(finite.device)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
             raise NotFinite(row, input_ids[row])
