@@ -37,22 +37,22 @@ def test_silenced_is_the_model_without_what_the_branch_adds(variant: str) -> Non
 @pytest.mark.parametrize("variant", WIRINGS)
 @pytest.mark.parametrize("whole_layer", [False, True])
 def test_watched_layers_see_the_silent_models_activations(variant: str, whole_layer: bool) -> None:
-    model = small_model(variant).train()
+    model = small_model(variant).train().double()
     asked: dict[int, Tensor] = {}
     for way in branch_ways(model).values():
         way.watch = lambda layer, said, wanted: asked.update({layer: wanted})
         way.whole_layer = whole_layer
     found = model(IDS, output_hidden_states=True)
-    expected = _silent(variant)(IDS, output_hidden_states=True)
+    expected = _silent(variant).double()(IDS, output_hidden_states=True)
     assert torch.equal(found.logits, expected.logits)
     before, after = expected.hidden_states[:2]
     block = model.model.layers[0]
     if whole_layer:
-        assert torch.allclose(asked[0], after - before, atol=1e-5)
+        assert torch.allclose(asked[0], after - before, atol=1e-10)
     else:
         said = block.from_heads(asked[0])
         fed = block.from_feed_forward(before + said, *_layout(model))
-        assert torch.allclose(before + said + fed, after, atol=1e-5)
+        assert torch.allclose(before + said + fed, after, atol=1e-10)
 
 
 def _layout(model: Any) -> tuple[Any, None]:
@@ -66,7 +66,7 @@ def _layout(model: Any) -> tuple[Any, None]:
 def test_a_branch_in_attentions_place_stands_behind_the_same_norm(variant: str) -> None:
     """A branch that says what attention says changes nothing where it replaces attention."""
     own = {"state_key_source": "own", "state_value_source": "own", "cross_head": "none"}
-    model, said = small_model(variant, **own), {}
+    model, said = small_model(variant, **own).double(), {}
     first = model.model.layers[0]
     first.self_attn.o_proj.register_forward_hook(
         lambda module, inputs, output: said.update(attention=output)
@@ -78,4 +78,4 @@ def test_a_branch_in_attentions_place_stands_behind_the_same_norm(variant: str) 
     first.cross_head.register_forward_hook(
         lambda module, inputs, output: (output[0], said["attention"])
     )
-    assert torch.allclose(model(IDS).logits, expected, atol=1e-5)
+    assert torch.allclose(model(IDS).logits, expected, atol=1e-10)

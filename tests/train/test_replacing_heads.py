@@ -88,7 +88,7 @@ def test_weights_that_stay_are_leading_rows_and_columns(finished: Path) -> None:
 
 @torch.no_grad()
 def test_the_teacher_has_all_of_its_heads(finished: Path) -> None:
-    start = loaded(finished / "start")
+    start = loaded(finished / "start").double()
     expected = logits(start)
     begin_replacing(start, (0, 1), 2)
     replaced = logits(start)
@@ -96,17 +96,17 @@ def test_the_teacher_has_all_of_its_heads(finished: Path) -> None:
         assert torch.equal(logits(start), expected)
     saved = without_attention(start, (0, 1), 2).eval()
     assert not torch.allclose(replaced, expected, atol=1e-3)
-    torch.testing.assert_close(logits(saved), replaced, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(saved), replaced, rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()
 def test_saved_logits_come_token_by_token_too(finished: Path) -> None:
-    model = loaded(finished / "model")
+    model = loaded(finished / "model").double()
     whole, cache = logits(model), None
     for t in range(IDS.shape[1]):
         out = model(input_ids=IDS[:, t : t + 1], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        torch.testing.assert_close(out.logits[:, 0], whole[:, t], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out.logits[:, 0], whole[:, t], rtol=1e-10, atol=1e-10)
     greedy = model.generate(IDS, max_new_tokens=4, do_sample=False)
     assert greedy.shape == (1, 44)
     assert greedy[0, 40] == whole[0, -1].argmax()
@@ -136,7 +136,7 @@ def test_heads_as_many_start_from_the_weights_of_those_that_go(finished: Path) -
 @pytest.mark.parametrize("whole_layer", [False, True])
 def test_aligned_heads_are_asked_for_what_goes(finished: Path, whole_layer: bool) -> None:
     """A branch that says what the heads that go said leaves nothing to learn."""
-    start, seen = loaded(finished / "start"), {}
+    start, seen = loaded(finished / "start").double(), {}
     begin_replacing(start, (0, 1), 2)
     start.train()
     block = start.model.layers[0]
@@ -153,9 +153,9 @@ def test_aligned_heads_are_asked_for_what_goes(finished: Path, whole_layer: bool
     with_teacher = logits(start)
     with silenced(start):
         expected = logits(start)
-    torch.testing.assert_close(with_teacher, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(with_teacher, expected, rtol=1e-10, atol=1e-10)
     said, asked = seen[0]
-    torch.testing.assert_close(said, asked, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(said, asked, rtol=1e-10, atol=1e-10)
     assert not torch.allclose(*seen[1], atol=1e-3)
 
 
