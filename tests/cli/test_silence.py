@@ -81,7 +81,7 @@ def test_around_a_text_there_are_two_lines_of_ours(place: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("train", "recipe.yaml", "--quiet"),
+        ("train", "recipe.yaml", "--profile", "1-1", "--quiet"),
         ("eval", "llama", "--tasks", "boolq", "--data-dir", "tests", "--quiet"),
         ("convert", "llama", "upgraded", "--state-heads", "2", "--quiet"),
         ("bench", "--what", "decode", "--seq-len", "16", "--seconds", "0.1", "--quiet"),

@@ -8,6 +8,7 @@ Watching changes no bit of the run; the profiler's own cost is in its times: rea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from wuneng.train.step_range import StepRange
 __all__ = ["TRACE", "WHERE", "StepProfile"]
 
 TRACE, WHERE = "trace.json.gz", "where.json"
+_SILENT = "99"
 _OPERATORS = 20
 """That where.json lists, those that took longest."""
 
@@ -89,6 +91,8 @@ class StepProfile:
             self._labels.enter_context(labelled(self._model))
         on_cuda = self._device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+        # Kineto writes a line on stderr as it starts and one as it stops, below this level.
+        os.environ.setdefault("KINETO_LOG_LEVEL", _SILENT)
         self._running = profile(activities=activities, acc_events=True)
         self._running.start()
 
