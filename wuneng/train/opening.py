@@ -205,7 +205,8 @@ def _planned(recipe: Recipe, opening: Opening, arms: Collection[str], learned: P
     if opening.check and isinstance(named, str):
         check_tokenizer(named)
     return plan_run(
-        *(recipe, opening.sources),
+        recipe,
+        opening.sources,
         arms=arms,
         text="read",
         processes=opening.processes,

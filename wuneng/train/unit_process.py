@@ -142,7 +142,8 @@ def _train(job: UnitJob, relay: _Relay) -> Failure | None:
     ):
         arms = {job.unit.arm}
         plan = plan_run(
-            *(recipe, job.sources),
+            recipe,
+            job.sources,
             arms=arms,
             text="read",
             processes=processes,
