@@ -175,6 +175,18 @@ def test_held_out_rows_of_a_run(text_run: Path, monkeypatch: pytest.MonkeyPatch)
     assert "--task recall" in done.stderr
 
 
+def test_what_is_not_finite_is_told_and_not_shown(parity: Path, tmp_path: Path) -> None:
+    """Its figures looked like any other's."""
+    model = parity_model()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    broken = save_model(model, tmp_path / "broken", tokenizer=False)
+    done = invoke("inspect", broken, "--text", "row.txt")
+    assert done.exit_code == 1, done.output
+    assert "row.txt: logits of broken are NaN or infinite" in done.output
+    assert "model.layers.0.mlp.up_proj (its weight is not finite)" in " ".join(done.output.split())
+
+
 def test_mistakes(parity: Path, tmp_path: Path) -> None:
     llama = save_model(tiny_llama(), tmp_path / "llama")
     (tmp_path / "text.txt").write_text("Two cats")

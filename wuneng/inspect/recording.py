@@ -22,6 +22,7 @@ from wuneng.layers.middle.concat import Concat
 from wuneng.layers.middle.gated import Gated
 from wuneng.layers.recurrence_watch import recurrence_watched
 from wuneng.model.block import WuNengBlock
+from wuneng.model.finite import NotFinite, all_finite
 from wuneng.ops.cross_head import grouped_heads
 
 __all__ = ["LayerRecord", "MiddleRecord", "record"]
@@ -74,6 +75,9 @@ def record(model: Any, tokens: Tensor) -> list[LayerRecord]:
 
     Returns:
         A record for each layer; none for a model of another class.
+
+    Raises:
+        NotFinite: its logits are NaN or infinite.
     """
     blocks = [module for module in model.modules() if isinstance(module, WuNengBlock)]
     records = []
@@ -95,7 +99,9 @@ def record(model: Any, tokens: Tensor) -> list[LayerRecord]:
                 stack.callback(block.self_attn.register_forward_hook(hook).remove)
         if blocks:
             stack.enter_context(_explicit_attention(model))
-            model(tokens[None].to(model.device), use_cache=False)
+            logits = model(tokens[None].to(model.device), use_cache=False).logits
+            if not all_finite(logits):
+                raise NotFinite(0, tokens)
     return records
 
 

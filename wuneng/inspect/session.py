@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 
 from wuneng.errors import ModelError
 from wuneng.evaluate.loading import LoadedModel
+from wuneng.evaluate.not_finite import not_finite_error
 from wuneng.inspect.quantities import half_life, in_context_rate, state_path
 from wuneng.inspect.recording import LayerRecord, record
 from wuneng.inspect.subject import Subject
+from wuneng.model.finite import NotFinite
 
 __all__ = ["SCHEMA", "inspect_model"]
 
@@ -40,8 +43,14 @@ def inspect_model(loaded: LoadedModel, subject: Subject) -> dict[str, Any]:
 
     Raises:
         ModelError: the model is of no class of this package.
+        NonFiniteError: its logits are NaN or infinite, and so what it holds says nothing.
     """
-    records = record(loaded.model, subject.tokens)
+    try:
+        records = record(loaded.model, subject.tokens)
+    except NotFinite as found:
+        read = found.read[None].to(loaded.model.device)
+        run = partial(loaded.model, read, use_cache=False)
+        raise not_finite_error(loaded.model, loaded.label, subject.source, run) from None
     if not records:
         raise ModelError(
             f"{loaded.label}: a {loaded.model.config.model_type} model; expected a wuneng model "
