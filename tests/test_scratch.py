@@ -67,7 +67,8 @@ def test_every_place_that_makes_one_gives_it_a_name_that_nobody_chooses() -> Non
         for path in (ROOT / "wuneng").rglob("*.py")
         for name in call.findall(path.read_text(encoding="utf-8"))
     } - {"prefix:"}
-    assert found == {"KERNEL_BUILD", '".wuneng-eval-"', '".wuneng-export-"', '".wuneng-kernels-"'}
+    kinds = ("bench", "eval", "export", "kernels")
+    assert found == {"KERNEL_BUILD", *(f'".wuneng-{kind}-"' for kind in kinds)}
     assert KERNEL_BUILD.startswith(".")
 
 

@@ -7,10 +7,8 @@ checked against transformers' Llama with the same weights. Called as transformer
 from __future__ import annotations
 
 import ctypes
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +22,7 @@ from wuneng.bench.model_gate import Twin
 from wuneng.bench.peer_models import build_llama
 from wuneng.bench.peers import LLAMA_CPP, load_peer
 from wuneng.model import WuNengConfig
+from wuneng.records.scratch import scratch_directory
 
 __all__ = ["build_llama_cpp", "llama_cpp_twin", "require_llama_cpp"]
 
@@ -95,8 +94,8 @@ class LlamaCpp:
         self._log = self._library.llama_log_callback(lambda level, text, data: None)
         self._library.llama_log_set(self._log, ctypes.c_void_p(0))
         self.llama = self.llama.to(dtype)
-        with tempfile.TemporaryDirectory(prefix="wuneng-") as name:
-            file = Path(name) / "model.gguf"
+        with scratch_directory(".wuneng-bench-") as place:
+            file = place / "model.gguf"
             write_gguf(self.llama, file, dtype)
             settings = self._library.llama_model_default_params()
             settings.n_gpu_layers, settings.use_mmap = 0, False
