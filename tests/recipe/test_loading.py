@@ -90,6 +90,7 @@ def test_tokens_are_rounded_up_to_whole_steps(write: Write) -> None:
         ("name: ../x", 1, "name: expected a name of letters, digits"),
         ("name: latest", 1, "name: expected a name of letters, digits"),
         ("arms: {}", 1, "arms: expected at least 1 entries"),
+        (f"arms: [{', '.join(f'a{i}' for i in range(101))}]", 1, "arms: expected at most 100"),
         ("arms:\n  a/b: {model: {}}", 2, "expected a name of letters, digits"),
         ("arms:\n  mha:\n    training: {learning_rat: 1}", 3,
          "arms.mha.training.learning_rat is not a known field. Did you mean 'learning_rate'?"),

@@ -42,6 +42,8 @@ _RESERVED = (
 )
 
 
+#: More cannot be told apart in a table, and planning them would take minutes.
+_MOST_ARMS = 100
 #: Fields that a sweep cannot vary.
 _OF_THE_WHOLE = ("name", "description", "device", "parallel", "loggers", "seed")
 
@@ -118,9 +120,11 @@ class Recipe(Settings):
     of the text alone."""
     model: ModelSettings = ModelSettings()
     """The architecture that the arms change."""
-    arms: Annotated[dict[ArmName, Arm], Field(min_length=1), BeforeValidator(_named_arms)] = Field(
-        default_factory=lambda: {name: Arm() for name in DEFAULT_ARMS}
-    )
+    arms: Annotated[
+        dict[ArmName, Arm],
+        Field(min_length=1, max_length=_MOST_ARMS),
+        BeforeValidator(_named_arms),
+    ] = Field(default_factory=lambda: {name: Arm() for name in DEFAULT_ARMS})
     """The arms by name, or a list of built-in names; the first is the reference."""
     data: Data
     """Where tokens come from."""
