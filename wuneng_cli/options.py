@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import update_wrapper
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Annotated, Any, Concatenate, NamedTuple
 
 import typer
@@ -82,7 +83,13 @@ def tokens(flag: str, text: str, least: int = 1) -> Any:
 
 def out(text: str) -> Any:
     """The option --out; ``text`` says what goes there."""
-    return typer.Option("--out", metavar="DIR", help=text)
+
+    def named(value: str) -> Path:
+        if not value.strip():  # as an unset variable of a script leaves it: not the directory here
+            raise typer.BadParameter(f"expected a directory, got {value!r}")
+        return Path(value)
+
+    return typer.Option("--out", metavar="DIR", parser=named, help=text)
 
 
 Arm = Annotated[str | None, typer.Option("--arm", metavar="NAME", help="Which arm of a run.")]

@@ -81,6 +81,15 @@ def test_a_place_that_cannot_hold_results(place: Path, model: Path, command: str
     assert sorted(os.listdir(place)) == ["broken-link", "precious", "small.yaml"]
 
 
+@pytest.mark.parametrize("command", ["train small.yaml", "eval", "bench", "inspect", "report"])
+def test_an_empty_name_is_not_the_working_directory(place: Path, command: str) -> None:
+    """It is what an unset variable of a script leaves."""
+    result = wuneng(*command.split(), "--out", "")
+    assert result.exit_code == 2
+    assert "'--out': expected a directory, got ''" in result.stderr
+    assert sorted(os.listdir(place)) == ["precious", "small.yaml"]
+
+
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
     """A file system that refuses every write, root's too."""
