@@ -84,6 +84,7 @@ def test_code_of_a_task_runs_for_those_who_trust_it(evaluated: Any, tmp_path: Pa
     for text in (
         TASK.replace('"{{q}}"', "!function own.f"),
         TASK.replace('doc_to_text: "{{q}}"', "include: shared.yml"),
+        TASK.replace('doc_to_text: "{{q}}"', '"include": [shared.yml]'),
     ):
         refused = evaluated(text)
         assert refused.exit_code == 2, refused.output

@@ -19,7 +19,6 @@ from wuneng.foreign import is_trusted
 __all__ = ["build_errors", "own_file", "refuse_code", "run_errors", "unreadable_files"]
 
 _CODE = re.compile(r"!function\b")
-_INCLUDED = re.compile(r"^include:\s*['\"]?([^'\"\s]+)", re.MULTILINE)
 _MOST_NAMED = 5
 
 
@@ -48,7 +47,23 @@ def refuse_code(leaf: str, file: Path) -> None:
                 f"--include-path: task {leaf!r} runs code of its own (!function in {one}). If you "
                 "trust it, pass --trust-remote-code"
             )
-        left += [one.parent / name for name in _INCLUDED.findall(text)]
+        left += [one.parent / name for name in _included(one, text)]
+
+
+def _included(file: Path, text: str) -> list[str]:
+    """What the file includes: one name or several, however they are written. TaskError where it is
+    more than plain YAML, which may be code in another spelling."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TaskError(
+            f"--include-path: {file} is no plain YAML ({reason(error)}). If you trust it, pass "
+            "--trust-remote-code"
+        ) from None
+    names = found.get("include") if isinstance(found, dict) else None
+    return [str(name) for name in (names if isinstance(names, list) else [names]) if name]
 
 
 @contextmanager
