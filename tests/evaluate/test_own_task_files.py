@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wuneng.errors import TaskError
-from wuneng.evaluate import own_task_files
+from wuneng.evaluate import own_task_code, own_task_files
 
 TASK = """task: mine
 dataset_path: json
@@ -30,6 +30,13 @@ WRONG = {
     "split": ("test_split: test", "test_split: nosuch", "nosuch"),
     "number of tokens": ("max_gen_toks: 4", "max_gen_toks: x", "invalid literal for int"),
     "temperature": ("max_gen_toks: 4", "temperature: abc", "abc"),
+    "temperature below 0": (
+        "max_gen_toks: 4",
+        "max_gen_toks: 4, do_sample: true, temperature: -1.0",
+        "generation_kwargs: `temperature` (=-1.0)",
+    ),
+    "unknown setting": ("max_gen_toks: 4", "max_gen_toks: 4, bems: 3", "bems"),
+    "number as prompt": ('"{{q}}"', "n", "expected text to read and to score, got 0 (int)"),
     "stop": ('["\\n"]', "5", "generation_kwargs.until: expected a text or several, got 5"),
     "filter": (
         "metric_list:",
@@ -41,7 +48,7 @@ WRONG = {
 
 @pytest.fixture
 def evaluated(tmp_path: Path, wuneng: Any, llama_directory: Path) -> Any:
-    rows = "".join(json.dumps({"q": f"What is {i}?", "a": str(i)}) + "\n" for i in range(4))
+    rows = "".join(json.dumps({"q": f"What is {i}?", "a": str(i), "n": i}) + "\n" for i in range(4))
     (tmp_path / "rows.jsonl").write_text(rows)
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -63,16 +70,29 @@ def test_what_is_wrong_is_told_with_the_file(evaluated: Any, name: str) -> None:
     assert old in TASK
     result = evaluated(TASK.replace(old, new))
     assert result.exit_code == 2, result.output
-    assert "task.yaml: task 'mine': " in result.output
+    assert "task 'mine': " in result.output
     assert said in result.output
 
 
 def test_a_file_that_is_no_task_is_named(evaluated: Any) -> None:
-    for text, said in (("[1, 2]", "expected a mapping, got list"), ("task: {", "task.yaml: ")):
+    for text, said in (
+        ("[1, 2]", "expected a mapping, got list"),
+        ("task: {", "task.yaml: "),
+        ("task: [" + "[" * 2000, "task.yaml: "),
+        ("mine: 2020-99-99", "month must be in 1..12"),
+        ("mine: !!int abc", "task.yaml: "),
+    ):
         result = evaluated(text)
         assert result.exit_code == 2, result.output
         assert "No task files: " in result.output or "cannot be read" in result.output
         assert said in result.output
+
+
+@pytest.mark.parametrize("members", ["5", "{a: 1}", "[[mine]]"])
+def test_a_group_of_what_is_no_task(evaluated: Any, members: str) -> None:
+    result = evaluated(f"group: mine\ntask: {members}\n")
+    assert result.exit_code == 2, result.output
+    assert "mine" in result.output
 
 
 def test_code_of_a_task_runs_for_those_who_trust_it(evaluated: Any, tmp_path: Path) -> None:
@@ -95,6 +115,68 @@ def test_code_of_a_task_runs_for_those_who_trust_it(evaluated: Any, tmp_path: Pa
         assert trusted.exit_code == 0, trusted.output
         assert ran.exists()
         ran.unlink()
+
+
+#: Programs in the place of a text, which leave a trace where they run.
+TEMPLATES = (
+    "{{ cycler.__init__.__globals__.os.system('touch TRACE') }}",
+    "{{ ().__class__.__base__.__subclasses__() }}",
+    "{% set x = 'a'.__class__ %}{{ x.__mro__ }}",
+)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_is_no_way_to_the_interpreter(
+    evaluated: Any, tmp_path: Path, template: str
+) -> None:
+    trace = tmp_path / "trace"
+    text = TASK.replace("{{q}}", template.replace("TRACE", str(trace)))
+    refused = evaluated(text)
+    assert refused.exit_code == 2, refused.output
+    assert "task.yaml: task 'mine': SecurityError" in refused.output
+    assert "--trust-remote-code" in refused.output
+    assert not trace.exists()
+    trusted = evaluated(text, "--trust-remote-code")
+    assert trusted.exit_code == 0, trusted.output
+    assert trace.exists() == ("TRACE" in template)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["metric: exact_mach", "metric: exact_match, hf_evaluate: true"]
+)
+def test_a_metric_that_would_be_a_script(evaluated: Any, spelling: str) -> None:
+    result = evaluated(TASK.replace("metric: exact_match", spelling))
+    assert result.exit_code == 2, result.output
+    assert "script of the evaluate library" in result.output
+    assert ("Did you mean 'exact_match'" in result.output) == ("mach" in spelling)
+    assert "--trust-remote-code" in result.output
+
+
+def test_a_tag_of_python_is_not_constructed(evaluated: Any, tmp_path: Path) -> None:
+    """Neither where the harness looks for tasks nor where it reads this one."""
+    trace = tmp_path / "trace"
+    for tag in ("object/apply:os.system", "object/new:os.system"):
+        call = f"!!python/{tag} ['touch {trace}']"
+        (tmp_path / "mine" / "another.yaml").write_text(f"task: another\ndoc_to_text: {call}\n")
+        assert evaluated(TASK).exit_code == 0
+        for text in (TASK + f"metadata: {call}\n", TASK.replace('"{{q}}"', call)):
+            assert evaluated(text).exit_code == 2
+        assert not trace.exists()
+
+
+def test_templates_give_the_same_text_in_the_sandbox(tmp_path: Path) -> None:
+    from lm_eval.utils import apply_template
+
+    row = {"q": " a  b ", "words": ["x", "y"], "n": 3}
+    for template in (
+        "{{q.strip().upper()}}\n",
+        "{% for w in words %}{{loop.index}}{{w}} {% endfor %}",
+        "{{ q | regex_replace('a', 'z') }}",
+        "{{ words | join('-') }} {{ '%d' % n }} {{ 'x{}'.format(n) }}",
+    ):
+        plain = apply_template(template, row)
+        with own_task_code.sandboxed_templates(tmp_path):
+            assert apply_template(template, row) == plain
 
 
 def test_what_the_model_raises_is_not_the_files_fault(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.long_context import RULER_MEAN
 from wuneng.evaluate.outcomes import MetricOutcomes, TaskOutcomes
+from wuneng.evaluate.own_task_code import sandboxed_templates
 from wuneng.evaluate.own_task_files import build_errors, run_errors
 from wuneng.evaluate.task_loading import LoadedTasks, quiet_harness
 
@@ -60,7 +61,13 @@ def run_tasks(
     torch.manual_seed(_TORCH_SEED)
     # The harness prints remarks about batch sizes to stdout, which belongs to results.
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with quiet_harness(), _lean_harness(), quiet, run_errors(loaded.files, loaded.tasks):
+    with (
+        sandboxed_templates(loaded.include_path),
+        quiet_harness(),
+        _lean_harness(),
+        quiet,
+        run_errors(loaded.files, loaded.tasks),
+    ):
         results = evaluate(
             model,
             {"tasks": dict(loaded.tasks), "groups": {}, "group_map": {}},

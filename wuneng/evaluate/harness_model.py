@@ -20,6 +20,7 @@ from wuneng.evaluate.harness_encoding import HarnessEncoding
 from wuneng.evaluate.loading import LoadedModel
 from wuneng.evaluate.not_finite import not_finite_error
 from wuneng.evaluate.progress import EvaluationBar
+from wuneng.evaluate.request_check import check_texts, settings_errors
 from wuneng.evaluate.scoring import CallLimits, can_share, score_answers
 from wuneng.evaluate.task_loading import quiet_harness
 from wuneng.model.finite import FiniteScores, NotFinite, all_finite
@@ -90,7 +91,8 @@ class HarnessModel(HarnessEncoding):
         return self._model_call(tokens.to(self.device))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-        """The harness' scoring, with texts tokenised all at once."""
+        """The harness' scoring, with texts tokenised all at once. TaskError for what is no text."""
+        check_texts(requests)
         self._encode_all([request.args for request in requests])
         try:
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -100,7 +102,8 @@ class HarnessModel(HarnessEncoding):
             self._encoded.clear()
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The harness' scoring of whole texts."""
+        """The harness' scoring of whole texts. TaskError for what is no text."""
+        check_texts(requests)
         try:
             with self.bar.in_place_of_the_harness(f"reading {self.label}", len(requests), "texts"):
                 return list(super().loglikelihood_rolling(requests))
@@ -110,12 +113,15 @@ class HarnessModel(HarnessEncoding):
             raise self._error(requests[0], found) from None
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The harness' generation, with cut questions counted."""
+        """The harness' generation, with cut questions counted. TaskError for what is no text and
+        for settings that transformers refuses."""
+        check_texts(requests)
         self._encode_texts({(request.args[0], None): None for request in requests})
         try:
             self._count_cuts(requests)
             writing = f"writing {self.label}"
-            with self.bar.in_place_of_the_harness(writing, len(requests), "answers"):
+            bar = self.bar.in_place_of_the_harness(writing, len(requests), "answers")
+            with bar, settings_errors(requests):
                 return super().generate_until(requests)
         except NotFinite as found:
             text = self._asked[min(found.row, len(self._asked) - 1)]

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import TaskError, WuNengError, reason
-from wuneng.foreign import is_trusted
 
-__all__ = ["build_errors", "own_file", "refuse_code", "run_errors", "unreadable_files"]
+__all__ = ["build_errors", "own_file", "run_errors", "unreadable_files"]
 
 _CODE = re.compile(r"!function\b")
 _MOST_NAMED = 5
@@ -28,42 +27,6 @@ def own_file(entry: Any, include_path: Path | None) -> Path | None:
         return None
     file = Path(entry.yaml_path).resolve()
     return file if file.is_relative_to(include_path.resolve()) else None
-
-
-def refuse_code(leaf: str, file: Path) -> None:
-    """TaskError where the file, or one that it includes, has functions of its own (``!function``)
-    and code is not trusted."""
-    if is_trusted():
-        return
-    left, seen = [file], set()
-    while left:
-        one = left.pop()
-        if one in seen or not one.is_file():
-            continue
-        seen.add(one)
-        text = one.read_text(encoding="utf-8", errors="replace")
-        if _CODE.search(text):
-            raise TaskError(
-                f"--include-path: task {leaf!r} runs code of its own (!function in {one}). If you "
-                "trust it, pass --trust-remote-code"
-            )
-        left += [one.parent / name for name in _included(one, text)]
-
-
-def _included(file: Path, text: str) -> list[str]:
-    """What the file includes: one name or several, however they are written. TaskError where it is
-    more than plain YAML, which may be code in another spelling."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TaskError(
-            f"--include-path: {file} is no plain YAML ({reason(error)}). If you trust it, pass "
-            "--trust-remote-code"
-        ) from None
-    names = found.get("include") if isinstance(found, dict) else None
-    return [str(name) for name in (names if isinstance(names, list) else [names]) if name]
 
 
 @contextmanager
@@ -102,7 +65,10 @@ def run_errors(files: Mapping[str, Path], tasks: Mapping[str, Any]) -> Iterator[
 def _blamed(leaf: str, file: Path, error: Exception) -> TaskError:
     said = reason(error)
     kind = type(error).__name__
-    return TaskError(f"{file}: task {leaf!r}: {said if said == kind else f'{kind}: {said}'}")
+    said = said if said == kind else f"{kind}: {said}"
+    if kind == "SecurityError":  # of the sandbox that `own_task_code` puts templates in
+        said = f"{said} If you trust it, pass --trust-remote-code"
+    return TaskError(f"{file}: task {leaf!r}: {said}")
 
 
 def unreadable_files(include_path: Path | None) -> str:
@@ -114,7 +80,7 @@ def unreadable_files(include_path: Path | None) -> str:
         text = _CODE.sub("", file.read_text(encoding="utf-8", errors="replace"))
         try:
             found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             wrong.append(f"{file}: {reason(error)}")
             continue
         if not isinstance(found, dict):

@@ -24,7 +24,8 @@ from wuneng.evaluate.long_context import (
     too_short,
 )
 from wuneng.evaluate.own_questions import OwnQuestions, question_tasks
-from wuneng.evaluate.own_task_files import build_errors, own_file, refuse_code
+from wuneng.evaluate.own_task_code import refuse_code, sandboxed_templates
+from wuneng.evaluate.own_task_files import build_errors, own_file
 from wuneng.evaluate.reader import Reader
 from wuneng.evaluate.suite import NEEDLE, NEEDLE_LENGTHS, suite_members, write_member
 from wuneng.evaluate.task_objects import load_task
@@ -46,6 +47,7 @@ class LoadedTasks:
         local: where each task's items come from, when local files supply them.
         notes: remarks that belong beside the results.
         files: the user's own task files (``--include-path``), by task.
+        include_path: the directory that they lie in.
     """
 
     selections: list[TaskSelection]
@@ -53,6 +55,7 @@ class LoadedTasks:
     local: dict[str, LocalTask]
     notes: list[str]
     files: dict[str, Path] = field(default_factory=dict)
+    include_path: Path | None = None
 
 
 def load_tasks(
@@ -106,7 +109,7 @@ def load_tasks(
         loading.write_suite(ours)
         if QUESTIONS in names:
             ours.append(loading.write_questions(own or OwnQuestions(QuestionFields())))
-        with loading.sources(selections):
+        with loading.sources(selections), sandboxed_templates(include_path):
             return loading.load([*selections, *ours])
 
 
@@ -217,7 +220,7 @@ class _Loading:
                 raise next(iter(missing.values()))
             self.notes += [f"{selection.name}: left out: {error}" for error in missing.values()]
             kept.append(TaskSelection(selection.name, leaves, selection.pool))
-        return LoadedTasks(kept, tasks, self.local, self.notes, self.files)
+        return LoadedTasks(kept, tasks, self.local, self.notes, self.files, self.include_path)
 
     def _task(self, leaf: str) -> Any:
         entry = self.manager.task_index.get(leaf)
@@ -226,7 +229,7 @@ class _Loading:
             raise TaskError(f"task {leaf!r}: {why}, as MODEL's tokenizer counts them")
         own = own_file(entry, self.include_path)
         if own is not None:
-            refuse_code(leaf, own)
+            refuse_code(leaf, own, config)
             self.files[leaf] = own
         with seeded() if generated(config) else nullcontext(), build_errors(leaf, own):
             task = load_task(leaf, config, self.local.get(leaf), self.manager, self.num_fewshot)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wuneng.errors import TaskError, reason
-from wuneng.evaluate.own_task_files import unreadable_files
+from wuneng.evaluate.own_task_files import build_errors, own_file, unreadable_files
 from wuneng.evaluate.suite import MEMBERS, SUITE
 
 __all__ = [
@@ -156,7 +156,11 @@ def select_tasks(
     for name in wanted:
         if name not in manager.task_index:
             raise TaskError(_unknown(name, manager.all_tasks) + unreadable_files(include_path))
-    return [_select(name, manager.task_index) for name in wanted], manager
+    selections = []
+    for name in wanted:
+        with build_errors(name, own_file(manager.task_index[name], include_path)):
+            selections.append(_select(name, manager.task_index))
+    return selections, manager
 
 
 def _manager(*, include_path: Sequence[Path], **arguments: Any) -> Any:
