@@ -219,6 +219,75 @@ def dry_run_tables() -> Iterator[Table]:
         yield plan_table({"name": "a recipe", "arms": entries})
 
 
+def study_tables() -> Iterator[Table]:
+    from wuneng.study.conclusion import study_table
+    from wuneng.study.sweep_table import sweep_table
+
+    arm = {
+        "tuned": {"training.learning_rate": 0.0123, "training.optimizer": "muon"},
+        "parameters": SEVEN_B, "training_flops": 1.23e21, "cache_bytes": 2**35 + 7,
+        "state_bytes": 2**29, "seconds": 1_234_567.8, "mean": 1.125678, "standard_error": 0.0123,
+    }  # fmt: skip
+    interval = {"difference": -0.113, "interval": [-0.1371, -0.0889]}
+    arms: dict[str, Any] = {"wuneng": arm, LONG_ARM: {**arm, "mean": 1.2387}, "mha-shift": None}
+    rungs = [
+        {"rung": f"{size}-{tokens}-tokens-a-parameter", "arms": arms,
+         "differences": [{"arms": ["wuneng", LONG_ARM], **interval}]}
+        for size in ("300K", "1M") for tokens in (4, 8)
+    ]  # fmt: skip
+    plan = {"sha256": "0123456789abcdef" * 4}
+    yield study_table(
+        {"name": "study", "primary": "text/bits_per_byte", "plan": plan, "rungs": rungs}
+    )
+    entry = {"parameters": SEVEN_B, "tokens_per_second": 1_234_567.0, "seeds": [0],
+             "quality": {"text/bits_per_byte": 1.125678},
+             "standard_error": {"text/bits_per_byte": 0.0123}}  # fmt: skip
+    rates = (0.00025, 0.0005)
+    points = [
+        {"point": str(rate), "values": {"training.learning_rate": rate, "model.decay_rank": 128},
+         "arms": {"wuneng": entry, LONG_ARM: None if n else entry}}
+        for n, rate in enumerate(rates)
+    ]  # fmt: skip
+    sweep = {"training.learning_rate": list(rates), "model.decay_rank": [128]}
+    best = {"wuneng": {"point": str(rates[0])}}
+    figures = ["text/bits_per_byte"]
+    yield sweep_table(
+        {"name": "sweep", "sweep": sweep, "figures": figures, "points": points, "best": best}
+    )
+
+
+def study_plan_tables() -> Iterator[Table]:
+    from wuneng_cli.study_dry_run import runs_table
+
+    runs = [
+        {"place": f"{size}-8-tokens-a-parameter", "stage": stage, "arm": arm, "runs": 1234,
+         "parameters": size * 1_000_003, "tokens": size * 8_000_024, "training_flops": 1.23e21,
+         "seconds_each": 12_345.6, "seconds": None if arm == "mha" else 1234 * 12_345.6}
+        for size in (300, 1000, 3000) for stage in ("tune", "compare")
+        for arm in ("wuneng", LONG_ARM, "mha")
+    ]  # fmt: skip
+    for every in (False, True):
+        yield runs_table({"name": "a study", "runs": runs}, every=every)
+
+
+def profile_tables() -> Iterator[Table]:
+    from wuneng.train import profile_table
+
+    def found(share: float) -> dict[str, Any]:
+        parts = [{"part": name, "share": share} for name in ("state heads", "feed-forward")]
+        name = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
+        return {"steps": [100, 131], "parts": parts, "operators": [{"operator": name, **parts[0]}]}
+
+    yield from profile_table.profile_tables({"wuneng": found(0.123), LONG_ARM: found(0.456)})
+
+
+def field_tables() -> Iterator[Table]:
+    from wuneng.recipe.fields import recipe_fields
+    from wuneng_cli.recipe import field_table
+
+    yield from map(field_table, recipe_fields())
+
+
 TABLES: dict[str, Callable[[], Iterator[Table]]] = {
     "train": results_tables,
     "eval": eval_tables,
@@ -227,4 +296,8 @@ TABLES: dict[str, Callable[[], Iterator[Table]]] = {
     "bench": bench_tables,
     "convert": convert_tables,
     "dry run": dry_run_tables,
+    "study": study_tables,
+    "dry run of a study": study_plan_tables,
+    "profile": profile_tables,
+    "recipe": field_tables,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from wuneng.device import STEP_TASKS
 from wuneng.errors import InputError, MissingProcess, WuNengError
 
 if TYPE_CHECKING:
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["is_first", "seen", "start"]
 
 
-def start(number: int | None, jobs: int | None, recipe: Recipe) -> int:
+def start(number: int | None, jobs: int | None, recipe: Recipe, *, named: bool) -> int:
     """Run this command in ``number`` processes and leave with their exit code; come back in each of
     those, and where no more than one is asked for, or groups of them (``jobs``).
+
+    Args:
+        named: whether the run's directory was given (``--out``).
 
     Returns:
         How many processes this one shall start for each arm.
@@ -32,6 +37,8 @@ def start(number: int | None, jobs: int | None, recipe: Recipe) -> int:
     from wuneng.distributed.launched import launched
 
     info = launched()
+    if info is None and not named:
+        _refuse_tasks()
     size = info.size if info is not None else number or 1
     if number is not None and number != size:
         raise InputError(f"--processes {number}: expected {size}, which were started (WORLD_SIZE)")
@@ -57,6 +64,18 @@ def start(number: int | None, jobs: int | None, recipe: Recipe) -> int:
 
         raise typer.Exit(run_locally(size, ["-m", "wuneng_cli", *sys.argv[1:]]))
     return 1
+
+
+def _refuse_tasks() -> None:
+    """InputError where srun started this command several times and nothing says in which directory
+    they meet: each would do all of the work in one of its own."""
+    size = os.environ.get(STEP_TASKS, "")
+    if size.isdecimal() and int(size) > 1:
+        raise InputError(
+            f"{STEP_TASKS} is {size}: expected --out DIRECTORY, in which {size} tasks of srun "
+            "share the arms and seeds, or torchrun in each task, which trains an arm in all of "
+            "them together (recipes/slurm-units.sh, recipes/slurm-nodes.sh)"
+        )
 
 
 def is_first() -> bool:

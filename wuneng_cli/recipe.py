@@ -89,10 +89,11 @@ def _print_fields(*, markdown: bool, as_json: bool) -> None:
         print_line(fields_page(sections).rstrip("\n"))
     else:
         for section in sections:
-            print_renderable(_table(section))
+            print_renderable(field_table(section))
 
 
-def _table(section: Section) -> Table:
+def field_table(section: Section) -> Table:
+    """The fields of a section, what they take and what they mean."""
     from wuneng.tables import Column, Table
 
     table = Table(

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["planned_runs", "runs_lines", "runs_table"]
 
+_MOST_ROWS = 12
+"""With more, a screen holds one row for each arm alone."""
+
 
 def planned_runs(written: WrittenRecipe, *, measure: bool) -> dict[str, Any]:
     """The runs of a sweep or study, ready for JSON; of a study with its plan.
@@ -106,14 +109,19 @@ def _times(row: dict[str, Any], number: int, stage: str) -> dict[str, Any]:
     }
 
 
-def runs_table(planned: dict[str, Any]) -> Table:
-    """One row for each place, stage and arm."""
+def runs_table(planned: dict[str, Any], *, every: bool = False) -> Table:
+    """One row for each arm, or, where they are few or ``every`` one is asked for, for each place,
+    stage and arm."""
     from wuneng.tables import Column, Table
 
+    rows = planned["runs"]
+    title = f"{planned['name']}: what it would take"
+    if not every and len(rows) > _MOST_ROWS:
+        return _by_arm(title, rows)
     columns = [Column("where", name=True), Column("stage", name=True), Column("arm", name=True)]
     columns += map(Column, ("runs", "parameters", "tokens", "FLOPs", "time each", "time"))
-    table = Table(f"{planned['name']}: what it would take", columns)
-    for row in planned["runs"]:
+    table = Table(title, columns)
+    for row in rows:
         table.add_row(
             row["place"],
             row["stage"],
@@ -126,6 +134,32 @@ def runs_table(planned: dict[str, Any]) -> Table:
             duration(row["seconds"]),
         )
     return table
+
+
+def _by_arm(title: str, rows: list[dict[str, Any]]) -> Table:
+    """One row for each arm: all of its runs together, from its smallest size to its largest."""
+    from wuneng.tables import Column, Table
+
+    columns = [Column("arm", name=True)]
+    columns += map(Column, ("runs", "parameters", "tokens of a run", "FLOPs of all", "time of all"))
+    table = Table(title, columns, caption=f"--verbose: each of the {len(rows):,} rows of places")
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        times = [row["seconds"] for row in own]
+        table.add_row(
+            arm,
+            f"{sum(row['runs'] for row in own):,}",
+            _range([row["parameters"] for row in own]),
+            _range([row["tokens"] for row in own]),
+            f"{sum(row['runs'] * row['training_flops'] for row in own):.2e}",
+            duration(None if None in times else sum(times)),
+        )
+    return table
+
+
+def _range(numbers: list[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def runs_lines(planned: dict[str, Any]) -> Iterator[str]:

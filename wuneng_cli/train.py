@@ -110,7 +110,8 @@ def train(
         typer.Option(
             "--dry-run",
             help="Train nothing: print parameters by part, what state and middle heads add, "
-            "tokens, FLOPs, memory, disk and time; with --verbose the resolved recipe too.",
+            "tokens, FLOPs, memory, disk and time; with --verbose the resolved recipe too, or each "
+            "run of a study.",
         ),
     ] = False,
     measure: Annotated[
@@ -167,7 +168,7 @@ def train(
     with seen():
         written = _written(recipe, changes, device)
         profiled = _profiled(profile, written)
-        together = start(processes, jobs, written.recipe)
+        together = start(processes, jobs, written.recipe, named=out is not None)
         _train(
             *(written, out, resume, jobs, together, profiled),
             verify=verify,
@@ -220,7 +221,7 @@ def _print_plan(
                 "--dry-run with --processes or --roof: expected a recipe of one run, got one with "
                 "sweep or study"
             )
-        _print_runs(written, measure=measure, as_json=as_json)
+        _print_runs(written, measure=measure, as_json=as_json, every=verbose)
         return
     planned = plan(recipe, measure=measure, processes=processes, roof=roof)
     if as_json:
@@ -239,14 +240,14 @@ def _print_plan(
         print_line(f"tokenised text is kept in {cache_root(recipe.data.cache_dir)}")
 
 
-def _print_runs(written: WrittenRecipe, *, measure: bool, as_json: bool) -> None:
+def _print_runs(written: WrittenRecipe, *, measure: bool, as_json: bool, every: bool) -> None:
     from wuneng_cli.study_dry_run import planned_runs, runs_lines, runs_table
 
     planned = planned_runs(written, measure=measure)
     if as_json:
         print_json(planned)
         return
-    print_renderable(runs_table(planned))
+    print_renderable(runs_table(planned, every=every))
     for line in runs_lines(planned):
         print_text(line)
 

@@ -18,6 +18,14 @@ FAKES = {
     "srun": 'printf "%s\\n" "$@" > srun.txt; [ -e hold ] && exec sleep 60; exit 3',
     "scontrol": 'case "$1" in show) echo node-a; echo node-b;; *) echo "$@" > requeue.txt;; esac',
 }
+TINY = """\
+model: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, num_state_heads: 1}
+arms: [wuneng]
+data: {kind: synthetic, tasks: [{task: recall, pairs: 2}]}
+training: {steps: 1, sequence_length: 16, batch_size: 2}
+evaluation: {length_multiples: [1], examples: 4}
+device: cpu
+"""
 SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_ARRAY_JOB_ID": "7",
@@ -84,3 +92,24 @@ def test_machines_of_an_array_work_on_one_run(place: Path) -> None:
     assert script(place, "units", recipe).wait() == 3
     assert asked(place)[:3] == ["python", "-m", "wuneng_cli"]
     assert asked(place)[3:] == ["train", recipe, "--out", "runs/slurm-7"]
+
+
+def test_tasks_of_srun_meet_in_a_directory_or_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would else do all of the work. In a directory that is named, they share it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    code, _, err = outcome("train", "tiny.yaml", "--quiet")
+    assert code == 2
+    assert "SLURM_STEP_NUM_TASKS is 4: expected --out" in err
+    assert not (tmp_path / "runs").exists()
+    for command in (("report", "x"), ("eval", "--tasks", "arc"), ("bench",), ("inspect", "x")):
+        code, _, err = outcome(*command)
+        assert code == 2
+        assert "SLURM_STEP_NUM_TASKS is 4: expected one process" in " ".join(err.split())
+    code, _, err = outcome("train", "tiny.yaml", "--quiet", "--out", "shared")
+    assert code == 0, err
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert outcome("train", "tiny.yaml", "--quiet")[0] == 0

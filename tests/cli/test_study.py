@@ -30,6 +30,30 @@ def test_a_study_says_what_it_takes_and_what_it_can_show() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_large_study_is_told_in_one_screen() -> None:
+    """One row for each arm; every run with --verbose, and with --json always."""
+    large = STUDY[:-1] + ", ladder: {sizes: [1M, 2M, 3M], tokens_per_parameter: [1, 2]}}"
+    asked = ("train", "tiny.yaml", "--set", f"study={large}", "--dry-run", "--no-measure")
+    code, short, err = outcome(*asked)
+    assert code == 0, err
+    assert len(short.splitlines()) <= 24
+    assert "each of the 24 rows" in short
+    code, whole, err = outcome(*asked, "--verbose")
+    assert code == 0, err
+    rows = answer(*asked)["runs"]
+    assert len(rows) == 24
+    for arm in ("wuneng", "mha"):
+        own = [row for row in rows if row["arm"] == arm]
+        sizes = [row["parameters"] for row in own]
+        flops = sum(row["runs"] * row["training_flops"] for row in own)
+        line = next(line for line in short.splitlines() if f"│ {arm} " in line)
+        assert f"{min(sizes):,} to {max(sizes):,}" in line
+        assert f" {sum(row['runs'] for row in own)} " in line
+        assert f"{flops:.2e}" in line
+        assert all(f"{size:,}" in whole for size in sizes)
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_sweep_says_what_it_takes() -> None:
     change = "training.steps=2,4"
     planned = answer("train", "tiny.yaml", "--set", change, "--dry-run", "--no-measure")

@@ -102,7 +102,7 @@ def test_a_launcher_s_processes_start_no_others(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(InputError, match=r"--jobs 2: expected none under a launcher"):
-        start(None, 2, load_recipe(written(tmp_path)))
+        start(None, 2, load_recipe(written(tmp_path)), named=False)
 
 
 def test_more_processes_than_rows_leave_nothing_behind(tmp_path: Path) -> None:

@@ -36,7 +36,12 @@ WRONG = {
         "generation_kwargs: `temperature` (=-1.0)",
     ),
     "unknown setting": ("max_gen_toks: 4", "max_gen_toks: 4, bems: 3", "bems"),
-    "number as prompt": ('"{{q}}"', "n", "expected text to read and to score, got 0 (int)"),
+    "number as prompt": ('"{{q}}"', "n", "Context is not a string"),
+    "number to score": (
+        'generate_until\ntest_split: test\ndoc_to_text: "{{q}}"\ndoc_to_target: "{{a}}"',
+        'loglikelihood_rolling\ntest_split: test\ndoc_to_text: ""\ndoc_to_target: n',
+        "expected text to read and to score, got 0 (int)",
+    ),
     "stop": ('["\\n"]', "5", "generation_kwargs.until: expected a text or several, got 5"),
     "filter": (
         "metric_list:",

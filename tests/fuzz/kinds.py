@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.command_kinds import OwnTasks, Reports, Urls
 from tests.fuzz.data_kinds import Data, Runs
 from tests.fuzz.model_kinds import Configurations, Tokenizers, Weights
 from tests.fuzz.recipe_kinds import EVERY_FIELD, Overrides, Recipes
@@ -51,7 +52,7 @@ def make_originals(place: Path) -> Originals:
 
 #: Each kind and its share of all cases.
 KINDS: dict[str, tuple[Callable[[Originals], Any], float]] = {
-    "recipe": (Recipes, 0.26),
+    "recipe": (Recipes, 0.24),
     "override": (Overrides, 0.12),
     "index": (lambda o: Weights(o, "index"), 0.13),
     "safetensors": (lambda o: Weights(o, "safetensors"), 0.16),
@@ -61,6 +62,9 @@ KINDS: dict[str, tuple[Callable[[Originals], Any], float]] = {
     "tokenizer": (Tokenizers, 0.06),
     "data": (Data, 0.135),
     "run": (Runs, 0.015),
+    "report": (Reports, 0.01),
+    "task": (OwnTasks, 0.002),
+    "url": (Urls, 0.008),
 }
 
 

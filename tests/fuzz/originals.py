@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from tests.convert.rwkv_files import random_x070, save_fla
 from tests.convert.sources import save_source
-from tests.evaluate.conftest import evaluation_rows
+from tests.evaluate.conftest import evaluation_rows, save_model, tiny_llama
 from wuneng.convert import Request, convert
 from wuneng.data.tokenizer import byte_tokenizer
 
@@ -36,6 +37,31 @@ device: cpu
 """
 
 
+_TASKS = {
+    "answers": """output_type: generate_until
+doc_to_text: "Q: {{q}}\\nA:"
+doc_to_target: "{{a}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
+filter_list: [{name: x, filter: [{function: regex, regex_pattern: "(.)"}, {function: take_first}]}]
+metric_list: [{metric: exact_match, aggregation: mean, ignore_case: true}]
+""",
+    "choices": """output_type: multiple_choice
+doc_to_text: "{{q.strip()}}"
+doc_to_choice: "{{options}}"
+doc_to_target: "{{options.index(a)}}"
+num_fewshot: 1
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "words": """output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{q}}"
+should_decontaminate: true
+doc_to_decontamination_query: "{{q}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte, aggregation: bits_per_byte}]
+""",
+}
+
+
 def fill(place: Path) -> None:
     """Make everything, each kind in a directory of its own under ``place``."""
     for kind in ("llama", "qwen2", "qwen3", "mistral"):
@@ -50,6 +76,10 @@ def fill(place: Path) -> None:
     _tokenizers(place)
     _data(place / "data")
     _run(place)
+    _study(place)
+    _bench(place / "bench")
+    _tasks(place / "tasks")
+    save_model(tiny_llama(), place / "lm")
     _use_all(place)
 
 
@@ -78,8 +108,34 @@ def _use_all(place: Path) -> None:
     list(FileSource([str(place / "data" / "documents.parquet")], "x", "text", None).documents())
     LocalDirectory(place / "data", place)
     choose_models(str(place / "run"), None)
+    _use_commands(place)
     plan(load_recipe(place / "tiny.yaml"))
     (place / "modules.json").write_text(json.dumps(sorted(sys.modules)), encoding="utf-8")
+
+
+def _use_commands(place: Path) -> None:
+    import fsspec.implementations.http  # noqa: F401
+
+    from wuneng_cli.main import app
+
+    scratch = place / "used"
+    shutil.copytree(place / "tasks", scratch)
+    for name in ("choices", "words"):
+        (scratch / f"{name}.yaml").unlink()
+    file = scratch / "answers.yaml"
+    text = file.read_text().replace("ROWS", str(scratch / "rows.jsonl"))
+    file.write_text(text.replace("hf-cache", str(scratch / "hf-cache")))
+    asked = [
+        "eval",
+        str(place / "lm"),
+        "--tasks",
+        "fuzzed_questions",
+        "--include-path",
+        str(scratch),
+    ]
+    rest = ["--baseline", "none", "--limit", "1", "--device", "cpu", "--quiet"]
+    app([*asked, *rest, "--out", str(scratch / "out")], standalone_mode=False)
+    app(["report", str(place / "study"), "--quiet", "--out", str(scratch)], standalone_mode=False)
 
 
 def _tokenizers(place: Path) -> None:
@@ -119,6 +175,32 @@ def _data(place: Path) -> None:
         content = "".join(json.dumps(row) + "\n" for row in found).encode("ascii")
         packed = name.endswith(".gz")
         (place / name).write_bytes(gzip.compress(content, mtime=0) if packed else content)
+
+
+def _study(place: Path) -> None:
+    from wuneng_cli.main import app
+
+    study = "{primary: recall/loss, tune: {training.learning_rate: [1e-3, 2e-3]}, seeds: 2}"
+    command = ["train", str(place / "tiny.yaml"), "--quiet", "--out", str(place / "study")]
+    app([*command, "--set", f"study={study}"], standalone_mode=False)
+
+
+def _bench(place: Path) -> None:
+    """A record of the project's own, without its pictures."""
+    place.mkdir()
+    kept = Path(__file__).resolve().parents[2] / "benchmarks" / "cpu-small"
+    for name in ("bench.json", "bench.csv"):
+        shutil.copy(kept / name, place)
+
+
+def _tasks(place: Path) -> None:
+    place.mkdir()
+    rows = [{"q": f"What is {i}?", "a": str(i), "options": ["0", "1", "2"]} for i in range(3)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    head = "task: fuzzed_questions\ndataset_path: json\ntest_split: test\n"
+    head += "dataset_kwargs: {data_files: {test: ROWS}, cache_dir: hf-cache}\n"
+    for name, text in _TASKS.items():
+        (place / f"{name}.yaml").write_text(head + text)
 
 
 def _run(place: Path) -> None:
