@@ -160,6 +160,9 @@ def plan_lines(planned: dict[str, Any]) -> Iterator[str]:
         f"{', '.join(map(str, seeds))}; vocabulary {planned['vocab_size']:,}"
     )
     for source in planned["sources"]:
+        if not source["share"]:
+            yield f"{source['name']} is scored, and not trained on"
+            continue
         epochs = source["epochs"]
         read = "how often is known once it is tokenised"
         if epochs is not None:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from wuneng.data import Batch, Prepared, prepare_text
 from wuneng.data.sources import open_source
 from wuneng.data.streamed import StreamedDataset
-from wuneng.errors import CheckpointError, DataError
+from wuneng.errors import CheckpointError, DataError, RunError
 
 Write = Callable[[str, list[str]], Path]
 
@@ -223,6 +223,43 @@ def test_a_hub_that_does_not_answer_is_asked_again(
     with pytest.raises(DataError):
         prepare({"dataset": str(directory)})
     assert waits == [], "who said that there is no network need not wait for it"
+
+
+def test_a_stream_that_breaks_off_goes_on_behind_the_last_row(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [text for text, _ in stream(directory).documents_from({"rows": 0})]
+    waits: list[float] = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("wuneng.data.streamed.time.sleep", waits.append)
+    breaks = iter([3, 1, 7, 0, 99])
+
+    class Flaky(datasets.IterableDataset):
+        """Breaks off after as many rows as is said, each time that it is read."""
+
+        def __iter__(self) -> Any:
+            for number, row in enumerate(super().__iter__()):
+                if number == left[0]:
+                    left[0] = next(breaks)
+                    raise ConnectionError("no route")
+                yield row
+
+    left = [next(breaks)]
+    source = stream(directory)
+    source._dataset.__class__ = Flaky
+    found = list(source.documents_from({"rows": 0}))
+    assert [text for text, _ in found] == whole
+    # The row before is read first, to see whether its place is still the same: 1 and 0 bring none.
+    assert waits == [1, 2, 1, 2]
+    assert [text for text, _ in stream(directory).documents_from(found[10][1])] == whole[11:]
+
+    waits.clear()
+    breaks, left[0] = iter([0] * 99), 2
+    with pytest.raises(
+        RunError, match=r"data\.train: .*, after row 2: cannot be reached \(no route"
+    ):
+        list(source.documents_from({"rows": 0}))
+    assert waits == [1, 2, 4, 8, 16]
 
 
 def stream(directory: Path, limit: int | None = None) -> StreamedDataset:

@@ -132,6 +132,34 @@ def test_validation_is_held_out_of_each_source_and_scored_by_source(prepare: Any
     assert state.best["value"] == 2.0
 
 
+def test_a_source_of_weight_0_is_scored_and_not_trained_on(prepare: Any) -> None:
+    """What an upgraded model forgets. The figure of the whole is of what is trained on."""
+    prepared = prepare({"a": 1, "b": 0}, validation_fraction=0.3)
+    trained = counted([prepared.train.next_batch() for _ in range(300)])
+    assert [letter for letter, number in trained.items() if number] == ["a"]
+    batches = list(prepared.final.batches())
+    names = {(batch.task, batch.source) for batch in batches}
+    assert names == {("text", "a"), ("text.b", "")}
+
+    class Uniform(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+            return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 257))
+
+    quality = measure(Uniform(), batches, Numerics(torch.device("cpu")))
+    assert {"text/loss", "text.a/loss", "text.b/loss"} <= set(quality.values)
+    assert quality.examples["text/loss"] == quality.examples["text.a/loss"]
+    assert "scored, and not trained on: b" in prepared.description
+    state = prepared.train.state_dict()
+    again = prepare({"a": 1, "b": 0}, validation_fraction=0.3)
+    again.train.load_state_dict(state)
+    assert torch.equal(again.train.next_batch().input_ids, prepared.train.next_batch().input_ids)
+    learned = [
+        prepare(mixture, tokenizer={"train_bpe": 260}).tokenizer.get_vocab()
+        for mixture in ({"a": 1}, {"a": 1, "b": 0}, {"a": 1, "b": 1})
+    ]
+    assert learned[0] == learned[1] != learned[2]
+
+
 def test_validation_files_are_scored_once(prepare: Any, write_jsonl: Write) -> None:
     valid = write_jsonl("v.jsonl", ["something else"])
     prepared = prepare({"a": 1, "b": 1}, validation=str(valid))
@@ -181,7 +209,12 @@ def test_a_source_that_is_too_short_is_named(prepare: Any, write_jsonl: Write) -
     ("part", "message"),
     [
         ("{path: a.txt, weigth: 2}", r"data\.train\.0\.weigth is not .* Did you mean 'weight'"),
-        ("{path: a.txt, weight: 0}", r"data\.train\.0\.weight: expected a value above 0\.0, got 0"),
+        ("{path: a.txt, weight: 0}", r"data\.train: expected a weight above 0, got none"),
+        ("{path: a.txt, weight: -1}", r"data\.train\.0\.weight: expected .*, got -1"),
+        (
+            "{path: a.txt, weight: 0}, {path: b.txt}], validation: [c.txt",
+            r"data\.train\.0\.weight: expected a value above 0 where data\.validation says",
+        ),
         ("{path: a.txt}, b.txt", r"data\.train\.1: expected a mapping, got 'b\.txt'"),
         ("{path: a.txt, name: a b}", r"data\.train\.0\.name: expected text that matches"),
     ],

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from wuneng.data import cache_directory, token_cache
+from wuneng.data import cache_directory, prepare_text, token_cache
 from wuneng.data.encoding import Encoder
 from wuneng.data.sources import FileSource
 from wuneng.data.token_cache import Corpus, tokenized
 from wuneng.data.tokenizer import byte_tokenizer, train_byte_pair_tokenizer
-from wuneng.errors import DataError, DiskError
+from wuneng.errors import DataError, DiskError, RunError
 from wuneng.records.leftovers import being_written
 
 ENCODER = Encoder(byte_tokenizer())
@@ -237,3 +238,25 @@ def test_the_place_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # counts for nothing, says its specification
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_directory.cache_root(None) == tmp_path / ".cache" / "wuneng"
+
+
+@pytest.mark.parametrize("cut", ["shorter", "emptied", "deleted"])
+def test_tokens_that_are_cut_while_they_are_in_use(
+    settings: Any, write_jsonl: Any, stories: list[str], tmp_path: Path, cut: str
+) -> None:
+    """Reading beyond a mapped file's end would be a bus error."""
+    text = write_jsonl("text.jsonl", stories)
+    data = settings.text(train=str(text), cache_dir=str(tmp_path / "cut"))
+    given = (data, settings.training(), settings.evaluation(), 0)
+    train = prepare_text(*given).train
+    before = train.next_batch()
+    [file] = (tmp_path / "cut").rglob("tokens.bin")
+    if cut == "deleted":
+        file.unlink()
+        train.next_batch()  # what is mapped stays
+    else:
+        os.truncate(file, 0 if cut == "emptied" else file.stat().st_size // 2)
+        with pytest.raises(RunError, match=r"tokens\.bin: expected .* something has cut the file"):
+            train.next_batch()
+    again = prepare_text(*given).train.next_batch()
+    assert torch.equal(again.input_ids, before.input_ids)

@@ -166,5 +166,6 @@ def _nobody_else() -> Iterator[None]:
         mock.patch("socket.getaddrinfo", alone),
         mock.patch("wuneng.data.remote.WAITS", ()),
         mock.patch("wuneng.data.sources.WAITS", ()),
+        mock.patch("wuneng.data.streamed.WAITS", ()),
     ):
         yield

@@ -188,3 +188,26 @@ def test_a_frozen_base_in_bf16_weighs_half() -> None:
     held = phase_memory(arm, phase, "cpu", 2)
     assert held["weights"] == sum(parameter.nbytes for parameter in model.parameters())
     assert {p.dtype for p in model.parameters()} == {torch.float32, torch.bfloat16}
+
+
+def test_a_step_hardly_grows_with_the_vocabulary() -> None:
+    """At width 256 and 4,096 tokens, 151k words take at most 1.3 times the memory of 8k once the
+    embedding's weights, gradient and moments are taken off (``benchmarks/vocabulary.py``)."""
+    beside = {}
+    for words in (8_192, 151_936):
+        config = WuNengConfig(
+            vocab_size=words, hidden_size=256, num_hidden_layers=6, num_attention_heads=4,
+            num_state_heads=2, max_position_embeddings=4096,
+        )  # fmt: skip
+        with torch.device("meta"):
+            model = WuNengForCausalLM(config)
+        phase = phase_of(config, model, "", batch_size=1, sequence_length=4096)
+        arm: Any = SimpleNamespace(
+            config=config,
+            teacher=None,
+            adapters=None,
+            facts=SimpleNamespace(parameters=total_parameters(config)),
+        )
+        beside[words] = sum(phase_memory(arm, phase, "cpu", 4).values()) - 16 * words * 256
+        assert logit_bytes(words, 4096, "cpu", distilled=False) < 4 * 4096 * words / 4
+    assert 1.0 < beside[151_936] / beside[8_192] <= 1.3

@@ -45,6 +45,7 @@ def choose_tokenizer(
     if not isinstance(data.tokenizer, TrainedTokenizer):
         return load_tokenizer(data.tokenizer, _FIELD)
     size = data.tokenizer.train_bpe
+    train = train.trained_on() if isinstance(train, MixedSources) else train
     sources = train.sources if isinstance(train, MixedSources) else (train,)
     stored = [source for source in sources if not isinstance(source, StreamedDataset)]
     if len(stored) < len(sources) or isinstance(validation, StreamedDataset):

@@ -88,10 +88,14 @@ class MixedTraining:
 
 @dataclass(frozen=True)
 class ValidationPart:
-    """The validation rows of one source; ``validation`` as ``ValidationData``."""
+    """The validation rows of one source; ``validation`` as ``ValidationData``.
+
+    What is not ``trained`` on has a figure of its own, and is no part of that of the whole.
+    """
 
     name: str
     validation: Any
+    trained: bool = True
 
 
 class MixedValidation:
@@ -101,10 +105,14 @@ class MixedValidation:
         self.parts = list(parts)
 
     def batches(self) -> Iterator[Batch]:
-        """Every source's batches, with its name on them."""
+        """Every source's batches, with its name on them (of what is not trained on, in the name of
+        the task)."""
         for part in self.parts:
             for batch in part.validation.batches():
-                yield replace(batch, source=part.name)
+                if part.trained:
+                    yield replace(batch, source=part.name)
+                else:
+                    yield replace(batch, task=f"{batch.task}.{part.name}")
 
 
 def joined(rows: Sequence[Batch]) -> Batch:

@@ -63,7 +63,11 @@ class PackedRows:
         return min(self.sequence_length, self.tokens - row * self.sequence_length)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """The rows of these numbers, in this order, as a Batch of ``[len(rows), T]``."""
+        """The rows of these numbers, in this order, as a Batch of ``[len(rows), T]``.
+
+        RunError where the kept tokens have been cut meanwhile.
+        """
+        self.corpus.check_whole()
         shape = (len(rows), self.sequence_length)
         inputs = np.full(shape, self._filler, dtype=np.int64)
         labels = np.full(shape, IGNORED, dtype=np.int64)

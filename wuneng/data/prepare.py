@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -83,11 +82,11 @@ def prepare_text(
     rows = evaluation.batch_size or training.batch_size
     limit = evaluation.max_batches * rows if evaluation.max_batches else None
     watched = max(1, _TOKENS_WATCHED // training.sequence_length)
-    names = train.names if isinstance(train, MixedSources) else ()
+    mixed = train if isinstance(train, MixedSources) else None
     return Prepared(
         train=batches,
-        validation=_validation(scored, names, rows, min(watched, limit or watched)),
-        final=_validation(scored, names, rows, limit),
+        validation=_validation(scored, mixed, rows, min(watched, limit or watched)),
+        final=_validation(scored, mixed, rows, limit),
         tokenizer=tokenizer,
         vocab_size=job.encoder.vocab_size,
         description="\n".join(job.notes),
@@ -109,16 +108,17 @@ def text_tokenizer(
 
 
 def _validation(
-    scored: Rows | list[Rows], names: Sequence[str], batch_size: int, max_rows: int | None
+    scored: Rows | list[Rows], mixed: MixedSources | None, batch_size: int, max_rows: int | None
 ) -> ValidationData:
     """At most ``max_rows`` of the rows that are scored; of a list, as many of each one."""
-    if not isinstance(scored, list):
+    if mixed is None or not isinstance(scored, list):
+        assert not isinstance(scored, list)
         return TextValidation(scored, batch_size, max_rows)
     each = None if max_rows is None else max(1, max_rows // len(scored))
     return MixedValidation(
         [
-            ValidationPart(name, TextValidation(rows, batch_size, each))
-            for name, rows in zip(names, scored, strict=True)
+            ValidationPart(name, TextValidation(rows, batch_size, each), weight > 0)
+            for name, weight, rows in zip(mixed.names, mixed.weights, scored, strict=True)
         ]
     )
 
@@ -171,13 +171,19 @@ class _Preparation:
         source for itself and scored by source."""
         opened: list[tuple[Any, Rows]] = []
         for number, (source, share) in enumerate(zip(train.sources, train.shares, strict=True)):
-            self.notes.append(f"{share:.1%} of the tokens: {train.names[number]}")
+            part_of = f"{share:.1%} of the tokens" if share else "scored, and not trained on"
+            self.notes.append(f"{part_of}: {train.names[number]}")
             # Sources of as many rows would be read in the same order of rows.
             part = replace(self, seed=self.seed ^ (number << 32), rows=1, share=share)
             opened.append(part.of_one(source, validation))
-        sources, scored = zip(*opened, strict=True)
-        batches = MixedTraining(sources, train.shares, self.training.batch_size)
-        return batches, list(scored) if validation is None else scored[0]
+        scored = [rows for _, rows in opened]
+        given = [index for index, share in enumerate(train.shares) if share]
+        batches = MixedTraining(
+            [opened[index][0] for index in given],
+            [train.shares[index] for index in given],
+            self.training.batch_size,
+        )
+        return batches, scored if validation is None else scored[0]
 
     def of_one(
         self, train: Source, validation: Source | None
@@ -200,7 +206,7 @@ class _Preparation:
             scored, how = self._part(other), validation.name
         self._note("training", train.name, corpus, kept)
         self._note("validation", how, other, scored)
-        if kept.tokens < self.training.sequence_length:
+        if self.share and kept.tokens < self.training.sequence_length:
             raise DataError(
                 f"{train.field}: {train.name} has {kept.tokens} training tokens, fewer than one "
                 f"sequence of training.sequence_length = {self.training.sequence_length}"
@@ -208,7 +214,8 @@ class _Preparation:
         rows = self._packed(corpus, kept)
         wanted = self.share * self.training.total_steps * self.training.batch_size
         whose = "the training text" if self.share == 1.0 else train.name
-        self.notes.append(f"{EPOCHS}{wanted / len(rows):.3g} times {whose}")
+        if self.share:
+            self.notes.append(f"{EPOCHS}{wanted / len(rows):.3g} times {whose}")
         batch_size = self.rows or self.training.batch_size
         batches = TextTraining(rows, batch_size, self.seed, self.encoder.vocab_size)
         return batches, self._packed(other, scored)

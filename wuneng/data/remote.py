@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
+from wuneng.data.connection import WAITS
 from wuneng.data.documents import json_lines, parquet_texts, text_of, whole_text
 from wuneng.data.files import file_kind, readable_kinds
 from wuneng.data.shuffled_blocks import shuffled_blocks
@@ -25,10 +26,8 @@ from wuneng.data.streamed import Position, StreamedDataset
 from wuneng.data.text_batches import epoch_order
 from wuneng.errors import DataError, RunError, WuNengError, reason
 
-__all__ = ["WAITS", "RemoteFiles", "is_url"]
+__all__ = ["RemoteFiles", "is_url"]
 
-#: Seconds before each further try.
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 #: Documents that are shuffled together.
 _BLOCK = 1024
 

@@ -7,7 +7,6 @@ A source yields its documents in an order that never changes, and can say what i
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from wuneng.data.connection import WAITS, is_away, said
 from wuneng.data.documents import read_documents, text_of
 from wuneng.data.files import STDLIB, file_kind, find_files
-from wuneng.data.remote import WAITS, RemoteFiles, is_url
+from wuneng.data.remote import RemoteFiles, is_url
 from wuneng.data.shuffled_blocks import ShuffledStream
 from wuneng.data.streamed import StreamedDataset
 from wuneng.errors import DataError, nearest, reason
@@ -33,9 +33,6 @@ __all__ = [
     "open_mixture",
     "open_source",
 ]
-
-
-_TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
 
 
 class DocumentSource(Protocol):
@@ -108,6 +105,15 @@ class MixedSources:
     def shares(self) -> list[float]:
         """The weights, which add up to 1."""
         return [weight / sum(self.weights) for weight in self.weights]
+
+    def trained_on(self) -> MixedSources:
+        """Without those that are scored alone."""
+        kept = [index for index, weight in enumerate(self.weights) if weight > 0]
+        return MixedSources(
+            tuple(self.sources[index] for index in kept),
+            tuple(self.names[index] for index in kept),
+            tuple(self.weights[index] for index in kept),
+        )
 
 
 def open_mixture(
@@ -237,15 +243,15 @@ def _load_dataset(setting: HubDataset, field: str) -> Any:
     try:
         return _patiently(setting)
     except Exception as error:  # a builder may raise anything about the files it reads
-        if isinstance(error, ConnectionError) or _is_away(error):
+        if isinstance(error, ConnectionError) or is_away(error):
             raise DataError(
                 f"{field}: {where} is not in the local cache and cannot be fetched "
-                f"({_said(error)}); connect to the network, or name local files instead"
+                f"({said(error)}); connect to the network, or name local files instead"
             ) from None
         near = nearest(setting.split, _quoted(str(error))) if "split" in str(error) else ""
         raise DataError(
             f"{field}: {where} (config {setting.config!r}, split {setting.split!r}) cannot be "
-            f"loaded: {_said(error)}{near}"
+            f"loaded: {said(error)}{near}"
         ) from None
 
 
@@ -259,42 +265,10 @@ def _patiently(setting: HubDataset) -> Any:
                 setting.dataset, setting.config, split=setting.split, streaming=setting.streaming
             )
         except Exception as error:
-            if wait is None or not _is_away(error):
+            if wait is None or not is_away(error):
                 raise
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
-
-
-def _is_away(error: BaseException) -> bool:
-    """Whether it may be otherwise in a moment: no connection, or a server that is busy or broken;
-    not where the user has said that there is no network."""
-    from datasets import config
-
-    away: tuple[type[BaseException], ...] = (ConnectionError, TimeoutError, *_client_errors())
-    cause: BaseException | None = error
-    while cause is not None:
-        status = getattr(getattr(cause, "response", None), "status_code", 0)
-        if isinstance(cause, away) or (status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR):
-            return not config.HF_HUB_OFFLINE
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def _client_errors() -> Iterator[type[BaseException]]:
-    """Errors of a connection, of what the hub's client is built on: it has changed its library."""
-    names = ("httpx.TransportError", "httpx2.TransportError", "requests.ConnectionError")
-    for module, _, name in (full.partition(".") for full in names):
-        if module in sys.modules:
-            yield getattr(sys.modules[module], name)
-
-
-def _said(error: BaseException) -> str:
-    """What an error says and, of one that only says that there was another, that other one."""
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    said, because = reason(error), reason(cause)
-    return said if because in said else f"{said}: {because}"
 
 
 def _quoted(message: str) -> list[str]:

@@ -7,11 +7,13 @@ resumed, so a resumed run would not see what the undisturbed one saw.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
+from wuneng.data.connection import WAITS, is_away, said
 from wuneng.data.documents import text_of
-from wuneng.errors import DataError
+from wuneng.errors import DataError, RunError
 
 __all__ = ["Position", "StreamedDataset"]
 
@@ -41,8 +43,30 @@ class StreamedDataset:
     def documents_from(self, position: Position) -> Iterator[tuple[str, Position]]:
         """The documents from ``position`` on, each with the position right behind it.
 
-        ``max_documents`` counts rows, from the start of the data set.
+        ``max_documents`` counts rows, from the start of the data set. Where the hub does not answer
+        it is asked again, later each time, for the row behind the last one.
+
+        Raises DataError for rows that are none, RunError for a hub that stays away.
         """
+        failed = 0
+        while True:
+            try:
+                for text, behind in self._documents(position):
+                    failed, position = 0, behind
+                    yield text, behind
+                return
+            except _Away as away:
+                if failed == len(WAITS):
+                    raise RunError(
+                        f"{self.field}: {self.name}, after row {position['rows']}: cannot be "
+                        f"reached ({away}); tried {failed + 1} times. Run the same command again "
+                        "to continue"
+                    ) from None
+                time.sleep(WAITS[failed])
+                failed += 1
+
+    def _documents(self, position: Position) -> Iterator[tuple[str, Position]]:
+        """As ``documents_from``, with one try."""
         rows = int(position["rows"])
         for before, text in self._rows_from(position):
             if self.max_documents is not None and rows >= self.max_documents:
@@ -77,15 +101,23 @@ class StreamedDataset:
                 rows += 1
                 yield before, text_of(record, self._text_field, f"{self.name}, row {rows}")
                 before = dataset.state_dict()
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            if is_away(error):
+                raise _Away(said(error)) from error
+            if not isinstance(error, OSError | ValueError | RuntimeError):
+                raise
             raise DataError(f"{self.field}: {self.name}, after row {rows}: {error}") from None
+
+
+class _Away(Exception):
+    """The hub does not answer; it may in a moment."""
 
 
 def _leads_to(rows: Iterator[tuple[Any, str]], digest: str) -> bool:
     """Whether the next of ``rows`` is the one with this digest."""
     try:
         row = next(rows, None)
-    except DataError:
+    except (DataError, _Away):
         raise
     except Exception:  # a state that another release wrote may break in any way
         return False

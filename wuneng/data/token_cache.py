@@ -7,6 +7,7 @@ version of this format. Where it is read from, and when the files were touched, 
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from wuneng.data.parallel_encoding import Tokens, encoded
 from wuneng.data.sources import DocumentSource
 from wuneng.data.split import document_digest
 from wuneng.device import usable_cores
-from wuneng.errors import DataError
+from wuneng.errors import DataError, RunError, reason
 
 __all__ = ["Corpus", "Watch", "cached", "tokenized"]
 
@@ -51,6 +52,25 @@ class Corpus:
     changes the text."""
     key: str
     """Identifies the content and the tokenizer."""
+
+    def check_whole(self) -> None:
+        """RunError where the file of the tokens has become shorter, or is gone from under a file
+        system that does not keep it: a read beyond its end would end this process by a signal."""
+        file = getattr(self.tokens, "filename", None)
+        if file is None:
+            return
+        try:
+            size = os.stat(file).st_size
+        except FileNotFoundError:
+            return  # deleted, as `wuneng cache clear` does: what is mapped stays
+        except OSError as error:
+            raise RunError(f"{file}: the tokens cannot be read: {reason(error)}") from None
+        if size < self.tokens.nbytes:
+            raise RunError(
+                f"{file}: expected {self.tokens.nbytes:,} bytes of tokens, got {size:,}: something "
+                "has cut the file while it was in use. Run the same command again: the text is "
+                "tokenised anew, and training goes on from its checkpoint"
+            )
 
 
 def tokenized(

@@ -165,6 +165,18 @@ def training_problems(training: Training) -> Iterator[Problem]:
         )
 
 
+def _mixture_problems(data: TextData) -> Iterator[Problem]:
+    """Of parts that are scored and not trained on."""
+    aside = [index for index, part in enumerate(data.mixture or ()) if not part.weight]
+    if aside and len(aside) == len(data.mixture or ()):
+        yield ("train",), "expected a weight above 0, got none: nothing would be trained on"
+    elif aside and data.validation is not None:
+        yield (
+            ("train", aside[0], "weight"),
+            "expected a value above 0 where data.validation says what is scored, got 0",
+        )
+
+
 def data_problems(data: TextData | SyntheticData) -> Iterator[Problem]:
     """What contradicts itself in ``data:``; paths start at its fields."""
     if isinstance(data, TextData):
@@ -174,6 +186,7 @@ def data_problems(data: TextData | SyntheticData) -> Iterator[Problem]:
                 yield (name,), "expected .jsonl files where there are questions, got a mixture"
             if isinstance(found, HubDataset):
                 yield (name,), "expected .jsonl files where there are questions, got a data set"
+        yield from _mixture_problems(data)
         return
     labels: dict[str, int] = {}
     for index, task in enumerate(data.tasks):

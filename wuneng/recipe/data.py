@@ -91,8 +91,9 @@ class MixturePart(Settings):
 
     path: TextSource
     """What ``data.train`` may be: files, globs, directories, or ``{dataset: NAME}``."""
-    weight: Annotated[Real, Field(gt=0.0)] = 1.0
-    """Share of the tokens that are trained on, relative to the other weights."""
+    weight: Annotated[Real, Field(ge=0.0)] = 1.0
+    """Share of the tokens that are trained on, relative to the other weights; 0: its held-out text
+    is scored, and none of it is trained on."""
     name: PartName | None = None
     """What the source is called; default the name of its file, directory or data set."""
 

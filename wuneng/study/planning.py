@@ -17,6 +17,7 @@ from typing import Any
 
 from wuneng.errors import DataError, RecipeError, nearest
 from wuneng.recipe import Recipe, Study, SyntheticData, WrittenRecipe
+from wuneng.recipe.data import TextData, part_names
 from wuneng.records import RunDirectory, read_json, write_json
 from wuneng.statistics import minimum_detectable_effect
 from wuneng.study.equal_time import WIDTHS, Widths, rung_at_widths
@@ -194,7 +195,10 @@ def _without_machine(written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_primary(recipe: Recipe, primary: str) -> None:
-    figures = ["text/bits_per_byte", "text/loss", "text/perplexity"]
+    scored, data = ["text"], recipe.data
+    if isinstance(data, TextData) and data.mixture and data.validation is None:
+        scored += [f"text.{name}" for name in part_names(data.mixture)]
+    figures = [f"{task}/{f}" for task in scored for f in ("bits_per_byte", "loss", "perplexity")]
     if isinstance(recipe.data, SyntheticData):
         figures = []
         for task in recipe.data.tasks:
