@@ -74,9 +74,11 @@ def test_every_document_is_read_and_tokenised_once(
     assert found == expected
 
 
-def test_two_one_two(processes: Pool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixed", [False, True], ids=["stream", "mixture"])
+def test_two_one_two(processes: Pool, tmp_path: Path, mixed: bool) -> None:
     """Stopped with batches made ahead, and continued by another number of processes."""
-    path, undisturbed = recipe(tmp_path / "changing"), recipe(tmp_path / "undisturbed")
+    path = recipe(tmp_path / "changing", mixed=mixed)
+    undisturbed = recipe(tmp_path / "undisturbed", mixed=mixed)
     begun = processes.run(2, streams.counted, path, (), (3, 1))
     assert all("saved at step 3 of 9" in how for (how, _), _, _ in begun)
     went_on = [streams.counted(ALONE, path, (), (3, 0))]
