@@ -36,7 +36,8 @@ __all__ = [
 
 # What torchrun, accelerate and the MPI launchers tell each process that they start.
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# What srun tells each task that it starts: of training, they may share the arms and seeds.
+# What srun tells each task that it starts, and a shell that it starts tells its own: they may do
+# different work, or share a run's arms and seeds.
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 _KINDS = ("auto", "cpu", "cuda", "mps")
 _PACKAGES = (
@@ -108,13 +109,13 @@ def require_one_process() -> None:
     Raises:
         InputError: the launcher's variable says that there are several.
     """
-    for name in (*WORLD_SIZES, STEP_TASKS):
+    for name in WORLD_SIZES:
         size = os.environ.get(name, "")
         if size.isdecimal() and int(size) > 1:
             raise InputError(
                 f"{name} is {size}: expected one process, got {size}. Of several, which train one "
                 "arm together, `wuneng train` of a single run alone makes use; each would repeat "
-                "all of this. Start it without the launcher (torchrun, accelerate, mpirun, srun); "
+                "all of this. Start it without the launcher (torchrun, accelerate, mpirun); "
                 "--device cuda:N chooses among several GPUs"
             )
 

@@ -24,7 +24,7 @@ def start(number: int | None, jobs: int | None, recipe: Recipe, *, named: bool) 
     those, and where no more than one is asked for, or groups of them (``jobs``).
 
     Args:
-        named: whether the run's directory was given (``--out``).
+        named: whether the run's directory was given (``--out``, ``--resume``).
 
     Returns:
         How many processes this one shall start for each arm.

@@ -168,7 +168,8 @@ def train(
     with seen():
         written = _written(recipe, changes, device)
         profiled = _profiled(profile, written)
-        together = start(processes, jobs, written.recipe, named=out is not None)
+        named = out is not None or resume not in ("auto", "never")
+        together = start(processes, jobs, written.recipe, named=named)
         _train(
             *(written, out, resume, jobs, together, profiled),
             verify=verify,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,6 +150,8 @@ def test_a_source_of_weight_0_is_scored_and_not_trained_on(prepare: Any) -> None
     assert {"text/loss", "text.a/loss", "text.b/loss"} <= set(quality.values)
     assert quality.examples["text/loss"] == quality.examples["text.a/loss"]
     assert "scored, and not trained on: b" in prepared.description
+    assert "training: " in prepared.description
+    assert not re.search("training: .*b.jsonl", prepared.description)
     state = prepared.train.state_dict()
     again = prepare({"a": 1, "b": 0}, validation_fraction=0.3)
     again.train.load_state_dict(state)

@@ -10,6 +10,7 @@ import pytest
 
 from wuneng.errors import TaskError
 from wuneng.evaluate import own_task_code, own_task_files
+from wuneng.evaluate.task_loading import load_tasks
 
 TASK = """task: mine
 dataset_path: json
@@ -144,6 +145,45 @@ def test_a_template_is_no_way_to_the_interpreter(
     trusted = evaluated(text, "--trust-remote-code")
     assert trusted.exit_code == 0, trusted.output
     assert trace.exists() == ("TRACE" in template)
+
+
+def test_links_are_followed_as_the_harness_does(evaluated: Any, tmp_path: Path) -> None:
+    """A task file that is a link, and one that includes a link to where its includes lie."""
+    ran, away = tmp_path / "ran", tmp_path / "away"
+    away.mkdir()
+    (away / "own.py").write_text(f"def f(row):\n    open({str(ran)!r}, 'w')\n    return 'x'\n")
+    (away / "function.yml").write_text("doc_to_text: !function own.f\n")
+    (away / "real.yml").write_text("include: function.yml\n")
+    (tmp_path / "mine" / "link.yml").symlink_to(away / "real.yml")
+    without_text = TASK.replace('doc_to_text: "{{q}}"', "include: link.yml")
+    result = evaluated(without_text)
+    assert result.exit_code == 2, result.output
+    assert "runs code of its own" in result.output
+    whole = (tmp_path / "mine" / "task.yaml").read_text()
+    (away / "task.yaml").write_text(whole.replace("include: link.yml", "include: real.yml"))
+    (tmp_path / "mine" / "task.yaml").unlink()
+    (tmp_path / "mine" / "task.yaml").symlink_to(away / "task.yaml")
+    with pytest.raises(TaskError, match="runs code of its own"):
+        load_tasks(["mine"], include_path=tmp_path / "mine")
+    assert not ran.exists()
+    result = evaluated(TASK.replace('doc_to_text: "{{q}}"', "include: nosuch.yml"))
+    assert result.exit_code == 2, result.output
+
+
+def test_a_template_reaches_nothing_of_an_image(tmp_path: Path) -> None:
+    from jinja2.exceptions import SecurityError
+    from lm_eval.utils import apply_template
+    from PIL import Image
+
+    row = {"image": Image.new("RGB", (2, 2)), "q": "x"}
+    file = tmp_path / "written"
+    with own_task_code.sandboxed_templates(tmp_path):
+        for template in (f"{{{{ image.save({str(file)!r}, format='PPM') }}}}", "{{ image.size }}"):
+            with pytest.raises(SecurityError):
+                apply_template(template, row)
+        loop = "{% set n = namespace(a=0) %}{% for c in q %}{% set n.a = loop.index %}{% endfor %}"
+        assert apply_template(loop + "{{ n.a }}{{ cycler('a', 'b').next() }}", row) == "1a"
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(

@@ -135,3 +135,33 @@ def test_synthetic_runs_have_none(tmp_path: Path) -> None:
     )
     with pytest.raises(TaskError, match="was trained on synthetic tasks"):
         validation_text(run)
+
+
+def test_text_of_weight_0_is_no_part_of_the_validation_text(text_run: Path, tmp_path: Path) -> None:
+    """It has a figure of its own in results.json, and none of the whole."""
+    import yaml
+
+    from wuneng.data.tokenizer import byte_tokenizer
+
+    lines = {"a": "aaaa bb", "b": "cccc dd"}
+    for name, text in lines.items():
+        rows = "".join(f'{{"text": "{text} {number}"}}\n' for number in range(80))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe = yaml.safe_load((text_run / "recipe.yaml").read_text())
+    recipe["data"] |= {
+        "train": [{"path": str(tmp_path / f"{n}.jsonl"), "weight": int(n == "a")} for n in lines],
+        "validation": None,
+        "validation_fraction": 0.3,
+        "tokenizer": "bytes",
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for limit in (None, 1):
+        text = validation_text(run, limit=limit)
+        batches = list(text.rows(byte_tokenizer(), 512))
+        found = {chr(n) for b in batches for n in b.input_ids.flatten().tolist() if n < 256}
+        assert "a" in found
+        assert not found & {"c", "d"}
+        assert limit is None or len(batches) == limit

@@ -114,7 +114,8 @@ def _validation(
     if mixed is None or not isinstance(scored, list):
         assert not isinstance(scored, list)
         return TextValidation(scored, batch_size, max_rows)
-    each = None if max_rows is None else max(1, max_rows // len(scored))
+    parts = sum(weight > 0 for weight in mixed.weights)
+    each = None if max_rows is None else max(1, max_rows // parts)
     return MixedValidation(
         [
             ValidationPart(name, TextValidation(rows, batch_size, each), weight > 0)
@@ -204,7 +205,8 @@ class _Preparation:
             other = self._tokenized(self._finite(validation))
             kept = self._without_shared(corpus, other)
             scored, how = self._part(other), validation.name
-        self._note("training", train.name, corpus, kept)
+        if self.share:
+            self._note("training", train.name, corpus, kept)
         self._note("validation", how, other, scored)
         if self.share and kept.tokens < self.training.sequence_length:
             raise DataError(
@@ -234,7 +236,8 @@ class _Preparation:
             sample = self._finite(validation)
         other = self._tokenized(sample)
         scored = self._part(other)
-        self.notes.append(f"training: {train.name}, {train.order}")
+        if self.share:
+            self.notes.append(f"training: {train.name}, {train.order}")
         self._note("validation", sample.name, other, scored)
         known = set(other.digests.tolist())
 

@@ -11,11 +11,15 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wuneng.errors import TaskError, reason
 from wuneng.foreign import is_trusted
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import SandboxedEnvironment
 
 __all__ = ["refuse_code", "sandboxed_templates"]
 
@@ -45,10 +49,9 @@ def sandboxed_templates(include_path: Path | None) -> Iterator[None]:
         yield
         return
     import lm_eval.utils
-    from jinja2.sandbox import SandboxedEnvironment
 
     plain = lm_eval.utils.env
-    sandbox = SandboxedEnvironment(
+    sandbox = _sandbox()(
         loader=plain.loader,
         undefined=plain.undefined,
         keep_trailing_newline=plain.keep_trailing_newline,
@@ -61,20 +64,41 @@ def sandboxed_templates(include_path: Path | None) -> Iterator[None]:
         lm_eval.utils.env = plain
 
 
+def _sandbox() -> type[SandboxedEnvironment]:
+    from jinja2 import runtime, utils
+    from jinja2.sandbox import SandboxedEnvironment
+
+    plain = (str, bytes, int, float, bool, type(None), list, tuple, dict, date, time, timedelta)
+    jinjas = (runtime.LoopContext, runtime.Macro, utils.Namespace, utils.Cycler, utils.Joiner)
+
+    class Sandbox(SandboxedEnvironment):
+        """Of other objects, as the columns of some data sets hold (an image has ``save``), nothing
+        is reached."""
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            known = type(obj) in plain or isinstance(obj, (*jinjas, datetime))
+            return known and super().is_safe_attribute(obj, attr, value)
+
+    return Sandbox
+
+
 def _refuse_functions(leaf: str, file: Path) -> None:
     """In the file, or one that it includes."""
-    left, seen = [file], set()
+    left, seen = [file.resolve()], set()
     while left:
         one = left.pop()
-        if one in seen or not one.is_file():
+        if one in seen:
             continue
+        if not one.is_file():
+            raise TaskError(f"--include-path: task {leaf!r} includes {one}, which is no file")
         seen.add(one)
         text = one.read_text(encoding="utf-8", errors="replace")
         if _CODE.search(text):
             raise TaskError(
                 f"--include-path: task {leaf!r} runs code of its own (!function in {one}). {_TRUST}"
             )
-        left += [one.parent / name for name in _included(one, text)]
+        # Resolved, as the harness does: what a link includes lies beside what it points to.
+        left += [(one.parent / name).resolve() for name in _included(one, text)]
 
 
 def _included(file: Path, text: str) -> list[str]:

@@ -22,11 +22,13 @@ _MOST_NAMED = 5
 
 
 def own_file(entry: Any, include_path: Path | None) -> Path | None:
-    """The file of an entry of the harness' index that lies below ``include_path``; else None."""
+    """The file of an entry of the harness' index that was found below ``include_path``, perhaps as
+    a link to one elsewhere; else None."""
     if include_path is None or entry is None or not entry.yaml_path:
         return None
-    file = Path(entry.yaml_path).resolve()
-    return file if file.is_relative_to(include_path.resolve()) else None
+    found, file = Path(entry.yaml_path).absolute(), Path(entry.yaml_path).resolve()
+    roots = (include_path.absolute(), include_path.resolve())
+    return file if any(one.is_relative_to(r) for one in (found, file) for r in roots) else None
 
 
 @contextmanager

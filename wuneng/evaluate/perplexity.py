@@ -61,6 +61,7 @@ class ValidationText:
     def rows(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Batch]:
         """Packed rows of the text, one a batch, in the order of the text."""
         from wuneng.data import prepare_text
+        from wuneng.data.packing import TASK
 
         recipe = self.recipe
         data = recipe.data
@@ -81,7 +82,8 @@ class ValidationText:
             recipe.seeds[0],
             tokenizer=tokenizer,  # type: ignore[arg-type]
         )
-        yield from prepared.final.batches()
+        # What is scored and not trained on is no part of the text, as in results.json.
+        yield from (batch for batch in prepared.final.batches() if batch.task == TASK)
 
     @property
     def max_bytes(self) -> int | None:
