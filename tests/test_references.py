@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.test_import_direction import FLOORS, ROOT, sources
 
 _DOTTED = re.compile(r"``?(wuneng(?:_cli)?(?:\.\w+)+)(?:\(\))?``?")
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 _DOCUMENT = re.compile(r"\b[\w/-]+\.md\b")
 #: Documents of other projects, and those that a program writes beside a model or a result.
 _ELSEWHERE = ("README.md", "README-source.md", "README-source-2.md", "README-source-3.md")
@@ -84,3 +85,20 @@ def test_what_is_not_there_is_found() -> None:
     assert is_there("wuneng.train.run.Results", modules)
     assert not is_there("wuneng.no_such_room", modules)
     assert not is_there("wuneng.train.run.no_such_name", modules)
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    """In the tables of docs/reliability.md, as ``tests/file.py::test_name``."""
+    rows = [
+        line
+        for line in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith("| promise")
+    ]
+    assert len(rows) > 30
+    for row in rows:
+        named = _TEST.findall(row)
+        assert named, f"no test: {row}"
+        for file, name in named:
+            tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+            found = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+            assert name in found, f"{file} has no {name}"
