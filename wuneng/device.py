@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "STEP_TASKS",
     "WORLD_SIZES",
     "autocast_dtype",
     "environment",
@@ -36,9 +35,6 @@ __all__ = [
 
 # What torchrun, accelerate and the MPI launchers tell each process that they start.
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# What srun tells each task that it starts, and a shell that it starts tells its own: they may do
-# different work, or share a run's arms and seeds.
-STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 _KINDS = ("auto", "cpu", "cuda", "mps")
 _PACKAGES = (
     "wuneng",

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from wuneng.device import STEP_TASKS
 from wuneng.errors import InputError, MissingProcess, WuNengError
 
 if TYPE_CHECKING:
     from wuneng.recipe import Recipe
 
 __all__ = ["is_first", "seen", "start"]
+
+# What srun tells each task that it starts, and a shell that it starts tells its own: they may do
+# different work, or share a run's arms and seeds.
+_STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 
 
 def start(number: int | None, jobs: int | None, recipe: Recipe, *, named: bool) -> int:
@@ -69,10 +72,10 @@ def start(number: int | None, jobs: int | None, recipe: Recipe, *, named: bool) 
 def _refuse_tasks() -> None:
     """InputError where srun started this command several times and nothing says in which directory
     they meet: each would do all of the work in one of its own."""
-    size = os.environ.get(STEP_TASKS, "")
+    size = os.environ.get(_STEP_TASKS, "")
     if size.isdecimal() and int(size) > 1:
         raise InputError(
-            f"{STEP_TASKS} is {size}: expected --out DIRECTORY, in which {size} tasks of srun "
+            f"{_STEP_TASKS} is {size}: expected --out DIRECTORY, in which {size} tasks of srun "
             "share the arms and seeds, or torchrun in each task, which trains an arm in all of "
             "them together (recipes/slurm-units.sh, recipes/slurm-nodes.sh)"
         )
