@@ -15,6 +15,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from huggingface_hub import constants
 from pydantic import ValidationError
 
 from wuneng.data import Batch, Prepared, prepare_text
@@ -210,8 +211,9 @@ def test_a_hub_that_does_not_answer_is_asked_again(
         return load(*args, **named)
 
     monkeypatch.setattr(datasets, "load_dataset", flaky)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("wuneng.data.sources.time.sleep", waits.append)
+    for told in (datasets.config, constants):
+        monkeypatch.setattr(told, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("wuneng.hub.connection.time.sleep", waits.append)
     prepare({"dataset": str(directory)})
     assert waits == [1, 2, 4]
     failures[0], waits[:] = 99, []
@@ -230,7 +232,8 @@ def test_a_stream_that_breaks_off_goes_on_behind_the_last_row(
 ) -> None:
     whole = [text for text, _ in stream(directory).documents_from({"rows": 0})]
     waits: list[float] = []
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    for told in (datasets.config, constants):
+        monkeypatch.setattr(told, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("wuneng.data.streamed.time.sleep", waits.append)
     breaks = iter([3, 1, 7, 0, 99])
 

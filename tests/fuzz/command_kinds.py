@@ -165,7 +165,7 @@ def _nobody_else() -> Iterator[None]:
     with (
         mock.patch("socket.getaddrinfo", alone),
         mock.patch("wuneng.data.remote.WAITS", ()),
-        mock.patch("wuneng.data.sources.WAITS", ()),
+        mock.patch("wuneng.hub.connection.WAITS", ()),
         mock.patch("wuneng.data.streamed.WAITS", ()),
     ):
         yield

@@ -18,13 +18,13 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
-from wuneng.data.connection import WAITS
 from wuneng.data.documents import json_lines, parquet_texts, text_of, whole_text
 from wuneng.data.files import file_kind, readable_kinds
 from wuneng.data.shuffled_blocks import shuffled_blocks
 from wuneng.data.streamed import Position, StreamedDataset
 from wuneng.data.text_batches import epoch_order
 from wuneng.errors import DataError, RunError, WuNengError, reason
+from wuneng.hub.connection import WAITS
 
 __all__ = ["RemoteFiles", "is_url"]
 

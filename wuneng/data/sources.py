@@ -7,14 +7,12 @@ A source yields its documents in an order that never changes, and can say what i
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from wuneng.data.connection import WAITS, is_away, said
 from wuneng.data.documents import read_documents, text_of
 from wuneng.data.files import STDLIB, file_kind, find_files
 from wuneng.data.remote import RemoteFiles, is_url
@@ -22,6 +20,7 @@ from wuneng.data.shuffled_blocks import ShuffledStream
 from wuneng.data.streamed import StreamedDataset
 from wuneng.errors import DataError, nearest, reason
 from wuneng.foreign.regular import open_regular
+from wuneng.hub.connection import asked_again, is_away, said
 from wuneng.recipe.data import HubDataset, MixturePart, part_names
 
 __all__ = [
@@ -239,9 +238,12 @@ class StoredDataset:
 
 
 def _load_dataset(setting: HubDataset, field: str) -> Any:
+    from datasets import load_dataset
+
     where = f"data set {setting.dataset!r}"
+    named = {"split": setting.split, "streaming": setting.streaming}
     try:
-        return _patiently(setting)
+        return asked_again(lambda: load_dataset(setting.dataset, setting.config, **named))
     except Exception as error:  # a builder may raise anything about the files it reads
         if isinstance(error, ConnectionError) or is_away(error):
             raise DataError(
@@ -253,22 +255,6 @@ def _load_dataset(setting: HubDataset, field: str) -> Any:
             f"{field}: {where} (config {setting.config!r}, split {setting.split!r}) cannot be "
             f"loaded: {said(error)}{near}"
         ) from None
-
-
-def _patiently(setting: HubDataset) -> Any:
-    """The data set; a hub that does not answer is asked again, later each time."""
-    from datasets import load_dataset
-
-    for wait in (*WAITS, None):
-        try:
-            return load_dataset(
-                setting.dataset, setting.config, split=setting.split, streaming=setting.streaming
-            )
-        except Exception as error:
-            if wait is None or not is_away(error):
-                raise
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
 
 
 def _quoted(message: str) -> list[str]:

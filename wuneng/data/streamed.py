@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from wuneng.data.connection import WAITS, is_away, said
 from wuneng.data.documents import text_of
 from wuneng.errors import DataError, RunError
+from wuneng.hub.connection import WAITS, is_away, said
 
 __all__ = ["Position", "StreamedDataset"]
 

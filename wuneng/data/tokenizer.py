@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wuneng.errors import DataError, ModelError, nearest, reason, shortened
+from wuneng.hub.connection import NAME_WAITS, asked_again
 from wuneng.records import verify
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
             found = PreTrainedTokenizerFast(tokenizer_file=str(path))
             try_tokenizer(found)
             return found
-        place = path if path.is_dir() else name
-        loaded = load_any_tokenizer(place, field, local=path.is_dir())
+        local = path.is_dir()
+        place, waits = (path, ()) if local else (name, NAME_WAITS)
+        loaded = asked_again(lambda: load_any_tokenizer(place, field, local=local), waits)
     except (ModelError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises bare Exception, or panics in Rust

@@ -1,7 +1,8 @@
 """How long an arm would train, from about a second of its own optimiser steps.
 
 The steps are real ones (``take_step`` with the arm's model, optimiser and precision) on random
-tokens, with as many rows as fit a moment; what they achieve in FLOP/s gives the time of the rest.
+tokens, with as many rows as fit a moment; the time of more rows follows, the optimiser's own being
+that of any batch. What a whole step achieves in FLOP/s gives the time of the rest.
 Reading data, validation, checkpoints and a warming-up processor are not in it, so a run takes
 somewhat longer.
 """
@@ -64,18 +65,19 @@ def measured_speed(arm: ArmPlan, device_name: str) -> Speed:
     before = torch.get_num_threads()
     torch.set_num_threads(training.num_threads or before)
     try:
-        tokens, seconds = _timed(arm, Numerics.pick(device, dtype), length)
+        seconds = _timed(arm, Numerics.pick(device, dtype), length)
     except (WuNengError, torch.OutOfMemoryError) as error:
         return Speed(None, str(error).splitlines()[0])
     finally:
         torch.set_num_threads(before)
-    return Speed(training_flops_per_token(config, length) * tokens / seconds)
+    return Speed(training_flops_per_token(config, length) * training.tokens_per_step / seconds)
 
 
 def step_seconds(arms: Sequence[ArmPlan], device_name: str, rounds: int) -> list[list[float]]:
     """Seconds of a training step of each arm, in turn: one list a round, in the arms' order.
 
-    All take as many random rows, as many as the recipe has or a moment of the first arm allows.
+    All take as many random rows, as many as the recipe has or a moment of the first arm allows;
+    the seconds are those of the recipe's whole batch.
 
     Raises:
         WuNengError: the device or an arm cannot compute.
@@ -91,7 +93,7 @@ def step_seconds(arms: Sequence[ArmPlan], device_name: str, rounds: int) -> list
             rows = steppers[0].warmed_up(_BUDGET_SECONDS / 4)
             for stepper in steppers:
                 stepper.seconds(rows)  # builds kernels, fills caches
-            return [[stepper.seconds(rows) for stepper in steppers] for _ in range(rounds)]
+            return [[stepper.whole_seconds(rows) for stepper in steppers] for _ in range(rounds)]
     finally:
         torch.set_num_threads(before)
 
@@ -110,7 +112,27 @@ class _Stepper:
         model = WuNengForCausalLM(arm.config).to(numerics.device)
         self.called = prepare_model(model, self.training)
         self.optimizer = build_optimizer(model, self.training)
-        self.step = 0
+        self.step, self.updating = 0, 0.0
+        self.optimizer.register_step_pre_hook(self._update_begins)
+        self.optimizer.register_step_post_hook(self._update_ends)
+
+    def _update_begins(self, *_: object) -> None:
+        self.updating = -self._clock()
+
+    def _update_ends(self, *_: object) -> None:
+        self.updating += self._clock()
+
+    def _clock(self) -> float:
+        if self.numerics.device.type == "cuda":
+            torch.cuda.synchronize(self.numerics.device)
+        return time.perf_counter()
+
+    def whole_seconds(self, rows: int) -> float:
+        """Those of a step of the recipe's batch, by the next step, of so many rows: all but the
+        update grows with the rows."""
+        taken = self.seconds(rows)
+        growth = self.training.tokens_per_step / (rows * self.length)
+        return (taken - self.updating) * growth + self.updating
 
     def seconds(self, rows: int) -> float:
         """Those of the next step, of so many rows."""
@@ -135,13 +157,13 @@ class _Stepper:
         return rows
 
 
-def _timed(arm: ArmPlan, numerics: Numerics, length: int) -> tuple[int, float]:
-    """Tokens of a step, and its median seconds."""
+def _timed(arm: ArmPlan, numerics: Numerics, length: int) -> float:
+    """Median seconds of a step of the recipe's batch."""
     with torch.random.fork_rng(devices=[]):
         stepper = _Stepper(arm, numerics, length)
         end = time.perf_counter() + _BUDGET_SECONDS
         rows = stepper.warmed_up(_BUDGET_SECONDS / 4)
-        times = [stepper.seconds(rows)]
+        times = [stepper.whole_seconds(rows)]
         while time.perf_counter() < end:
-            times.append(stepper.seconds(rows))
-    return rows * length, median(times)
+            times.append(stepper.whole_seconds(rows))
+    return median(times)

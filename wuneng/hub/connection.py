@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from wuneng.errors import reason
 
-__all__ = ["WAITS", "is_away", "said"]
+__all__ = ["NAME_WAITS", "WAITS", "asked_again", "is_away", "said"]
+
+Answer = TypeVar("Answer")
 
 #: Seconds before each further try.
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+#: The same for a model or tokenizer by its name, which may as well be a directory mistyped.
+NAME_WAITS = WAITS[:3]
 _TOO_MANY_REQUESTS = 429
 _SERVER_ERROR = 500
+
+
+def asked_again(ask: Callable[[], Answer], waits: tuple[float, ...] | None = None) -> Answer:
+    """What ``ask`` returns; a hub that does not answer is asked again, after each of ``waits``
+    (default :data:`WAITS`).
+
+    Raises whatever ``ask`` raises of anything else, or at last.
+    """
+    for wait in WAITS if waits is None else waits:
+        try:
+            return ask()
+        except Exception as error:
+            if not is_away(error):
+                raise
+        time.sleep(wait)
+    return ask()
 
 
 def is_away(error: BaseException) -> bool:
     """Whether it may be otherwise in a moment: no connection, or a server that is busy or broken;
     not where the user has said that there is no network."""
-    from datasets import config
-
     away: tuple[type[BaseException], ...] = (ConnectionError, TimeoutError, *_client_errors())
     cause: BaseException | None = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", 0)
         if isinstance(cause, away) or (status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR):
-            return not config.HF_HUB_OFFLINE
+            return not _no_network()
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+def _no_network() -> bool:
+    """Whether the user has said so, to the hub's client or to ``datasets``."""
+    told = [sys.modules.get(name) for name in ("huggingface_hub.constants", "datasets.config")]
+    return any(getattr(module, "HF_HUB_OFFLINE", False) for module in told)
 
 
 def _client_errors() -> Iterator[type[BaseException]]:
