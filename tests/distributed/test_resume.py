@@ -79,17 +79,34 @@ def test_two_one_four(processes: Pool, tmp_path: Path) -> None:
             assert rows == Counter(whole[first + number][1]), "the same samples, each once"
             assert rows.total() == ROWS
 
-    spread = recipe(tmp_path / "spread")
+    check_losses(path, undisturbed)
+
+
+def check_losses(path: Path, undisturbed: Path) -> None:
+    """Every step was taken, with one process' losses: those of ``undisturbed``. What another order
+    of sums alone does to them is the scale."""
+    spread = recipe(path.parent.parent / "spread")
     run_text(ALONE, spread, ("training.micro_batch_size=1",), None)
     found, one, other = (
         torch.tensor([row["loss"] for row in metrics(p)]).double()
         for p in (path, undisturbed, spread)
     )
-    # What another order of sums alone does to one process' losses is the scale.
     allowed = FACTOR * (one - other).abs().max() + FLOOR * torch.finfo(torch.float32).eps * one
     assert ((found - one).abs() <= allowed).all()
     assert [row["step"] for row in metrics(path)] == list(range(1, STEPS + 1))
     assert [row["tokens"] for row in metrics(path)] == [row["tokens"] for row in metrics(spread)]
+
+
+def test_sequences_are_divided_otherwise_each_time(processes: Pool, tmp_path: Path) -> None:
+    path, undisturbed = recipe(tmp_path / "changing"), recipe(tmp_path / "undisturbed")
+    begun = processes.run(2, run_text, path, ("parallel.context=2",), (3, 1))
+    assert all("saved at step 3 of 9" in how for how, _ in begun)
+    cut = ("parallel.context=2", "parallel.shard=2")
+    went_on = processes.run(4, run_text, path, cut, (3, 2))
+    assert all("saved at step 6 of 9" in how for how, _ in went_on)
+    assert run_text(ALONE, path, (), None)[0] == "finished"
+    run_text(ALONE, undisturbed, (), None)
+    check_losses(path, undisturbed)
 
 
 def test_what_is_left_is_a_model_of_transformers(processes: Pool, tmp_path: Path) -> None:

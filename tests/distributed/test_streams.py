@@ -20,7 +20,7 @@ BEAT = 0.25
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Pool]:
-    with pool(2) as started:
+    with pool(4) as started:
         yield started
 
 
@@ -75,14 +75,14 @@ def test_every_document_is_read_and_tokenised_once(
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["stream", "mixture"])
-def test_two_one_two(processes: Pool, tmp_path: Path, mixed: bool) -> None:
+def test_two_one_four(processes: Pool, tmp_path: Path, mixed: bool) -> None:
     """Stopped with batches made ahead, and continued by another number of processes."""
     path = recipe(tmp_path / "changing", mixed=mixed)
     undisturbed = recipe(tmp_path / "undisturbed", mixed=mixed)
     begun = processes.run(2, streams.counted, path, (), (3, 1))
     assert all("saved at step 3 of 9" in how for (how, _), _, _ in begun)
     went_on = [streams.counted(ALONE, path, (), (3, 0))]
-    ended = processes.run(2, streams.counted, path)
+    ended = processes.run(4, streams.counted, path)
     assert {how for (how, _), _, _ in ended} == {"finished"}
     (_, whole), _, _ = streams.counted(ALONE, undisturbed)
     for before, sessions in ((0, begun), (3, went_on), (6, ended)):

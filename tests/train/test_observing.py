@@ -14,6 +14,7 @@ import torch
 from tests.model.small import small_model
 from tests.train.test_loop import rows, train, weights
 from tests.train.tiny import FixedBatches, TinyModel, tiny_job, tiny_training
+from wuneng.distributed.processes import ALONE
 from wuneng.inspect.quantities import half_life, in_context_rate
 from wuneng.inspect.recording import record
 from wuneng.records import read_jsonl
@@ -139,5 +140,5 @@ def test_a_devices_peak_is_known_by_its_name(
     cuda = torch.device("cuda")
     assert peak_flops(cuda, torch.bfloat16) == peak
     assert peak_flops(cuda, None) is None
-    figures = machine_figures.machine_figures(cuda, torch.bfloat16, 0.4 * (peak or 1.0))
+    figures = machine_figures.machine_figures(ALONE, cuda, torch.bfloat16, 0.4 * (peak or 1.0))
     assert figures == ({} if peak is None else {"mfu": 0.4})

@@ -1,5 +1,6 @@
 """A checkpoint in shards: its bits, its damage, another model's."""
 
+import json
 import math
 import multiprocessing
 import threading
@@ -14,7 +15,8 @@ from tests.train.test_checkpoint import remove, trained
 from tests.train.tiny import tiny_training
 from wuneng.device import resident_bytes
 from wuneng.distributed.save_group import SaveGroup
-from wuneng.errors import CheckpointError
+from wuneng.errors import CheckpointError, InputError
+from wuneng.records.checksums import seal_directory
 from wuneng.train import checkpoint, sharded
 from wuneng.train.model_tensors import model_tensors
 from wuneng.train.optimizer import build_optimizer, named_state
@@ -124,6 +126,18 @@ def test_a_damaged_one_is_named_and_the_one_before_used(
     assert str(tmp_path / "step-20") in report
     if name != "manifest.json":
         assert f"step-20/{name}" in report
+
+
+def test_a_newer_version_s_is_neither_passed_over_nor_deleted(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    newest = save(tmp_path, 6)
+    trainer = newest / checkpoint.TRAINER
+    trainer.write_text(json.dumps({**json.loads(trainer.read_text()), "curvature": 1.0}))
+    seal_directory(newest, checkpoint.MANIFEST)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"step-6/\w+\.json: .*newer version.*'curvature'"):
+            checkpoint.latest_usable(tmp_path, pytest.fail)
+    assert sorted(step.name for step in tmp_path.iterdir()) == ["step-3", "step-6"]
 
 
 def test_it_is_complete_before_older_ones_may_go(tmp_path: Path) -> None:

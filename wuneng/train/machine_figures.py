@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 
 from wuneng.device import reset_resident_peak, resident_bytes
+from wuneng.distributed.processes import Processes
 from wuneng.train.data_sheets import card_named
 
 __all__ = [
@@ -19,15 +20,24 @@ __all__ = [
 
 
 def machine_figures(
-    device: torch.device, dtype: torch.dtype | None, flops_per_second: float
+    processes: Processes, device: torch.device, dtype: torch.dtype | None, flops_per_second: float
 ) -> dict[str, float]:
-    """For a row of metrics.jsonl: ``peak_memory_bytes``, and ``mfu``, the FLOPs of training per
-    second as a share of the device's peak. Each only where it is known."""
-    memory, peak = peak_memory(device), peak_flops(device, dtype)
+    """For a row of metrics.jsonl: ``peak_memory_bytes``, of that of the processes that took most,
+    and ``mfu``, the FLOPs of training per second as a share of the device's peak. Each only where
+    it is known. All processes call this together."""
+    own, peak = peak_memory(device), peak_flops(device, dtype)
+    memory = _largest(processes, own)
     found: dict[str, float] = {} if memory is None else {"peak_memory_bytes": memory}
     if peak is not None and flops_per_second:
         found["mfu"] = round(flops_per_second / peak, 4)
     return found
+
+
+def _largest(processes: Processes, own: int | None) -> int | None:
+    unknown = -1
+    given = torch.tensor([unknown if own is None else own])
+    largest = int(processes.gathered(given).max())
+    return None if largest == unknown else largest
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float | None:

@@ -67,15 +67,14 @@ class Recorder:
         )
         if not logged:
             return
-        observed = self._observer.figures(state.step, outcome)  # by all processes together
-        if not job.numerics.processes.is_first:
+        numerics, processes = job.numerics, job.numerics.processes
+        flops = pace.tokens_per_second * job.flops_per_token / processes.size
+        # By all processes together.
+        observed = self._observer.figures(state.step, outcome)
+        observed |= machine_figures(processes, numerics.device, numerics.autocast_dtype, flops)
+        if not processes.is_first:
             return
         row = self._row(state, learning_rate, outcome, stage) | observed
-        row |= machine_figures(
-            job.numerics.device,
-            job.numerics.autocast_dtype,
-            pace.tokens_per_second * job.flops_per_token / job.numerics.processes.size,
-        )
         row |= _afterwards(outcome, validation)
         append_jsonl(job.directory.metrics, row)
         for logger in job.loggers:
