@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from typer.main import get_command
 
 from wuneng.evaluate.local_formats import formats_table
 from wuneng.recipe import load_recipe
+from wuneng.train import Workers, run
 from wuneng_cli.main import app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
-BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WHOLE = re.MULTILINE | re.DOTALL
+BLOCK = re.compile(r"^```\w*\n(.*?)^```", WHOLE)
 # Up to the remark, which two spaces or more set off.
 COMMAND = re.compile(r"(?:^ *|&& *|\| *)(?:\.venv/bin/)?(wuneng(?: \S+)+)", re.MULTILINE)
 CONTINUED = re.compile(r" *\\\n +")
@@ -67,6 +71,38 @@ def _check_recipe(path: Path, changes: list[str]) -> None:
     original = REPOSITORY / COPIES.get(str(path), path)
     if path.parts[0] == "recipes" or str(path) in COPIES:
         load_recipe(original, changes)
+
+
+def places() -> Iterator[str]:
+    """With enough different pairs of letters for a small tokenizer."""
+    ends = ("den", "chen", "try", "room", "house")
+    for beginning, end in product(("gar", "kit", "pan", "bed", "store"), ends):
+        yield f"{beginning}{end} by the {end}{beginning}"
+
+
+def recipes_shown() -> Iterator[Any]:
+    """Whole recipes in the README: blocks that begin with a file's name."""
+    for name, text in re.findall(r"^```yaml\n# (\w+\.yaml)\n(.*?)^```", README, WHOLE):
+        yield pytest.param(text, id=name)
+
+
+@pytest.mark.parametrize("text", list(recipes_shown()))
+def test_a_shown_recipe_trains_on_rows_like_the_one_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    path = tmp_path / "shown.yaml"
+    path.write_text(text)
+    [row] = re.findall(r"^```\n(\{[^\n]*\})\n```", README, WHOLE)
+    for wanted in re.findall(r": (\S+\.jsonl)", text):
+        file = tmp_path / wanted
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(
+            "\n".join(row.replace("hall", f"{file.stem} {place}") for place in places())
+        )
+    monkeypatch.chdir(tmp_path)
+    short = ["training.steps=2", "training.batch_size=2", "training.sequence_length=64"]
+    results = run(load_recipe(path, short), workers=Workers(1))
+    assert set(results.record["arms"]) == set(load_recipe(path).arms)
 
 
 def test_files_that_the_readme_names_are_there() -> None:

@@ -21,7 +21,10 @@ from tests.cli.commands import outcome
 from wuneng.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-RECIPES_OF_ONE_RUN = ["quickstart", "python-bytes", "fineweb-130m", "fineweb-400m", "fineweb-1b5"]
+RECIPES_OF_ONE_RUN = [
+    *("quickstart", "python-bytes", "reasoning"),
+    *("fineweb-130m", "fineweb-400m", "fineweb-1b5"),
+]
 run = partial(outcome, "train")
 
 
@@ -49,7 +52,13 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shows"), [("study-bytes", 0.02), ("study-reasoning", 0.3), ("study-fineweb", 0.02)]
+    ("name", "shows"),
+    [
+        ("study-bytes", 0.02),
+        ("study-muon", 0.02),
+        ("study-reasoning", 0.3),
+        ("study-fineweb", 0.02),
+    ],
 )
 def test_shipped_studies_can_be_planned(name: str, shows: float) -> None:
     """Every arm is tuned as often as any other, of the same size at each rung, and what the seeds
@@ -71,6 +80,19 @@ def test_shipped_studies_can_be_planned(name: str, shows: float) -> None:
         sizes = [row["parameters"] for row in rows]
         assert max(sizes) <= 1.01 * min(sizes), "the arms are not matched"
     assert 0 < planned["plan"]["minimum_detectable_effect"] < shows
+
+
+def test_a_sweep_s_places_are_every_combination() -> None:
+    path = RECIPES / "recall-grid.yaml"
+    recipe = load_recipe(path)
+    code, out, err = run(str(path), "--dry-run", "--json", "--no-measure")
+    assert (code, err) == (0, "")
+    rows = json.loads(out)["runs"]
+    wanted = prod(len(values) for values in recipe.sweep.values()) * len(recipe.arms)
+    assert sum(row["runs"] for row in rows) == wanted == 48
+    for place in {row["place"] for row in rows}:
+        held = {row["arm"]: row["parameters"] for row in rows if row["place"] == place}
+        assert max(held.values()) <= 1.02 * min(held.values()), f"{place}: arms are not matched"
 
 
 def test_the_large_recipe_keeps_its_promises() -> None:

@@ -3,6 +3,8 @@ from the same seed, and validation rows that are never trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,15 @@ import pytest
 from tests.data.guessers import ELIMINATING, GUESSERS, accuracies
 from wuneng.data.batch import IGNORED
 from wuneng.errors import DataError
+from wuneng.recipe import load_recipe
 from wuneng.recipe.data import SyntheticData
 from wuneng.recipe.task_settings import TaskSettings
 from wuneng.synthetic import prepare_synthetic
 from wuneng.synthetic.compose import Compose
 from wuneng.synthetic.groups import running_products
 from wuneng.synthetic.mixture import MixtureTraining
+from wuneng.synthetic.recall import Recall
+from wuneng.synthetic.state_tracking import StateTracking
 from wuneng.synthetic.task import Task, random_stream
 from wuneng.synthetic.tasks import TASKS, make_task
 
@@ -97,11 +102,48 @@ def test_guessers_are_at_chance(task: Task) -> None:
         assert found[guess.__name__] <= task.chance + 0.02, guess.__doc__
 
 
-def test_a_value_that_occurs_is_a_better_guess_in_plain_recall() -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"pairs": 4, "queries": 12, "keys": 16, "values": 16},
+        {"pairs": 4, "keys": 8, "values": 8, "rewrites": 4},
+        {"pairs": 6, "values": 9, "distinct_values": True},
+    ],
+    ids=named,
+)
+def test_a_value_that_occurs_is_a_better_guess_in_plain_recall(fields: dict[str, Any]) -> None:
     """Why ``distinct_values`` is there: eight of 32 values occur, and one of them it is."""
-    found = accuracies(make_task(settings_of({"task": "recall"})), 1000, 64)
-    assert found["majority"] == pytest.approx(1 / 32, abs=0.02)
-    assert found["most_often_seen"] > 1 / 8
+    task = make_task(settings_of({"task": "recall", **fields}))
+    found = accuracies(task, 3000, 64)
+    assert isinstance(task, Recall)
+    assert found["majority"] == pytest.approx(task.chance, abs=0.02)
+    assert task.informed_chance > 1.2 * task.chance
+    for guess in ("by_bag", "most_often_seen"):
+        assert found[guess] == pytest.approx(task.informed_chance, abs=0.02)
+    assert f"(chance {task.chance:.3f}; {task.informed_chance:.2f} by" in task.describe()
+
+
+def shipped_tasks() -> Iterator[Any]:
+    """(the task, its length) of every recipe of tasks."""
+    for path in sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml")):
+        recipe = load_recipe(path)
+        if isinstance(recipe.data, SyntheticData):
+            for settings in recipe.data.tasks:
+                task, length = make_task(settings), recipe.training.sequence_length
+                yield pytest.param(task, length, id=f"{path.stem}-{task.name}")
+
+
+@pytest.mark.parametrize(("task", "length"), list(shipped_tasks()))
+def test_guessers_are_at_chance_in_what_is_shipped(task: Task, length: int) -> None:
+    """Where the values that occur say something, that is told (and no more than that is right);
+    the first product of a word is its first element, which anybody sees."""
+    found = accuracies(task, 4000, length)
+    best = getattr(task, "informed_chance", task.chance)
+    if isinstance(task, StateTracking):
+        best += (1 - task.chance) / length
+    for name, accuracy in found.items():
+        assert accuracy <= best + 0.02, name
 
 
 def test_rows_are_determined_by_the_stream(task: Task) -> None:
@@ -135,7 +177,7 @@ def test_a_recipe_trains_and_scores_it_at_several_lengths(
     assert run.train.next_batch().input_ids.shape == (16, 64)
     lengths = {batch.length for batch in run.final.batches()}
     assert lengths == {64, 192}
-    assert f"(chance {make_task(settings_of(fields)).chance:.3f})" in run.description
+    assert f"(chance {make_task(settings_of(fields)).chance:.3f}" in run.description
 
 
 @pytest.mark.parametrize(

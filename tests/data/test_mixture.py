@@ -144,7 +144,7 @@ def test_validation_is_not_seen_in_training(prepare: Any) -> None:
 
 def test_description_names_tasks_chance_and_shares(prepare: Any) -> None:
     text = prepare().description
-    assert "recall: recall of 8 pairs, 2 rewrites, 8 queries, 32 values (chance 0.031)" in text
+    assert "recall: recall of 8 pairs, 2 rewrites, 8 queries, 32 values (chance 0.031; 0.1" in text
     assert "parity: state tracking in a group of 2 elements (chance 0.500)" in text
     assert "rows of a batch: 4 of recall, 4 of parity, 8 of s5" in text
     assert prepare(TASKS[:1]).train.next_batch().task == "recall"

@@ -201,6 +201,15 @@ def test_changed_data_is_noticed(tmp_path: Path) -> None:
         train(tiny_job(tmp_path, data_description="another count"))
 
 
+def test_what_is_said_of_guessing_is_no_data(tmp_path: Path) -> None:
+    """Descriptions that a version before wrote have less of it."""
+    said = ("recall of 4 pairs (chance 0.062)", "recall of 4 pairs (chance 0.062; 0.34 by a value)")
+    for description in said:
+        train(tiny_job(tmp_path, data_description=description))
+    with pytest.raises(CheckpointError, match="the training data has changed"):
+        train(tiny_job(tmp_path, data_description="recall of 5 pairs (chance 0.062)"))
+
+
 def test_another_arms_checkpoint_is_refused(tmp_path: Path) -> None:
     train(tiny_job(tmp_path))
     with pytest.raises(CheckpointError, match="is of arm 'tiny', seed 0; expected arm 'mha'"):

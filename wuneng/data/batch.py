@@ -5,6 +5,7 @@ B is the number of sequences in a batch, T the tokens of a sequence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -93,11 +94,16 @@ class ValidationData(Protocol):
 EPOCHS = "the run sees "
 
 
+_OF_GUESSING = re.compile(r" \(chance [^)]*\)")
+
+
 def same_data(description: str, other: str) -> bool:
-    """Whether two descriptions are of the same data, for however many steps."""
+    """Whether two descriptions are of the same data, for however many steps, and whatever they say
+    of guessing."""
 
     def of_data(text: str) -> list[str]:
-        return [line for line in text.splitlines() if not line.startswith(EPOCHS)]
+        lines = _OF_GUESSING.sub("", text).splitlines()
+        return [line for line in lines if not line.startswith(EPOCHS)]
 
     return of_data(description) == of_data(other)
 

@@ -15,6 +15,7 @@ queries over the rest; the parts are in proportion to the tokens that they need.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,12 @@ from wuneng.data.batch import IGNORED
 from wuneng.errors import DataError
 from wuneng.recipe.task_settings import RecallTask
 from wuneng.synthetic.layout import fact_places, front_part, query_places, some_of
-from wuneng.synthetic.task import Examples, SizedTask
+from wuneng.synthetic.task import Examples, SizedTask, random_stream
 
 __all__ = ["Recall"]
+
+_MOST_COMPARED = 1 << 22
+"""Pairs of writes that are looked at for what a guess gets right."""
 
 
 class Recall(SizedTask):
@@ -60,6 +64,25 @@ class Recall(SizedTask):
             raise DataError(
                 f"task {self.name!r}: a rewritten key needs a second value, but values is 1"
             )
+
+    @cached_property
+    def informed_chance(self) -> float:
+        """Accuracy of the best guess of one who sees which values a row has, and not whose they
+        are: the value that is written most often. More than ``chance`` unless all occur in every
+        row; measured over rows of its own, and exact where values are distinct and never rewritten.
+        """
+        writes = self.pairs + self.rewrites
+        rows = max(64, min(20_000, _MOST_COMPARED // writes**2))
+        _, values, latest = self._writes(random_stream("informed chance", self.name), rows)
+        often = (values[:, :, None] == values[:, None, :]).sum(2)
+        often = often + values / self.values  # ties by value: when it was written is not seen
+        guess = np.take_along_axis(values, often.argmax(1)[:, None], 1)
+        return float((latest == guess).mean())
+
+    def describe(self) -> str:
+        """One line for people."""
+        occurs = f"; {self.informed_chance:.2f} by a value that occurs)"
+        return super().describe().removesuffix(")") + occurs
 
     def examples(self, random: np.random.Generator, rows: int, length: int) -> Examples:
         """``rows`` sequences of ``length`` tokens; DataError when the task does not fit."""
