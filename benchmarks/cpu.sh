@@ -21,6 +21,7 @@ bench --model benchmarks/cpu.yaml --what parts --seq-len 512,2k --against mha,re
 bench --what ops --batch 4 --heads 12 --seq-len 1k,2k --seconds 60 --out benchmarks/cpu-ops
 python -m benchmarks.wkv7_cpu --seconds 5
 python -m benchmarks.vocabulary --out benchmarks/vocabulary.json
+OMP_NUM_THREADS=1 python -m benchmarks.head_loss --out benchmarks/head_loss.json
 OMP_NUM_THREADS=1 python -m benchmarks.training_step --out benchmarks/training_step.json
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --out benchmarks/decoded_token.json
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --rounds 30 \

@@ -67,5 +67,6 @@ unset WUNENG_BACKEND
 limit=120
 bench ops --batch 1 --seq-len 4k,16k --heads 4 --against none --out "$place/gpu-few-heads"
 bench prefill --preset 400m --batch 1 --seq-len 8k,32k --against mha --out "$place/gpu-prefill"
+step python3 -m benchmarks.head_loss --out "$place/gpu-head-loss.json"
 step python3 -m benchmarks.repeated_tokens --out "$place/gpu-repeated-tokens.json"
 exit "$failed"

@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from torch import Tensor
 
 from wuneng.bench.__main__ import _parser
 from wuneng.bench.request import make_request
@@ -56,3 +58,26 @@ def test_repeated_tokens_are_given_to_the_devices_own_backends(
         names = [name for name, _ in repeated_tokens.our_operators()]
         assert ("wuneng native" in names) == has_native
         assert "wuneng chunked" in names
+
+
+def test_a_loss_that_is_wrong_gets_no_time() -> None:
+    """Of other projects' fused losses as of ours; where they cannot run, that is told."""
+    from benchmarks import head_loss
+
+    cpu = torch.device("cpu")
+    found, said = head_loss.ways(cpu)
+    assert found.keys() == {"ours", "whole"}
+    assert said == dict.fromkeys(head_loss.PEERS, "needs a GPU")
+
+    def half(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        return found["whole"](hidden, weight, labels) * 0.999
+
+    def broken(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        raise ValueError("no such kernel")
+
+    judged = head_loss.checked({**found, "half": half, "broken": broken}, 16, cpu)
+    assert {name for name, row in judged.items() if row["right"]} == {"ours", "whole"}
+    assert judged["broken"]["note"] == "ValueError: no such kernel"
+    rows = head_loss.measured(found, (256, 16, 4096), cpu, seconds=0.1)
+    assert rows["ours"]["peak_bytes"] < rows["whole"]["peak_bytes"]
+    assert rows["whole"]["of_whole"] == 1
