@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every CPU figure of docs/performance.md, about half an hour on two idle cores.
+# Every CPU figure of docs/performance.md, about three quarters of an hour on two idle cores.
 # Threads that sleep between operators: spinning ones stall wherever cores are shared.
 # DATA: a directory with hellaswag_val.jsonl; TOKENIZER: a tokenizer's directory.
 set -euo pipefail
@@ -10,6 +10,12 @@ bench() { wuneng bench --device cpu --threads 2 --quiet "$@"; }
 bench --seq-len 8k --out benchmarks/cpu-small
 bench --model benchmarks/cpu.yaml --what prefill,decode --seq-len 512,1k,2k \
   --against mha,replace,rwkv7,llama --seconds 40 --out benchmarks/cpu-inference
+# Needs llama-cpp-python and gguf: pip install 'wuneng[llama-cpp]'. One thread.
+bench --threads 1 --model benchmarks/cpu.yaml --what prefill,decode --seq-len 512,1k \
+  --against mha,llama,rwkv7,llama.cpp,llama.cpp-rwkv7 --seconds 60 --out benchmarks/cpu-llama-cpp
+bench --threads 1 --model benchmarks/cpu-768.yaml --what prefill,decode --seq-len 512,1k \
+  --against mha,llama,rwkv7,llama.cpp,llama.cpp-rwkv7 --seconds 60 \
+  --out benchmarks/cpu-llama-cpp-768
 bench --model benchmarks/cpu.yaml --what train --seq-len 512,2k --against mha,replace,rwkv7 \
   --seconds 40 --out benchmarks/cpu-train
 bench --model benchmarks/cpu.yaml --what train --seq-len 512,1k --batch 4 \

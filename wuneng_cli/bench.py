@@ -36,7 +36,8 @@ EXAMPLES = """Examples:
   wuneng bench --compare runs/bench/small --fail-over 10%
 
 What: ops (WKV-7's backends, attention, fusion), prefill, decode, train, parts. Against: mha and
-rwkv7 (as many parameters), replace, mha-shift, llama (transformers' own), fla
+rwkv7 (as many parameters), replace, mha-shift, llama (transformers' own), llama.cpp and
+llama.cpp-rwkv7 (a Llama and an RWKV-7 run by llama-cpp-python, on a CPU), fla
 (flash-linear-attention's operators and RWKV-7 model), mamba (mamba-ssm's operators), wind
 (wind_rwkv's WKV-7 kernel), none. On a GPU the last three's operators are always tried. Presets:
 130m, 400m, 1.5b, 7b. One length alone is measured at its eighth, quarter and half too,

@@ -1,5 +1,5 @@
 """A stand-in for llama-cpp-python: its low-level functions, computed by transformers' Llama, which
-is read from the GGUF file with transformers' own reader.
+is read from the GGUF file with transformers' own reader, or by RWKV-7's formulas token by token.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.bench.rwkv7_from_gguf import holds_rwkv7, read_rwkv7_gguf
+
 _INT = ctypes.c_int32
 
 
@@ -23,6 +25,7 @@ class _Context:
 
     def __init__(self, model: Any, settings: Any) -> None:
         self.model, self.settings = model, settings
+        self.recurrent = hasattr(model, "weights")
         self.tokens: list[list[int]] = [[] for _ in range(settings.n_seq_max)]
         self.logits: dict[int, Any] = {}
 
@@ -35,6 +38,8 @@ def install(monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> list[_Conte
     def load(path: bytes, settings: Any) -> Any:
         assert settings.use_mmap is False
         file = Path(path.decode())
+        if holds_rwkv7(file):
+            return read_rwkv7_gguf(file)
         return AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32
         ).eval()
@@ -48,8 +53,14 @@ def install(monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> list[_Conte
 
     def remove(context: _Context, sequence: int, first: int, last: int) -> bool:
         assert last == -1
+        if context.recurrent and first > 0:
+            return False
         del context.tokens[sequence][first:]
         return True
+
+    def copy(context: _Context, source: int, target: int, first: int, last: int) -> None:
+        assert (first, last) == (-1, -1)
+        context.tokens[target] = list(context.tokens[source])
 
     def decode(context: _Context, given: Any) -> int:
         assert given.n_tokens <= context.settings.n_batch
@@ -61,7 +72,10 @@ def install(monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> list[_Conte
             held.append(given.token[index])
             places.append((given.seq_id[index][0], given.pos[index]))
         with torch.no_grad():
-            whole = [context.model(torch.tensor([held])).logits[0] for held in context.tokens]
+            whole = {
+                sequence: _logits(context, context.tokens[sequence])
+                for sequence in {sequence for sequence, _ in places}
+            }
         context.logits = {
             index: np.ascontiguousarray(factor * whole[sequence][position].numpy())
             for index, (sequence, position) in enumerate(places)
@@ -87,6 +101,7 @@ def install(monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> list[_Conte
         "llama_get_memory": lambda context: context,
         "llama_memory_clear": clear,
         "llama_memory_seq_rm": remove,
+        "llama_memory_seq_cp": copy,
         "llama_batch_init": _batch,
         "llama_batch_free": lambda given: None,
         "llama_decode": decode,
@@ -98,6 +113,13 @@ def install(monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> list[_Conte
     vars(module).update(contents)
     monkeypatch.setitem(sys.modules, "llama_cpp", module)
     return contexts
+
+
+def _logits(context: _Context, held: list[int]) -> torch.Tensor:
+    ids = torch.tensor(held)
+    if context.recurrent:
+        return context.model.logits(ids)  # type: ignore[no-any-return]
+    return context.model(ids[None]).logits[0]  # type: ignore[no-any-return]
 
 
 def _batch(tokens: int, embedded: int, sequences: int) -> Any:

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.bench import fake_llama_cpp
+from tests.bench.peer_logits import assert_as_its_twin
 from tests.bench.records import record_of, tiny_request
-from tests.precision import relative_error
 from wuneng.bench.architectures import DEFAULT_MODEL, choose
 from wuneng.bench.engine import Unsupported
 from wuneng.bench.gguf_file import write_gguf
@@ -127,21 +127,4 @@ def test_the_real_one(dtype: torch.dtype) -> None:
     """A prompt, tokens after it, another prompt, a batch: each as transformers has it."""
     own = choose(tiny_request(against="llama.cpp")).architectures[1]
     model = own.build().to(torch.device("cpu"), dtype)
-    twin = own.twin(model)
-    assert twin is not None
-    allowed = 1e-5 if dtype == torch.float32 else 0.05
-    for batch, tokens in ((1, 40), (1, 90), (3, 33)):
-        ids = torch.randint(model.config.vocab_size, (1, tokens)).expand(batch, -1)
-        expected = twin.model(ids).logits
-        out = model(ids[:1, :-3], use_cache=True)
-        assert relative_error(out.logits, expected[:1, :-3]) < allowed
-        cache = out.past_key_values
-        if batch > 1:
-            cache.batch_repeat_interleave(batch)
-        for _ in range(2):  # twice from the same cache
-            after = cache
-            for position in range(tokens - 3, tokens):
-                token = ids[:, position : position + 1]
-                out = model(token, use_cache=True, past_key_values=after)
-                after = out.past_key_values
-                assert relative_error(out.logits, expected[:, position : position + 1]) < allowed
+    assert_as_its_twin(model, own.twin(model), 1e-5 if dtype == torch.float32 else 0.05)

@@ -2,7 +2,7 @@
 
 The baselines are WuNeng's own class with one kind of heads taken away, sized to as many
 parameters; ``llama`` is transformers' own Llama with the plain baseline's shapes, ``fla``
-flash-linear-attention's own RWKV-7.
+flash-linear-attention's own RWKV-7; llama.cpp runs both.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from typing import Any
 import torch
 
 from wuneng.bench.llama_cpp import build_llama_cpp, llama_cpp_twin, require_llama_cpp
+from wuneng.bench.llama_cpp_rwkv7 import (
+    build_llama_cpp_rwkv7,
+    llama_cpp_rwkv7_config,
+    llama_cpp_rwkv7_twin,
+)
 from wuneng.bench.model_gate import Twin
 from wuneng.bench.peer_models import (
     build_fla,
@@ -75,10 +80,19 @@ DEFAULT_MODEL: dict[str, Any] = {
 }
 
 
-_LLAMA_CPP = "llama.cpp"
-_LLAMAS = ("llama", _LLAMA_CPP)
+_LLAMAS = ("llama", "llama.cpp")
+#: What llama.cpp runs: how it is built, and what it is compared with.
+_BY_LLAMA_CPP: dict[str, tuple[Callable[[WuNengConfig], Any], Callable[[Any], Twin]]] = {
+    "llama.cpp": (build_llama_cpp, llama_cpp_twin),
+    "llama.cpp-rwkv7": (build_llama_cpp_rwkv7, llama_cpp_rwkv7_twin),
+}
+#: RWKV-7 as published, at the model's size.
+_RWKV7_PEERS: dict[str, Callable[[WuNengConfig, str], WuNengConfig]] = {
+    "fla": fla_config,
+    "llama.cpp-rwkv7": llama_cpp_rwkv7_config,
+}
 #: Arms that are nobody's configuration, whatever a recipe calls its own.
-_OTHERS = ("fla", _LLAMA_CPP)
+_OTHERS = {*_RWKV7_PEERS, *_BY_LLAMA_CPP}
 
 
 def _anywhere(device: torch.device) -> None:
@@ -167,8 +181,8 @@ def choose(request: BenchRequest) -> Comparison:
 def derive(config: WuNengConfig, arm: str) -> WuNengConfig:
     """The baseline of that name, as recipes' built-in arms are: same width and depth. InputError
     where the arm cannot be made of this configuration."""
-    if arm == "fla":
-        derived = fla_config(config)
+    if arm in _RWKV7_PEERS:
+        derived = _RWKV7_PEERS[arm](config, arm)
         derived.check()
         return match(derived, config, "parameters")
     built_in = BUILT_IN_ARMS["mha" if arm in _LLAMAS else arm]
@@ -228,22 +242,22 @@ def _comparison(
 def _architecture(
     arm: str, config: WuNengConfig, build: Callable[[], Any] | None = None
 ) -> Architecture:
-    if arm == "fla" and build is None:
-        count = sum(p.numel() for p in Skeleton(config).parameters()) - fla_extra(config)
-        return Architecture(arm, config, lambda: build_fla(config), count, require_fla, fla_twin)
     count = sum(p.numel() for p in Skeleton(config).parameters())
-    if arm == _LLAMA_CPP and build is None:
-        runs = (require_llama_cpp, llama_cpp_twin)
+    if build is not None:
+        return Architecture(arm, config, build, count)
+    if arm in _RWKV7_PEERS:
+        count -= fla_extra(config)
+    if arm == "fla":
+        return Architecture(arm, config, lambda: build_fla(config), count, require_fla, fla_twin)
+    if arm in _BY_LLAMA_CPP:
+        made, twin = _BY_LLAMA_CPP[arm]
         return Architecture(
-            *(arm, config, lambda: build_llama_cpp(config), count, *runs),
+            *(arm, config, lambda: made(config), count, require_llama_cpp, twin),
             trains=False,
             allocates_elsewhere=True,
         )
-    if build is None:
-        build = (
-            (lambda: build_llama(config)) if arm == "llama" else (lambda: _random_weights(config))
-        )
-    return Architecture(arm, config, build, count)
+    own = build_llama if arm == "llama" else _random_weights
+    return Architecture(arm, config, lambda: own(config), count)
 
 
 def _random_weights(config: WuNengConfig) -> WuNengForCausalLM:

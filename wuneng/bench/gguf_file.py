@@ -15,7 +15,7 @@ from torch import Tensor
 from wuneng.bench.engine import Unsupported
 from wuneng.bench.peers import load_peer
 
-__all__ = ["DTYPES", "write_gguf"]
+__all__ = ["DTYPES", "finish", "store", "write_gguf"]
 
 #: What is stored of each type, by gguf's and by ggml's name.
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -48,7 +48,6 @@ def write_gguf(llama: Any, file: Path, dtype: torch.dtype) -> None:
     _check(config, dtype)
     writer = gguf.GGUFWriter(file, "llama")
     _write_settings(writer, config)
-    kind = getattr(gguf.GGMLQuantizationType, DTYPES[dtype])
     for name, tensor in llama.state_dict().items():
         target = _target(name)
         if target is None or (name == "lm_head.weight" and config.tie_word_embeddings):
@@ -56,11 +55,20 @@ def write_gguf(llama: Any, file: Path, dtype: torch.dtype) -> None:
         rows = tensor.detach().cpu().float()
         if ".q_proj." in name or ".k_proj." in name:
             rows = _interleaved(rows, config.head_dim)
-        if rows.dim() == 1:
-            writer.add_tensor(target, rows.numpy())
-        else:
-            stored = gguf.quants.quantize(rows.numpy(), kind)
-            writer.add_tensor(target, stored, raw_dtype=kind)
+        store(writer, target, rows, torch.float32 if rows.dim() == 1 else dtype)
+    finish(writer)
+
+
+def store(writer: Any, name: str, rows: Tensor, dtype: torch.dtype) -> None:
+    """Add a float32 tensor to a GGUF file, in ``dtype``, one of ``DTYPES``."""
+    gguf = load_peer("gguf", "gguf")
+    kind = getattr(gguf.GGMLQuantizationType, DTYPES[dtype])
+    stored = gguf.quants.quantize(rows.contiguous().numpy(), kind)
+    writer.add_tensor(name, stored, raw_dtype=kind)
+
+
+def finish(writer: Any) -> None:
+    """Write what was added to a GGUF file, and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

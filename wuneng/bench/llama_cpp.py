@@ -2,6 +2,7 @@
 
 Random weights are written as GGUF and read back, in the type of the run (keys and values too), and
 checked against transformers' Llama with the same weights. Called as transformers' models are.
+RWKV-7 is run by the same class (``llama_cpp_rwkv7.py``).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +26,7 @@ from wuneng.bench.peers import LLAMA_CPP, load_peer
 from wuneng.model import WuNengConfig
 from wuneng.records.scratch import scratch_directory
 
-__all__ = ["build_llama_cpp", "llama_cpp_twin", "require_llama_cpp"]
+__all__ = ["Cache", "LlamaCpp", "build_llama_cpp", "llama_cpp_twin", "require_llama_cpp"]
 
 #: Positions that a context has beyond those it was asked for, so that decoding finds room.
 _ROOM = 64
@@ -51,41 +53,46 @@ def build_llama_cpp(config: WuNengConfig) -> LlamaCpp:
 
 def llama_cpp_twin(model: Any) -> Twin:
     """The same weights in transformers' Llama, float32."""
-    twin = type(model.llama)(model.config)  # anew: a cast model has cast RoPE's frequencies too
-    twin.load_state_dict(model.llama.state_dict())
+    twin = type(model.weights)(model.config)  # anew: a cast model has cast RoPE's frequencies too
+    twin.load_state_dict(model.weights.state_dict())
     return Twin(twin.eval(), dict, "the same weights in transformers' Llama")
 
 
 @dataclass
-class _Cache:
+class Cache:
     """What a context holds of its first ``length`` positions."""
 
     ids: Tensor
     """``[1 or B, T]``, int64."""
-    epoch: int
-    """Of the context's content."""
+    place: int
+    """Of the context's, which of those that hold as many sequences."""
+    stamp: int
+    """Of the place's content."""
     owner: LlamaCpp
     layers: tuple[()] = field(default=())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """As many sequences, all like the only one."""
         grown = self.owner(self.ids.expand(repeats, -1), use_cache=True).past_key_values
-        self.ids, self.epoch = grown.ids, grown.epoch
+        self.ids, self.place, self.stamp = grown.ids, grown.place, grown.stamp
 
-    def held_bytes(self) -> int:
-        """Bytes of its keys and values."""
-        return self.owner.bytes_of_a_token * self.ids.numel()
+    def held_bytes(self) -> tuple[int, int]:
+        """Bytes of its keys and values, and of its states."""
+        return self.owner.held_bytes(*self.ids.shape)
 
 
 class LlamaCpp:
     """A Llama that llama.cpp runs, with as much of a transformers model's interface as is used."""
 
-    def __init__(self, llama: Any) -> None:
-        self.llama, self.config = llama.eval(), llama.config
+    places = 1
+    """As many caches of a batch are held at once."""
+
+    def __init__(self, weights: Any) -> None:
+        self.weights, self.config = weights.eval(), weights.config
         self._model: Any = None
         self._context: Any = None
         self._shape = (0, 0)
-        self._epoch = 0
+        self._stamps = [0] * self.places
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> LlamaCpp:
         """Write the weights in ``dtype`` and load them. Missing, Unsupported where that fails."""
@@ -93,17 +100,19 @@ class LlamaCpp:
         self._library = load_peer(LLAMA_CPP, "llama_cpp")
         self._log = self._library.llama_log_callback(lambda level, text, data: None)
         self._library.llama_log_set(self._log, ctypes.c_void_p(0))
-        self.llama = self.llama.to(dtype)
+        self.weights, self._dtype = self.weights.to(dtype), dtype
         with scratch_directory(".wuneng-bench-") as place:
             file = place / "model.gguf"
-            write_gguf(self.llama, file, dtype)
+            self._write(file)
             settings = self._library.llama_model_default_params()
             settings.n_gpu_layers, settings.use_mmap = 0, False
             self._model = self._library.llama_model_load_from_file(str(file).encode(), settings)
         if not self._model:
-            raise Unsupported("llama.cpp does not load the Llama that was written for it")
-        self._dtype = dtype
+            raise Unsupported("llama.cpp does not load the model that was written for it")
         return self
+
+    def _write(self, file: Path) -> None:
+        write_gguf(self.weights, file, self._dtype)
 
     def eval(self) -> LlamaCpp:
         """It always is."""
@@ -115,17 +124,17 @@ class LlamaCpp:
 
     def parameters(self) -> Iterator[Tensor]:
         """The weights, in the type in which llama.cpp has them."""
-        return iter(self.llama.parameters())
+        return iter(self.weights.parameters())
 
     def buffers(self) -> Iterator[Tensor]:
         """None that are stored."""
         return iter(())
 
-    @property
-    def bytes_of_a_token(self) -> int:
-        """Of its keys and values in all layers."""
+    def held_bytes(self, batch: int, tokens: int) -> tuple[int, int]:
+        """Bytes of keys and values in all layers, and of states."""
         heads = self.config.num_key_value_heads * self.config.head_dim
-        return 2 * self.config.num_hidden_layers * heads * self._dtype.itemsize
+        of_a_token = 2 * self.config.num_hidden_layers * heads * self._dtype.itemsize
+        return batch * tokens * of_a_token, 0
 
     def forward(
         self,
@@ -138,32 +147,39 @@ class LlamaCpp:
         ``[B, T]``, int64, after ``past_key_values``; and the cache."""
         cache, (batch, tokens) = past_key_values, input_ids.shape
         before = 0 if cache is None else cache.ids.shape[1]
-        if cache is not None and (cache.epoch != self._epoch or cache.ids.shape[0] != batch):
-            raise RuntimeError("llama.cpp: another prompt has taken the place of this cache's")
+        stale = cache is not None and cache.stamp != self._stamps[cache.place]
+        if stale or (cache is not None and cache.ids.shape[0] != batch):
+            raise RuntimeError("llama.cpp: what came later has taken the place of this cache's")
         if cache is None:
             self._begin(batch, tokens + _ROOM)
         elif before + tokens > self._shape[1]:
             raise RuntimeError(f"llama.cpp: the context holds {self._shape[1]} positions")
-        memory = self._library.llama_get_memory(self._context)
-        for sequence in range(batch if cache is not None else 0):
-            self._library.llama_memory_seq_rm(memory, sequence, before, -1)
-        logits = self._decode(input_ids, before, logits_to_keep or tokens)
+        place = 0 if cache is None else self._go_on(cache)
+        logits = self._decode(input_ids, place, before, logits_to_keep or tokens)
         ids = input_ids if cache is None else torch.cat([cache.ids, input_ids], 1)
-        return SimpleNamespace(logits=logits, past_key_values=_Cache(ids, self._epoch, self))
+        kept = Cache(ids, place, self._stamps[place], self)
+        return SimpleNamespace(logits=logits, past_key_values=kept)
 
     __call__ = forward
 
+    def _go_on(self, cache: Cache) -> int:
+        """The place where tokens after the cache's are to come; nothing is there after them."""
+        memory = self._library.llama_get_memory(self._context)
+        for sequence in range(cache.ids.shape[0]):
+            self._library.llama_memory_seq_rm(memory, sequence, cache.ids.shape[1], -1)
+        return cache.place
+
     def _begin(self, batch: int, positions: int) -> None:
-        """An empty context for ``batch`` sequences of so many positions."""
-        self._epoch += 1
+        """An empty context for ``batch`` sequences of so many positions in each place."""
+        self._stamps = [max(self._stamps) + 1 + place for place in range(self.places)]
         if self._context is not None and batch == self._shape[0] and positions <= self._shape[1]:
             self._library.llama_memory_clear(self._library.llama_get_memory(self._context), False)
             return
         self._free_context()
         settings = self._library.llama_context_default_params()
         positions = -(-positions // 256) * 256
-        settings.n_ctx = settings.n_batch = batch * positions
-        settings.n_seq_max = batch
+        settings.n_batch, settings.n_seq_max = batch * positions, batch * self.places
+        settings.n_ctx = settings.n_seq_max * positions
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         types = load_peer("gguf", "gguf").GGMLQuantizationType
         kind = int(getattr(types, DTYPES[self._dtype]))
@@ -175,7 +191,7 @@ class LlamaCpp:
             raise Unsupported(f"llama.cpp makes no context of {batch} x {positions} positions")
         self._shape = (batch, positions)
 
-    def _decode(self, ids: Tensor, before: int, keep: int) -> Tensor:
+    def _decode(self, ids: Tensor, place: int, before: int, keep: int) -> Tensor:
         library, (batch, tokens) = self._library, ids.shape
         given = library.llama_batch_init(ids.numel(), 0, 1)
         try:
@@ -186,7 +202,7 @@ class LlamaCpp:
             array(given.pos, (ids.numel(),))[:] = positions
             array(given.n_seq_id, (ids.numel(),))[:] = 1
             for index in range(ids.numel()):
-                given.seq_id[index][0] = index // tokens
+                given.seq_id[index][0] = place * batch + index // tokens
             wanted = positions >= before + tokens - keep
             array(given.logits, (ids.numel(),))[:] = wanted
             if library.llama_decode(self._context, given) != 0:

@@ -233,7 +233,8 @@ def _fork(cache: Any) -> Any:
 def _held_by(cache: Any) -> tuple[int, int]:
     """Bytes of keys and values, and of everything else that is kept."""
     if hasattr(cache, "held_bytes"):  # llama.cpp's
-        return cache.held_bytes(), 0
+        kv_and_state: tuple[int, int] = cache.held_bytes()
+        return kv_and_state
     kv = sum(
         tensor_bytes(layer.keys, layer.values)
         for layer in cache.layers

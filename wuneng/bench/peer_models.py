@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wuneng.convert.tensor_files import TensorInfo
 
 __all__ = [
+    "RWKV7_TWIN",
     "build_fla",
     "build_llama",
     "check_llama",
@@ -41,10 +42,10 @@ __all__ = [
 _EPS = 1e-5
 #: What our model has and RWKV-7 has not: lambda of every state head, which is one here.
 _OURS_ALONE = "cross_head.scale"
-_TWIN = "the same weights in WuNeng's RWKV-7: token loop, float32"
+RWKV7_TWIN = "the same weights in WuNeng's RWKV-7: token loop, float32"
 
 
-def fla_config(config: WuNengConfig) -> WuNengConfig:
+def fla_config(config: WuNengConfig, arm: str = "fla") -> WuNengConfig:
     """RWKV-7 as fla builds it, as wide and deep as ``config``; the feed-forward not yet matched.
 
     Raises:
@@ -53,7 +54,7 @@ def fla_config(config: WuNengConfig) -> WuNengConfig:
     size = config.state_head_dim or config.head_dim or 64
     if config.hidden_size % size:
         raise InputError(
-            f"--against fla: RWKV-7 needs heads that fill the width; heads of {size} do not fill "
+            f"--against {arm}: RWKV-7 needs heads that fill the width; heads of {size} do not fill "
             f"{config.hidden_size}"
         )
     from wuneng.convert.rwkv7 import RWKV7_INITIAL, RWKV7_WIRING
@@ -77,7 +78,7 @@ def fla_config(config: WuNengConfig) -> WuNengConfig:
 
 
 def fla_extra(config: WuNengConfig) -> int:
-    """Parameters of our model of this configuration that fla's has not."""
+    """Parameters of our model of this configuration that RWKV-7 has not."""
     named = Skeleton(config).named_parameters()
     return sum(p.numel() for name, p in named if name.endswith(_OURS_ALONE))
 
@@ -209,7 +210,7 @@ def fla_twin(model: Any) -> Twin:
                 parameter.copy_(arrived[name])
             else:
                 raise Unsupported(f"{FLA}'s model cannot be checked against ours: it has no {name}")
-    return Twin(twin.eval(), renamed, _TWIN)
+    return Twin(twin.eval(), renamed, RWKV7_TWIN)
 
 
 def build_llama(config: WuNengConfig) -> Any:

@@ -29,10 +29,11 @@ WHATS = ("ops", "prefill", "decode", "train", "parts")
 DEFAULT_WHATS = ("ops", "prefill", "decode", "train")
 #: Arms that can stand beside the model: the built-in ones, and other projects'. ``fla``:
 #: flash-linear-attention's operators and RWKV-7 model; ``mamba``: mamba-ssm's operators;
-#: ``wind``: wind_rwkv's WKV-7 kernel; ``llama.cpp``: a Llama run by llama-cpp-python.
+#: ``wind``: wind_rwkv's WKV-7 kernel; ``llama.cpp`` and ``llama.cpp-rwkv7``: a Llama and an
+#: RWKV-7 run by llama-cpp-python.
 ARMS = (
     *(arm for arm in BUILT_IN_ARMS if arm != "wuneng"),
-    *("llama", "llama.cpp", "fla", "mamba", "wind"),
+    *("llama", "llama.cpp", "llama.cpp-rwkv7", "fla", "mamba", "wind"),
 )
 DEFAULT_AGAINST = ("mha", "rwkv7")
 #: Ways of a training step.
