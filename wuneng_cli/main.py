@@ -22,6 +22,7 @@ from wuneng_cli import eval as eval_command
 from wuneng_cli import inspect as inspect_command
 from wuneng_cli.render import print_error, print_line
 from wuneng_cli.silence import silenced
+from wuneng_cli.waiting_threads import wait_briefly
 
 __all__ = ["app", "main"]
 
@@ -172,6 +173,7 @@ cache.register(app)
 
 def main() -> None:
     """Entry point of the console script."""
+    wait_briefly()
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PlainFormatter())
     app(prog_name="wuneng")
