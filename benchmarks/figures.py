@@ -6,7 +6,7 @@
 A table stands between ``<!-- table: NAME KIND -->`` and ``<!-- end -->``; NAME is a directory here
 with a bench.json and KIND is ops, prefill, decode, train, exponents, parts, machine or changes
 (against the record that it repeats); or NAME is startup.json and KIND commands, wkv7_cpu.json and
-scan, eval_overhead.json and evaluation, training_step.json and steps.
+scan, eval_overhead.json and evaluation, training_step.json or prefill.json and steps.
 """
 
 from __future__ import annotations

@@ -2,10 +2,13 @@
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.training_step --out FILE
 
+``--what prefill`` times the first token instead: a prompt of 1,024 tokens into a new cache, without
+gradients.
+
 For machines that others use as well: one thread, whose processor time is measured without what
 other processes take, and all arms in turn in one process, so that a busy machine is busy for all
 of them. ``of_mha`` is the median of each round's own ratio. The model is ``benchmarks/cpu.yaml``,
-its arms those of ``wuneng bench``. Peak bytes are what a step allocates at most at once, weights
+its arms those of ``wuneng bench``. Peak bytes are what a call allocates at most at once, weights
 and optimiser included. With ``--threads 2`` it is the clock that is read, for an idle machine.
 """
 
@@ -24,25 +27,31 @@ import torch
 from wuneng.bench.architectures import choose
 from wuneng.bench.machine import load_average
 from wuneng.bench.memory import peak_bytes
-from wuneng.bench.models import ModelStore, train_case
+from wuneng.bench.models import ModelStore, prefill_case, train_case
 from wuneng.bench.request import BenchRequest
 from wuneng.device import environment
 from wuneng.records import write_json
 
 MODEL = Path(__file__).with_name("cpu.yaml")
-SHAPES = ((1, 512), (4, 512))
+#: What is timed, and at which batches and lengths.
+CASES = {"train": (train_case, ((1, 512), (4, 512))), "prefill": (prefill_case, ((1, 1024),))}
 ARMS = ("mha", "replace", "rwkv7")
 
 
 def measured(
-    batch: int, tokens: int, rounds: int, arms: tuple[str, ...] = ARMS, model: Path = MODEL
+    batch: int,
+    tokens: int,
+    rounds: int,
+    arms: tuple[str, ...] = ARMS,
+    what: str = "train",
 ) -> dict[str, Any]:
     """Rows of all arms at one shape."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     device, seconds = torch.device("cpu"), {}
     store = ModelStore(device, torch.float32, "fp32")
-    chosen = choose(BenchRequest(model=model, seq_lens=(tokens,), against=arms)).architectures
-    ready = {arm.arm: train_case(store, arm, batch, tokens).prepare() for arm in chosen}
+    chosen = choose(BenchRequest(model=MODEL, seq_lens=(tokens,), against=arms)).architectures
+    make = CASES[what][0]
+    ready = {arm.arm: make(store, arm, batch, tokens).prepare() for arm in chosen}
     peaks = {}
     for arm, case in ready.items():
         case.call(0)  # the optimiser's tensors are made
@@ -65,21 +74,22 @@ def measured(
         }
         for arm, times in seconds.items()
     ]
-    shape = {"batch": batch, "tokens": tokens, "rounds": rounds}
+    shape = {"what": what, "batch": batch, "tokens": tokens, "rounds": rounds}
     return {**shape, "threads": torch.get_num_threads(), "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--what", choices=CASES, default="train")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     began, found = load_average(), []
-    for batch, tokens in SHAPES:
-        found.append(measured(batch, tokens, chosen.rounds))
-        print(f"batch {batch}, {tokens} tokens, {chosen.threads} threads")
+    for batch, tokens in CASES[chosen.what][1]:
+        found.append(measured(batch, tokens, chosen.rounds, what=chosen.what))
+        print(f"{chosen.what}, batch {batch}, {tokens} tokens, {chosen.threads} threads")
         for row in found[-1]["rows"]:
             print(
                 f"  {row['arm']:8s} {row['milliseconds']:8.1f} ms, {row['of_mha']:.3f} of mha's "
