@@ -11,8 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from tests.model.decoded import counted
 from wuneng.errors import InputError, ModelError
 from wuneng.evaluate.generation import Sampling, generate_text
+from wuneng.ops import native, using
 
 Load = Callable[..., Any]
 Invoke = Callable[..., Result]
@@ -103,6 +105,22 @@ def test_the_command_streams_to_stdout(wuneng: Invoke, text_run: Path) -> None:
     assert "seed 1" in result.stderr
     assert wuneng(*arguments, "--quiet").stdout == result.stdout
     assert wuneng(*arguments, "--arm", "mha", "--quiet").stdout != result.stdout
+
+
+@pytest.mark.skipif(native.library(32) is None, reason="no C compiler on this machine")
+@pytest.mark.parametrize("arm", ["wuneng", "mha"])
+def test_the_command_decodes_in_one_call_a_token(wuneng: Invoke, text_run: Path, arm: str) -> None:
+    arguments = ("--arm", arm, "--prompt", "cats", "--max-tokens", 6, "--temperature", 0, "--json")
+    with counted() as taken:
+        result = wuneng(*arguments)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    # The prompt goes through the modules; what the last token is followed by, nobody asks.
+    assert taken == [False] + [True] * (record["tokens"] - 1)
+    assert record["tokens"] > 1
+    with using("reference"), counted() as plain:
+        assert json.loads(wuneng(*arguments).stdout)["text"] == record["text"]
+    assert plain == [False] * len(taken)
 
 
 def test_the_prompt_may_come_from_stdin_and_the_result_be_json(

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.model.decoded import counted
 from wuneng.errors import ModelError, TaskError
 from wuneng.evaluate.harness import run_tasks
 from wuneng.evaluate.harness_model import HarnessModel
 from wuneng.evaluate.outcomes import TaskOutcomes
 from wuneng.evaluate.task_loading import load_tasks, quiet_harness
+from wuneng.ops import native, using
 
 SUITE = ["arc", "hellaswag", "piqa", "winogrande", "obqa", "boolq", "copa", "lambada", "sciq"]
 Load = Callable[..., Any]
@@ -214,6 +216,29 @@ def test_generation_leaves_room_in_a_short_context(
     assert model.max_gen_toks == 24
     found = run_tasks(model, tasks, log_items=True)["gsm8k"]
     assert all(len(item["outcome"]["responses"][0]) <= 24 for item in found.items)
+
+
+@pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
+def test_answers_are_written_in_one_call_a_token(load: Load, wuneng_directory: Path) -> None:
+    """Questions of unequal length in one batch: the shorter one stands behind pads."""
+    from lm_eval.api.instance import Instance
+
+    settings = {"until": ["\0"], "max_gen_toks": 6}
+    texts = ("One cat", "Two dogs and a third one")
+    requests = [Instance("generate_until", {}, (text, settings), 0) for text in texts]
+
+    def written() -> tuple[list[str], list[bool]]:
+        with counted() as taken:
+            answers = HarnessModel(load(wuneng_directory), batch_size=2).generate_until(requests)
+        return answers, taken
+
+    answers, taken = written()
+    assert taken[0] is False, "the questions go through the modules"
+    assert taken[1:] == [True] * 5
+    with using("reference"):
+        plain, modules = written()
+    assert modules == [False] * 6
+    assert plain == answers
 
 
 def test_results_go_nowhere_but_into_the_return_value(
