@@ -33,6 +33,8 @@ OMP_NUM_THREADS=1 python -m benchmarks.training_step --what prefill --out benchm
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --out benchmarks/decoded_token.json
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --rounds 30 \
   --arms text,mha-shift,no-middle,interleaved,rwkv7 --out benchmarks/decoded_arms.json
+TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token \
+  --width 256 --compiled --rounds 60 --out benchmarks/decoded_compiled.json
 bench --compare benchmarks/cpu-inference --out benchmarks/cpu-repeated
 python -m benchmarks.startup --out benchmarks/startup.json
 if [[ -n "${DATA:-}" ]]; then

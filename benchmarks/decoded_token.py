@@ -8,7 +8,9 @@ any built-in one, and ``text``, wired as ``recipes/text.yaml``. With one thread 
 that is measured, without what other processes take; with more it is the clock. ``gained`` says how
 many times as fast as its modules an arm is, ``of_mha`` how fast beside ``mha`` the same way;
 ``roof`` is the share of the best copy of 128 MiB in that run, by the same clock: weights and cache
-once a token.
+once a token. ``--compiled`` adds torch.compile's way (Inductor, one graph, a static cache,
+:mod:`benchmarks.static_token`), which is not timed unless it chooses the modules' tokens;
+``compile_seconds`` is what its first call took by the clock.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from operator import truediv
 from pathlib import Path
@@ -24,7 +27,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
+from benchmarks.static_token import StaticStep
 from wuneng.bench.architectures import Architecture
 from wuneng.bench.machine import load_average
 from wuneng.bench.models import ModelStore, decode_case
@@ -38,6 +43,7 @@ from wuneng.records import write_json
 #: Width, layers, attention heads, state heads.
 MODELS = ((256, 6, 4, 2), (768, 12, 12, 4))
 WAYS = ("modules", "one call")
+COMPILED = "compiled"
 #: The wiring of ``recipes/text.yaml``, whatever the sizes.
 TEXT = {
     "cross_head": "none",
@@ -88,14 +94,24 @@ def measured(
     batch: int,
     rounds: int,
     others: Sequence[str] = (),
+    compiler: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Rows of all arms and ways at one shape, and the copy that they are compared with."""
+    """Rows of all arms and ways at one shape, and the copy that they are compared with.
+
+    Args:
+        compiler: what ``torch.compile`` is given for its way; None leaves it out.
+    """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     store, arms = ModelStore(torch.device("cpu"), torch.float32, "fp32"), matched(*shape, others)
     cases = {arm.arm: decode_case(store, arm, batch, context) for arm in arms}
     steps = {name: case.prepare().call for name, case in cases.items()}
     norms = {arm.arm: store.inference(arm).model.norm for arm in arms}
-    seconds: dict[tuple[str, str], list[float]] = {(a, w): [] for a in cases for w in WAYS}
+    calls = {(arm, way): steps[arm] for arm in cases for way in WAYS}
+    compile_seconds = {}
+    if compiler is not None:
+        for arm, step in steps.items():
+            calls[arm, COMPILED], compile_seconds[arm] = _compiled(arm, step, compiler)
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     source, target, copies = torch.zeros(COPIED), torch.zeros(COPIED), []
 
     def timed(call: Callable[[], Any]) -> float:
@@ -104,13 +120,9 @@ def measured(
         return clock() - began
 
     for number in range(rounds + 2):
-        for (arm, way), times in seconds.items():
-            # Whoever watches a module has all of them called.
-            watch = norms[arm].register_forward_hook if way == "modules" else None
-            watcher = watch(lambda *_: None) if watch else None
-            times.append(timed(partial(steps[arm], number)))
-            if watcher is not None:
-                watcher.remove()
+        for (arm, way), call in calls.items():
+            with _watched(norms[arm], way == "modules"):
+                seconds[arm, way].append(timed(partial(call, number)))
         copies.append(timed(partial(target.copy_, source)))
     rate = 2 * source.nbytes / min(copies)
     seconds = {key: times[2:] for key, times in seconds.items()}
@@ -125,12 +137,37 @@ def measured(
             "gained": median(map(truediv, seconds[arm, "modules"], times)),
             "of_mha": median(map(truediv, seconds["mha", way], times)),
             "roof": cases[arm].work.bytes / median(times) / rate,
+            **({"compile_seconds": compile_seconds[arm]} if way == COMPILED else {}),
         }
         for (arm, way), times in seconds.items()
     ]
     names = ("width", "layers", "heads", "state_heads")
     shown = dict(zip(names, shape, strict=True)) | {"context": context, "batch": batch}
     return {**shown, "threads": torch.get_num_threads(), "copies": rate, "rows": rows}
+
+
+@contextmanager
+def _watched(module: nn.Module, watched: bool) -> Iterator[None]:
+    """Whoever watches a module has all of them called."""
+    hook = module.register_forward_hook(lambda *_: None) if watched else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def _compiled(arm: str, step: Any, compiler: dict[str, Any]) -> tuple[StaticStep, float]:
+    """The compiled step, and the seconds of its first call. RuntimeError: other tokens than
+    ``step``, a benchmark's own step of decoding, chooses."""
+    static = StaticStep(step.model, step.cache, step.tokens).compiled(**compiler)
+    began = time.perf_counter()
+    static(0)
+    taken = time.perf_counter() - began
+    for index in range(len(step.tokens)):
+        if not torch.equal(static(index), step(index)):
+            raise RuntimeError(f"{arm}, compiled: another token than the modules choose")
+    return static, taken
 
 
 def _parameters(arms: list[Architecture], name: str) -> int:
@@ -157,13 +194,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--arms", type=_names, default=[], help="others, as text,mha-shift,rwkv7")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile's way too: minutes")
     parser.add_argument("--width", type=int, help="of the models above the one of this width")
     chosen = parser.parse_args()
     began, found = load_average(), []
+    compiler: dict[str, Any] | None = {} if chosen.compiled else None
     for shape in MODELS:
         if chosen.width not in (None, shape[0]):
             continue
-        found.append(measured(shape, chosen.context, chosen.batch, chosen.rounds, chosen.arms))
+        sizes = (chosen.context, chosen.batch, chosen.rounds)
+        found.append(measured(shape, *sizes, chosen.arms, compiler))
         print(f"width {shape[0]}, copies {found[-1]['copies'] / 1e9:.1f} GB/s")
         for row in found[-1]["rows"]:
             print(

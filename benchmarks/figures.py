@@ -6,7 +6,8 @@
 A table stands between ``<!-- table: NAME KIND -->`` and ``<!-- end -->``; NAME is a directory here
 with a bench.json and KIND is ops, prefill, decode, train, exponents, parts, machine or changes
 (against the record that it repeats); or NAME is startup.json and KIND commands, wkv7_cpu.json and
-scan, eval_overhead.json and evaluation, training_step.json or prefill.json and steps.
+scan, eval_overhead.json and evaluation, training_step.json or prefill.json and steps,
+decoded_compiled.json and tokens.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def table(name: str, kind: str) -> str:
         "scan": _scan,
         "evaluation": _evaluation,
         "steps": _steps,
+        "tokens": _tokens,
     }
     if kind in files:
         return "\n".join(files[kind](place)) + "\n" if place.is_file() else AWAITED
@@ -179,6 +181,26 @@ def _steps(path: Path) -> Iterator[str]:
                 f"| {row['milliseconds']:,.0f} | {row['fastest_milliseconds']:,.0f} "
                 f"| {row['of_mha']:.2f} | {short_bytes(row['peak_bytes'])} "
                 f"| {row['peak_of_mha']:.2f} |"
+            )
+
+
+def _tokens(path: Path) -> Iterator[str]:
+    record = read_json(path)
+    yield f"Load average at the start: {record['load_average'][0]:.2f}."
+    yield ""
+    yield (
+        "| width, layers | arm | way | ms | fastest | tokens/s | of the modules' speed "
+        "| of mha | of the roof | compiling, s |"
+    )
+    yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    for model in record["models"]:
+        for row in model["rows"]:
+            seconds = row.get("compile_seconds")
+            yield (
+                f"| {model['width']}, {model['layers']} | {row['arm']} | {row['way']} "
+                f"| {row['milliseconds']:.1f} | {row['fastest_milliseconds']:.1f} "
+                f"| {row['tokens_per_second']:.1f} | {row['gained']:.2f} | {row['of_mha']:.2f} "
+                f"| {row['roof']:.0%} | {'' if seconds is None else f'{seconds:.0f}'} |"
             )
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.decoded_token import TEXT, matched, measured
+from benchmarks.decoded_token import COMPILED, TEXT, WAYS, matched, measured
+from benchmarks.figures import table
+from benchmarks.static_token import StaticStep
 from tests.model.decoded import counted
+from wuneng.bench.models import ModelStore, decode_case
 from wuneng.ops import native
 from wuneng.recipe import load_recipe
+from wuneng.records import write_json
 
 
 def test_the_arms_have_as_many_parameters_each() -> None:
@@ -36,3 +42,36 @@ def test_both_ways_are_timed_and_only_one_calls_the_modules() -> None:
     assert rows["mha", "modules"]["of_mha"] == rows["mha", "one call"]["of_mha"] == 1
     assert rows["mha", "modules"]["gained"] == rows["wuneng", "modules"]["gained"] == 1
     assert all(row["fastest_milliseconds"] <= row["milliseconds"] for row in rows.values())
+
+
+def test_torch_compiles_way_is_one_graph_and_says_what_the_modules_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced, and not compiled: Inductor's C++ takes minutes."""
+    found = measured((64, 1, 1, 1), 16, 2, 2, compiler={"backend": "eager"})
+    rows = {(row["arm"], row["way"]): row for row in found["rows"]}
+    assert set(rows) == {(a, w) for a in ("wuneng", "mha") for w in (*WAYS, COMPILED)}
+    assert rows["mha", COMPILED]["of_mha"] == 1
+    timed = [row["way"] for row in found["rows"] if "compile_seconds" in row]
+    assert timed == [COMPILED] * 2
+    write_json(tmp_path / "some.json", {"load_average": [0.5], "models": [found]})
+    monkeypatch.setattr("benchmarks.figures.HERE", tmp_path)
+    lines = table("some.json", "tokens").splitlines()
+    assert [line.split(" | ")[1:3] for line in lines[4:]] == [list(key) for key in rows]
+    right = StaticStep.logits
+    monkeypatch.setattr(StaticStep, "logits", lambda self, token: -right(self, token))
+    with pytest.raises(RuntimeError, match="wuneng, compiled: another token"):
+        measured((64, 1, 1, 1), 16, 1, 1, compiler={"backend": "eager"})
+
+
+@pytest.mark.parametrize("name", ["wuneng", "mha", "text", "rwkv7"])
+def test_a_static_cache_gives_the_models_logits(name: str) -> None:
+    store = ModelStore(torch.device("cpu"), torch.float64, "fp64")
+    arm = next(arm for arm in matched(64, 2, 2, 1, ("text", "rwkv7")) if arm.arm == name)
+    step = decode_case(store, arm, 2, 20).prepare().call
+    static = StaticStep(step.model, step.cache, step.tokens)
+    with torch.inference_mode():
+        for token in step.tokens:
+            cache = copy.deepcopy(step.cache)
+            expected = step.model(input_ids=token, past_key_values=cache).logits[:, -1]
+            torch.testing.assert_close(static.logits(token), expected, rtol=1e-10, atol=1e-10)
