@@ -30,6 +30,8 @@ python -m benchmarks.vocabulary --out benchmarks/vocabulary.json
 OMP_NUM_THREADS=1 python -m benchmarks.head_loss --out benchmarks/head_loss.json
 OMP_NUM_THREADS=1 python -m benchmarks.training_step --out benchmarks/training_step.json
 OMP_NUM_THREADS=1 python -m benchmarks.training_step --what prefill --out benchmarks/prefill.json
+OMP_NUM_THREADS=1 python -m benchmarks.flat_optimizer --rounds 40 \
+  --out benchmarks/flat_optimizer.json
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --out benchmarks/decoded_token.json
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --rounds 30 \
   --arms text,mha-shift,no-middle,interleaved,rwkv7 --out benchmarks/decoded_arms.json
