@@ -7,7 +7,7 @@ A table stands between ``<!-- table: NAME KIND -->`` and ``<!-- end -->``; NAME 
 with a bench.json and KIND is ops, prefill, decode, train, exponents, parts, machine or changes
 (against the record that it repeats); or NAME is startup.json and KIND commands, wkv7_cpu.json and
 scan, eval_overhead.json and evaluation, training_step.json or prefill.json and steps,
-decoded_compiled.json and tokens.
+decoded_compiled.json and tokens, kept_for_backward.json and kept.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def table(name: str, kind: str) -> str:
         "evaluation": _evaluation,
         "steps": _steps,
         "tokens": _tokens,
+        "kept": _kept,
     }
     if kind in files:
         return "\n".join(files[kind](place)) + "\n" if place.is_file() else AWAITED
@@ -182,6 +183,18 @@ def _steps(path: Path) -> Iterator[str]:
                 f"| {row['of_mha']:.2f} | {short_bytes(row['peak_bytes'])} "
                 f"| {row['peak_of_mha']:.2f} |"
             )
+
+
+def _kept(path: Path) -> Iterator[str]:
+    arms: dict[str, dict[str, int]] = read_json(path)["arms"]
+    totals = {arm: sum(parts.values()) for arm, parts in arms.items()}
+    yield f"| MiB, by part | {' | '.join(arms)} |"
+    yield "|---|" + "---:|" * len(arms)
+    for part in dict.fromkeys(part for parts in arms.values() for part in parts):
+        cells = [f"{x / 2**20:.1f}" if (x := arms[arm].get(part, 0)) else "" for arm in arms]
+        yield f"| {' | '.join([part, *cells])} |"
+    cells = [f"{x / 2**20:.1f} ({x / totals['mha']:.2f} of mha)" for x in totals.values()]
+    yield f"| {' | '.join(['all', *cells])} |"
 
 
 def _tokens(path: Path) -> Iterator[str]:

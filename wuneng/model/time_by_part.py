@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-__all__ = ["DATA", "PREFIX", "PartTimes", "labelled", "times_by_part"]
+__all__ = ["DATA", "PREFIX", "REST", "PartTimes", "labelled", "part_of_module", "times_by_part"]
 
 #: Which module's operations belong to which part; the innermost module decides.
 _PARTS = {
@@ -51,13 +51,19 @@ def labelled(model: nn.Module) -> Iterator[None]:
     """While inside, modules announce their part to the profiler."""
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            leaf = name.rpartition(".")[2]
-            part = (
-                BLOCKS if name.startswith("model.layers.") and leaf.isdigit() else _PARTS.get(leaf)
-            )
+            part = part_of_module(name)
             if part is not None:
                 _announce(module, part, stack)
         yield
+
+
+def part_of_module(name: str) -> str | None:
+    """The part to which a module of a model belongs, by its qualified name; None: that of the
+    module around it."""
+    leaf = name.rpartition(".")[2]
+    if name.startswith("model.layers.") and leaf.isdigit():
+        return BLOCKS
+    return _PARTS.get(leaf)
 
 
 def _announce(module: nn.Module, part: str, stack: ExitStack) -> None:
