@@ -1,4 +1,6 @@
-"""Compile WKV-7's kernels for GPUs that are not here; print what they use, a JSON line each.
+"""Compile WKV-7's kernels for GPUs that are not here; print what they use, a JSON line each:
+registers, spills, shared memory, how many programs a multiprocessor holds, instructions, and the
+shapes of tensor-core products.
 
     python -m tests.ops.aot_resources [--quick | --candidates]
 
@@ -24,6 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.ops.aot_head_kernels import HEAD_KERNELS, head_arguments
+from tests.ops.aot_instructions import disassembled, instruction_counts, tensor_products
+from tests.ops.aot_occupancy import occupancy
 from wuneng.ops.wkv7.triton_backward import wkv7_backward_kernel
 from wuneng.ops.wkv7.triton_forward import wkv7_forward_kernel
 from wuneng.ops.wkv7.triton_launch import (
@@ -227,7 +231,7 @@ ARGUMENTS = {
 
 
 def compile_ahead(build: Build) -> dict[str, Any]:
-    """Registers, spilled bytes a thread, and shared memory of one build."""
+    """Registers, spilled bytes a thread, shared memory, occupancy and instructions of a build."""
     arguments = ARGUMENTS.get(build.kernel, scan_arguments)
     kernel, types, constants, launch = arguments(build)
     signature, fixed, attributes = {}, {}, {}
@@ -244,7 +248,11 @@ def compile_ahead(build: Build) -> dict[str, Any]:
         target=GPUTarget("cuda", build.arch, 32),
         options={"num_warps": launch.warps, "num_stages": launch.stages},
     )
-    registers, stores, loads = resources(compiled.asm["ptx"], build.arch)
+    ptx = compiled.asm["ptx"]
+    report, sass = assembled(ptx, build.arch)
+    shared_bytes = compiled.metadata.shared
+    held = occupancy(report["registers"], launch.warps, shared_bytes, build.arch)
+    instructions, in_loop = instruction_counts(sass)
     return {
         "kernel": build.kernel,
         "arch": build.arch,
@@ -253,36 +261,37 @@ def compile_ahead(build: Build) -> dict[str, Any]:
         "keeps_states": build.keeps_states,
         "packed": build.packed,
         **asdict(launch),
-        "registers": registers,
-        "spill_stores": stores,
-        "spill_loads": loads,
-        "shared_bytes": compiled.metadata.shared,
+        **report,
+        "shared_bytes": shared_bytes,
+        "held_programs": held.programs,
+        "held_warps": held.warps,
+        "bound": held.bound,
+        "instructions": instructions,
+        "in_loop": in_loop,
+        "tensor_products": tensor_products(ptx),
     }
 
 
-def resources(ptx: str, arch: int) -> tuple[int, int, int]:
-    """What ptxas reports of a kernel: registers, spilled bytes stored and loaded, per thread."""
+def assembled(ptx: str, arch: int) -> tuple[dict[str, int], str]:
+    """What ptxas reports of a kernel (registers, spilled bytes stored and loaded, per thread), and
+    the machine code that it makes."""
     binaries = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     assembler = binaries / ("ptxas-blackwell" if arch >= 100 else "ptxas")
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert target is not None
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
+        source, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(ptx)
-        command = [str(assembler), "-v", f"--gpu-name={target[1]}", str(source)]
-        done = subprocess.run(
-            [*command, "-o", str(source) + ".cubin"], capture_output=True, text=True, check=True
-        )
-    numbers = [
-        re.search(pattern, done.stderr)
-        for pattern in (
-            r"Used (\d+) registers",
-            r"(\d+) bytes spill stores",
-            r"(\d+) bytes spill loads",
-        )
-    ]
-    registers, stores, loads = (int(found[1]) if found else 0 for found in numbers)
-    return registers, stores, loads
+        command = [str(assembler), "-v", f"--gpu-name={target[1]}", str(source), "-o", str(cubin)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        sass = disassembled(cubin, binaries)
+    patterns = {
+        "registers": r"Used (\d+) registers",
+        "spill_stores": r"(\d+) bytes spill stores",
+        "spill_loads": r"(\d+) bytes spill loads",
+    }
+    found = {name: re.search(pattern, done.stderr) for name, pattern in patterns.items()}
+    return {name: int(number[1]) if number else 0 for name, number in found.items()}, sass
 
 
 def main() -> None:

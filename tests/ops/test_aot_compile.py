@@ -8,6 +8,7 @@ look into, not a number to raise.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import torch
+import triton
 
 from tests.ops.aot_resources import QUICK_BUILDS, Build
+from tests.ops.aot_table import HEADER, SHOWN, row
 from tests.ops.aot_worker import BUILDS, CROSS_HEAD_BUILDS, SCAN_BUILDS, name_of
 
 #: What a build's name is compiled to: its resources.
@@ -64,6 +67,8 @@ def assert_within_limits(build: dict[str, Any]) -> None:
     # And 65,536 registers for eight warps, two programs of four or one of eight.
     assert 8 * 32 * -(-build["registers"] // 8) * 8 <= 65536, build
     assert build["warps"] <= 8, build
+    assert build["held_programs"] >= 1, build
+    assert 0 <= build["in_loop"] < build["instructions"], build
 
 
 def cases(builds: Iterable[Build], quick: Container[Build]) -> list[Any]:
@@ -77,6 +82,25 @@ def cases(builds: Iterable[Build], quick: Container[Build]) -> list[Any]:
 @pytest.mark.parametrize("name", cases(SCAN_BUILDS, QUICK_BUILDS))
 def test_a_kernel_compiles_within_its_limits(compiled_ahead: Compiled, name: str) -> None:
     assert_within_limits(compiled_ahead(name))
+
+
+@pytest.mark.skipif(triton.__version__ != "3.7.1", reason="the page's table is of Triton 3.7.1")
+@pytest.mark.parametrize("kernel", ["forward", "step", "snapshot_gradients"])
+def test_the_pages_table(repository: Path, compiled_ahead: Compiled, kernel: str) -> None:
+    build = next(b for b in SHOWN if b.kernel == kernel and b.keeps_states)
+    page = (repository / "docs" / "kernels.md").read_text(encoding="utf-8").splitlines()
+    assert row(build, compiled_ahead(name_of(build))) in page
+    start = page.index(HEADER.splitlines()[0])
+    assert page[start + 1 : start + 3 + len(SHOWN)][-1] == "", "a row for each that is shown"
+
+
+@pytest.mark.parametrize(("kernel", "multiplies"), [("forward", True), ("step", False)])
+def test_products_are_on_tensor_cores(
+    compiled_ahead: Compiled, kernel: str, multiplies: bool
+) -> None:
+    build = compiled_ahead(name_of(Build(kernel)))
+    assert bool(build["tensor_products"]) == multiplies
+    assert all("bf16" in name for name in build["tensor_products"])
 
 
 def test_what_is_compiled() -> None:
