@@ -6,8 +6,8 @@
 A table stands between ``<!-- table: NAME KIND -->`` and ``<!-- end -->``; NAME is a directory here
 with a bench.json and KIND is ops, prefill, decode, train, exponents, parts, machine or changes
 (against the record that it repeats); or NAME is startup.json and KIND commands, wkv7_cpu.json and
-scan, eval_overhead.json and evaluation, training_step.json or prefill.json and steps,
-decoded_compiled.json and tokens, kept_for_backward.json and kept.
+scan, eval_overhead.json and evaluation, training_step.json and before, that or prefill.json and
+steps, decoded_compiled.json and tokens, kept_for_backward.json and kept.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def table(name: str, kind: str) -> str:
         "scan": _scan,
         "evaluation": _evaluation,
         "steps": _steps,
+        "before": _before,
         "tokens": _tokens,
         "kept": _kept,
     }
@@ -183,6 +184,28 @@ def _steps(path: Path) -> Iterator[str]:
                 f"| {row['of_mha']:.2f} | {short_bytes(row['peak_bytes'])} "
                 f"| {row['peak_of_mha']:.2f} |"
             )
+
+
+def _before(path: Path) -> Iterator[str]:
+    """The fastest step, which a busy machine disturbs least, beside an earlier commit's."""
+    record = read_json(path)
+    earlier = {(s["batch"], s["tokens"]): s for s in record["before"]["shapes"]}
+    yield f"Before: commit {record['before']['git_commit'][:7]}."
+    yield ""
+    yield "| batch | tokens | arm | tokens/s | of mha | peak memory |"
+    yield "|---:|---:|---|---:|---:|---:|"
+    for shape in record["shapes"]:
+        batch, tokens = shape["batch"], shape["tokens"]
+        old = {row["arm"]: row for row in earlier[batch, tokens]["rows"]}
+        for row in shape["rows"]:
+            pair = old[row["arm"]], row
+            cells = (
+                [f"{1e3 * batch * tokens / r['fastest_milliseconds']:,.0f}" for r in pair],
+                [f"{r['of_mha']:.2f}" for r in pair],
+                [f"{r['peak_bytes'] / 2**20:,.0f}" for r in pair],
+            )
+            shown = " | ".join(" → ".join(cell) for cell in cells)
+            yield f"| {batch} | {short_length(tokens)} | {row['arm']} | {shown} MiB |"
 
 
 def _kept(path: Path) -> Iterator[str]:

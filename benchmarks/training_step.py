@@ -10,6 +10,11 @@ other processes take, and all arms in turn in one process, so that a busy machin
 of them. ``of_mha`` is the median of each round's own ratio. The model is ``benchmarks/cpu.yaml``,
 its arms those of ``wuneng bench``. Peak bytes are what a call allocates at most at once, weights
 and optimiser included. With ``--threads 2`` it is the clock that is read, for an idle machine.
+
+``--before FILE`` keeps a record of an earlier commit, made by this command on the same machine,
+beside the new figures: ``before`` holds its ``git_commit`` and its ``shapes``, each with ``batch``,
+``tokens``, ``rounds`` and ``rows``, whose ``arm``, ``fastest_milliseconds``, ``of_mha`` and
+``peak_bytes`` are what is compared.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from wuneng.bench.memory import peak_bytes
 from wuneng.bench.models import ModelStore, prefill_case, train_case
 from wuneng.bench.request import BenchRequest
 from wuneng.device import environment
-from wuneng.records import write_json
+from wuneng.records import read_json, write_json
 
 MODEL = Path(__file__).with_name("cpu.yaml")
 #: What is timed, and at which batches and lengths.
@@ -78,14 +83,22 @@ def measured(
     return {**shape, "threads": torch.get_num_threads(), "rows": rows}
 
 
+def before(path: Path) -> dict[str, Any]:
+    """What stays of an earlier commit's record: the commit, and what was measured."""
+    record = read_json(path)
+    return {"git_commit": record["environment"]["git_commit"], "shapes": record["shapes"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--what", choices=CASES, default="train")
+    parser.add_argument("--before", type=Path, help="record of an earlier commit, kept beside")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    earlier = {"before": before(chosen.before)} if chosen.before else {}
     began, found = load_average(), []
     for batch, tokens in CASES[chosen.what][1]:
         found.append(measured(batch, tokens, chosen.rounds, what=chosen.what))
@@ -98,7 +111,8 @@ def main() -> None:
             )
     if chosen.out is not None:
         command = environment(["python", "-m", "benchmarks.training_step", *sys.argv[1:]])
-        write_json(chosen.out, {"environment": command, "load_average": began, "shapes": found})
+        record = {"environment": command, "load_average": began, "shapes": found, **earlier}
+        write_json(chosen.out, record)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.figures import table
-from benchmarks.training_step import MODEL, measured
+from benchmarks.training_step import MODEL, before, measured
 from wuneng.bench.architectures import choose
 from wuneng.bench.request import BenchRequest
 from wuneng.records import write_json
@@ -37,3 +38,21 @@ def test_rows_of_two_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what:
     lines = table("steps.json", "steps").splitlines()
     assert len([line for line in lines if line.startswith("| 2 | 16 | ")]) == 2
     assert "| 2 | 16 | mha |" in lines[-1]
+
+
+def test_an_earlier_commits_record_stands_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shapes(milliseconds: float, ratio: float) -> list[dict[str, Any]]:
+        row = {"arm": "mha", "fastest_milliseconds": milliseconds, "of_mha": ratio}
+        return [{"batch": 2, "tokens": 16, "rows": [row | {"peak_bytes": 3 * 2**20}]}]
+
+    old = {"environment": {"git_commit": "123456789"}, "shapes": shapes(16, 0.5)}
+    write_json(tmp_path / "old.json", {**old, "load_average": [0.5]})
+    kept = before(tmp_path / "old.json")
+    assert kept == {"git_commit": "123456789", "shapes": old["shapes"]}
+    write_json(tmp_path / "new.json", {"shapes": shapes(8, 1), "before": kept})
+    monkeypatch.setattr("benchmarks.figures.HERE", tmp_path)
+    lines = table("new.json", "before").splitlines()
+    assert lines[0] == "Before: commit 1234567."
+    assert lines[-1] == "| 2 | 16 | mha | 2,000 → 4,000 | 0.50 → 1.00 | 3 → 3 MiB |"
