@@ -10,6 +10,7 @@ import numpy as np
 
 from wuneng.report.plots import Interval, Line, forest, lines
 from wuneng.report.records import Records
+from wuneng.report.saving import saving_of, saving_section
 from wuneng.report.section import Picture, Section
 from wuneng.statistics import Point, conclude, fit_scaling, paired_by_seed, scaling_bands
 
@@ -21,8 +22,8 @@ def study_sections(records: Records) -> Iterator[Section]:
     study = records.study
     if study is None:
         return
-    sections = (_plan(study), _differences(study), _arms(study), _scaling(study), _tuning(study))
-    yield from (section for section in sections if section is not None)
+    told = (_plan, _tokens, _differences, _arms, _scaling, _tuning)
+    yield from (section for tell in told if (section := tell(study)) is not None)
 
 
 def _plan(study: Mapping[str, Any]) -> Section:
@@ -38,6 +39,23 @@ def _plan(study: Mapping[str, Any]) -> Section:
         "what changed since is named." if changes else "nothing was changed since."
     )
     return Section("plan", "Plan", (text,), tuple(rows))
+
+
+def _tokens(study: Mapping[str, Any]) -> Section | None:
+    """How many fewer tokens the first arm needs for the loss that each other one ends with, at
+    every rung; none where a higher figure decides, which is no loss."""
+    if study["higher_is_better"]:
+        return None
+    rows, names = [], []
+    for rung in study["rungs"]:
+        for found in rung["differences"]:
+            first, other = found["arms"]
+            names.append(f"{rung['rung']}: {first} / {other}")
+            rows.append(
+                {"rung": rung["rung"], "arm": first, "against": other, "figure": study["primary"]}
+                | saving_of(found.get("tokens_saved"))
+            )
+    return saving_section("study-tokens-saved", rows, names)
 
 
 def _differences(study: Mapping[str, Any]) -> Section | None:

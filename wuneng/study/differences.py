@@ -96,13 +96,9 @@ def _finite(seed: Mapping[str, Any], name: str) -> bool:
 
 
 def _saved(found: TokensSaved) -> dict[str, Any]:
-    interval = None
-    if found.interval is not None:
-        low, high = found.interval
-        interval = [low if math.isfinite(low) else None, high]
     return {
         "saved": found.saved,
-        "interval": interval,
+        "interval": list(found.interval) if found.interval else None,
         "orders": found.orders,
         "censored": found.censored,
     }
