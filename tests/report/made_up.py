@@ -86,6 +86,8 @@ def _entry(arm: str, scored: dict[int, dict[str, float]], figures: list[str]) ->
         "parameters": 100_000 + 10 * len(arm),
         "training_flops": 1e12 / PACE[arm],
         "tokens": 40_000,
+        "cache_bytes": 8192,
+        "state_bytes": 0 if KINDS[arm] == "attention" else 512 + len(arm),
         "seconds": 12.5 / PACE[arm],
         "tokens_per_second": 3200.0 * PACE[arm],
         "quality": {f: float(v.mean()) for f, v in values.items()},

@@ -153,6 +153,8 @@ def test_quality_costs_and_lengths(reported: Path) -> None:
             key: value for key, value in row.items() if key != "arm"
         }
         assert {"parameters", "training_flops", "seconds", "tokens_per_second"} <= set(row)
+        assert {"cache_bytes", "state_bytes"} <= set(row)
+    assert any("in float32" in line for line in found["costs"]["text"])
     for row in found["lengths"]["rows"]:
         name = f"{row['task']}/accuracy@{row['length']}"
         assert row["accuracy"] == arms[row["arm"]]["quality"][name]
@@ -168,7 +170,8 @@ def test_pareto(reported: Path) -> None:
     }
     rows = sections(reported)["pareto"]["rows"]
     assert {row["cost"] for row in rows} == {
-        *("parameters", "training_flops", "seconds", "tokens_per_second", "peak_bytes")
+        *("parameters", "training_flops", "seconds", "tokens_per_second", "peak_bytes"),
+        "state_bytes",  # and not the cache's, which are alike
     }
     for row in rows:
         assert row["value"] == arms[row["arm"]]["quality"][row["figure"]]

@@ -107,6 +107,9 @@ def test_every_arm_is_tuned_alike_and_compared_at_its_own_best(tmp_path: Path) -
             assert entry["per_seed"] == own
             assert entry["mean"] == pytest.approx(sum(own) / 2)
             assert entry["cache_bytes"] > 0
+            run = read_json(compared / "results.json")["arms"][arm]
+            for name in ("cache_bytes", "state_bytes"):
+                assert run[name] == entry[name], "in the rung's own page too"
             assert bool(entry["state_bytes"]) == (arm == "wuneng")
         [difference] = rung["differences"]
         ours, theirs = (rung["arms"][arm]["mean"] for arm in difference["arms"])

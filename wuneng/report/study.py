@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from wuneng.report.arms import KEPT
 from wuneng.report.plots import Interval, Line, forest, lines
 from wuneng.report.records import Records
 from wuneng.report.saving import saving_of, saving_section
@@ -123,7 +124,10 @@ def _arms(study: Mapping[str, Any]) -> Section:
         for rung in study["rungs"]
         for arm, entry in rung["arms"].items()
     )
-    text = (f"Each arm with its own best settings; mean and spread are of {study['primary']}.",)
+    text = (
+        f"Each arm with its own best settings; mean and spread are of {study['primary']}.",
+        KEPT,
+    )
     return Section("study-arms", "The arms at every rung", text, rows)
 
 
