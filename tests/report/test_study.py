@@ -42,6 +42,13 @@ def test_the_numbers_of_a_study(tmp_path: Path) -> None:
         assert row["smallest_effect"] == pytest.approx(0.005 * arms["wuneng"]["mean"])
         said = "better" if row["against"] == "mha" else "no difference that matters"
         assert row["conclusion"] == said
+        told = {one["arms"][1]: one for one in by_name[row["rung"]]["differences"]}
+        crossed = told[row["against"]].get("crossed") or {"interval": (None, None)}
+        assert (row["crossed_low"], row["crossed_high"]) == tuple(crossed["interval"])
+        for key in ("rows", "share_of_seeds"):
+            assert row[key] == crossed.get(key)
+        assert row["crossed_conclusion"] == crossed.get("conclusion")
+    assert sum(row["rows"] == 30 for row in found["study-differences"].rows) == 3
     assert len(found["study-differences"].rows) == 8
     for row in found["study-arms"].rows:
         arm = by_name[row["rung"]]["arms"][row["arm"]]

@@ -19,6 +19,7 @@ def study_sentences(record: Mapping[str, Any]) -> list[str]:
     plan = record["plan"]
     told = [f"By {record['primary']}, as planned ({plan['sha256'][:12]}): {_overall(record)}."]
     told += [_rung_sentence(record, rung) for rung in record["rungs"]]
+    told += _on_other_rows(record)
     told += [f"Changed after the plan was written: {change}." for change in plan["changes"]]
     told += _at_edge(record)
     return [*told, "Other figures are exploratory."]
@@ -99,6 +100,17 @@ def _at_edge(record: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
+def _on_other_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Where what fresh seeds allow to be said does not hold for fresh rows as well."""
+    for rung in record["rungs"]:
+        for found in rung["differences"]:
+            said = (found.get("crossed") or {}).get("conclusion", found["conclusion"])
+            if said != found["conclusion"]:
+                first, other = found["arms"]
+                words = _WORDS.get(said, said).format(first=first, other=other)
+                yield f"At {rung['rung']}, for fresh text as well as fresh seeds, {words}."
+
+
 def _rung_sentence(record: Mapping[str, Any], rung: Mapping[str, Any]) -> str:
     first = record["reference"]
     ours = rung["arms"].get(first)
@@ -124,6 +136,9 @@ def _verdict(found: Mapping[str, Any]) -> str:
         "undecided": "undecided",
     }.get(found["conclusion"], found["conclusion"])
     text += f", {apart(found)}"
+    if crossed := found.get("crossed"):
+        low, high = crossed["interval"]
+        text += f", for fresh text as well {low:+.4f} to {high:+.4f}"
     saved = found.get("tokens_saved")
     if saved is None:
         return text

@@ -25,7 +25,7 @@ from wuneng.statistics import (
 from wuneng.train.figures import ROWS_SCHEMA, Column, columns
 from wuneng.train.verdicts import judged_names
 
-__all__ = ["paired_differences"]
+__all__ = ["crossed_over_seeds", "paired_differences"]
 
 
 def paired_differences(
@@ -71,23 +71,34 @@ def _over_seeds(run: RunDirectory, arms: Mapping[str, Mapping[str, Any]]) -> lis
                 values = np.array(known, dtype=np.float64)
                 difference = paired_by_seed(values[:, 0], values[:, 1])
                 entry = _entry(first, second, name, difference) | {"seeds": len(known)}
-                tables = [_table(run, arm, list(one), name) for arm in (first, second)]
-                found.append(entry | _crossed(*tables))
+                crossed = crossed_over_seeds(run, (first, second), list(one), name)
+                found.append(entry | ({} if crossed is None else {"crossed": crossed}))
     return found
 
 
-def _crossed(ours: list[Column], theirs: list[Column]) -> dict[str, Any]:
-    """The difference over seeds and rows at once; empty where they were not the same rows."""
-    if not ours or not theirs:
-        return {}
+def crossed_over_seeds(
+    run: RunDirectory, pair: tuple[str, str], seeds: list[int], name: str
+) -> dict[str, Any] | None:
+    """First minus second arm of ``pair`` in figure ``name``, over fresh seeds and rows at once.
+
+    Returns:
+        ``rows``, ``standard_error``, ``interval``, ``p``, ``freedom`` and ``share_of_seeds``, the
+        seeds' part of the variance; None where seeds were not scored on the same rows, or their
+        rows were not kept.
+    """
+    return _crossed(*(_table(run, arm, seeds, name) for arm in pair))
+
+
+def _crossed(ours: list[Column], theirs: list[Column]) -> dict[str, Any] | None:
+    if not ours or not theirs or ours[0].drawn:
+        return None  # what is drawn from the seed is other rows each time, nothing to cross
     same = all(one.same_rows(ours[0]) for one in (*ours, *theirs))
-    # The rows of synthetic tasks are drawn from the seed: other ones each time, nothing to cross.
-    if ours[0].scale == "mean" or not same or len(ours[0].values) < 2:
-        return {}
+    if not same or len(ours) < 2 or len(ours[0].values) < 2:
+        return None
     tables = [np.stack([column.values for column in one]) for one in (ours, theirs)]
     given: dict[str, Any] = {"weights": ours[0].weights, "scale": ours[0].scale}
     found, split = crossed_difference(*tables, **given), crossed_components(*tables, **given)
-    entry = {
+    return {
         "rows": len(ours[0].values),
         "standard_error": found.stderr,
         "interval": [found.low, found.high],
@@ -95,7 +106,6 @@ def _crossed(ours: list[Column], theirs: list[Column]) -> dict[str, Any]:
         "freedom": found.freedom,
         "share_of_seeds": split.share_of_seeds,
     }
-    return {"crossed": entry}
 
 
 def _table(run: RunDirectory, arm: str, seeds: list[int], name: str) -> list[Column]:
