@@ -105,6 +105,25 @@ def test_a_study_of_accuracy_or_of_an_earlier_version_has_no_tokens_saved(tmp_pa
     assert "study-tokens-saved" not in sections_of(tmp_path / "study")
 
 
+def test_intervals_of_few_seeds_do_not_hide_the_rest_of_the_picture(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    record = write_study(tmp_path / "study")
+    found = record["rungs"][0]["differences"][0]["tokens_saved"]
+    alike = record["rungs"][1]["differences"][0]["tokens_saved"]
+    found["interval"], alike["interval"] = [-43.0, 0.99], [0.5, 0.5]
+    write(tmp_path / "study" / "results.json", record)
+    section = sections_of(tmp_path / "study")["study-tokens-saved"]
+    rows = {(row["rung"], row["against"]): row for row in section.rows}
+    assert rows["300k-4", "mha"]["low"] == -43.0
+    assert rows["300k-8", "mha"]["low"] is None, "no spread is known"
+    axis = Figure().subplots()
+    section.pictures[0].draw(axis)
+    assert axis.get_xlim()[0] == -100
+    assert any("cuts off" in line for line in section.text)
+    assert any("all seeds came to the same saving" in line for line in section.text)
+
+
 def test_the_scaling_fit_is_the_ladders(tmp_path: Path) -> None:
     write_study(tmp_path / "study")
     rows = sections_of(tmp_path / "study")["scaling"].rows

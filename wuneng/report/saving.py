@@ -10,6 +10,8 @@ from wuneng.report.section import Picture, Section, percent
 
 __all__ = ["saving", "saving_of", "saving_section"]
 
+_LOWEST = -100.0
+"""Percent, where pictures end: an arm that needs twice the tokens."""
 _WHAT = (
     "How many fewer tokens an arm needs for the loss that the other one ends with: the share of "
     "its tokens, averaged over seeds as logarithms; negative: it needs more. In the middle of its "
@@ -19,6 +21,10 @@ _WHAT = (
 _BOUND = (
     "Where an arm never reached that loss, its saving is at most the value shown (marked with an "
     "arrow), and there is no interval."
+)
+_ALIKE = (
+    "Where all seeds came to the same saving, as when each had got there by its first evaluation, "
+    "there is no interval."
 )
 _UNKNOWN = (
     "Cannot be told: no seed of both arms has curves of two evaluations and a last loss that is a "
@@ -37,6 +43,8 @@ def saving(
         censored: seeds in which the other arm's loss was never reached.
     """
     low, high = (None, None) if censored or interval is None else interval
+    if low == high:  # of no width, as earlier versions wrote it where all seeds were alike
+        low = high = None
     told = f"at most {percent(saved)}" if censored else percent(saved)
     return {
         "saved": saved,
@@ -71,10 +79,14 @@ def saving_section(
     text = [_WHAT]
     if any(row["censored"] for row in known):
         text.append(_BOUND)
+    if any(row["low"] is not None and 100 * row["low"] < _LOWEST for row in known):
+        text.append("An interval that the picture cuts off has its end in the table.")
     if len(known) < len(rows):
         text.append(_UNKNOWN)
     if known and all(row["seeds"] == 1 for row in known):
         text.append("One seed: there is no interval over seeds.")
+    elif any(not row["censored"] and row["seeds"] > 1 and row["low"] is None for row in known):
+        text.append(_ALIKE)
     shown = [_interval(name, row) for name, row in zip(names, rows, strict=True) if row in known]
     pictures = (_forest(shown),) if shown else ()
     return Section(key, "Tokens saved", tuple(text), tuple(rows), pictures)
@@ -95,6 +107,13 @@ def _forest(shown: Sequence[Interval]) -> Picture:
     return Picture(
         "tokens saved",
         f"Tokens saved, in percent: {told}",
-        lambda axis: forest(axis, shown, x="% of the tokens saved"),
+        lambda axis: _drawn(axis, shown),
         height=1.4 + 0.28 * len(shown),
     )
+
+
+def _drawn(axis: Any, shown: Sequence[Interval]) -> None:
+    """Down to twice the tokens: few seeds' intervals, far below, would hide the other end."""
+    forest(axis, shown, x="% of the tokens saved")
+    if axis.get_xlim()[0] < _LOWEST:
+        axis.set_xlim(left=min(_LOWEST, 1.1 * min(one.value for one in shown)))

@@ -35,7 +35,8 @@ class TokensSaved:
     Attributes:
         saved: 1 - (geometric mean over orders of the arm's tokens / the baseline's); with a
             censored order, at most this.
-        interval: 95 %, over orders; None of one order, and with a censored one.
+        interval: 95 %, over orders; None of one order, with a censored one, and of orders that are
+            all alike, as when each had got there by its first evaluation: no spread is known.
         orders: data orders (seeds) that were paired.
         censored: of them, those in which the arm never reached the baseline's loss.
     """
@@ -69,7 +70,7 @@ def tokens_saved(arm: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> Tok
     found = np.array(ratios)
     mean = float(found.mean())
     interval = None
-    if len(found) > 1 and not censored:
+    if np.ptp(found) > 0 and not censored:
         half = t_quantile(0.95, len(found) - 1) * float(found.std(ddof=1)) / math.sqrt(len(found))
         interval = 1 - math.exp(mean + half), 1 - math.exp(mean - half)
     return TokensSaved(1 - math.exp(mean), interval, len(found), censored)
