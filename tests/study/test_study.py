@@ -112,7 +112,15 @@ def test_every_arm_is_tuned_alike_and_compared_at_its_own_best(tmp_path: Path) -
             for name in ("cache_bytes", "state_bytes"):
                 assert run[name] == entry[name], "in the rung's own page too"
             assert bool(entry["state_bytes"]) == (arm == "wuneng")
+        [paired] = [
+            one
+            for one in read_json(compared / "results.json")["paired"]
+            if one["figure"] == "parity/loss"
+        ]
         [difference] = rung["differences"]
+        assert paired["difference"] == difference["difference"], (
+            "what decides is in the rung's page"
+        )
         ours, theirs = (rung["arms"][arm]["mean"] for arm in difference["arms"])
         assert difference["difference"] == pytest.approx(ours - theirs)
         pair = paired_by_seed(*(np.array(rung["arms"][arm]["per_seed"]) for arm in ARMS))

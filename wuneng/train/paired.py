@@ -29,12 +29,13 @@ __all__ = ["crossed_over_seeds", "paired_differences"]
 
 
 def paired_differences(
-    run: RunDirectory, arms: Mapping[str, Mapping[str, Any]]
+    run: RunDirectory, arms: Mapping[str, Mapping[str, Any]], primary: str | None = None
 ) -> list[dict[str, Any]]:
     """First minus second arm for every pair and every figure that is judged, with a 95 % interval.
 
     Args:
         arms: their entries in results.json.
+        primary: the figure that decides a study, judged or not.
 
     Returns:
         Objects with ``arms``, ``figure``, ``difference``, ``standard_error``, ``interval``, ``p``,
@@ -43,11 +44,11 @@ def paired_differences(
         fresh seeds *and* fresh rows, and the seeds' share of its variance.
     """
     if any(len(arm.get("seeds", ())) > 1 for arm in arms.values()):
-        return _over_seeds(run, arms)
+        return _over_seeds(run, arms, primary)
     scored = {arm: _columns(run, arm) for arm in arms}
     found = []
     for first, second in combinations(scored, 2):
-        for name in _judged(arms, first, second):
+        for name in _judged(arms, first, second, primary):
             one, other = scored[first].get(name), scored[second].get(name)
             # A single row has no spread: nothing can be said of its difference.
             several = one is not None and len(one.values) > 1
@@ -57,10 +58,12 @@ def paired_differences(
     return found
 
 
-def _over_seeds(run: RunDirectory, arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _over_seeds(
+    run: RunDirectory, arms: Mapping[str, Mapping[str, Any]], primary: str | None
+) -> list[dict[str, Any]]:
     found = []
     for first, second in combinations(arms, 2):
-        for name in _judged(arms, first, second):
+        for name in _judged(arms, first, second, primary):
             one, other = (
                 {seed["seed"]: seed["quality"].get(name) for seed in arms[arm]["per_seed"]}
                 for arm in (first, second)
@@ -124,8 +127,12 @@ def _columns(run: RunDirectory, arm: str, seed: int | None = None) -> dict[str, 
         return columns(stored["rows"]) if stored.get("schema") == ROWS_SCHEMA else {}
 
 
-def _judged(arms: Mapping[str, Mapping[str, Any]], first: str, second: str) -> list[str]:
+def _judged(
+    arms: Mapping[str, Mapping[str, Any]], first: str, second: str, primary: str | None
+) -> list[str]:
     names = [name for task in judged_names(arms[first]["quality"]).values() for name in task]
+    if primary is not None and primary in arms[first]["quality"] and primary not in names:
+        names.insert(0, primary)
     return [name for name in names if name in arms[second]["quality"]]
 
 

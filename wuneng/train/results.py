@@ -160,7 +160,7 @@ def write_results(
     }
     if study is not None:
         results["study"] = dict(study)
-    if paired := paired_differences(run, arms):
+    if paired := paired_differences(run, arms, (study or {}).get("primary")):
         results["paired"] = paired
     results["summary"] = f"{closing_sentence(results)} {training_notes(results)}".rstrip()
     write_comparisons(run, outline, results)
