@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wuneng.statistics import paired_by_seed
+from wuneng.statistics import crossed_components, crossed_difference, paired_by_seed
 
 SEEDS = (3, 4, 5)
 KINDS = {"wuneng": "hybrid", "no-middle": "hybrid", "mha": "attention"}
@@ -37,6 +37,9 @@ def write_run(place: Path, *, seeds: tuple[int, ...] = SEEDS, name: str = "made-
             ]
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
+            write(
+                directory / "rows.json", {"schema": 2, "rows": {"text": {"64": rows_of(arm, seed)}}}
+            )
     recipe = ["model: {hidden_size: 32}", "arms:"]
     recipe += ["  wuneng: {model: {num_state_heads: 2}}"]
     recipe += ["  no-middle: {model: {num_state_heads: 2, cross_head: none}}"]
@@ -54,6 +57,27 @@ def write(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value), encoding="utf-8")
 
 
+def rows_of(arm: str, seed: int) -> dict[str, list[float]]:
+    """The text of the end evaluation, row by row: together what the arm scores."""
+    places = np.arange(30)
+    sizes = 40 + 7 * (places % 5)
+    hard = 1 + 0.3 * np.sin(places) + 0.01 * np.cos(3 * places + len(arm) + 0.1 * seed)
+    hard *= sizes.sum() / (hard * sizes).sum()
+    nats = loss(arm, seed, 40_000.0) * math.log(2) * hard * sizes
+    return {"nats": nats.tolist(), "right": [0] * 30, "tokens": [64] * 30, "bytes": sizes.tolist()}
+
+
+def crossed(first: str, second: str, seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Over seeds and rows at once, as results.json has it of text."""
+    rows = {arm: [rows_of(arm, seed) for seed in seeds] for arm in (first, second)}
+    tables = [-np.array([one["nats"] for one in rows[arm]]) for arm in (first, second)]
+    given: dict[str, Any] = {"weights": np.array(rows[first][0]["bytes"]), "scale": "bits"}
+    found, split = crossed_difference(*tables, **given), crossed_components(*tables, **given)
+    entry = {"rows": 30, "standard_error": found.stderr, "interval": [found.low, found.high]}
+    entry |= {"p": found.p, "freedom": found.freedom}
+    return {"crossed": entry | {"share_of_seeds": split.share_of_seeds}}
+
+
 def results(name: str, seeds: tuple[int, ...]) -> dict[str, Any]:
     figures = [TEXT, *(f"recall/accuracy@{length}" for length in LENGTHS)]
     scored = {
@@ -67,7 +91,8 @@ def results(name: str, seeds: tuple[int, ...]) -> dict[str, Any]:
             found = paired_by_seed(one, other)
             entry = {"arms": [first, second], "figure": figure, "difference": found.difference}
             entry |= {"standard_error": found.stderr, "interval": [found.low, found.high]}
-            paired.append(entry | {"p": found.p, "test": found.test, "seeds": len(seeds)})
+            entry |= {"p": found.p, "test": found.test, "seeds": len(seeds)}
+            paired.append(entry | (crossed(first, second, seeds) if figure == TEXT else {}))
     record: dict[str, Any] = {"schema": 1, "name": name, "reference": "wuneng", "arms": arms}
     return record | {"paired": paired, "summary": f"What {name} shows."}
 
@@ -86,6 +111,8 @@ def _entry(arm: str, scored: dict[int, dict[str, float]], figures: list[str]) ->
         "parameters": 100_000 + 10 * len(arm),
         "training_flops": 1e12 / PACE[arm],
         "tokens": 40_000,
+        "cache_bytes": 8192,
+        "state_bytes": 0 if KINDS[arm] == "attention" else 512 + len(arm),
         "seconds": 12.5 / PACE[arm],
         "tokens_per_second": 3200.0 * PACE[arm],
         "quality": {f: float(v.mean()) for f, v in values.items()},

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.report.made_up_study import write_study
+from wuneng.report import build_report, write_report
+from wuneng.report.records import read_family
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
@@ -37,10 +41,24 @@ def browse(page: Path, width: int, dark: bool, *arguments: str) -> subprocess.Co
     )
 
 
+@pytest.fixture(scope="session")
+def pages(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By what it is about."""
+    study = tmp_path_factory.mktemp("studied") / "study"
+    write_study(study)
+    return {
+        "run": reported / "report.html",
+        "study": write_report(build_report(read_family(study)), study),
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(400, True), (1400, False)])
-def test_a_browser_shows_it(reported: Path, tmp_path: Path, width: int, dark: bool) -> None:
-    text = (reported / "report.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize("of", ["run", "study"])
+def test_a_browser_shows_it(
+    pages: dict[str, Path], tmp_path: Path, of: str, width: int, dark: bool
+) -> None:
+    text = pages[of].read_text(encoding="utf-8")
     measured = text.replace("</body>", f"{MEASURE}</body>")
     (tmp_path / "page.html").write_text(measured, encoding="utf-8")
     page = tmp_path / "frame.html"

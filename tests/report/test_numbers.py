@@ -114,6 +114,57 @@ def test_differences_and_their_correction(reported: Path) -> None:
     assert [row["p_holm"] for row in ordered] == pytest.approx(expected)
 
 
+def text_rows(place: Path, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and bytes of each seed's rows of text, ``[seeds, rows]``, read anew."""
+    files = sorted((place / arm).glob("seed-*/rows.json"))
+    rows = [json.loads(file.read_text())["rows"]["text"]["64"] for file in files]
+    nats, sizes = (np.array([row[key] for row in rows], dtype=float) for key in ("nats", "bytes"))
+    return nats, sizes
+
+
+def test_seeds_and_rows_at_once(reported: Path) -> None:
+    """Analysis of variance of a table of seeds and rows without repetition, by sums of squares."""
+    section = sections(reported)["differences"]
+    rows = [row for row in section["rows"] if row["crossed_low"] is not None]
+    assert [row["figure"] for row in rows] == ["text/bits_per_byte"] * 3
+    assert {row["figure"] for row in section["rows"] if row not in rows} == {
+        f"recall/accuracy@{length}" for length in (64, 128, 256)
+    }
+    shares = []
+    for row in rows:
+        parts = []
+        for arm in (row["arm"], row["against"]):
+            nats, sizes = text_rows(reported, arm)
+            bits = nats / math.log(2)
+            # To first order, how far a row moves the arm's bits per byte.
+            parts.append((bits - bits.sum() / sizes.sum() * sizes) / sizes.mean())
+        table = parts[0] - parts[1]
+        seeds, items = table.shape
+        effect_of_seed = table.mean(axis=1, keepdims=True) - table.mean()
+        effect_of_row = table.mean(axis=0, keepdims=True) - table.mean()
+        rest = table - table.mean() - effect_of_seed - effect_of_row
+        squares = [
+            items * (effect_of_seed**2).sum() / (seeds - 1),
+            seeds * (effect_of_row**2).sum() / (items - 1),
+            (rest**2).sum() / ((seeds - 1) * (items - 1)),
+        ]
+        assert squares[1] > squares[2], "rows differ"
+        total = squares[0] + squares[1] - squares[2]
+        freedoms = (seeds - 1, items - 1, (seeds - 1) * (items - 1))
+        freedom = total**2 / sum(s**2 / f for s, f in zip(squares, freedoms, strict=True))
+        half = stats.t.ppf(0.975, freedom) * math.sqrt(total / table.size)
+        assert row["rows"] == items == 30
+        assert row["share_of_seeds"] == pytest.approx(squares[0] / total)
+        shares.append(row["share_of_seeds"])
+        assert (row["crossed_low"] + row["crossed_high"]) / 2 == pytest.approx(row["difference"])
+        # Three standard errors of a spread of 2,000 resamples.
+        wide = (row["crossed_high"] - row["crossed_low"]) / 2
+        assert wide == pytest.approx(half, rel=3 / math.sqrt(2 * 2000))
+    assert min(shares) < 0.1, "of one pair the rows count"
+    assert max(shares) > 0.3, "of another the seeds as well"
+    assert any(line.startswith("Crossed: ") for line in section["text"])
+
+
 def test_the_answer_and_the_ablation(reported: Path) -> None:
     found = sections(reported)
     [row] = found["answer"]["rows"]
@@ -153,6 +204,8 @@ def test_quality_costs_and_lengths(reported: Path) -> None:
             key: value for key, value in row.items() if key != "arm"
         }
         assert {"parameters", "training_flops", "seconds", "tokens_per_second"} <= set(row)
+        assert {"cache_bytes", "state_bytes"} <= set(row)
+    assert any("in float32" in line for line in found["costs"]["text"])
     for row in found["lengths"]["rows"]:
         name = f"{row['task']}/accuracy@{row['length']}"
         assert row["accuracy"] == arms[row["arm"]]["quality"][name]
@@ -168,7 +221,8 @@ def test_pareto(reported: Path) -> None:
     }
     rows = sections(reported)["pareto"]["rows"]
     assert {row["cost"] for row in rows} == {
-        *("parameters", "training_flops", "seconds", "tokens_per_second", "peak_bytes")
+        *("parameters", "training_flops", "seconds", "tokens_per_second", "peak_bytes"),
+        "state_bytes",  # and not the cache's, which are alike
     }
     for row in rows:
         assert row["value"] == arms[row["arm"]]["quality"][row["figure"]]

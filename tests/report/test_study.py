@@ -4,89 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from tests.report.made_up import write, write_run
+from tests.report.made_up_study import SEEDS, curve, loss, write_study
 from wuneng.report import build_report, write_report
 from wuneng.report.records import read_family, read_records
 from wuneng.report.section import Section
-
-SEEDS = (3, 4, 5)
-#: Size, tokens for each parameter.
-RUNGS = {"300k-4": (3e5, 4.0), "300k-8": (3e5, 8.0), "1M-4": (1e6, 4.0), "1M-8": (1e6, 8.0)}
-GAIN = {"wuneng": 0.97, "mha": 1.0, "twin": 0.9702}
-
-
-def loss(arm: str, seed: int, parameters: float, tokens: float) -> float:
-    luck = 1 + 0.002 * (seed - 4) + 0.0002 * (len(arm) - 4) * (seed % 2)
-    return GAIN[arm] * luck * 30 * parameters**-0.12 * tokens**-0.08
-
-
-def rung(name: str) -> dict[str, Any]:
-    size, ratio = RUNGS[name]
-    arms = {}
-    for arm in GAIN:
-        values = [loss(arm, seed, size, ratio * size) for seed in SEEDS]
-        arms[arm] = {
-            "kind": "attention",
-            "parameters": size,
-            "tokens": ratio * size,
-            "seconds": 9.0,
-            "training_flops": 6 * ratio * size**2,
-            "tokens_per_second": 100.0,
-            "cache_bytes": 64,
-            "state_bytes": 0,
-            "seeds": list(SEEDS),
-            "per_seed": values,
-            "mean": float(np.mean(values)),
-            "spread": float(np.std(values, ddof=1)),
-            "standard_error": float(stats.sem(values)),
-            "exploratory": {},
-            "tuned": {"training.learning_rate": 0.002},
-            "at_edge": [],
-        }
-    differences = []
-    for other in ("mha", "twin"):
-        apart = np.subtract(arms["wuneng"]["per_seed"], arms[other]["per_seed"])
-        interval = stats.ttest_1samp(apart, 0).confidence_interval(0.95)
-        found = {"arms": ["wuneng", other], "difference": float(apart.mean()), "seeds": 3}
-        found |= {"interval": [interval.low, interval.high], "test": "paired-t"}
-        differences.append(found | {"p": float(stats.ttest_1samp(apart, 0).pvalue)})
-    tried = [{"values": {"training.learning_rate": 0.001}, "figures": {"wuneng": 2.5, "mha": None}}]
-    return {
-        "rung": name,
-        "size": size,
-        "tokens_per_parameter": ratio,
-        "arms": arms,
-        "directory": f"compare/{name}",
-        "differences": differences,
-        "tuning": {"grid": {"training.learning_rate": [0.001, 0.002]}, "tried": tried},
-    }
-
-
-def write_study(place: Path) -> dict[str, Any]:
-    record = {
-        "schema": 1,
-        "kind": "study",
-        "name": "made-up study",
-        "reference": "wuneng",
-        "plan": {"sha256": "0123abcd", "changes": ["study.seeds was 5"]},
-        "match": "parameters",
-        "primary": "text/bits_per_byte",
-        "higher_is_better": False,
-        "smallest_effect": 0.005,
-        "rungs": [rung(name) for name in RUNGS],
-        "summary": "By text/bits_per_byte, as planned.",
-        "sentences": ["By text/bits_per_byte, as planned.", "At 1M-x4 more."],
-    }
-    place.mkdir(parents=True)
-    write(place / "results.json", record)
-    write_run(place / "compare" / "300k-4", name="300k-4")
-    return record
 
 
 def sections_of(place: Path) -> dict[str, Section]:
@@ -98,7 +25,8 @@ def test_the_numbers_of_a_study(tmp_path: Path) -> None:
     record = write_study(tmp_path / "study")
     found = sections_of(tmp_path / "study")
     assert set(found) == {
-        *("answer", "plan", "study-differences", "study-arms", "scaling", "tuning")
+        *("answer", "plan", "study-tokens-saved", "study-differences"),
+        *("study-arms", "scaling", "tuning"),
     }
     plan = [(row["what"], row["value"]) for row in found["plan"].rows]
     assert ("sha256", "0123abcd") in plan
@@ -114,6 +42,13 @@ def test_the_numbers_of_a_study(tmp_path: Path) -> None:
         assert row["smallest_effect"] == pytest.approx(0.005 * arms["wuneng"]["mean"])
         said = "better" if row["against"] == "mha" else "no difference that matters"
         assert row["conclusion"] == said
+        told = {one["arms"][1]: one for one in by_name[row["rung"]]["differences"]}
+        crossed = told[row["against"]].get("crossed") or {"interval": (None, None)}
+        assert (row["crossed_low"], row["crossed_high"]) == tuple(crossed["interval"])
+        for key in ("rows", "share_of_seeds"):
+            assert row[key] == crossed.get(key)
+        assert row["crossed_conclusion"] == crossed.get("conclusion")
+    assert sum(row["rows"] == 30 for row in found["study-differences"].rows) == 3
     assert len(found["study-differences"].rows) == 8
     for row in found["study-arms"].rows:
         arm = by_name[row["rung"]]["arms"][row["arm"]]
@@ -121,6 +56,72 @@ def test_the_numbers_of_a_study(tmp_path: Path) -> None:
             assert row[key] == arm[key]
     tuned = found["tuning"].rows
     assert [row["figure"] for row in tuned] == [2.5, None] * 4
+
+
+def test_tokens_saved_at_every_rung(tmp_path: Path) -> None:
+    record = write_study(tmp_path / "study")
+    section = sections_of(tmp_path / "study")["study-tokens-saved"]
+    tokens = {one["rung"]: one["arms"]["mha"]["tokens"] for one in record["rungs"]}
+    assert len(section.rows) == 8
+    for row in section.rows:
+        ours, theirs = (
+            [np.array(curve(row[arm], seed, tokens[row["rung"]])) for seed in SEEDS]
+            for arm in ("arm", "against")
+        )
+        if row["rung"] == "1M-8":  # one evaluation
+            assert (row["saved"], row["low"], row["told"]) == (None, None, "cannot be told")
+            continue
+        never, ratios = 0, []
+        for own, other in zip(ours, theirs, strict=True):
+            goal, last = other[-1]
+            never += bool(own[-1, 1] > last)
+            ratios.append(np.interp(last, own[::-1, 1], own[::-1, 0]) / goal)
+        logs = np.log(ratios)
+        half = stats.t.ppf(0.975, 2) * stats.sem(logs)
+        low, high = logs.mean() - half, logs.mean() + half
+        assert row["saved"] == pytest.approx(1 - np.exp(logs.mean()))
+        interval = (None, None) if never else pytest.approx((1 - np.exp(high), 1 - np.exp(low)))
+        assert (row["low"], row["high"]) == interval
+        assert (row["seeds"], row["censored"]) == (3, never)
+        assert bool(never) == (row["against"] == "twin")
+        assert row["told"].startswith("at most ") == bool(never)
+    assert any("is at most the value shown" in line for line in section.text)
+    assert any(line.startswith("Cannot be told") for line in section.text)
+    [picture] = section.pictures
+    assert picture.alt.count("; ") == 5, "six savings are known"
+    assert "300k-4: wuneng / twin at most " in picture.alt
+
+
+def test_a_study_of_accuracy_or_of_an_earlier_version_has_no_tokens_saved(tmp_path: Path) -> None:
+    record = write_study(tmp_path / "study")
+    for one in record["rungs"]:
+        for found in one["differences"]:
+            del found["tokens_saved"]
+    write(tmp_path / "study" / "results.json", record)
+    section = sections_of(tmp_path / "study")["study-tokens-saved"]
+    assert section.pictures == ()
+    assert {row["told"] for row in section.rows} == {"cannot be told"}
+    write(tmp_path / "study" / "results.json", {**record, "higher_is_better": True})
+    assert "study-tokens-saved" not in sections_of(tmp_path / "study")
+
+
+def test_intervals_of_few_seeds_do_not_hide_the_rest_of_the_picture(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    record = write_study(tmp_path / "study")
+    found = record["rungs"][0]["differences"][0]["tokens_saved"]
+    alike = record["rungs"][1]["differences"][0]["tokens_saved"]
+    found["interval"], alike["interval"] = [-43.0, 0.99], [0.5, 0.5]
+    write(tmp_path / "study" / "results.json", record)
+    section = sections_of(tmp_path / "study")["study-tokens-saved"]
+    rows = {(row["rung"], row["against"]): row for row in section.rows}
+    assert rows["300k-4", "mha"]["low"] == -43.0
+    assert rows["300k-8", "mha"]["low"] is None, "no spread is known"
+    axis = Figure().subplots()
+    section.pictures[0].draw(axis)
+    assert axis.get_xlim()[0] == -100
+    assert any("cuts off" in line for line in section.text)
+    assert any("all seeds came to the same saving" in line for line in section.text)
 
 
 def test_the_scaling_fit_is_the_ladders(tmp_path: Path) -> None:

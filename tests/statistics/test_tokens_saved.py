@@ -50,8 +50,7 @@ def test_an_arm_that_never_gets_there_is_censored() -> None:
     assert found is not None
     assert found.censored == 1
     assert found.saved == pytest.approx(1 - math.sqrt(200 / 300)), "at most this"
-    assert found.interval is not None
-    assert found.interval[0] == -math.inf
+    assert found.interval is None, "of what is only a bound"
 
 
 def test_without_a_common_order_nothing_is_said() -> None:
@@ -87,3 +86,11 @@ def test_a_curve_of_one_evaluation_says_nothing_of_when() -> None:
     assert found is not None
     assert found.orders == 1
     assert found.saved == pytest.approx(0.25)
+
+
+def test_orders_that_are_all_alike_have_no_spread() -> None:
+    """It was an interval of no width: as if no fresh seed could need other than 100 tokens."""
+    found = tokens_saved({0: CURVE, 1: CURVE}, {0: [(300.0, 4.5)], 1: [(300.0, 4.2)]})
+    assert found is not None
+    assert found.saved == pytest.approx(1 - 100 / 300)
+    assert (found.interval, found.orders, found.censored) == (None, 2, 0)

@@ -16,6 +16,7 @@ from wuneng.errors import RecipeError
 from wuneng.recipe import WrittenRecipe, load_recipe, read_written
 from wuneng.records import find_model, read_json, read_jsonl, verify
 from wuneng.statistics import (
+    PairedDifference,
     conclude,
     equivalence,
     holm,
@@ -107,8 +108,19 @@ def test_every_arm_is_tuned_alike_and_compared_at_its_own_best(tmp_path: Path) -
             assert entry["per_seed"] == own
             assert entry["mean"] == pytest.approx(sum(own) / 2)
             assert entry["cache_bytes"] > 0
+            run = read_json(compared / "results.json")["arms"][arm]
+            for name in ("cache_bytes", "state_bytes"):
+                assert run[name] == entry[name], "in the rung's own page too"
             assert bool(entry["state_bytes"]) == (arm == "wuneng")
+        [paired] = [
+            one
+            for one in read_json(compared / "results.json")["paired"]
+            if one["figure"] == "parity/loss"
+        ]
         [difference] = rung["differences"]
+        assert paired["difference"] == difference["difference"], (
+            "what decides is in the rung's page"
+        )
         ours, theirs = (rung["arms"][arm]["mean"] for arm in difference["arms"])
         assert difference["difference"] == pytest.approx(ours - theirs)
         pair = paired_by_seed(*(np.array(rung["arms"][arm]["per_seed"]) for arm in ARMS))
@@ -129,6 +141,49 @@ def test_every_arm_is_tuned_alike_and_compared_at_its_own_best(tmp_path: Path) -
     assert find_model(found.directory, arm="mha") == last / "mha" / "seed-4" / "model"
     [table] = found.tables
     assert len(table.rows) == 4
+
+
+def test_a_study_of_text_tells_what_holds_for_fresh_rows_too(tmp_path: Path) -> None:
+    text = "".join(f"{n} and {n * n % 97} are {n + n * n % 97}. " for n in range(150))
+    (tmp_path / "text.txt").write_text(text)
+    data = f"data={{kind: text, train: {tmp_path / 'text.txt'}, tokenizer: bytes}}"
+    given = written(tmp_path, data, primary="text/loss", tune={}, seeds=2, ladder=None)
+    record = study(given, tmp_path)[0].record
+    [rung] = record["rungs"]
+    [found] = rung["differences"]
+    place = tmp_path / "runs" / "small" / rung["directory"]
+    tables = []
+    for arm in ARMS:
+        files = [place / arm / f"seed-{seed}" / "rows.json" for seed in rung["arms"][arm]["seeds"]]
+        [rows] = zip(*(read_json(file)["rows"]["text"].values() for file in files), strict=True)
+        nats, tokens = (np.array([one[key] for one in rows]) for key in ("nats", "tokens"))
+        tables.append((nats - nats.sum() / tokens.sum() * tokens) / tokens.mean())
+    apart = tables[0] - tables[1]
+    of_seeds = apart.shape[1] * apart.mean(axis=1).var(ddof=1)
+    of_rows = apart.shape[0] * apart.mean(axis=0).var(ddof=1)
+    rest = apart - apart.mean(axis=1, keepdims=True) - apart.mean(axis=0) + apart.mean()
+    of_rest = (rest**2).sum() / ((apart.shape[0] - 1) * (apart.shape[1] - 1))
+    crossed = found["crossed"]
+    share = of_seeds / (of_seeds + max(0.0, of_rows - of_rest))
+    assert crossed["share_of_seeds"] == pytest.approx(share)
+    assert crossed["rows"] == apart.shape[1] > 2
+    low, high = crossed["interval"]
+    assert (low + high) / 2 == pytest.approx(found["difference"])
+    assert low < found["difference"] < high
+    whole = PairedDifference(
+        *(found["difference"], crossed["standard_error"], low, high, crossed["p"]),
+        "crossed-bootstrap",
+        freedom=crossed["freedom"],
+    )
+    margin = found["equivalence"]["margin"]
+    assert crossed["conclusion"] == conclude(whole, margin, higher_is_better=False).value
+    assert f"for fresh text as well {low:+.4f} to {high:+.4f}" in record["summary"]
+
+
+def test_a_synthetic_study_has_no_rows_to_cross(tmp_path: Path) -> None:
+    given = written(tmp_path, tune={}, seeds=2, ladder=None)
+    [rung] = study(given, tmp_path)[0].record["rungs"]
+    assert rung["differences"][0]["crossed"] is None, "every seed has rows of its own"
 
 
 def validation_curves(arm: Path) -> dict[int, list[tuple[float, float]]]:

@@ -44,6 +44,8 @@ def test_what_runs_write() -> None:
         ({"parameters": "many"}, "parameters is not a number of 1 or more"),
         ({"training_flops": {}}, "training_flops is not a number of 0 or more"),
         ({"tokens": 10**400}, "tokens is not a number of 0 or more"),
+        ({"cache_bytes": -1}, "cache_bytes is not a number of 0 or more"),
+        ({"state_bytes": "few"}, "state_bytes is not a number of 0 or more"),
         ({"seconds": True}, "seconds is not a number of 0 or more"),
         ({"quality": [1]}, "quality is not an object of numbers"),
         ({"quality": {"text/loss": "low"}}, "quality is not an object of numbers"),

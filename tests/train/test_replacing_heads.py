@@ -52,6 +52,8 @@ def test_what_is_saved_has_fewer_heads_and_a_smaller_cache(finished: Path) -> No
     width = model.config.num_attention_heads * model.config.head_dim
     attention = model.model.layers[0].self_attn
     assert attention.q_proj.weight.shape[0] == attention.o_proj.weight.shape[1] == width
+    kept = cache_bytes(model.config, 1, 40, 4)["kv_bytes"] * 32 // 40
+    assert json.loads((finished / "result.json").read_text())["cache_bytes"] == kept
     keys = [
         one(input_ids=IDS, use_cache=True).past_key_values.layers[0].keys.shape[1]
         for one in (start, model)

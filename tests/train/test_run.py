@@ -14,6 +14,7 @@ from tests.train.tiny import Watcher, fill
 from wuneng.errors import DiskError, InputError, RunError
 from wuneng.recipe import load_recipe
 from wuneng.records import find_model, lock, read_jsonl
+from wuneng.study.memory import cache_sizes
 from wuneng.train import Results, arm_run, checkpoint, run
 from wuneng.train.resume import choose_run, differences
 
@@ -40,6 +41,9 @@ def test_a_run_leaves_what_the_layout_promises(finished: Results) -> None:
         names = {"parity/accuracy@16", "parity/accuracy@32", "parity/loss"}
         assert entry["quality"].keys() == names
         assert entry["tokens"] == 6 * 4 * 16
+        kept = cache_sizes(find_model(place, arm), 16)
+        assert {name: entry[name] for name in kept} == kept, "as counted, so in a model's cache"
+        assert bool(entry["state_bytes"]) == (arm == "wuneng")
     assert results["arms"]["wuneng"]["added_percent"] > 0
     assert results["arms"]["mha"]["added_percent"] == 0
     sizes = [entry["parameters"] for entry in results["arms"].values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wuneng.kinds import load_kind
 from wuneng.model.configuration import WuNengConfig
 
-__all__ = ["cache_bytes"]
+__all__ = ["cache_bytes", "sequence_bytes"]
 
 _STATE_BYTES = 4
 """Of one element of a state: float32, whatever the model computes in."""
@@ -22,6 +22,13 @@ def cache_bytes(config: WuNengConfig, batch: int, tokens: int, element: int) -> 
         kv += 2 * groups * (config.head_dim or 0) * seen * element
         state += _layer_state_bytes(config, layer, element)
     return {"kv_bytes": batch * kv, "state_bytes": batch * state}
+
+
+def sequence_bytes(config: WuNengConfig, tokens: int) -> dict[str, int]:
+    """Of one sequence in float32, as records name them: ``cache_bytes`` (keys and values of
+    ``tokens`` tokens) and ``state_bytes``."""
+    counted = cache_bytes(config, 1, tokens, 4)
+    return {"cache_bytes": counted["kv_bytes"], "state_bytes": counted["state_bytes"]}
 
 
 def _layer_state_bytes(config: WuNengConfig, layer: int, element: int) -> int:

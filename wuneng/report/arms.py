@@ -11,11 +11,15 @@ from wuneng.report.plots import Line, cloud, lines
 from wuneng.report.records import Records
 from wuneng.report.section import Picture, Section
 
-__all__ = ["costs", "differing_settings", "lengths", "pareto", "quality"]
+__all__ = ["KEPT", "costs", "differing_settings", "lengths", "pareto", "quality"]
 
 _COSTS = (
     *("parameters", "trainable_parameters", "added_percent", "training_flops", "tokens"),
     *("cache_bytes", "state_bytes", "peak_bytes", "seconds", "tokens_per_second", "learning_rate"),
+)
+KEPT = (
+    "Cache (keys and values) and state bytes are of one sequence of the length that was trained "
+    "at, in float32."
 )
 _UNITS = {
     "parameters": "parameters",
@@ -37,8 +41,10 @@ def costs(records: Records) -> Section | None:
         {"arm": name, "kind": arm.get("kind")} | {key: arm.get(key) for key in known}
         for name, arm in arms.items()
     )
-    text = ("What each arm took; with several seeds the mean of one seed.",)
-    return Section("costs", "What each arm costs", text, rows) if rows else None
+    text = ["What each arm took; with several seeds the mean of one seed."]
+    if "cache_bytes" in known:
+        text.append(KEPT)
+    return Section("costs", "What each arm costs", tuple(text), rows) if rows else None
 
 
 def quality(records: Records) -> Section | None:

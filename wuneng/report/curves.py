@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from wuneng.report.figures import loss_figures, task_of
-from wuneng.report.plots import Interval, Line, forest, lines
+from wuneng.report.plots import Line, lines
 from wuneng.report.records import Records
-from wuneng.report.section import Picture, Section, percent
+from wuneng.report.saving import saving, saving_section
+from wuneng.report.section import Picture, Section
 from wuneng.statistics import Curve, TokensSaved, tokens_saved
 
 __all__ = ["curves", "saved_against", "tokens"]
@@ -41,47 +42,17 @@ def curves(records: Records) -> Section | None:
 def tokens(records: Records) -> Section | None:
     """How many fewer tokens each arm needs for the loss that plain attention, or the control, ends
     with."""
-    rows, shown = [], []
+    rows, names = [], []
     for name in _names(records):
         for against in _yardsticks(records):
             for arm in records.metrics:
                 found = saved_against(records, arm, against, name)
                 if found is None:
                     continue
-                row = _saved_row(arm, against, name, found)
-                rows.append(row)
-                shown.append(
-                    Interval(
-                        f"{arm} / {against}, {task_of(name)}",
-                        100 * found.saved,
-                        None if row["low"] is None else 100 * row["low"],
-                        None if row["high"] is None else 100 * row["high"],
-                        bound=bool(found.censored),
-                    )
-                )
-    if not rows:
-        return None
-    text = [
-        "How many fewer tokens an arm needs for the loss that the other one ends with: the share "
-        "of its tokens, averaged over seeds as logarithms; negative: it needs more. In the middle "
-        "of its schedule an arm's learning rate has not decayed yet, so a saving is told too small "
-        "rather than too large."
-    ]
-    if any(row["censored"] for row in rows):
-        text.append(
-            "Where an arm never reached that loss, its saving is at most the value shown (marked "
-            "with an arrow), and its interval has no lower end."
-        )
-    if all(row["low"] is None and row["high"] is None for row in rows):
-        text.append("One seed: there is no interval over seeds.")
-    alt = "Tokens saved, in percent: " + "; ".join(f"{s.name} {s.value:.1f}" for s in shown)
-    picture = Picture(
-        "tokens saved",
-        alt,
-        lambda axis: forest(axis, shown, x="% of the tokens saved"),
-        height=1.4 + 0.28 * len(shown),
-    )
-    return Section("tokens-saved", "Tokens saved", tuple(text), tuple(rows), (picture,))
+                told = saving(found.saved, found.interval, found.orders, found.censored)
+                rows.append({"arm": arm, "against": against, "figure": name, **told})
+                names.append(f"{arm} / {against}, {task_of(name)}")
+    return saving_section("tokens-saved", rows, names)
 
 
 def saved_against(records: Records, arm: str, against: str, name: str) -> TokensSaved | None:
@@ -96,21 +67,6 @@ def _yardsticks(records: Records) -> list[str]:
     baseline = [records.baseline] if records.baseline in records.metrics else []
     controls = [arm for arm, one in records.arms.items() if one.get("kind") in _CONTROLS]
     return [arm for arm in [*baseline, *controls] if arm is not None]
-
-
-def _saved_row(arm: str, against: str, name: str, found: TokensSaved) -> dict[str, Any]:
-    low, high = found.interval or (None, None)
-    return {
-        "arm": arm,
-        "against": against,
-        "figure": name,
-        "saved": found.saved,
-        "low": None if low is None or math.isinf(low) else low,
-        "high": high,
-        "seeds": found.orders,
-        "censored": found.censored,
-        "told": f"at most {percent(found.saved)}" if found.censored else percent(found.saved),
-    }
 
 
 def _names(records: Records) -> list[str]:

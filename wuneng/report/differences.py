@@ -20,7 +20,10 @@ _FULL = ("hybrid",)
 def differences(records: Records) -> Section | None:
     """Every pair of arms that was paired, in every judged figure."""
     paired = (records.results or {}).get("paired") or ()
-    names = judged(dict.fromkeys(pair["figure"] for pair in paired))
+    figures = dict.fromkeys(pair["figure"] for pair in paired)
+    names, decides = judged(figures), headline(records)
+    if decides is not None and decides in figures and decides not in names:
+        names.insert(0, decides)
     arms = _ordered(records)
     rows = [
         _row(pair, first, second)
@@ -30,7 +33,7 @@ def differences(records: Records) -> Section | None:
     ]
     if not rows:
         return None
-    _correct(rows, headline(records))
+    _correct(rows, decides)
     over = "seeds" if any(row["seeds"] for row in rows) else "validation rows, of one seed"
     text = [
         f"First minus second arm, paired over the same {over}, with 95 % intervals. Coloured where "

@@ -15,7 +15,7 @@ from wuneng.report.svg import inline_svg
 __all__ = ["html_page"]
 
 _FEW_ROWS = 12
-_OPEN = ("differences", "tokens-saved", "costs", "settings")
+_OPEN = ("differences", "tokens-saved", "study-tokens-saved", "costs", "settings")
 
 
 def html_page(report: Report) -> str:

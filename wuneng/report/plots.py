@@ -29,13 +29,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its interval, where it has one; ``bound`` marks a value that is only a bound."""
+    """A value with its interval, where it has one; ``bound`` marks a value that is only a bound,
+    ``wide`` is a second interval, drawn thin."""
 
     name: str
     value: float
     low: float | None = None
     high: float | None = None
     bound: bool = False
+    wide: tuple[float, float] | None = None
 
 
 def lines(
@@ -103,6 +105,8 @@ def forest(axis: Any, rows: Sequence[Interval], *, x: str, zero: float = 0.0) ->
         colour = "#0072B2" if away else GREY
         if row.low is not None and row.high is not None:
             axis.plot([row.low, row.high], [place, place], color=colour, linewidth=2)
+        if row.wide is not None:
+            axis.plot(row.wide, [place, place], color=colour, linewidth=0.8)
         marker = "<" if row.bound else "o" if away else "s"
         axis.plot([row.value], [place], color=colour, marker=marker, markersize=5)
     axis.set_yticks(range(len(rows)), [label(row.name, 48) for row in rows], fontsize=8)

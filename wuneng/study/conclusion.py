@@ -55,6 +55,7 @@ def rung_record(
     entries: Entries,
     sizes: Mapping[str, Any],
     curves: Mapping[str, Curves],
+    crossed: Mapping[str, Mapping[str, Any] | None],
 ) -> dict[str, Any]:
     """One rung: what tuning chose, what the arms came to from fresh seeds, and the differences.
 
@@ -62,6 +63,7 @@ def rung_record(
         entries: every arm as results.json of a run has it; None where it diverged.
         sizes: ``cache_bytes`` and ``state_bytes`` of each arm.
         curves: validation curves of the primary figure, by arm and seed.
+        crossed: by the other arm, the first's difference from it over seeds and rows at once.
     """
     first = plan.written.recipe.reference_arm
     ours = entries[first]
@@ -81,7 +83,9 @@ def rung_record(
         "differences": [
             {
                 "arms": [first, other],
-                **difference(plan, ours, theirs, curves[first], curves[other]),
+                **difference(
+                    *(plan, ours, theirs, curves[first], curves[other], crossed.get(other))
+                ),
             }
             for other, theirs in entries.items()
             if other != first and ours is not None and theirs is not None

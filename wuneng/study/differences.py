@@ -35,12 +35,15 @@ def difference(
     theirs: Mapping[str, Any],
     our_curves: Curves,
     their_curves: Curves,
+    crossed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """First minus other arm, ready for JSON.
 
     Args:
         ours, theirs: arms as results.json of a run has them, from the same seeds.
         our_curves, their_curves: (tokens, primary figure) of each validation, by seed.
+        crossed: the primary figure's difference over seeds and rows at once, where rows were kept.
+            It decides nothing, for the plan pairs by seed; what it would conclude is told.
     """
     primary = plan.study.primary
     found = _paired(ours, theirs, primary)
@@ -52,6 +55,11 @@ def difference(
         record["equivalence"] = {"p": same.p, "margin": margin, "interval": interval}
     concluded = conclude(found, margin or None, higher_is_better=plan.higher_is_better)
     record["conclusion"] = concluded.value
+    record["crossed"] = None
+    if crossed is not None:
+        whole = _of_both(found.difference, crossed)
+        told = conclude(whole, margin or None, higher_is_better=plan.higher_is_better)
+        record["crossed"] = {**crossed, "conclusion": told.value}
     saved = None if plan.higher_is_better else tokens_saved(our_curves, their_curves)
     record["tokens_saved"] = None if saved is None else _saved(saved)
     record["exploratory"] = _exploratory(ours, theirs, primary)
@@ -64,6 +72,19 @@ def _paired(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Pa
         for arm in (ours, theirs)
     )
     return paired_by_seed(one, other)
+
+
+def _of_both(difference: float, crossed: Mapping[str, Any]) -> PairedDifference:
+    low, high = crossed["interval"]
+    return PairedDifference(
+        difference,
+        crossed["standard_error"],
+        low,
+        high,
+        crossed["p"],
+        "crossed-bootstrap",
+        freedom=crossed["freedom"],
+    )
 
 
 def _told(found: PairedDifference) -> dict[str, Any]:
@@ -96,13 +117,9 @@ def _finite(seed: Mapping[str, Any], name: str) -> bool:
 
 
 def _saved(found: TokensSaved) -> dict[str, Any]:
-    interval = None
-    if found.interval is not None:
-        low, high = found.interval
-        interval = [low if math.isfinite(low) else None, high]
     return {
         "saved": found.saved,
-        "interval": interval,
+        "interval": list(found.interval) if found.interval else None,
         "orders": found.orders,
         "censored": found.censored,
     }

@@ -19,6 +19,7 @@ def study_sentences(record: Mapping[str, Any]) -> list[str]:
     plan = record["plan"]
     told = [f"By {record['primary']}, as planned ({plan['sha256'][:12]}): {_overall(record)}."]
     told += [_rung_sentence(record, rung) for rung in record["rungs"]]
+    told += _on_other_rows(record)
     told += [f"Changed after the plan was written: {change}." for change in plan["changes"]]
     told += _at_edge(record)
     return [*told, "Other figures are exploratory."]
@@ -46,12 +47,39 @@ def _against(first: str, other: str, rungs: list[tuple[str, Mapping[str, Any]]])
         words.format(first=first, other=other) + (where if alone else f" at {' and '.join(places)}")
         for words, places in verdicts.items()
     )
-    known = [one["tokens_saved"] for _, one in rungs if one.get("tokens_saved")]
-    shares = [saved["saved"] for saved in known if not saved["censored"]]
-    if not shares or len(shares) < len(rungs):
+    known = [(rung, one["tokens_saved"]) for rung, one in rungs if one.get("tokens_saved")]
+    if not known:
         return told
-    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
-    return f"{told} ({low if low == high else f'{low} to {high}'} fewer tokens)"
+    return f"{told}, and {first} needs {_needed(known, len(rungs))} for {other}'s loss"
+
+
+def _needed(known: list[tuple[str, Mapping[str, Any]]], rungs: int) -> str:
+    """The tokens saved; of several rungs the least and the most, where they were."""
+    if rungs == 1:
+        return _share(known[0][1])
+    ordered = sorted(known, key=lambda one: (not _never(one[1]), one[1]["saved"]))
+    ends = [f"{_share(saved)} at {rung}" for rung, saved in (ordered[0], ordered[-1])]
+    return ends[0] if len(known) == 1 else f"from {ends[0]} to {ends[1]}"
+
+
+def _share(saved: Mapping[str, Any]) -> str:
+    """``45% fewer tokens (95 % interval 38% to 51%)``; of what is only a bound there is none."""
+    share, interval = saved["saved"], saved["interval"]
+    if _never(saved):
+        return "more tokens than it had"
+    fewer = share >= 0
+    told = f"{abs(share):.0%} {'fewer' if fewer else 'more'} tokens"
+    if saved["censored"]:
+        return f"at {'most' if fewer else 'least'} {told}"
+    if interval is None or interval[0] is None:
+        return told
+    low, high = interval if fewer else (-interval[1], -interval[0])
+    return f"{told} (95 % interval {low:z.0%} to {high:z.0%})"
+
+
+def _never(saved: Mapping[str, Any]) -> bool:
+    """From no seed was the other arm's loss reached."""
+    return bool(saved["censored"] == saved["orders"])
 
 
 _WORDS = {
@@ -70,6 +98,17 @@ def _at_edge(record: Mapping[str, Any]) -> Iterator[str]:
                     f"At {rung['rung']} {arm}'s best {path} "
                     f"({written(entry['tuned'][path])}) still lies at the edge of what was tried."
                 )
+
+
+def _on_other_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Where what fresh seeds allow to be said does not hold for fresh rows as well."""
+    for rung in record["rungs"]:
+        for found in rung["differences"]:
+            said = (found.get("crossed") or {}).get("conclusion", found["conclusion"])
+            if said != found["conclusion"]:
+                first, other = found["arms"]
+                words = _WORDS.get(said, said).format(first=first, other=other)
+                yield f"At {rung['rung']}, for fresh text as well as fresh seeds, {words}."
 
 
 def _rung_sentence(record: Mapping[str, Any], rung: Mapping[str, Any]) -> str:
@@ -97,6 +136,9 @@ def _verdict(found: Mapping[str, Any]) -> str:
         "undecided": "undecided",
     }.get(found["conclusion"], found["conclusion"])
     text += f", {apart(found)}"
+    if crossed := found.get("crossed"):
+        low, high = crossed["interval"]
+        text += f", for fresh text as well {low:+.4f} to {high:+.4f}"
     saved = found.get("tokens_saved")
     if saved is None:
         return text

@@ -32,6 +32,7 @@ from wuneng.study.stage import Stage
 from wuneng.study.tuning import Tuned, tune
 from wuneng.train.display import Display, make_display
 from wuneng.train.opening import Opening, OpenRun
+from wuneng.train.paired import crossed_over_seeds
 from wuneng.train.signals import Interrupted, how_to_resume
 from wuneng.train.starting_point import Sources
 from wuneng.train.workers import Workers
@@ -205,7 +206,13 @@ def _concluded(
         }
         for arm in entries
     }
-    return rung_record(plan, rung, tuned, entries, sizes, curves)
+    first = plan.written.recipe.reference_arm
+    crossed = {
+        other: crossed_over_seeds(run.directory, (first, other), plan.seeds, primary)
+        for other, entry in entries.items()
+        if other != first and entry is not None and entries[first] is not None
+    }
+    return rung_record(plan, rung, tuned, entries, sizes, curves, crossed)
 
 
 def _has(seed: Mapping[str, Any], figure: str) -> bool:

@@ -23,6 +23,7 @@ from wuneng.distributed.whole import outline_of, whole_model
 from wuneng.distributed.wrapping import cut
 from wuneng.errors import InputError
 from wuneng.hub import copy_papers
+from wuneng.model.cache_bytes import sequence_bytes
 from wuneng.model.quiet import quiet_transformers
 from wuneng.recipe import Parallel, TextData
 from wuneng.records import CHECKSUMS, ArmDirectory, RunDirectory, read_jsonl, refuse_links
@@ -142,7 +143,8 @@ def run_arm(plan: RunPlan, arm: ArmPlan, seed: int, data: Prepared, session: Ses
         rows = read_jsonl(place.metrics)
         if arm.training.keep_best and state.best:
             state.best["kept"] = True
-        record = arm_record(arm.name, arm.facts, state, quality, final_loss(rows))
+        kept = sequence_bytes(found.config, arm.training.sequence_length)
+        record = arm_record(arm.name, arm.facts, kept, state, quality, final_loss(rows))
         with _saved_model(place, found, data.tokenizer) as written:
             if start is not None:
                 copy_papers(start, written, card=start != place.start)

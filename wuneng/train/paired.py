@@ -25,16 +25,17 @@ from wuneng.statistics import (
 from wuneng.train.figures import ROWS_SCHEMA, Column, columns
 from wuneng.train.verdicts import judged_names
 
-__all__ = ["paired_differences"]
+__all__ = ["crossed_over_seeds", "paired_differences"]
 
 
 def paired_differences(
-    run: RunDirectory, arms: Mapping[str, Mapping[str, Any]]
+    run: RunDirectory, arms: Mapping[str, Mapping[str, Any]], primary: str | None = None
 ) -> list[dict[str, Any]]:
     """First minus second arm for every pair and every figure that is judged, with a 95 % interval.
 
     Args:
         arms: their entries in results.json.
+        primary: the figure that decides a study, judged or not.
 
     Returns:
         Objects with ``arms``, ``figure``, ``difference``, ``standard_error``, ``interval``, ``p``,
@@ -43,11 +44,11 @@ def paired_differences(
         fresh seeds *and* fresh rows, and the seeds' share of its variance.
     """
     if any(len(arm.get("seeds", ())) > 1 for arm in arms.values()):
-        return _over_seeds(run, arms)
+        return _over_seeds(run, arms, primary)
     scored = {arm: _columns(run, arm) for arm in arms}
     found = []
     for first, second in combinations(scored, 2):
-        for name in _judged(arms, first, second):
+        for name in _judged(arms, first, second, primary):
             one, other = scored[first].get(name), scored[second].get(name)
             # A single row has no spread: nothing can be said of its difference.
             several = one is not None and len(one.values) > 1
@@ -57,10 +58,12 @@ def paired_differences(
     return found
 
 
-def _over_seeds(run: RunDirectory, arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _over_seeds(
+    run: RunDirectory, arms: Mapping[str, Mapping[str, Any]], primary: str | None
+) -> list[dict[str, Any]]:
     found = []
     for first, second in combinations(arms, 2):
-        for name in _judged(arms, first, second):
+        for name in _judged(arms, first, second, primary):
             one, other = (
                 {seed["seed"]: seed["quality"].get(name) for seed in arms[arm]["per_seed"]}
                 for arm in (first, second)
@@ -71,23 +74,34 @@ def _over_seeds(run: RunDirectory, arms: Mapping[str, Mapping[str, Any]]) -> lis
                 values = np.array(known, dtype=np.float64)
                 difference = paired_by_seed(values[:, 0], values[:, 1])
                 entry = _entry(first, second, name, difference) | {"seeds": len(known)}
-                tables = [_table(run, arm, list(one), name) for arm in (first, second)]
-                found.append(entry | _crossed(*tables))
+                crossed = crossed_over_seeds(run, (first, second), list(one), name)
+                found.append(entry | ({} if crossed is None else {"crossed": crossed}))
     return found
 
 
-def _crossed(ours: list[Column], theirs: list[Column]) -> dict[str, Any]:
-    """The difference over seeds and rows at once; empty where they were not the same rows."""
-    if not ours or not theirs:
-        return {}
+def crossed_over_seeds(
+    run: RunDirectory, pair: tuple[str, str], seeds: list[int], name: str
+) -> dict[str, Any] | None:
+    """First minus second arm of ``pair`` in figure ``name``, over fresh seeds and rows at once.
+
+    Returns:
+        ``rows``, ``standard_error``, ``interval``, ``p``, ``freedom`` and ``share_of_seeds``, the
+        seeds' part of the variance; None where seeds were not scored on the same rows, or their
+        rows were not kept.
+    """
+    return _crossed(*(_table(run, arm, seeds, name) for arm in pair))
+
+
+def _crossed(ours: list[Column], theirs: list[Column]) -> dict[str, Any] | None:
+    if not ours or not theirs or ours[0].drawn:
+        return None  # what is drawn from the seed is other rows each time, nothing to cross
     same = all(one.same_rows(ours[0]) for one in (*ours, *theirs))
-    # The rows of synthetic tasks are drawn from the seed: other ones each time, nothing to cross.
-    if ours[0].scale == "mean" or not same or len(ours[0].values) < 2:
-        return {}
+    if not same or len(ours) < 2 or len(ours[0].values) < 2:
+        return None
     tables = [np.stack([column.values for column in one]) for one in (ours, theirs)]
     given: dict[str, Any] = {"weights": ours[0].weights, "scale": ours[0].scale}
     found, split = crossed_difference(*tables, **given), crossed_components(*tables, **given)
-    entry = {
+    return {
         "rows": len(ours[0].values),
         "standard_error": found.stderr,
         "interval": [found.low, found.high],
@@ -95,7 +109,6 @@ def _crossed(ours: list[Column], theirs: list[Column]) -> dict[str, Any]:
         "freedom": found.freedom,
         "share_of_seeds": split.share_of_seeds,
     }
-    return {"crossed": entry}
 
 
 def _table(run: RunDirectory, arm: str, seeds: list[int], name: str) -> list[Column]:
@@ -114,8 +127,12 @@ def _columns(run: RunDirectory, arm: str, seed: int | None = None) -> dict[str, 
         return columns(stored["rows"]) if stored.get("schema") == ROWS_SCHEMA else {}
 
 
-def _judged(arms: Mapping[str, Mapping[str, Any]], first: str, second: str) -> list[str]:
+def _judged(
+    arms: Mapping[str, Mapping[str, Any]], first: str, second: str, primary: str | None
+) -> list[str]:
     names = [name for task in judged_names(arms[first]["quality"]).values() for name in task]
+    if primary is not None and primary in arms[first]["quality"] and primary not in names:
+        names.insert(0, primary)
     return [name for name in names if name in arms[second]["quality"]]
 
 

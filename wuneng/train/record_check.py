@@ -47,6 +47,8 @@ _FIELDS: dict[str, tuple[bool, Callable[[Any], bool], str]] = {
     "init_from": (False, lambda v: v is None or isinstance(v, str), "a name or null"),
     "trains": (False, lambda v: isinstance(v, str | list), "a word or a list"),
     "state_control": (False, lambda v: isinstance(v, str), "a name"),
+    "cache_bytes": (False, _positive, "a number of 0 or more"),
+    "state_bytes": (False, _positive, "a number of 0 or more"),
     "added_percent": (False, _number, "a number"),
     "training_flops": (True, _positive, "a number of 0 or more"),
     "steps": (True, _positive, "a number of 0 or more"),

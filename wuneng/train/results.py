@@ -44,9 +44,19 @@ _AVERAGED = ("tokens", "training_flops", "seconds", "tokens_per_second", "data_w
 
 
 def arm_record(
-    arm: str, facts: ArmFacts, state: TrainerState, quality: Quality, final_loss: float | None
+    arm: str,
+    facts: ArmFacts,
+    kept: Mapping[str, int],
+    state: TrainerState,
+    quality: Quality,
+    final_loss: float | None,
 ) -> dict[str, Any]:
-    """The record of one finished arm and seed."""
+    """The record of one finished arm and seed.
+
+    Args:
+        kept: ``cache_bytes`` and ``state_bytes`` of a sequence of the length that it was trained
+            at, in float32, of the model as it is saved.
+    """
     rate = state.timed_tokens / state.timed_seconds if state.timed_seconds else 0.0
     skipped = state.skipping.get("batches", 0)
     return {
@@ -61,6 +71,7 @@ def arm_record(
         "init_from": facts.init_from,
         "trains": facts.trains,
         **({} if facts.state == "keep" else {"state_control": facts.state}),
+        **kept,
         "added_percent": round(facts.added_percent, 3),
         "training_flops": facts.flops_per_token * state.tokens,
         "steps": state.step,
@@ -149,7 +160,7 @@ def write_results(
     }
     if study is not None:
         results["study"] = dict(study)
-    if paired := paired_differences(run, arms):
+    if paired := paired_differences(run, arms, (study or {}).get("primary")):
         results["paired"] = paired
     results["summary"] = f"{closing_sentence(results)} {training_notes(results)}".rstrip()
     write_comparisons(run, outline, results)
