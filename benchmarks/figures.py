@@ -189,6 +189,9 @@ def _steps(path: Path) -> Iterator[str]:
 def _before(path: Path) -> Iterator[str]:
     """The fastest step, which a busy machine disturbs least, beside an earlier commit's."""
     record = read_json(path)
+    if "before" not in record:
+        yield AWAITED.strip()
+        return
     earlier = {(s["batch"], s["tokens"]): s for s in record["before"]["shapes"]}
     yield f"Before: commit {record['before']['git_commit'][:7]}."
     yield ""

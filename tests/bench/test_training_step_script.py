@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.figures import table
+from benchmarks.figures import AWAITED, table
 from benchmarks.training_step import MODEL, before, measured
 from wuneng.bench.architectures import choose
 from wuneng.bench.request import BenchRequest
@@ -53,6 +53,7 @@ def test_an_earlier_commits_record_stands_beside(
     assert kept == {"git_commit": "123456789", "shapes": old["shapes"]}
     write_json(tmp_path / "new.json", {"shapes": shapes(8, 1), "before": kept})
     monkeypatch.setattr("benchmarks.figures.HERE", tmp_path)
+    assert table("old.json", "before") == AWAITED
     lines = table("new.json", "before").splitlines()
     assert lines[0] == "Before: commit 1234567."
     assert lines[-1] == "| 2 | 16 | mha | 2,000 → 4,000 | 0.50 → 1.00 | 3 → 3 MiB |"
