@@ -89,6 +89,12 @@ def before(path: Path) -> dict[str, Any]:
     return {"git_commit": record["environment"]["git_commit"], "shapes": record["shapes"]}
 
 
+def _kept(out: Path | None) -> dict[str, Any]:
+    """The ``before`` of a record that is made anew."""
+    record = read_json(out) if out is not None and out.exists() else {}
+    return {"before": record["before"]} if "before" in record else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
@@ -98,7 +104,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    earlier = {"before": before(chosen.before)} if chosen.before else {}
+    earlier = {"before": before(chosen.before)} if chosen.before else _kept(chosen.out)
     began, found = load_average(), []
     for batch, tokens in CASES[chosen.what][1]:
         found.append(measured(batch, tokens, chosen.rounds, what=chosen.what))

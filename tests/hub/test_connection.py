@@ -79,3 +79,16 @@ def test_what_waiting_does_not_mend_is_said_at_once(
     with pytest.raises(WuNengError):
         load()
     assert hub.waits == []
+
+
+@pytest.mark.parametrize("load", [of_a_tokenizer, of_a_model])
+def test_a_client_that_has_tried_long_enough_is_not_asked_again(
+    hub: Hub, load: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own client waits for half a minute and more over some questions."""
+    hub.failures = 99
+    clock = iter(range(0, 1000, 30))
+    monkeypatch.setattr("wuneng.hub.connection.time.monotonic", lambda: next(clock))
+    with pytest.raises(WuNengError):
+        load()
+    assert hub.waits == []

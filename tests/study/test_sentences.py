@@ -104,13 +104,13 @@ def test_a_rung_whose_curves_do_not_say_is_not_in_the_saving() -> None:
     assert "needs 38% fewer tokens (95 % interval 30% to 45%) at 1M-x2 for mha's loss" in first
 
 
-def test_what_does_not_hold_for_fresh_text_is_said() -> None:
+def test_what_does_not_hold_for_fresh_rows_is_said() -> None:
     found = _difference("mha", "better", None)
     found["crossed"] = {"interval": [-0.52, 0.02], "conclusion": "undecided"}
     told = study_sentences(_record([found]))
-    assert "-0.2500 (-0.3000 to -0.2000), for fresh text as well -0.5200 to +0.0200" in told[1]
+    assert "-0.2500 (-0.3000 to -0.2000); over fresh rows too: -0.5200 to +0.0200" in told[1]
     assert told[2] == (
-        "At 1M-x2, for fresh text as well as fresh seeds, wuneng against mha is undecided."
+        "At 1M-x2, over fresh rows as well as fresh seeds, wuneng against mha is undecided."
     )
     found["crossed"]["conclusion"] = "better"
     assert "as well as fresh seeds" not in " ".join(study_sentences(_record([found])))

@@ -164,8 +164,8 @@ def _changes(old: Row, new: Row, drift: float) -> list[Change]:
 
 def _warnings(old: dict[str, Any], new: dict[str, Any], drift: float) -> list[str]:
     found = []
-    for name, place in (("device", "machine"), ("threads", "machine"), ("accelerator", "machine")):
-        values = [record[place].get(name) for record in (old, new)]
+    for name in ("device", "threads", "accelerator", "wait_policy", "spin_count"):
+        values = [record["machine"].get(name) for record in (old, new)]
         if values[0] != values[1]:
             found.append(f"{name}: {values[0]} before, {values[1]} now")
     processors = [record["environment"].get("processor") for record in (old, new)]

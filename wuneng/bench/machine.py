@@ -84,6 +84,7 @@ class Machine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": self.threads,
             "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+            "spin_count": os.environ.get("GOMP_SPINCOUNT"),
             "rates": self.rates.to_json(),
             "rates_at_start": self.probes[0].typical.to_json(),
             "rates_at_end": self.probes[-1].typical.to_json(),

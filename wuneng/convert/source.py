@@ -10,7 +10,7 @@ from wuneng.convert.families import FAMILIES, Family
 from wuneng.convert.tensor_files import PthFile, SafetensorsFiles, TensorSource, read_json_object
 from wuneng.convert.unsupported import check_supported
 from wuneng.errors import ModelError, reason, shortened
-from wuneng.hub.connection import NAME_WAITS, asked_again
+from wuneng.hub.connection import NAME_PATIENCE, NAME_WAITS, asked_again
 from wuneng.hub.papers import PAPERS
 from wuneng.records import find_model, may_be_on_the_hub
 
@@ -142,9 +142,10 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            asked_again(lambda: snapshot_download(name, allow_patterns=_HUB_FILES), NAME_WAITS)
+        place = asked_again(
+            lambda: snapshot_download(name, allow_patterns=_HUB_FILES), NAME_WAITS, NAME_PATIENCE
         )
+        return Path(place)
     except Exception as error:  # offline, unknown, gated, interrupted: many classes of errors
         raise ModelError(
             f"{name} is no directory here, and it cannot be fetched from the hub: {reason(error)}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wuneng.errors import DataError, ModelError, nearest, reason, shortened
-from wuneng.hub.connection import NAME_WAITS, asked_again
+from wuneng.hub.connection import NAME_PATIENCE, NAME_WAITS, asked_again
 from wuneng.records import verify
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ def load_tokenizer(name: str, field: str = "data.tokenizer") -> PreTrainedTokeni
             return found
         local = path.is_dir()
         place, waits = (path, ()) if local else (name, NAME_WAITS)
-        loaded = asked_again(lambda: load_any_tokenizer(place, field, local=local), waits)
+        loaded = asked_again(
+            lambda: load_any_tokenizer(place, field, local=local), waits, NAME_PATIENCE
+        )
     except (ModelError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises bare Exception, or panics in Rust

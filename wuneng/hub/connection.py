@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 from wuneng.errors import reason
 
-__all__ = ["NAME_WAITS", "WAITS", "asked_again", "is_away", "said"]
+__all__ = ["NAME_PATIENCE", "NAME_WAITS", "WAITS", "asked_again", "is_away", "said"]
 
 Answer = TypeVar("Answer")
 
@@ -17,21 +18,28 @@ Answer = TypeVar("Answer")
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 #: The same for a model or tokenizer by its name, which may as well be a directory mistyped.
 NAME_WAITS = WAITS[:3]
+#: Seconds after which a name is not asked for again: the hub's client may have tried long enough.
+NAME_PATIENCE = sum(NAME_WAITS)
 _TOO_MANY_REQUESTS = 429
 _SERVER_ERROR = 500
 
 
-def asked_again(ask: Callable[[], Answer], waits: tuple[float, ...] | None = None) -> Answer:
+def asked_again(
+    ask: Callable[[], Answer],
+    waits: tuple[float, ...] | None = None,
+    patience: float = math.inf,
+) -> Answer:
     """What ``ask`` returns; a hub that does not answer is asked again, after each of ``waits``
-    (default :data:`WAITS`).
+    (default :data:`WAITS`), unless ``patience`` seconds are over.
 
     Raises whatever ``ask`` raises of anything else, or at last.
     """
+    began = time.monotonic()
     for wait in WAITS if waits is None else waits:
         try:
             return ask()
         except Exception as error:
-            if not is_away(error):
+            if time.monotonic() - began > patience or not is_away(error):
                 raise
         time.sleep(wait)
     return ask()

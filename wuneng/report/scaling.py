@@ -59,8 +59,8 @@ def scaling(study: Mapping[str, Any]) -> Section | None:
         ),
     )
     text = (
-        "L = E + C N^-alpha D^-beta, fitted to every seed of every rung; bands hold it at 95 % for "
-        "fresh seeds (Student's t with the error of resampled seeds). Where sizes and tokens only "
+        "L = E + C N^-alpha D^-beta, fitted to every seed of every rung; 95 % bands of the "
+        "fitted loss (Student's t with the error of resampled seeds). Where sizes and tokens only "
         "grow together, or too few rungs differ, nothing is fitted.",
     )
     return Section("scaling", "Loss against size and tokens", text, tuple(rows), (picture,))

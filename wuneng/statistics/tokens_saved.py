@@ -9,7 +9,8 @@ rate has decayed, so the figure errs on the baseline's side.
 An arm that never gets there is *censored*: it needs more tokens than it was given, and its order
 counts with those, so that the saving is at most the figure told. Then there is no interval: nothing
 is known of its lower end, and orders that all count with the same tokens have a spread too small
-for the upper one (two orders would put it below a saving of half a standard deviation in 1 of 10).
+for the upper one (of two orders it would lie below a true saving of half a standard deviation in
+one case of ten).
 """
 
 from __future__ import annotations

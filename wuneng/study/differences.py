@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from wuneng.statistics import (
+    Conclusion,
     PairedDifference,
     TokensSaved,
     conclude,
@@ -43,7 +44,8 @@ def difference(
         ours, theirs: arms as results.json of a run has them, from the same seeds.
         our_curves, their_curves: (tokens, primary figure) of each validation, by seed.
         crossed: the primary figure's difference over seeds and rows at once, where rows were kept.
-            It decides nothing, for the plan pairs by seed; what it would conclude is told.
+            It decides nothing, for the plan pairs by seed; what it would conclude is told, where
+            seeds conclude something: with few of them its interval may be the narrower one.
     """
     primary = plan.study.primary
     found = _paired(ours, theirs, primary)
@@ -59,6 +61,8 @@ def difference(
     if crossed is not None:
         whole = _of_both(found.difference, crossed)
         told = conclude(whole, margin or None, higher_is_better=plan.higher_is_better)
+        if concluded is Conclusion.UNDECIDED:
+            told = concluded
         record["crossed"] = {**crossed, "conclusion": told.value}
     saved = None if plan.higher_is_better else tokens_saved(our_curves, their_curves)
     record["tokens_saved"] = None if saved is None else _saved(saved)

@@ -108,7 +108,7 @@ def _on_other_rows(record: Mapping[str, Any]) -> Iterator[str]:
             if said != found["conclusion"]:
                 first, other = found["arms"]
                 words = _WORDS.get(said, said).format(first=first, other=other)
-                yield f"At {rung['rung']}, for fresh text as well as fresh seeds, {words}."
+                yield f"At {rung['rung']}, over fresh rows as well as fresh seeds, {words}."
 
 
 def _rung_sentence(record: Mapping[str, Any], rung: Mapping[str, Any]) -> str:
@@ -138,7 +138,7 @@ def _verdict(found: Mapping[str, Any]) -> str:
     text += f", {apart(found)}"
     if crossed := found.get("crossed"):
         low, high = crossed["interval"]
-        text += f", for fresh text as well {low:+.4f} to {high:+.4f}"
+        text += f"; over fresh rows too: {low:+.4f} to {high:+.4f}"
     saved = found.get("tokens_saved")
     if saved is None:
         return text

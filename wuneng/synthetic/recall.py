@@ -28,7 +28,7 @@ from wuneng.synthetic.task import Examples, SizedTask, random_stream
 
 __all__ = ["Recall"]
 
-_MOST_COMPARED = 1 << 22
+_MOST_COMPARED = 1 << 20
 """Pairs of writes that are looked at for what a guess gets right."""
 
 
@@ -72,7 +72,7 @@ class Recall(SizedTask):
         row; measured over rows of its own, and exact where values are distinct and never rewritten.
         """
         writes = self.pairs + self.rewrites
-        rows = max(64, min(20_000, _MOST_COMPARED // writes**2))
+        rows = max(16, min(20_000, _MOST_COMPARED // writes**2))
         _, values, latest = self._writes(random_stream("informed chance", self.name), rows)
         often = (values[:, :, None] == values[:, None, :]).sum(2)
         often = often + values / self.values  # ties by value: when it was written is not seen
@@ -81,7 +81,7 @@ class Recall(SizedTask):
 
     def describe(self) -> str:
         """One line for people."""
-        occurs = f"; {self.informed_chance:.2f} by a value that occurs)"
+        occurs = f"; {self.informed_chance:.2f} by the value that occurs most)"
         return super().describe().removesuffix(")") + occurs
 
     def examples(self, random: np.random.Generator, rows: int, length: int) -> Examples:

@@ -44,14 +44,12 @@ class Column:
 
     Attributes:
         values, weights: ``[rows]`` float64, as ``wuneng.statistics`` takes them.
-        drawn: the rows are drawn from the model's seed, so that another seed's are other ones.
     """
 
     values: Array
     weights: Array
     scale: Scale
     higher_is_better: bool
-    drawn: bool = False
 
     def __post_init__(self) -> None:
         if self.values.shape != self.weights.shape:
@@ -93,11 +91,11 @@ def columns(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Co
         for length in lengths:
             one = by_length[length]
             found[f"{task}/accuracy@{length}"] = Column(
-                _array(one["right"]), _array(one["tokens"]), "mean", True, drawn=True
+                _array(one["right"]), _array(one["tokens"]), "mean", True
             )
         shortest = by_length[lengths[0]]
         found[f"{task}/loss"] = Column(
-            _array(shortest["nats"]), _array(shortest["tokens"]), "mean", False, drawn=True
+            _array(shortest["nats"]), _array(shortest["tokens"]), "mean", False
         )
     return found
 

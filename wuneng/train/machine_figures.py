@@ -22,9 +22,9 @@ __all__ = [
 def machine_figures(
     processes: Processes, device: torch.device, dtype: torch.dtype | None, flops_per_second: float
 ) -> dict[str, float]:
-    """For a row of metrics.jsonl: ``peak_memory_bytes``, of that of the processes that took most,
-    and ``mfu``, the FLOPs of training per second as a share of the device's peak. Each only where
-    it is known. All processes call this together."""
+    """For a row of metrics.jsonl: ``peak_memory_bytes``, the largest of all processes, and ``mfu``,
+    the FLOPs of training per second as a share of the device's peak. Each only where it is known.
+    All processes call this together."""
     own, peak = peak_memory(device), peak_flops(device, dtype)
     memory = _largest(processes, own)
     found: dict[str, float] = {} if memory is None else {"peak_memory_bytes": memory}

@@ -1,8 +1,9 @@
 """How long an arm would train, from about a second of its own optimiser steps.
 
 The steps are real ones (``take_step`` with the arm's model, optimiser and precision) on random
-tokens, with as many rows as fit a moment; the time of more rows follows, the optimiser's own being
-that of any batch. What a whole step achieves in FLOP/s gives the time of the rest.
+tokens, with as many rows as fit a moment; the time of more rows follows, the optimiser's update
+being that of any batch (clipping, which is short, is counted with the rows). What a whole step
+achieves in FLOP/s gives the time of the rest.
 Reading data, validation, checkpoints and a warming-up processor are not in it, so a run takes
 somewhat longer.
 """

@@ -93,8 +93,8 @@ def crossed_over_seeds(
 
 
 def _crossed(ours: list[Column], theirs: list[Column]) -> dict[str, Any] | None:
-    if not ours or not theirs or ours[0].drawn:
-        return None  # what is drawn from the seed is other rows each time, nothing to cross
+    if not ours or not theirs:
+        return None
     same = all(one.same_rows(ours[0]) for one in (*ours, *theirs))
     if not same or len(ours) < 2 or len(ours[0].values) < 2:
         return None
