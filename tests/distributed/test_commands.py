@@ -99,8 +99,8 @@ def test_one_of_a_group_is_killed(tmp_path: Path) -> None:
 
     Both arms need the same kernels, which may have to be built first, and are far from their ends.
     """
-    steps = 600
-    recipe = written(tmp_path, steps=steps, checkpoint_every=50)
+    steps = 300
+    recipe = written(tmp_path, steps=steps, checkpoint_every=10)
     recipe.write_text(recipe.read_text().replace("- wuneng", "- mha\n- mha-shift"))
     command = [*CLI, "train", str(recipe), "--processes", "2", "--jobs", "2", "--out", "run"]
     process = started(command, tmp_path)
