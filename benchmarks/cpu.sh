@@ -24,6 +24,8 @@ bench --model benchmarks/cpu.yaml --what train --seq-len 4k,8k --against mha,rep
   --seconds 40 --out benchmarks/cpu-train-long
 bench --model benchmarks/cpu.yaml --what parts --seq-len 512,2k --against mha,replace \
   --out benchmarks/cpu-parts
+bench --model benchmarks/cpu.yaml --what parts --seq-len 512,2k --against mha,replace --threads 1 \
+  --out benchmarks/cpu-parts-one-thread
 bench --what ops --batch 4 --heads 12 --seq-len 1k,2k --seconds 60 --out benchmarks/cpu-ops
 python -m benchmarks.wkv7_cpu --seconds 5
 python -m benchmarks.vocabulary --out benchmarks/vocabulary.json

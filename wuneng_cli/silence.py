@@ -26,6 +26,7 @@ _VARIABLES = {
     **dict.fromkeys(("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"), "1"),
     # Warnings that torch's C++ code writes past Python.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "KINETO_LOG_LEVEL": "99",  # torch's profiler: two lines on stderr each time
 }
 _OURS = ("wuneng", "wuneng_cli")
 _WARNS_USERS = ("wandb",)
