@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_WAIT_POLICY=PASSIVE
+export WUNENG_REPORT=0  # the pages in docs/ are made from the records
 bench() { wuneng bench --device cpu --threads 2 --quiet "$@"; }
 
 bench --seq-len 8k --out benchmarks/cpu-small
