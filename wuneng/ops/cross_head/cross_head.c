@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-#include "../native/vectors.h"
+#include "../native/exponentials.h"
 
 /* Each state head's attention heads under the learned mix, RMS-normalised. */
 static void grouped(const CrossHead *g, const float *attention, int64_t head, float *out) {

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "../native/exponentials.h"
 #include "../native/tile_product.h"
 #include "cross_head_pass.h"
 

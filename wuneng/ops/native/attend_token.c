@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "vectors.h"
+#include "exponentials.h"
 
 void rms_norm(const float *x, const float *weight, double eps, int64_t width, float *out) {
   vf squares = {0};

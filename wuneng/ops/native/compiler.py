@@ -43,6 +43,8 @@ _SOURCES = (
 )
 _HEADERS = (
     "state_head/state_head.h",
+    "state_head/state_head_inputs.h",
+    "state_head/state_head_reverse.h",
     "state_head/state_head_token.h",
     "low_rank/low_rank.h",
     "cross_head/cross_head.h",
@@ -55,6 +57,7 @@ _HEADERS = (
     "native/layer_token.h",
     "native/products.h",
     "native/tile_product.h",
+    "native/exponentials.h",
     "native/vectors.h",
 )
 _FLAGS = (

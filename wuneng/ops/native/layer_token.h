@@ -3,7 +3,7 @@
 #define WUNENG_LAYER_TOKEN_H
 
 #include "model_token.h"
-#include "vectors.h"
+#include "exponentials.h"
 
 typedef struct {
   const TokenModel *m;

@@ -47,38 +47,6 @@ static inline vf choose(vi mask, vf yes, vf no) {
   return (vf)((mask & (vi)yes) | (~mask & (vi)no));
 }
 
-/* e^x to about 1 ulp: 2^n e^f with |f| <= ln2 / 2 and a Taylor polynomial; NaN stays NaN. 2^n is
-   two factors, so that what lies below the smallest normal number is e^x too and the rest 0. */
-static inline vf exp_v(vf x) {
-  const vf low = splat(-105.0f), high = splat(89.0f); /* e^low rounds to 0, e^high is infinite */
-  x = choose(x < low, low, x);
-  x = choose(x > high, high, x);
-  const vf magic = splat(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer */
-  vf n = x * 1.44269504088896341f + magic;
-  n = n - magic;
-  vf f = x - n * 0.693145751953125f;
-  f = f - n * 1.428606765330187e-06f;
-  vf p = splat(1.0f / 5040);
-  p = p * f + 1.0f / 720;
-  p = p * f + 1.0f / 120;
-  p = p * f + 1.0f / 24;
-  p = p * f + 1.0f / 6;
-  p = p * f + 0.5f;
-  p = p * f + 1.0f;
-  p = p * f + 1.0f;
-  vi power = __builtin_convertvector(n, vi), half = power >> 1;
-  return p * (vf)((half + 127) << 23) * (vf)((power - half + 127) << 23);
-}
-
-/* sigma(x); `slope` takes sigma (1 - sigma), not as a difference, which would cancel near 1, and of
-   e^-|x|, which does not overflow: both are as exact where x is large as where it is small. */
-static inline vf sigmoid_v(vf x, float *slope) {
-  const vi negative = x < splat(0.0f);
-  vf e = exp_v(choose(negative, x, -x)), larger = 1.0f / (1.0f + e);
-  store(slope, e * larger * larger);
-  return choose(negative, e * larger, larger);
-}
-
 #define ROWS 4 /* N is a multiple of 16 */
 
 /* The lanes of four vectors summed at once: half the shuffles of four sums. */
@@ -98,6 +66,42 @@ static inline void sum_rows(const vf x[ROWS], float out[ROWS]) {
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 #else
   for (int i = 0; i < ROWS; ++i) out[i] = sum_lanes(x[i]);
+#endif
+}
+
+/* Sums of many rows, four at a time: `fold_rows` leaves each row's lanes in as many parts as a vector has
+   quarters of four, `gather_rows` adds those of PARTS folds and writes WIDEST sums. A row takes 2.8
+   instructions where `sum_rows` takes 4.8. */
+#define PARTS (WIDEST / ROWS)
+
+static inline vf fold_rows(const vf x[ROWS]) {
+#if defined(__AVX512F__)
+  __m512 a = _mm512_add_ps(_mm512_unpacklo_ps((__m512)x[0], (__m512)x[1]),
+                           _mm512_unpackhi_ps((__m512)x[0], (__m512)x[1]));
+  __m512 b = _mm512_add_ps(_mm512_unpacklo_ps((__m512)x[2], (__m512)x[3]),
+                           _mm512_unpackhi_ps((__m512)x[2], (__m512)x[3]));
+  return (vf)_mm512_unpacklo_pd((__m512d)a, (__m512d)b) +
+         (vf)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX__)
+  return (vf)_mm256_hadd_ps(_mm256_hadd_ps((__m256)x[0], (__m256)x[1]),
+                            _mm256_hadd_ps((__m256)x[2], (__m256)x[3]));
+#else
+  return (vf){sum_lanes(x[0]), sum_lanes(x[1]), sum_lanes(x[2]), sum_lanes(x[3])};
+#endif
+}
+
+static inline void gather_rows(const vf x[PARTS], float *out) {
+#if defined(__AVX512F__)
+  __m512 a = _mm512_shuffle_f32x4((__m512)x[0], (__m512)x[1], 0x88) +
+             _mm512_shuffle_f32x4((__m512)x[0], (__m512)x[1], 0xdd);
+  __m512 b = _mm512_shuffle_f32x4((__m512)x[2], (__m512)x[3], 0x88) +
+             _mm512_shuffle_f32x4((__m512)x[2], (__m512)x[3], 0xdd);
+  store(out, (vf)_mm512_shuffle_f32x4(a, b, 0x88) + (vf)_mm512_shuffle_f32x4(a, b, 0xdd));
+#elif defined(__AVX__)
+  store(out, (vf)_mm256_permute2f128_ps((__m256)x[0], (__m256)x[1], 0x20) +
+                 (vf)_mm256_permute2f128_ps((__m256)x[0], (__m256)x[1], 0x31));
+#else
+  store(out, x[0]);
 #endif
 }
 

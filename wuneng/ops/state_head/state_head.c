@@ -46,6 +46,8 @@ void state_head_program(const Arguments *g, int64_t sequence, int64_t head) {
       int64_t row = g->boundary_rows[sequence] + (token - first) / g->chunk;
       memcpy(g->boundaries + (row * g->heads + head) * N * N, state, N * N * sizeof(float));
     }
+    ask_inputs(g, token + AHEAD, end, head);
+    if (token + 2 < end) ask(g->out, token + 2, head, 1);
     Token *x = two + (token - first) % 2, *next = NULL;
     if (token + 1 < end) {
       next = two + (token + 1 - first) % 2;

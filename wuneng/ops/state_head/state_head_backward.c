@@ -2,12 +2,12 @@
    the states of its tokens, then walks it in reverse with the state's gradient beside it; each
    token's are folded back to its projections before they are written. */
 
+#include "state_head_reverse.h"
 #include "state_head_token.h"
 
-/* Gradients of one token's recurrence inputs, and of what they are made of. */
-typedef struct {
-  ALIGNED float r[N], w[N], k[N], v[N], a[N], b[N], y[N];
-} Gradient;
+#include <stdlib.h>
+
+#define BEHIND 3 /* tokens between the one whose rows are asked for and the one at hand */
 
 enum { MU_R, MU_K, MU_V, K_K, K_A, BONUS, NORM_WEIGHT, NORM_BIAS, WEIGHTS };
 
@@ -76,62 +76,6 @@ static void read_out_backward(const Arguments *g, const Token *x, int64_t token,
   }
 }
 
-/* The recurrence in reverse. ds comes as the gradient of the state after the token, less the read,
-   and leaves as that of the state before it. d->r, k, v are added to; d->w is of the log decay. Each
-   row of ds and of the state is read once: what dr takes of the state after the token is made of the
-   state before it. */
-static void retreat(const Token *x, const float *before, float *ds, Gradient *d) {
-  vf dr[VECTORS], dw[VECTORS], dk[VECTORS], da[VECTORS], db[VECTORS];
-  EACH dr[j] = dw[j] = dk[j] = da[j] = db[j] = splat(0);
-  for (int row = 0; row < N; row += ROWS) {
-    float to_value[ROWS], to_removed[ROWS];
-    float *s = ds + row * N;
-    const float *old = before + row * N;
-    vf dy[ROWS], removed[ROWS], valued[ROWS];
-#pragma GCC unroll 4
-    for (int i = 0; i < ROWS; ++i) {
-      dy[i] = splat(d->y[row + i]);
-      removed[i] = valued[i] = splat(0);
-    }
-    EACH {
-      const vf r = load(AT(x->r)), b = load(AT(x->b)), k = load(AT(x->k));
-#pragma GCC unroll 4
-      for (int i = 0; i < ROWS; ++i) {
-        vf g = load(AT(s + i * N)) + dy[i] * r;
-        store(AT(s + i * N), g);
-        removed[i] += g * b;
-        valued[i] += g * k;
-        dk[j] += x->v[row + i] * g;
-        db[j] += x->removed[row + i] * g;
-      }
-    }
-    sum_rows(removed, to_removed);
-    sum_rows(valued, to_value);
-#pragma GCC unroll 4
-    for (int i = 0; i < ROWS; ++i) d->v[row + i] += to_value[i];
-    EACH {
-      const vf w = load(AT(x->w)), a = load(AT(x->a));
-#pragma GCC unroll 4
-      for (int i = 0; i < ROWS; ++i) {
-        vf g = load(AT(s + i * N)), o = load(AT(old + i * N));
-        dr[j] += dy[i] * o;
-        dw[j] += g * o;
-        da[j] += to_removed[i] * o;
-        store(AT(s + i * N), g * w + to_removed[i] * a);
-      }
-    }
-  }
-  const float through_removed = dot(d->y, x->removed), through_value = dot(d->y, x->v);
-  EACH {
-    vf w = load(AT(x->w)), read = dr[j] * w + through_removed * load(AT(x->b));
-    store(AT(d->r), load(AT(d->r)) + read + through_value * load(AT(x->k)));
-    store(AT(d->k), load(AT(d->k)) + dk[j]);
-    store(AT(d->w), dw[j] * w);
-    store(AT(d->a), da[j]);
-    store(AT(d->b), db[j]);
-  }
-}
-
 /* From the recurrence's gradients to those of logits, source and key: d->w, d->a become the logits',
    d->b the source's, d->k the key's. */
 static void prepare_raw_backward(const Arguments *g, const Token *x, int64_t head, Gradient *d,
@@ -195,6 +139,15 @@ static void write_gradients(const Arguments *g, Gradient *d, float *next, int64_
                  d_weights + MU_V * stride, d->v, next + 2 * N, token, first, head);
 }
 
+INLINE void ask_gradients(const Arguments *g, int64_t token, int64_t head) {
+  ask(g->d_out, token, head, 0);
+  const Rows outputs[] = {g->dr, g->dw, g->dk, g->dv, g->da};
+#pragma GCC unroll 5
+  for (int i = 0; i < 5; ++i) ask(outputs[i], token, head, 1);
+  if (!g->raw || g->b.data) ask(g->db, token, head, 1);
+  if (g->gate.data) ask(g->d_gate, token, head, 1);
+}
+
 static int backward_head(const Arguments *g, int64_t sequence, int64_t head) {
   const int64_t first = g->bounds[sequence], end = g->bounds[sequence + 1], chunk = g->chunk;
   const int64_t place = (sequence * g->heads + head) * N * N;
@@ -219,6 +172,7 @@ static int backward_head(const Arguments *g, int64_t sequence, int64_t head) {
     prepare(g, tokens, start, first, sequence, head);
     remove_first(tokens, origin);
     for (int64_t i = 0; i < count; ++i) {
+      ask_inputs(g, start + i + AHEAD, start + count, head);
       Token *next = i + 1 < count ? tokens + i + 1 : NULL;
       if (next) prepare(g, next, start + i + 1, first, sequence, head);
       advance(tokens + i, i ? states + (i - 1) * N * N : origin, states + i * N * N, next);
@@ -227,6 +181,7 @@ static int backward_head(const Arguments *g, int64_t sequence, int64_t head) {
     }
     for (int64_t i = count - 1; i >= 0; --i) {
       Token *x = tokens + i;
+      if (i >= BEHIND) ask_gradients(g, start + i - BEHIND, head);
       read_out_backward(g, x, start + i, head, &d, d_weights);
       retreat(x, i ? states + (i - 1) * N * N : origin, ds, &d);
       if (g->raw) prepare_raw_backward(g, x, head, &d, d_weights);

@@ -1,100 +1,13 @@
-/* One token of a state head: from its projections to what the recurrence takes, the recurrence, and
-   from what it reads to the readout. Shared by the forward and the backward scan. */
+/* One token of a state head: the recurrence, and from what it reads to the readout. Shared by the
+   forward and the backward scan. */
 #ifndef WUNENG_STATE_HEAD_TOKEN_H
 #define WUNENG_STATE_HEAD_TOKEN_H
 
-#include <math.h>
-#include <stdlib.h>
-
-#include "../native/vectors.h"
-#include "state_head.h"
-
-#define DECAY_SCALE -0.60653065971263342f /* -e^{-1/2} */
-#define KEY_EPS 1e-12f
-
-/* One token's inputs and intermediates. */
-typedef struct {
-  ALIGNED float r[N], w[N], k[N], v[N], a[N], b[N]; /* as the recurrence takes them; w decay, k is k~ */
-  ALIGNED float plain_k[N], source[N], rate[N], rate_slope[N], decay_slope[N];
-  float inverse_norm, bonus, mean, inverse_deviation;
-  ALIGNED float removed[N], y[N];
-} Token;
-
-static inline const float *at(Rows x, int64_t token, int64_t head) {
-  return x.data + token * x.row + head * N;
-}
-
-/* The projection of one token with the one before mixed in. */
-static inline void shifted(float *out, Rows x, const float *mu, const float *carry,
-                           int64_t token, int64_t first, int64_t head) {
-  const float *now = at(x, token, head);
-  if (!mu) {
-    memcpy(out, now, N * sizeof(float));
-    return;
-  }
-  const float *before = token > first ? at(x, token - 1, head) : carry;
-  EACH {
-    vf u = load(AT(now)), p = before ? load(AT(before)) : splat(0);
-    store(AT(out), u + load(AT(mu)) * (p - u));
-  }
-}
-
-static inline const float *carry_of(const Arguments *g, const float *carry, int64_t sequence,
-                                    int64_t head) {
-  return carry ? carry + sequence * g->carry_row + head * N : NULL;
-}
-
-static inline const float *channel(const float *weight, int64_t head) {
-  return weight ? weight + head * N : NULL;
-}
-
-static inline void prepare_raw(const Arguments *g, Token *x, int64_t token, int64_t head) {
-  const float *w = at(g->w, token, head), *rate = at(g->a, token, head);
-  const float *k_k = channel(g->k_k, head), *k_a = channel(g->k_a, head);
-  if (g->b.data)
-    memcpy(x->source, at(g->b, token, head), sizeof x->source);
-  else
-    memcpy(x->source, x->plain_k, sizeof x->source);
-  vf squares = {0};
-  EACH {
-    store(AT(x->w), exp_v(DECAY_SCALE * sigmoid_v(load(AT(w)), AT(x->decay_slope))));
-    vf kappa = load(AT(x->source)) * load(AT(k_k));
-    store(AT(x->a), kappa);
-    squares += kappa * kappa;
-  }
-  float norm = sqrtf(sum_lanes(squares));
-  x->inverse_norm = 1.0f / (norm < KEY_EPS ? KEY_EPS : norm);
-  float a_max = (float)g->a_max;
-  EACH {
-    vf kappa = load(AT(x->a)) * x->inverse_norm, eta = sigmoid_v(load(AT(rate)), AT(x->rate_slope));
-    store(AT(x->rate), eta);
-    store(AT(x->a), -kappa);
-    store(AT(x->b), a_max * eta * kappa);
-    store(AT(x->k), load(AT(x->plain_k)) * (1.0f + (eta - 1.0f) * load(AT(k_a))));
-  }
-}
-
-static inline void prepare(const Arguments *g, Token *x, int64_t token, int64_t first, int64_t sequence,
-                    int64_t head) {
-  shifted(x->r, g->r, channel(g->mu_r, head), carry_of(g, g->carry_r, sequence, head), token, first,
-          head);
-  shifted(x->plain_k, g->k, channel(g->mu_k, head), carry_of(g, g->carry_k, sequence, head), token,
-          first, head);
-  shifted(x->v, g->v, channel(g->mu_v, head), carry_of(g, g->carry_v, sequence, head), token, first,
-          head);
-  if (g->raw) {
-    prepare_raw(g, x, token, head);
-    return;
-  }
-  const float *w = at(g->w, token, head);
-  EACH store(AT(x->w), exp_v(load(AT(w))));
-  memcpy(x->k, x->plain_k, sizeof x->k);
-  memcpy(x->a, at(g->a, token, head), sizeof x->a);
-  memcpy(x->b, at(g->b, token, head), sizeof x->b);
-}
+#include "state_head_inputs.h"
 
 /* removed = S a^T, for the first token; of the later ones `advance` makes it. */
 static inline void remove_first(Token *x, const float *state) {
+  vf removals[PARTS];
   for (int row = 0; row < N; row += ROWS) {
     vf removed[ROWS];
 #pragma GCC unroll 4
@@ -102,7 +15,9 @@ static inline void remove_first(Token *x, const float *state) {
       removed[i] = splat(0);
       EACH removed[i] += load(AT(state + (row + i) * N)) * load(AT(x->a));
     }
-    sum_rows(removed, x->removed + row);
+    const int part = row / ROWS % PARTS;
+    removals[part] = fold_rows(removed);
+    if (part == PARTS - 1) gather_rows(removals, x->removed + row + ROWS - WIDEST);
   }
 }
 
@@ -111,6 +26,7 @@ static inline void remove_first(Token *x, const float *state) {
 static inline __attribute__((always_inline)) void advance_rows(const int more, Token *x,
                                                                const float *before, float *after,
                                                                const float *a, float *next) {
+  vf reads[PARTS], removals[PARTS];
   for (int row = 0; row < N; row += ROWS) {
     const float *old = before + row * N;
     float *new = after + row * N;
@@ -131,8 +47,12 @@ static inline __attribute__((always_inline)) void advance_rows(const int more, T
         if (more) removed[i] += s * ahead;
       }
     }
-    sum_rows(read, x->y + row);
-    if (more) sum_rows(removed, next + row);
+    const int part = row / ROWS % PARTS, first = row + ROWS - WIDEST;
+    reads[part] = fold_rows(read);
+    if (more) removals[part] = fold_rows(removed);
+    if (part < PARTS - 1) continue;
+    gather_rows(reads, x->y + first);
+    if (more) gather_rows(removals, next + first);
   }
 }
 
