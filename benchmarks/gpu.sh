@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Everything that docs/kernels.md and docs/performance.md await from a GPU, by one command, in order
-# of importance: proofs, launches, operators, models. An H200 took 13 minutes, most of it compiling
-# (other projects' kernels above all); each step has a limit. Needs torch,
-# triton, transformers, rich, matplotlib and pytest (and pydantic for training steps; pytest-xdist
-# makes the proofs quick); no installation of wuneng itself.
+# of importance: proofs, launches, operators, models. Needs torch, triton, transformers, rich,
+# matplotlib and pytest (and pydantic for training steps; pytest-xdist makes the proofs quick); no
+# installation of wuneng itself.
 #
-#   bash benchmarks/gpu.sh [DIRECTORY]       records go there; default benchmarks/
+#   bash benchmarks/gpu.sh [--minutes 8] [--from STEP] [DIRECTORY]    default: benchmarks/
 #
-# Goes on after a failure, so that one bad kernel does not hide the others, and exits with 1 then. A
-# step that outlives its time is stopped and told; what it and the others have written stays.
+# It ends when its minutes are over and names the steps that were left: --from goes on with them. An
+# H200 took 13 minutes for what it measured then, most of it compiling, other projects' kernels above
+# all. Each step has a limit of its own too. Goes on after a failure, so that one bad kernel does not
+# hide the others, and exits with 1 then. What a stopped step has written stays.
 # A kernel that passes goes into JUDGED of wuneng/ops/backend.py; the launches that are fastest, into
 # the table of wuneng/ops/wkv7/triton_launch.py.
 set -uo pipefail
@@ -16,57 +17,100 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"
 # Not the interpreter, in the workers of pytest-xdist too.
 export TRITON_INTERPRET=0
-place="${1:-benchmarks}"
+
+steps=(proofs launches ops train-captured decode train ops-triton train-torch few-heads prefill
+  head-loss repeated-tokens)
+refuse() {
+  printf 'gpu.sh: %s\n' "$1" >&2
+  exit 2
+}
+minutes=8 from=${steps[0]} place=benchmarks
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --minutes | --from)
+      [ $# -ge 2 ] || refuse "$1 needs a value"
+      if [ "$1" = --minutes ]; then minutes="$2"; else from="$2"; fi
+      shift
+      ;;
+    -*) refuse "no such option: $1 (there are --minutes and --from)" ;;
+    *) place="$1" ;;
+  esac
+  shift
+done
+[[ "$minutes" =~ ^[0-9]+$ ]] || refuse "--minutes is a whole number, not $minutes"
+[[ " ${steps[*]} " == *" $from "* ]] || refuse "no step $from; the steps are ${steps[*]}"
 mkdir -p "$place"
-failed=0
-limit=60
+end=$((SECONDS + 60 * minutes))
+begun=0 failed=0
+left=()
+
+# step NAME LIMIT COMMAND: at most LIMIT seconds, and no more than there are.
 step() {
+  local name="$1" limit="$2" rest=$((end - SECONDS)) start=$SECONDS code
+  shift 2
+  [ "$name" = "$from" ] && begun=1
+  [ "$begun" = 1 ] || return
+  if [ "$rest" -lt 15 ]; then
+    left+=("$name")
+    return
+  fi
   printf '\n+ %s\n' "$*"
-  local begun=$SECONDS
-  timeout "$limit" "$@"
-  local code=$?
-  if [ "$code" -ne 0 ]; then
+  timeout -k 10 "$((limit < rest ? limit : rest))" "$@"
+  code=$?
+  if [ "$code" -eq 124 ] && [ "$rest" -lt "$limit" ]; then
+    left+=("$name")
+  elif [ "$code" -ne 0 ]; then
     failed=1
     printf 'failed (%s): %s\n' "$code" "$*" >&2
   fi
-  printf '  %s s\n' "$((SECONDS - begun))"
+  printf '  %s s\n' "$((SECONDS - start))"
 }
-bench() { step python3 -m wuneng.bench "$@" --device cuda --dtype bf16 --seconds 4; }
+gpu=(--device cuda --dtype bf16 --seconds 4)
 
-# Other projects' kernels take minutes to compile: their compilers run beside the proofs.
-timeout 180 python3 -m wuneng.bench ops --batch 8 --seq-len 2k,4k --heads 32 --device cuda \
-  --dtype bf16 --against mha,fla,mamba,wind --seconds 1 > /dev/null 2>&1 &
-warming=$!
+warming=
+if [ "$from" = proofs ] && [ "$minutes" -gt 3 ]; then
+  # Other projects' kernels take minutes to compile: their compilers run beside the proofs.
+  timeout 180 python3 -m wuneng.bench ops --batch 8 --seq-len 2k,4k --heads 32 --device cuda \
+    --dtype bf16 --against mha,fla,mamba,wind --seconds 1 > /dev/null 2>&1 &
+  warming=$!
+fi
 workers=()
-python3 -c "import xdist" 2>/dev/null && workers=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
-limit=200
-OMP_NUM_THREADS=1 step python3 -m pytest -q --tb=short -p no:cacheprovider "${workers[@]}" \
-  -m gpu tests/ops tests/train/test_captured_gpu.py
-limit=120
-step python3 -m benchmarks.launches --out "$place/gpu-launches.json"
-wait "$warming"
+python3 -c "import xdist" 2> /dev/null && workers=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
+step proofs 200 env OMP_NUM_THREADS=1 python3 -m pytest -q --tb=short -p no:cacheprovider \
+  "${workers[@]}" -m gpu tests/ops tests/train/test_captured_gpu.py
+step launches 120 python3 -m benchmarks.launches --out "$place/gpu-launches.json"
+[ -z "$warming" ] || wait "$warming"
 # Two lengths each: one alone is measured at its eighth, quarter and half too.
-limit=200
-bench ops --batch 8 --seq-len 2k,4k --heads 32 --against mha,fla,mamba,wind --out "$place/gpu-ops"
+step ops 200 python3 -m wuneng.bench ops --batch 8 --seq-len 2k,4k --heads 32 \
+  --against mha,fla,mamba,wind "${gpu[@]}" --out "$place/gpu-ops"
+# The way to train on one GPU: layers compiled, passes in CUDA graphs.
+step train-captured 150 python3 -m wuneng.bench train --preset 400m --batch 8 --seq-len 512,1k \
+  --against mha --training compile,cuda_graph "${gpu[@]}" --out "$place/gpu-train-captured"
+step decode 90 python3 -m wuneng.bench decode --preset 400m --batch 1,64 --seq-len 1k,8k \
+  --against mha,llama "${gpu[@]}" --out "$place/gpu-decode"
+# Neither compiled nor captured; other than that and --out, the same command.
+step train 90 python3 -m wuneng.bench train --preset 400m --batch 8 --seq-len 512,1k \
+  --against mha "${gpu[@]}" --out "$place/gpu-train"
 # Without TileLang, where that is installed: flash-linear-attention's Triton kernels.
-python3 -c "import tilelang" 2>/dev/null && FLA_TILELANG=0 bench ops --batch 8 --seq-len 2k,4k --heads 32 \
-  --against mha,fla --out "$place/gpu-ops-triton"
-limit=90
-bench train --preset 400m --batch 8 --seq-len 512,1k --against mha --out "$place/gpu-train"
-# The way to train on one GPU: layers compiled, passes in CUDA graphs. Other than --out and this,
-# the same command.
-limit=150
-bench train --preset 400m --batch 8 --seq-len 512,1k --against mha \
-  --training compile,cuda_graph --out "$place/gpu-train-captured"
-limit=90
-bench decode --preset 400m --batch 1,64 --seq-len 1k,8k --against mha,llama --out "$place/gpu-decode"
-# The same without a Triton kernel of ours.
-export WUNENG_BACKEND=chunked
-bench train --preset 400m --batch 8 --seq-len 512,1k --against mha --out "$place/gpu-train-torch"
-unset WUNENG_BACKEND
-limit=120
-bench ops --batch 1 --seq-len 4k,16k --heads 4 --against none --out "$place/gpu-few-heads"
-bench prefill --preset 400m --batch 1 --seq-len 8k,32k --against mha --out "$place/gpu-prefill"
-step python3 -m benchmarks.head_loss --out "$place/gpu-head-loss.json"
-step python3 -m benchmarks.repeated_tokens --out "$place/gpu-repeated-tokens.json"
+if python3 -c "import tilelang" 2> /dev/null; then
+  step ops-triton 200 env FLA_TILELANG=0 python3 -m wuneng.bench ops --batch 8 --seq-len 2k,4k \
+    --heads 32 --against mha,fla "${gpu[@]}" --out "$place/gpu-ops-triton"
+else
+  [ "$from" = ops-triton ] && begun=1
+  printf '\nops-triton: without TileLang the operators above are those kernels\n'
+fi
+# Without a Triton kernel of ours.
+step train-torch 90 env WUNENG_BACKEND=chunked python3 -m wuneng.bench train --preset 400m --batch 8 \
+  --seq-len 512,1k --against mha "${gpu[@]}" --out "$place/gpu-train-torch"
+step few-heads 120 python3 -m wuneng.bench ops --batch 1 --seq-len 4k,16k --heads 4 --against none \
+  "${gpu[@]}" --out "$place/gpu-few-heads"
+step prefill 120 python3 -m wuneng.bench prefill --preset 400m --batch 1 --seq-len 8k,32k \
+  --against mha "${gpu[@]}" --out "$place/gpu-prefill"
+step head-loss 120 python3 -m benchmarks.head_loss --out "$place/gpu-head-loss.json"
+step repeated-tokens 120 python3 -m benchmarks.repeated_tokens --out "$place/gpu-repeated-tokens.json"
+
+if [ ${#left[@]} -gt 0 ]; then
+  printf '\nleft after %s minutes: %s. They are measured by: bash benchmarks/gpu.sh --from %s\n' \
+    "$minutes" "${left[*]}" "${left[0]}"
+fi
 exit "$failed"

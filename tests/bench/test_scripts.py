@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,91 @@ def commands(script: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("bench ")]
 
 
-def test_the_gpus_script(repository: Path) -> None:
-    lines = commands(repository / "benchmarks" / "gpu.sh")
-    assert len(lines) >= 5
-    for line in lines:
-        given = vars(_parser().parse_args([*line, "--device", "cuda", "--dtype", "bf16"]))
+def gpu_script(
+    repository: Path, place: Path, *options: str, fails: str = "never"
+) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+    """benchmarks/gpu.sh with a python3 that notes what it is asked for; and what that was."""
+    log, fake = place / "asked", place / "bin" / "python3"
+    log.unlink(missing_ok=True)
+    fake.parent.mkdir(exist_ok=True)
+    fake.write_text(
+        f'#!/bin/bash\nprintf "%s\\x1f" "$@" >> {log}\necho >> {log}\n'
+        f'[[ "$*" == *tilelang* || "$*" == *{fails}* ]] && exit 1\nexit 0\n',
+        encoding="utf-8",
+    )
+    fake.chmod(0o755)
+    command = ["bash", str(repository / "benchmarks" / "gpu.sh"), *options, str(place / "records")]
+    path = {"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"}
+    ended = subprocess.run(
+        command, env={**os.environ, **path}, capture_output=True, text=True, timeout=60
+    )
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return ended, [line.split("\x1f")[:-1] for line in lines]
+
+
+def measured_into(asked: list[list[str]]) -> list[str]:
+    """The records that were asked for, in order."""
+    return [Path(x[x.index("--out") + 1]).name for x in asked if "--out" in x]
+
+
+RECORDS = [
+    *("gpu-launches.json", "gpu-ops", "gpu-train-captured", "gpu-decode", "gpu-train"),
+    *("gpu-train-torch", "gpu-few-heads", "gpu-prefill", "gpu-head-loss.json"),
+    "gpu-repeated-tokens.json",
+]
+
+
+def test_the_gpus_script(repository: Path, tmp_path: Path) -> None:
+    ended, asked = gpu_script(repository, tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert measured_into(asked) == RECORDS
+    assert any("pytest" in line for line in asked)
+    benches = [line[2:] for line in asked if line[:2] == ["-m", "wuneng.bench"]]
+    assert len(benches) >= 8
+    for line in benches:
+        given = vars(_parser().parse_args(line))
         given = {name: x for name, x in given.items() if name not in ("out", "verbose")}
         assert make_request(**given).device == "cuda"
+
+
+def test_the_gpus_script_goes_on_from_a_step(repository: Path, tmp_path: Path) -> None:
+    ended, asked = gpu_script(repository, tmp_path, "--from", "train-torch", "--minutes", "30")
+    assert ended.returncode == 0
+    assert measured_into(asked) == RECORDS[5:]
+    assert not any("pytest" in line for line in asked)
+
+
+def test_the_gpus_script_names_what_it_has_no_time_for(repository: Path, tmp_path: Path) -> None:
+    ended, asked = gpu_script(repository, tmp_path, "--from", "few-heads", "--minutes", "0")
+    assert (ended.returncode, measured_into(asked)) == (0, [])
+    left = "few-heads prefill head-loss repeated-tokens"
+    assert f"left after 0 minutes: {left}. They are measured by" in ended.stdout
+    assert ended.stdout.strip().endswith("bash benchmarks/gpu.sh --from few-heads")
+
+
+def test_the_gpus_script_goes_on_after_a_failure(repository: Path, tmp_path: Path) -> None:
+    ended, asked = gpu_script(repository, tmp_path, fails="gpu-decode")
+    assert ended.returncode == 1
+    assert measured_into(asked) == RECORDS
+    assert "failed (1)" in ended.stderr
+    assert "gpu-decode" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--from", "decoding"), "no step decoding; the steps are proofs launches ops"),
+        (("--minutes", "soon"), "--minutes is a whole number, not soon"),
+        (("--quick",), "no such option: --quick (there are --minutes and --from)"),
+        (("--from",), "no step"),
+    ],
+)
+def test_the_gpus_script_refuses(
+    repository: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    ended, asked = gpu_script(repository, tmp_path, *options)
+    assert (ended.returncode, asked) == (2, [])
+    assert ended.stderr.startswith(f"gpu.sh: {said}")
 
 
 def test_the_cpus_script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
