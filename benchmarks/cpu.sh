@@ -28,6 +28,8 @@ bench --model benchmarks/cpu.yaml --what parts --seq-len 512,2k --against mha,re
 bench --model benchmarks/cpu.yaml --what parts --seq-len 512,2k --against mha,replace --threads 1 \
   --out benchmarks/cpu-parts-one-thread
 bench --what ops --batch 4 --heads 12 --seq-len 1k,2k --seconds 60 --out benchmarks/cpu-ops
+bench --what ops --batch 4 --heads 12 --seq-len 1k --threads 1 --seconds 40 \
+  --out benchmarks/cpu-ops-one-thread
 python -m benchmarks.wkv7_cpu --seconds 5
 python -m benchmarks.vocabulary --out benchmarks/vocabulary.json
 OMP_NUM_THREADS=1 python -m benchmarks.head_loss --out benchmarks/head_loss.json
