@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.bench.records import record_of, tiny_request
 from wuneng.bench.architectures import DEFAULT_MODEL, choose
 from wuneng.bench.engine import Unsupported
 from wuneng.bench.gguf_file import write_gguf
+from wuneng.bench.llama_cpp import LlamaCpp
 from wuneng.bench.record import Row, rows_of
 from wuneng.errors import InputError
 
@@ -106,6 +108,23 @@ def test_a_wrong_one_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_llama_cpp.install(monkeypatch, factor=1.01)
     rows = rows_by_case(measured(what="prefill,decode"))
     assert {row.status for row in rows.values()} == {"gate failed"}
+
+
+def test_what_it_holds_is_freed_once_and_before_the_interpreter_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_llama_cpp.install(monkeypatch)
+    library, freed = sys.modules["llama_cpp"], []
+    monkeypatch.setattr(library, "llama_free", lambda context: freed.append("context"))
+    monkeypatch.setattr(library, "llama_model_free", lambda model: freed.append("model"))
+    model = LlamaCpp(llama()).to(torch.device("cpu"))
+    model(torch.tensor([[1, 2, 3]]))
+    model(torch.ones(2, 3, dtype=torch.int64))  # of another batch: another context
+    assert freed == ["context"]
+    finalizers = [x for x in weakref.finalize._registry if x.peek()[0] is model]  # type: ignore[attr-defined]
+    assert [x.atexit for x in finalizers] == [True]
+    del finalizers, model
+    assert freed == ["context", "context", "model"]
 
 
 def test_where_it_is_missing_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ RWKV-7 is run by the same class (``llama_cpp_rwkv7.py``).
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,8 @@ class LlamaCpp:
     def __init__(self, weights: Any) -> None:
         self.weights, self.config = weights.eval(), weights.config
         self._model: Any = None
-        self._context: Any = None
+        self._contexts: list[Any] = []
+        """One or none; a list, so that what frees it need not hold this."""
         self._shape = (0, 0)
         self._stamps = [0] * self.places
 
@@ -109,6 +111,8 @@ class LlamaCpp:
             self._model = self._library.llama_model_load_from_file(str(file).encode(), settings)
         if not self._model:
             raise Unsupported("llama.cpp does not load the model that was written for it")
+        # Not __del__: at the interpreter's end the library would be gone first.
+        weakref.finalize(self, _free, self._library, self._model, self._contexts)
         return self
 
     def _write(self, file: Path) -> None:
@@ -164,7 +168,7 @@ class LlamaCpp:
 
     def _go_on(self, cache: Cache) -> int:
         """The place where tokens after the cache's are to come; nothing is there after them."""
-        memory = self._library.llama_get_memory(self._context)
+        memory = self._library.llama_get_memory(self._contexts[0])
         for sequence in range(cache.ids.shape[0]):
             self._library.llama_memory_seq_rm(memory, sequence, cache.ids.shape[1], -1)
         return cache.place
@@ -172,10 +176,11 @@ class LlamaCpp:
     def _begin(self, batch: int, positions: int) -> None:
         """An empty context for ``batch`` sequences of so many positions in each place."""
         self._stamps = [max(self._stamps) + 1 + place for place in range(self.places)]
-        if self._context is not None and batch == self._shape[0] and positions <= self._shape[1]:
-            self._library.llama_memory_clear(self._library.llama_get_memory(self._context), False)
+        if self._contexts and batch == self._shape[0] and positions <= self._shape[1]:
+            memory = self._library.llama_get_memory(self._contexts[0])
+            self._library.llama_memory_clear(memory, False)
             return
-        self._free_context()
+        _free_contexts(self._library, self._contexts)
         settings = self._library.llama_context_default_params()
         positions = -(-positions // 256) * 256
         settings.n_batch, settings.n_seq_max = batch * positions, batch * self.places
@@ -186,9 +191,10 @@ class LlamaCpp:
         settings.type_k = settings.type_v = kind
         if self._dtype == torch.float32:  # its flash attention is off by 1e-3: float16 inside
             settings.flash_attn_type = _NO_FLASH_ATTENTION
-        self._context = self._library.llama_init_from_model(self._model, settings)
-        if not self._context:
+        context = self._library.llama_init_from_model(self._model, settings)
+        if not context:
             raise Unsupported(f"llama.cpp makes no context of {batch} x {positions} positions")
+        self._contexts.append(context)
         self._shape = (batch, positions)
 
     def _decode(self, ids: Tensor, place: int, before: int, keep: int) -> Tensor:
@@ -205,11 +211,12 @@ class LlamaCpp:
                 given.seq_id[index][0] = place * batch + index // tokens
             wanted = positions >= before + tokens - keep
             array(given.logits, (ids.numel(),))[:] = wanted
-            if library.llama_decode(self._context, given) != 0:
+            if library.llama_decode(self._contexts[0], given) != 0:
                 raise RuntimeError("llama.cpp: llama_decode failed")
             rows = [
                 array(
-                    library.llama_get_logits_ith(self._context, int(i)), (self.config.vocab_size,)
+                    library.llama_get_logits_ith(self._contexts[0], int(i)),
+                    (self.config.vocab_size,),
                 )
                 for i in np.flatnonzero(wanted)
             ]
@@ -218,12 +225,12 @@ class LlamaCpp:
             library.llama_batch_free(given)
         return logits.to(self._dtype)
 
-    def _free_context(self) -> None:
-        if self._context is not None:
-            self._library.llama_free(self._context)
-            self._context = None
 
-    def __del__(self) -> None:
-        if self._model is not None:
-            self._free_context()
-            self._library.llama_model_free(self._model)
+def _free(library: Any, model: Any, contexts: list[Any]) -> None:
+    _free_contexts(library, contexts)
+    library.llama_model_free(model)
+
+
+def _free_contexts(library: Any, contexts: list[Any]) -> None:
+    while contexts:
+        library.llama_free(contexts.pop())

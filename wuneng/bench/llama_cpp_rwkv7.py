@@ -88,7 +88,7 @@ class LlamaCppRwkv7(LlamaCpp):
     def _go_on(self, cache: Cache) -> int:
         batch, place = cache.ids.shape[0], (cache.place + 1) % self.places
         self._stamps[place] = max(self._stamps) + 1
-        memory = self._library.llama_get_memory(self._context)
+        memory = self._library.llama_get_memory(self._contexts[0])
         for sequence in range(batch):
             source, target = cache.place * batch + sequence, place * batch + sequence
             self._library.llama_memory_seq_cp(memory, source, target, -1, -1)
