@@ -34,7 +34,7 @@ python -m benchmarks.wkv7_cpu --seconds 5
 python -m benchmarks.vocabulary --out benchmarks/vocabulary.json
 OMP_NUM_THREADS=1 python -m benchmarks.head_loss --out benchmarks/head_loss.json
 OMP_NUM_THREADS=1 python -m benchmarks.training_step --out benchmarks/training_step.json
-OMP_NUM_THREADS=1 python -m benchmarks.training_step --what prefill --rounds 40 --out benchmarks/prefill.json
+OMP_NUM_THREADS=1 python -m benchmarks.training_step --what prefill --rounds 30 --out benchmarks/prefill.json
 python -m benchmarks.kept_for_backward --out benchmarks/kept_for_backward.json
 OMP_NUM_THREADS=1 python -m benchmarks.flat_optimizer --rounds 40 \
   --out benchmarks/flat_optimizer.json

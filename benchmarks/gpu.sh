@@ -37,27 +37,38 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[[ "$minutes" =~ ^[0-9]+$ ]] || refuse "--minutes is a whole number, not $minutes"
-[[ " ${steps[*]} " == *" $from "* ]] || refuse "no step $from; the steps are ${steps[*]}"
+[[ "$minutes" =~ ^[0-9]{1,4}$ ]] || refuse "--minutes is a whole number, not $minutes"
+minutes=$((10#$minutes))
+known=0
+for name in "${steps[@]}"; do
+  if [ "$name" = "$from" ]; then known=1; fi
+done
+[ "$known" = 1 ] || refuse "no step $from; the steps are ${steps[*]}"
 mkdir -p "$place"
 end=$((SECONDS + 60 * minutes))
 begun=0 failed=0
 left=()
 
-# step NAME LIMIT COMMAND: at most LIMIT seconds, and no more than there are.
+# Whether a step's turn has come and there is time for it; told apart from a failure at the end.
+due() {
+  if [ "$1" = "$from" ]; then begun=1; fi
+  [ "$begun" = 1 ] || return 1
+  [ "$((end - SECONDS))" -ge 15 ] && return 0
+  left+=("$1")
+  return 1
+}
+
+# step NAME LIMIT COMMAND: at most LIMIT seconds, and no more than there are. A step that is stopped
+# writes what it has, once the call that it is in returns: it is killed half a minute later.
 step() {
-  local name="$1" limit="$2" rest=$((end - SECONDS)) start=$SECONDS code
+  local name="$1" limit="$2" start=$SECONDS code
   shift 2
-  [ "$name" = "$from" ] && begun=1
-  [ "$begun" = 1 ] || return
-  if [ "$rest" -lt 15 ]; then
-    left+=("$name")
-    return
-  fi
+  due "$name" || return 0
+  local rest=$((end - SECONDS))
   printf '\n+ %s\n' "$*"
-  timeout -k 10 "$((limit < rest ? limit : rest))" "$@"
+  timeout -k 30 "$((limit < rest ? limit : rest))" "$@"
   code=$?
-  if [ "$code" -eq 124 ] && [ "$rest" -lt "$limit" ]; then
+  if [[ $code = 124 || $code = 137 ]] && [ "$rest" -lt "$limit" ] && [ "$SECONDS" -ge "$end" ]; then
     left+=("$name")
   elif [ "$code" -ne 0 ]; then
     failed=1
@@ -68,7 +79,7 @@ step() {
 gpu=(--device cuda --dtype bf16 --seconds 4)
 
 warming=
-if [ "$from" = proofs ] && [ "$minutes" -gt 3 ]; then
+if [[ "$from" = proofs || "$from" = launches ]] && [ "$minutes" -gt 3 ]; then
   # Other projects' kernels take minutes to compile: their compilers run beside the proofs.
   timeout 180 python3 -m wuneng.bench ops --batch 8 --seq-len 2k,4k --heads 32 --device cuda \
     --dtype bf16 --against mha,fla,mamba,wind --seconds 1 > /dev/null 2>&1 &
@@ -77,9 +88,9 @@ fi
 workers=()
 python3 -c "import xdist" 2> /dev/null && workers=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
 step proofs 200 env OMP_NUM_THREADS=1 python3 -m pytest -q --tb=short -p no:cacheprovider \
-  "${workers[@]}" -m gpu tests/ops tests/train/test_captured_gpu.py
+  ${workers[@]+"${workers[@]}"} -m gpu tests/ops tests/train/test_captured_gpu.py
+[ -z "$warming" ] || wait "$warming"  # what is timed has the GPU for itself
 step launches 120 python3 -m benchmarks.launches --out "$place/gpu-launches.json"
-[ -z "$warming" ] || wait "$warming"
 # Two lengths each: one alone is measured at its eighth, quarter and half too.
 step ops 200 python3 -m wuneng.bench ops --batch 8 --seq-len 2k,4k --heads 32 \
   --against mha,fla,mamba,wind "${gpu[@]}" --out "$place/gpu-ops"
@@ -88,17 +99,15 @@ step train-captured 150 python3 -m wuneng.bench train --preset 400m --batch 8 --
   --against mha --training compile,cuda_graph "${gpu[@]}" --out "$place/gpu-train-captured"
 step decode 90 python3 -m wuneng.bench decode --preset 400m --batch 1,64 --seq-len 1k,8k \
   --against mha,llama "${gpu[@]}" --out "$place/gpu-decode"
-# Neither compiled nor captured; other than that and --out, the same command.
+# Neither compiled nor captured.
 step train 90 python3 -m wuneng.bench train --preset 400m --batch 8 --seq-len 512,1k \
   --against mha "${gpu[@]}" --out "$place/gpu-train"
-# Without TileLang, where that is installed: flash-linear-attention's Triton kernels.
-if python3 -c "import tilelang" 2> /dev/null; then
-  step ops-triton 200 env FLA_TILELANG=0 python3 -m wuneng.bench ops --batch 8 --seq-len 2k,4k \
-    --heads 32 --against mha,fla "${gpu[@]}" --out "$place/gpu-ops-triton"
-else
-  [ "$from" = ops-triton ] && begun=1
-  printf '\nops-triton: without TileLang the operators above are those kernels\n'
-fi
+# Without TileLang, where that is installed: flash-linear-attention's Triton kernels. Where it is not,
+# the operators above are those.
+triton=(env FLA_TILELANG=0 python3 -m wuneng.bench ops --batch 8 --seq-len 2k,4k --heads 32
+  --against mha,fla "${gpu[@]}" --out "$place/gpu-ops-triton")
+python3 -c "import tilelang" 2> /dev/null || triton=(echo "TileLang is not installed")
+step ops-triton 200 "${triton[@]}"
 # Without a Triton kernel of ours.
 step train-torch 90 env WUNENG_BACKEND=chunked python3 -m wuneng.bench train --preset 400m --batch 8 \
   --seq-len 512,1k --against mha "${gpu[@]}" --out "$place/gpu-train-torch"
@@ -110,7 +119,7 @@ step head-loss 120 python3 -m benchmarks.head_loss --out "$place/gpu-head-loss.j
 step repeated-tokens 120 python3 -m benchmarks.repeated_tokens --out "$place/gpu-repeated-tokens.json"
 
 if [ ${#left[@]} -gt 0 ]; then
-  printf '\nleft after %s minutes: %s. They are measured by: bash benchmarks/gpu.sh --from %s\n' \
-    "$minutes" "${left[*]}" "${left[0]}"
+  printf '\nleft after %s minutes: %s. They are measured by: bash benchmarks/gpu.sh --from %s %q\n' \
+    "$minutes" "${left[*]}" "${left[0]}" "$place"
 fi
 exit "$failed"

@@ -27,25 +27,41 @@ def commands(script: Path) -> list[list[str]]:
 
 
 def gpu_script(
-    repository: Path, place: Path, *options: str, fails: str = "never"
+    repository: Path,
+    place: Path,
+    *options: str,
+    fails: str = "never",
+    lacks: str = "tilelang",
+    slow: str = "never",
 ) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
-    """benchmarks/gpu.sh with a python3 that notes what it is asked for; and what that was."""
-    log, fake = place / "asked", place / "bin" / "python3"
+    """benchmarks/gpu.sh with a python3 that notes what it is asked for; and what that was. What is
+    ``slow`` takes all the time that it is given."""
+    log, programs = place / "asked", place / "bin"
     log.unlink(missing_ok=True)
-    fake.parent.mkdir(exist_ok=True)
-    fake.write_text(
-        f'#!/bin/bash\nprintf "%s\\x1f" "$@" >> {log}\necho >> {log}\n'
-        f'[[ "$*" == *tilelang* || "$*" == *{fails}* ]] && exit 1\nexit 0\n',
-        encoding="utf-8",
+    programs.mkdir(exist_ok=True)
+    program(
+        programs / "python3",
+        # in one write: several are asked at once
+        f'line=$(printf "%s\\x1f" "$@")\nprintf "%s\\n" "$line" >> {log}\n'
+        f'[[ "$*" == *{lacks}* || "$*" == *{fails}* ]] && exit 1\nexit 0',
     )
-    fake.chmod(0o755)
+    program(
+        programs / "timeout",
+        f'[ "$1" = -k ] && shift 2\nlimit="$1"\nshift\n'
+        f'if [[ "$*" == *{slow}* ]]; then sleep "$limit"; exit 124; fi\nexec "$@"',
+    )
     command = ["bash", str(repository / "benchmarks" / "gpu.sh"), *options, str(place / "records")]
-    path = {"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"}
+    path = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     ended = subprocess.run(
-        command, env={**os.environ, **path}, capture_output=True, text=True, timeout=60
+        command, env={**os.environ, **path}, capture_output=True, text=True, timeout=120
     )
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     return ended, [line.split("\x1f")[:-1] for line in lines]
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
 
 
 def measured_into(asked: list[list[str]]) -> list[str]:
@@ -85,7 +101,8 @@ def test_the_gpus_script_names_what_it_has_no_time_for(repository: Path, tmp_pat
     assert (ended.returncode, measured_into(asked)) == (0, [])
     left = "few-heads prefill head-loss repeated-tokens"
     assert f"left after 0 minutes: {left}. They are measured by" in ended.stdout
-    assert ended.stdout.strip().endswith("bash benchmarks/gpu.sh --from few-heads")
+    again = ended.stdout.strip().rpartition("bash benchmarks/gpu.sh ")[2]
+    assert shlex.split(again) == ["--from", "few-heads", str(tmp_path / "records")]
 
 
 def test_the_gpus_script_goes_on_after_a_failure(repository: Path, tmp_path: Path) -> None:
@@ -96,6 +113,22 @@ def test_the_gpus_script_goes_on_after_a_failure(repository: Path, tmp_path: Pat
     assert "gpu-decode" in ended.stderr
 
 
+@pytest.mark.slow
+def test_the_gpus_script_stops_what_its_minutes_cut_short(repository: Path, tmp_path: Path) -> None:
+    options = ("--from", "few-heads", "--minutes", "1")
+    ended, asked = gpu_script(repository, tmp_path, *options, slow="gpu-few-heads")
+    assert (ended.returncode, ended.stderr, measured_into(asked)) == (0, "", [])
+    assert "left after 1 minutes: few-heads prefill head-loss repeated-tokens." in ended.stdout
+
+
+def test_the_gpus_script_measures_the_kernels_without_tilelang(
+    repository: Path, tmp_path: Path
+) -> None:
+    ended, asked = gpu_script(repository, tmp_path, "--from", "ops-triton", lacks="nothing")
+    assert ended.returncode == 0
+    assert measured_into(asked) == ["gpu-ops-triton", *RECORDS[5:]]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -103,6 +136,7 @@ def test_the_gpus_script_goes_on_after_a_failure(repository: Path, tmp_path: Pat
         (("--minutes", "soon"), "--minutes is a whole number, not soon"),
         (("--quick",), "no such option: --quick (there are --minutes and --from)"),
         (("--from",), "no step"),
+        (("--from", "launches ops"), "no step launches ops; the steps are"),
     ],
 )
 def test_the_gpus_script_refuses(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 import shutil
 import tomllib
@@ -11,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from wuneng.ops import wkv7
+from tests.ops.state_head_cases import Case, arguments, make, oracle, results
+from tests.ops.state_head_cases import operator as state_head_operator
+from tests.precision import FLOOR, assert_as_exact
+from wuneng.ops import state_head, wkv7
 from wuneng.ops.native import compiler
 from wuneng.ops.state_head import native as operator
 
@@ -116,3 +120,35 @@ def test_a_compiler_that_refuses_a_flag(
     picky.chmod(0o755)
     monkeypatch.setenv("CC", str(picky))
     assert compiler.library(16) is not None
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names vectors of x86-64")
+@pytest.mark.parametrize(
+    ("size", "without"),
+    [(64, "-mno-avx512f"), (32, "-mno-fma -mno-avx2 -mno-avx512f"), (16, "-mno-avx")],
+)
+def test_machines_with_shorter_vectors_compute_the_same(
+    size: int, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight and four lanes have code of their own, which this machine's flags would leave out."""
+    monkeypatch.setenv("CC", f"cc {without}")
+    operator._kernels.cache_clear()
+    assert isinstance(compiler.library(size), ctypes.CDLL)
+    case = Case(tokens=41, batch=1, heads=3, size=size, scale=3.0)
+    exact = make(case)
+    rough = {name: x.float() for name, x in exact.items()}
+    shapes = [x.shape for x in oracle(case, rough)[:2]]
+    seeds = (torch.randn(shapes[0]), torch.randn(shapes[1]))
+    monkeypatch.setenv("WUNENG_BACKEND", "native")
+    found = results(case, rough, state_head_operator, seeds)
+    formula = (results(case, tensors, oracle, seeds) for tensors in (rough, exact))
+    assert_as_exact(found, *formula, what=case, floor=FLOOR)
+    worst = torch.tensor([float("nan"), float("inf"), -float("inf"), 200.0, -200.0, 0.0])
+    logits = worst.repeat(size)[: 3 * size].expand(1, 41, 3 * size)
+    for name in ("w", "a"):
+        out = state_head(**arguments(case, rough | {name: logits.contiguous()})).readout
+        assert out.isnan().any(), "what is no number was hidden"
+        finite = torch.nan_to_num(logits, nan=0.0, posinf=300.0, neginf=-300.0).contiguous()
+        out = state_head(**arguments(case, rough | {name: finite})).readout
+        assert out.isfinite().all()
+    operator._kernels.cache_clear()

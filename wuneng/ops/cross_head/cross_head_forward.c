@@ -1,6 +1,7 @@
 /* The cross-head interaction of many tokens: products in registers, a tile of tokens at a time, and
    everything around them while the tile is in the first-level cache. */
 
+#include "../native/exponentials.h"
 #include "cross_head_tile.h"
 
 /* Mid of one tile of one state head into `middle`, rows of `row` floats. */

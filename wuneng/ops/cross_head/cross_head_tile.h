@@ -4,7 +4,6 @@
 
 #include <math.h>
 
-#include "../native/exponentials.h"
 #include "../native/tile_product.h"
 #include "cross_head_pass.h"
 

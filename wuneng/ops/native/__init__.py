@@ -2,8 +2,9 @@
 
 Each kernel lies beside its operator (``state_head/``, ``cross_head/``, ``low_rank/``). Here is what
 belongs to all of them: building and loading one library (``compiler``, ``library_cache``), when a
-few tokens take it (``few_tokens``), their vectors (``vectors.h``), and the call that chains them
-for a decoded token of a layer (``hybrid_token``).
+few tokens take it (``few_tokens``), their vectors and exponentials (``vectors.h``,
+``exponentials.h``), and the call that chains them for a decoded token of a layer
+(``hybrid_token``).
 """
 
 from wuneng.ops.native.compiler import library

@@ -1,12 +1,12 @@
-/* e^x and sigma(x) of vectors. Several go through each step together: one alone waits four cycles
-   for every one of its twenty steps. */
+/* e^x and sigma(x) of vectors. Up to four go through each step together: one alone waits four cycles
+   for each of its fourteen to twenty steps, and more want more registers than there are. */
 #ifndef WUNENG_EXPONENTIALS_H
 #define WUNENG_EXPONENTIALS_H
 
 #include "vectors.h"
 
+#define MOST 4
 #define TOGETHER for (int i = 0; i < count; ++i)
-#define INLINE static inline __attribute__((always_inline))
 
 /* Bounds that leave NaN as it is. */
 INLINE vf at_least(float low, vf x) {
@@ -38,10 +38,10 @@ INLINE vf times_power(vf p, vf n) {
 #endif
 }
 
-/* x becomes e^x, of at most VECTORS vectors, to about 1 ulp: 2^n e^f with |f| <= ln2 / 2 and a Taylor polynomial. */
-INLINE void exp_vectors(vf *x, const int count) {
+/* x becomes e^x to about 1 ulp, count <= MOST: 2^n e^f with |f| <= ln2 / 2 and a Taylor polynomial. */
+INLINE void exp_of_few(vf *x, const int count) {
   const float magic = 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer */
-  vf n[VECTORS], p[VECTORS];
+  vf n[MOST], p[MOST];
   /* e^low rounds to 0, e^high is infinite */
   TOGETHER x[i] = at_most(89.0f, at_least(-105.0f, x[i]));
   TOGETHER n[i] = x[i] * 1.44269504088896341f + magic;
@@ -58,12 +58,13 @@ INLINE void exp_vectors(vf *x, const int count) {
   TOGETHER x[i] = times_power(p[i], n[i]);
 }
 
-/* x becomes sigma(x); `slope` takes sigma (1 - sigma), not as a difference, which would cancel near
-   1, and of e^-|x|, which does not overflow: both are as exact where x is large as where it is small. */
-INLINE void sigmoid_vectors(vf *x, float *slope, const int count) {
-  vf e[VECTORS], larger[VECTORS];
+/* x becomes sigma(x), count <= MOST; `slope` takes sigma (1 - sigma), not as a difference, which would cancel near
+   1, and of e^-|x|, which does not overflow: both are as exact where x is large as where it is small.
+ */
+INLINE void sigmoid_of_few(vf *x, float *slope, const int count) {
+  vf e[MOST], larger[MOST];
   TOGETHER e[i] = (vf)((vi)x[i] | (vi)splat(-0.0f)); /* -|x| */
-  exp_vectors(e, count);
+  exp_of_few(e, count);
   TOGETHER larger[i] = 1.0f / (1.0f + e[i]);
   TOGETHER store(slope + i * WIDEST, e[i] * larger[i] * larger[i]);
 #if defined(__AVX512F__)
@@ -74,14 +75,25 @@ INLINE void sigmoid_vectors(vf *x, float *slope, const int count) {
 #endif
 }
 
+/* The same of a head's VECTORS vectors. */
+INLINE void exp_of_all(vf x[VECTORS]) {
+  for (int i = 0; i < VECTORS; i += MOST) exp_of_few(x + i, VECTORS < MOST ? VECTORS : MOST);
+}
+INLINE void sigmoid_of_all(vf x[VECTORS], float *slope) {
+  for (int i = 0; i < VECTORS; i += MOST)
+    sigmoid_of_few(x + i, slope + i * WIDEST, VECTORS < MOST ? VECTORS : MOST);
+}
+
 INLINE vf exp_v(vf x) {
-  exp_vectors(&x, 1);
+  exp_of_few(&x, 1);
   return x;
 }
 
 INLINE vf sigmoid_v(vf x, float *slope) {
-  sigmoid_vectors(&x, slope, 1);
+  sigmoid_of_few(&x, slope, 1);
   return x;
 }
 
+#undef MOST
+#undef TOGETHER
 #endif

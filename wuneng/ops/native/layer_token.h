@@ -3,7 +3,7 @@
 #define WUNENG_LAYER_TOKEN_H
 
 #include "model_token.h"
-#include "exponentials.h"
+#include "vectors.h"
 
 typedef struct {
   const TokenModel *m;

@@ -4,7 +4,6 @@
 
 #include "vectors.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define AHEAD 1024 /* floats that are asked for before they are needed */
 
 /* out[token][row] of ROWS rows, for a number of tokens that the compiler knows. Row after row, so

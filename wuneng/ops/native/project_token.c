@@ -2,6 +2,7 @@
    six mixtures of it with the token before. */
 
 #include "attend_token.h"
+#include "exponentials.h"
 #include "layer_token.h"
 #include "products.h"
 

@@ -13,7 +13,7 @@
      y            read                   r S^T
      R            group norm of y, + (r . k~ r_k) v, * gate
 
-   (rwkv_v7_numpy.py of RWKV-LM; state_head_token.h). Everything but the recurrence may be absent. The
+   (rwkv_v7_numpy.py of RWKV-LM; state_head_inputs.h and state_head_token.h). Everything but the recurrence may be absent. The
    way back is in state_head_backward.c. Each (sequence, head) is done by one thread in one order:
    equal bits whatever the number of threads. */
 
@@ -46,8 +46,8 @@ void state_head_program(const Arguments *g, int64_t sequence, int64_t head) {
       int64_t row = g->boundary_rows[sequence] + (token - first) / g->chunk;
       memcpy(g->boundaries + (row * g->heads + head) * N * N, state, N * N * sizeof(float));
     }
-    ask_inputs(g, token + AHEAD, end, head);
-    if (token + 2 < end) ask(g->out, token + 2, head, 1);
+    ask_inputs(g, token + INPUTS_AHEAD, end, head);
+    if (token + OUTPUT_AHEAD < end) ask(g->out, token + OUTPUT_AHEAD, head, 1);
     Token *x = two + (token - first) % 2, *next = NULL;
     if (token + 1 < end) {
       next = two + (token + 1 - first) % 2;

@@ -2,12 +2,10 @@
    the states of its tokens, then walks it in reverse with the state's gradient beside it; each
    token's are folded back to its projections before they are written. */
 
-#include "state_head_reverse.h"
-#include "state_head_token.h"
-
 #include <stdlib.h>
 
-#define BEHIND 3 /* tokens between the one whose rows are asked for and the one at hand */
+#include "state_head_reverse.h"
+#include "state_head_token.h"
 
 enum { MU_R, MU_K, MU_V, K_K, K_A, BONUS, NORM_WEIGHT, NORM_BIAS, WEIGHTS };
 
@@ -172,7 +170,7 @@ static int backward_head(const Arguments *g, int64_t sequence, int64_t head) {
     prepare(g, tokens, start, first, sequence, head);
     remove_first(tokens, origin);
     for (int64_t i = 0; i < count; ++i) {
-      ask_inputs(g, start + i + AHEAD, start + count, head);
+      ask_inputs(g, start + i + INPUTS_AHEAD, start + count, head);
       Token *next = i + 1 < count ? tokens + i + 1 : NULL;
       if (next) prepare(g, next, start + i + 1, first, sequence, head);
       advance(tokens + i, i ? states + (i - 1) * N * N : origin, states + i * N * N, next);
@@ -181,7 +179,7 @@ static int backward_head(const Arguments *g, int64_t sequence, int64_t head) {
     }
     for (int64_t i = count - 1; i >= 0; --i) {
       Token *x = tokens + i;
-      if (i >= BEHIND) ask_gradients(g, start + i - BEHIND, head);
+      if (i >= GRADIENTS_BEHIND) ask_gradients(g, start + i - GRADIENTS_BEHIND, head);
       read_out_backward(g, x, start + i, head, &d, d_weights);
       retreat(x, i ? states + (i - 1) * N * N : origin, ds, &d);
       if (g->raw) prepare_raw_backward(g, x, head, &d, d_weights);

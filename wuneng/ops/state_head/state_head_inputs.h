@@ -9,7 +9,10 @@
 
 #define DECAY_SCALE -0.60653065971263342f /* -e^{-1/2} */
 #define KEY_EPS 1e-12f
-#define AHEAD 6 /* tokens between the one whose rows are asked for and the one at hand */
+/* Tokens between the one whose rows are asked for and the one at hand. */
+#define INPUTS_AHEAD 6
+#define OUTPUT_AHEAD 2
+#define GRADIENTS_BEHIND 3
 
 /* One token's inputs and intermediates. */
 typedef struct {
@@ -77,10 +80,10 @@ static inline void prepare_raw(const Arguments *g, Token *x, int64_t token, int6
     memcpy(x->source, x->plain_k, sizeof x->source);
   vf squares = {0}, decay[VECTORS], eta[VECTORS];
   EACH decay[j] = load(AT(w)), eta[j] = load(AT(rate));
-  sigmoid_vectors(decay, x->decay_slope, VECTORS);
+  sigmoid_of_all(decay, x->decay_slope);
   EACH decay[j] *= DECAY_SCALE;
-  exp_vectors(decay, VECTORS);
-  sigmoid_vectors(eta, x->rate_slope, VECTORS);
+  exp_of_all(decay);
+  sigmoid_of_all(eta, x->rate_slope);
   EACH {
     store(AT(x->w), decay[j]);
     store(AT(x->rate), eta[j]);
@@ -112,7 +115,10 @@ static inline void prepare(const Arguments *g, Token *x, int64_t token, int64_t 
     return;
   }
   const float *w = at(g->w, token, head);
-  EACH store(AT(x->w), exp_v(load(AT(w))));
+  vf decay[VECTORS];
+  EACH decay[j] = load(AT(w));
+  exp_of_all(decay);
+  EACH store(AT(x->w), decay[j]);
   memcpy(x->k, x->plain_k, sizeof x->k);
   memcpy(x->a, at(g->a, token, head), sizeof x->a);
   memcpy(x->b, at(g->b, token, head), sizeof x->b);

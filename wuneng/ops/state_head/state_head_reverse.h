@@ -13,7 +13,7 @@ typedef struct {
    token, less the read, which is added. What the values and the removal get is summed by rows, what
    keys get is left in vectors. */
 INLINE void through_write(const Token *x, float *ds, const Gradient *d, float *to_value,
-                                 float *to_removed, vf dk[VECTORS], vf db[VECTORS]) {
+                          float *to_removed, vf dk[VECTORS], vf db[VECTORS]) {
   vf removals[PARTS], values[PARTS];
   for (int row = 0; row < N; row += ROWS) {
     float *s = ds + row * N;
@@ -48,8 +48,8 @@ INLINE void through_write(const Token *x, float *ds, const Gradient *d, float *t
    sum would be waited for between them, and because dk, db, dr, dw and da together want more registers
    than there are. What dr takes of the state after the token is made of the state before it. */
 INLINE void through_decay(const Token *x, const float *before, float *ds, const Gradient *d,
-                                 const float *to_removed, vf dr[VECTORS], vf dw[VECTORS],
-                                 vf da[VECTORS]) {
+                          const float *to_removed, vf dr[VECTORS], vf dw[VECTORS],
+                          vf da[VECTORS]) {
   for (int row = 0; row < N; row += ROWS) {
     float *s = ds + row * N;
     const float *old = before + row * N;

@@ -23,9 +23,8 @@ static inline void remove_first(Token *x, const float *state) {
 
 /* The recurrence: `before` -> `after` (may be the same memory), y = r S^T, and what the next token
    removes while a row is at hand. Four rows at a time share what is read of the token. */
-static inline __attribute__((always_inline)) void advance_rows(const int more, Token *x,
-                                                               const float *before, float *after,
-                                                               const float *a, float *next) {
+INLINE void advance_rows(const int more, Token *x, const float *before, float *after, const float *a,
+                         float *next) {
   vf reads[PARTS], removals[PARTS];
   for (int row = 0; row < N; row += ROWS) {
     const float *old = before + row * N;
