@@ -57,6 +57,7 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
         ("study-bytes", 0.02),
         ("study-muon", 0.02),
         ("study-kinds", 0.02),
+        ("study-start", 0.02),
         ("study-reasoning", 0.3),
         ("study-fineweb", 0.02),
     ],
