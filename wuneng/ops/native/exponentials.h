@@ -38,7 +38,8 @@ INLINE vf times_power(vf p, vf n) {
 #endif
 }
 
-/* x becomes e^x to about 1 ulp, count <= MOST: 2^n e^f with |f| <= ln2 / 2 and a Taylor polynomial. */
+/* x becomes e^x to about 1 ulp, count <= MOST: 2^n e^f with |f| <= ln2 / 2 and a Taylor
+   polynomial. */
 INLINE void exp_of_few(vf *x, const int count) {
   const float magic = 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer */
   vf n[MOST], p[MOST];
@@ -58,9 +59,9 @@ INLINE void exp_of_few(vf *x, const int count) {
   TOGETHER x[i] = times_power(p[i], n[i]);
 }
 
-/* x becomes sigma(x), count <= MOST; `slope` takes sigma (1 - sigma), not as a difference, which would cancel near
-   1, and of e^-|x|, which does not overflow: both are as exact where x is large as where it is small.
- */
+/* x becomes sigma(x), count <= MOST; `slope` takes sigma (1 - sigma), not as a difference, which would
+   cancel near 1, and of e^-|x|, which does not overflow: both are as exact where x is large as where it
+   is small. */
 INLINE void sigmoid_of_few(vf *x, float *slope, const int count) {
   vf e[MOST], larger[MOST];
   TOGETHER e[i] = (vf)((vi)x[i] | (vi)splat(-0.0f)); /* -|x| */

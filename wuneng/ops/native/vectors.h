@@ -50,32 +50,9 @@ static inline vf choose(vi mask, vf yes, vf no) {
 }
 
 #define ROWS 4 /* N is a multiple of 16 */
-
-/* The lanes of four vectors summed at once: half the shuffles of four sums. */
-static inline void sum_rows(const vf x[ROWS], float out[ROWS]) {
-#if defined(__AVX__)
-  __m256 half[ROWS];
-  for (int i = 0; i < ROWS; ++i) {
-#if defined(__AVX512F__)
-    __m512d wide = (__m512d)x[i];
-    half[i] = _mm256_add_ps((__m256)_mm512_castpd512_pd256(wide),
-                            (__m256)_mm512_extractf64x4_pd(wide, 1));
-#else
-    half[i] = (__m256)x[i];
-#endif
-  }
-  __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
-#else
-  for (int i = 0; i < ROWS; ++i) out[i] = sum_lanes(x[i]);
-#endif
-}
-
-/* Sums of many rows, four at a time: `fold_rows` leaves each row's lanes in as many parts as a vector
-   has quarters of four, `gather_rows` adds those of PARTS folds and writes WIDEST sums. With sixteen
-   lanes a row takes 2.8 micro-operations, by `sum_rows` 4.8; with eight 2.6 and 2.8. */
 #define PARTS (WIDEST / ROWS)
 
+/* The lanes of four vectors summed as far as one vector holds them: PARTS parts of each row's sum. */
 static inline vf fold_rows(const vf x[ROWS]) {
 #if defined(__AVX512F__)
   __m512 a = _mm512_add_ps(_mm512_unpacklo_ps((__m512)x[0], (__m512)x[1]),
@@ -92,6 +69,23 @@ static inline vf fold_rows(const vf x[ROWS]) {
 #endif
 }
 
+/* The sums of four rows. */
+static inline void sum_rows(const vf x[ROWS], float out[ROWS]) {
+  vf folded = fold_rows(x);
+#if defined(__AVX512F__)
+  __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)folded),
+                              (__m256)_mm512_extractf64x4_pd((__m512d)folded, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(__AVX__)
+  __m256 parts = (__m256)folded;
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(parts), _mm256_extractf128_ps(parts, 1)));
+#else
+  store(out, folded);
+#endif
+}
+
+/* The sums of WIDEST rows, from PARTS folds. Of sixteen lanes a row takes 2.8 micro-operations in all,
+   by `sum_rows` 3.3. */
 static inline void gather_rows(const vf x[PARTS], float *out) {
 #if defined(__AVX512F__)
   __m512 a = _mm512_shuffle_f32x4((__m512)x[0], (__m512)x[1], 0x88) +

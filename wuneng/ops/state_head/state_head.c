@@ -13,9 +13,9 @@
      y            read                   r S^T
      R            group norm of y, + (r . k~ r_k) v, * gate
 
-   (rwkv_v7_numpy.py of RWKV-LM; state_head_inputs.h and state_head_token.h). Everything but the recurrence may be absent. The
-   way back is in state_head_backward.c. Each (sequence, head) is done by one thread in one order:
-   equal bits whatever the number of threads. */
+   (rwkv_v7_numpy.py of RWKV-LM; state_head_inputs.h, state_head_token.h). Everything but the recurrence
+   may be absent. The way back is in state_head_backward.c. Each (sequence, head) is done by one thread
+   in one order: equal bits whatever the number of threads. */
 
 #include "state_head_token.h"
 
