@@ -58,6 +58,7 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
         ("study-muon", 0.02),
         ("study-kinds", 0.02),
         ("study-start", 0.02),
+        ("study-controls", 0.02),
         ("study-reasoning", 0.3),
         ("study-fineweb", 0.02),
     ],
