@@ -2,8 +2,8 @@
 
 The harness' full index parses every task file it ships, which takes from five to fifteen seconds;
 the directories of the common suite take a tenth of one. So the common ones are indexed first, and
-all of them only when a name is not among them but is mentioned in some task file: to read the files
-without parsing them takes a fraction of a second, so a misspelt name is refused at once.
+all of them only when a name is not among them but is a value in some task file: to look through the
+files without parsing them takes half a second, so a misspelt name is refused at once.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ _COMMON_DIRECTORIES = (
 
 # Of the files beside the tasks' definitions, which may have any name.
 _NOT_TASK_FILES = (".py", ".pyc", ".md", ".json", ".jsonl", ".csv", ".tsv", ".sh", ".txt", ".jpg")
+#: A word, plain or quoted, that is all of a value, of a list's item or of a line.
+_VALUE = re.compile(
+    rb"(?:^|[-:\[,{])[ \t]*[\"']?([^\s\"'\[\]{},#:]+)[\"']?[ \t]*(?=[,\]}#\r]|$)", re.MULTILINE
+)
 _DEFINITION = re.compile(rb"^(?:task|group|tag):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
@@ -146,9 +150,9 @@ def select_tasks(
     )
     rare = [name for name in wanted if name not in manager.task_index]
     if rare:
-        mentioned, defined = _scan_task_files(rare)
+        values, defined = _scan_task_files()
         for name in rare:
-            if name not in mentioned:
+            if name not in values:
                 unknown = _unknown(name, [*manager.all_tasks, *sorted(defined)])
                 raise TaskError(unknown + unreadable_files(include_path))
         on_full_index()
@@ -174,27 +178,24 @@ def _manager(*, include_path: Sequence[Path], **arguments: Any) -> Any:
         ) from error
 
 
-def _scan_task_files(names: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Which of the names occur in the harness' task files, and most of the names defined there.
+def _scan_task_files() -> tuple[set[str], set[str]]:
+    """Every word that is a value in the harness' task files, and most of the names defined there.
 
-    A name that occurs nowhere is certainly no task; one that occurs may be anything.
+    What is no value is certainly no task; a value may be anything.
     """
     import lm_eval.tasks
 
-    patterns = {
-        name: re.compile(rb"(?<!\w)" + re.escape(name.encode("utf-8")) + rb"(?!\w)")
-        for name in names
-    }
-    mentioned: set[str] = set()
-    defined: set[str] = set()
+    values: set[bytes] = set()
+    defined: set[bytes] = set()
     for directory, _, files in os.walk(Path(lm_eval.tasks.__file__).parent):
         for file in files:
             if file.endswith(_NOT_TASK_FILES):
                 continue
             text = Path(directory, file).read_bytes()
-            mentioned |= {name for name, pattern in patterns.items() if pattern.search(text)}
-            defined |= {name.decode("utf-8", "replace") for name in _DEFINITION.findall(text)}
-    return mentioned, defined
+            values.update(_VALUE.findall(text))
+            defined.update(_DEFINITION.findall(text))
+    as_text = ({name.decode("utf-8", "replace") for name in found} for found in (values, defined))
+    return next(as_text), next(as_text)
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
