@@ -56,6 +56,7 @@ FIELDS: dict[str, tuple[dict[str, Any], bool]] = {
     "sliding_window_layers": ({"sliding_window": 4, "sliding_window_layers": [1]}, True),
     "attention_token_shift": ({"attention_token_shift": True}, True),
     "attention_short_conv": ({"attention_short_conv": 2}, False),
+    "attention_output_gate": ({"attention_output_gate": True}, False),
     "mlp_bias": ({"mlp_bias": True}, True),
     "ffn": ({"ffn": "rwkv7"}, False),
     "embedding_norm": ({"embedding_norm": True}, True),

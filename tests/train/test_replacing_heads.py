@@ -195,6 +195,7 @@ def test_whole_groups_go(share: float, expected: int) -> None:
         ({"state_layers": [0, 2]}, 0.5, "layer 1 has no state heads"),
         ({"qk_norm": True, "qk_norm_over": "width"}, 0.5, "norm of queries and keys runs over all"),
         ({"attention_short_conv": 3}, 0.5, "short convolution"),
+        ({"attention_output_gate": True}, 0.5, "output gate is one matrix"),
     ],
 )
 def test_what_cannot_be_without_some_heads_says_why(

@@ -168,6 +168,7 @@ def _not_stock(config: WuNengConfig) -> str:
         "embedding_norm": False,
         "attention_token_shift": False,
         "attention_short_conv": 0,
+        "attention_output_gate": False,
     }
     for name, value in plain.items():
         if getattr(config, name) != value:

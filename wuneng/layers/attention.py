@@ -42,7 +42,11 @@ class AttentionHeads:
 
 
 class Attention(nn.Module):
-    """Multi-head attention: grouped keys and values, RoPE, optional q/k norm and token shift."""
+    """Multi-head attention: grouped keys and values, RoPE, optional q/k norm and token shift.
+
+    With ``attention_output_gate`` A is multiplied by sigma(x W_g), a number for every channel (Qiu
+    et al., arXiv 2505.06708): what the state heads' output gate is to them.
+    """
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__()
@@ -73,6 +77,8 @@ class Attention(nn.Module):
             self.q_conv = ShortConv(width, taps, silent=True)
             self.k_conv = ShortConv(kv_width, taps, silent=True)
             self.v_conv = ShortConv(kv_width, taps, silent=True)
+        if config.attention_output_gate:
+            self.g_proj = nn.Linear(size, width, bias=False)
 
     def forward(
         self,
@@ -123,6 +129,8 @@ class Attention(nn.Module):
             **kwargs,
         )
         output = output.reshape(*hidden.shape[:-1], -1).contiguous()
+        if self.config.attention_output_gate:
+            output = output * torch.sigmoid(self.g_proj(hidden))
         return AttentionHeads(output, key, value, weights), weights
 
     def _softcap(self) -> dict[str, float]:

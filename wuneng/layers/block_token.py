@@ -60,6 +60,8 @@ def _attention(attention: Any, config: Any) -> tuple[list[Any], tuple[float, flo
         return None
     if (attention.training and config.attention_dropout) or config.attention_short_conv:
         return None
+    if config.attention_output_gate:
+        return None
     parts, parameters = attention._modules, attention._parameters
     linears = [parts[name] for name in _LINEARS]
     norms = [parts.get(name) if config.qk_norm else None for name in ("q_norm", "k_norm")]

@@ -68,6 +68,7 @@ class WuNengConfig(PreTrainedConfig):
     sliding_window_layers: list[int] | None = None
     attention_token_shift: bool = False
     attention_short_conv: int = 0
+    attention_output_gate: bool = False
     mlp_bias: bool = False
     ffn: str = "swiglu"
     norm: str = "rmsnorm"

@@ -47,7 +47,10 @@ _WIRING = {
     "num_experts": 0,
 }
 #: What the layers read of the configuration at every call, and may be told otherwise meanwhile.
-_READ_ANEW = ("attention_dropout", "attention_token_shift", "attention_short_conv", "qk_norm")
+_READ_ANEW = (
+    *("attention_dropout", "attention_token_shift", "attention_short_conv", "qk_norm"),
+    "attention_output_gate",
+)
 #: Arguments of a call that ask for nothing here.
 _SILENT = ("return_dict", "is_causal")
 

@@ -135,6 +135,8 @@ class ModelSettings(Settings):
     attention_short_conv: Taps = 0
     """Taps of a short causal convolution of attention's queries, keys and values; 0: without (the
     ``mha-conv`` control)."""
+    attention_output_gate: bool = False
+    """A gate on attention's output, as `state_output_gate` is one on that of state heads."""
     attention_dropout: Fraction = 0.0
     """Dropout on attention weights during training."""
 

@@ -63,6 +63,8 @@ def kept_heads(share: float, config: WuNengConfig, field: str) -> int:
         wrong = "the norm of queries and keys runs over all heads, and would be another over some"
     elif config.attention_short_conv:
         wrong = "attention's short convolution mixes queries, keys and values of all heads"
+    elif config.attention_output_gate:
+        wrong = "attention's output gate is one matrix over all heads"
     if wrong is not None:
         raise RecipeError(f"{field}: heads: {wrong}")
     return (groups - gone) * config.num_attention_heads // groups
