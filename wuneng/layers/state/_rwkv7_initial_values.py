@@ -10,7 +10,8 @@ zig = u|u| with u the position in the head.
 -5 to 1 over the channels whatever the layer (0.996 to 0.642 of the state is kept), rates of 1/2,
 low-rank pairs whose first matrix is random and whose second is zero, a receptance uniform in
 +-1/sqrt(D), and a group norm of weight 1, where RWKV-LM has ((1+l)/L)^0.7 to keep many layers' sum
-small.
+small. The output gate sigma(x g1) g2 starts near 1, for g2 is 2 / rank and little beside it:
+RWKV-LM's starts as small numbers of either sign, which multiply all that the heads have read.
 """
 
 from __future__ import annotations
@@ -67,12 +68,16 @@ def _low_rank_and_projections(module: Any, even: bool) -> None:
     for letter in "wavg":
         if hasattr(module, f"{letter}1"):
             down, up = getattr(module, f"{letter}1"), getattr(module, f"{letter}2")
-            if even and letter != "g":  # which multiplies the output, and would stay at zero
+            if even:
                 init.uniform_(down, -(down.shape[0] ** -0.5), down.shape[0] ** -0.5)
+            else:
+                init.zeros_(down)
+            if even and letter != "g":
                 init.zeros_(up)
                 continue
-            init.zeros_(down)
             _orthogonal(up, 0.1 * max(1.0, math.sqrt(up.shape[0] / up.shape[1])))
+            if even and not getattr(up, "_is_hf_initialized", False):
+                init.copy_(up, up + 2 / up.shape[0])
     gains = {"r_proj": 1.0, "k_proj": 0.1, "v_proj": 1.0, "kappa_proj": 0.1}
     for name, gain in gains.items():
         if hasattr(module, name):
