@@ -19,6 +19,7 @@ import pytest
 
 from tests.cli.commands import outcome
 from wuneng.recipe import load_recipe
+from wuneng.statistics.scaling import Point, fit_scaling
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES_OF_ONE_RUN = [
@@ -54,10 +55,11 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "shows"),
     [
-        ("study-bytes", 0.02),
-        ("study-muon", 0.02),
+        ("study-bytes", 0.03),
+        ("study-muon", 0.04),
         ("study-kinds", 0.02),
         ("study-start", 0.02),
+        ("study-gate", 0.02),
         ("study-controls", 0.02),
         ("study-reasoning", 0.3),
         ("study-fineweb", 0.02),
@@ -83,6 +85,17 @@ def test_shipped_studies_can_be_planned(name: str, shows: float) -> None:
         sizes = [row["parameters"] for row in rows]
         assert max(sizes) <= 1.01 * min(sizes), "the arms are not matched"
     assert 0 < planned["plan"]["minimum_detectable_effect"] < shows
+
+
+def test_sizes_and_tokens_can_be_told_apart_in_the_large_study() -> None:
+    _, out, _ = run(str(RECIPES / "study-fineweb.yaml"), "--dry-run", "--json", "--no-measure")
+    rungs = json.loads(out)["plan"]["rungs"]
+    sizes = [(rung["parameters"]["wuneng"], rung["tokens"]) for rung in rungs]
+    points = [Point(0, n, d, 2 + 50 * n**-0.3 + 80 * d**-0.3) for n, d in sizes]
+    fitted = fit_scaling(points)
+    assert fitted is not None
+    assert fitted.alpha
+    assert fitted.beta
 
 
 def test_a_sweep_s_places_are_every_combination() -> None:

@@ -219,25 +219,28 @@ def test_generation_leaves_room_in_a_short_context(
 
 
 @pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
-def test_answers_are_written_in_one_call_a_token(load: Load, wuneng_directory: Path) -> None:
+@pytest.mark.parametrize(("batch_size", "number", "batches"), [(2, 2, 1), ("auto", 9, 2)])
+def test_answers_are_written_in_one_call_a_token(
+    load: Load, wuneng_directory: Path, batch_size: int | str, number: int, batches: int
+) -> None:
     """Questions of unequal length in one batch: the shorter one stands behind pads."""
     from lm_eval.api.instance import Instance
 
     settings = {"until": ["\0"], "max_gen_toks": 6}
-    texts = ("One cat", "Two dogs and a third one")
+    texts = [f"{'One cat' if i % 2 else 'Two dogs and a third one'} {i}" for i in range(number)]
     requests = [Instance("generate_until", {}, (text, settings), 0) for text in texts]
 
     def written() -> tuple[list[str], list[bool]]:
         with counted() as taken:
-            answers = HarnessModel(load(wuneng_directory), batch_size=2).generate_until(requests)
+            answers = HarnessModel(load(wuneng_directory), batch_size).generate_until(requests)
         return answers, taken
 
     answers, taken = written()
-    assert taken[0] is False, "the questions go through the modules"
-    assert taken[1:] == [True] * 5
+    once = [False] + 5 * [True]  # the questions go through the modules
+    assert taken == batches * once
     with using("reference"):
         plain, modules = written()
-    assert modules == [False] * 6
+    assert modules == batches * 6 * [False]
     assert plain == answers
 
 
@@ -260,7 +263,7 @@ def test_results_go_nowhere_but_into_the_return_value(
 
 
 def test_auto_is_a_fixed_batch_on_the_cpu(load: Load, llama_directory: Path) -> None:
-    assert HarnessModel(load(llama_directory), batch_size="auto").batch_size == 16
+    assert HarnessModel(load(llama_directory), batch_size="auto").batch_size == 8
 
 
 def test_a_tokenizer_without_marks_is_refused(load: Load, llama_directory: Path) -> None:

@@ -191,6 +191,7 @@ CONTROLS = {
         }
     },
     "attribution": [{"sentence": "parity: the gain is the state's."}],
+    "environment": {"command_line": ["wuneng", "eval", "runs/made-up", "--controls", "all"]},
 }
 
 
@@ -203,6 +204,7 @@ def _bench_row(arm: str, length: int, what: str, milliseconds: float | None) -> 
 
 BENCH = {
     "schema": 1,
+    "environment": {"command_line": ["wuneng", "bench", "--out", "runs/made-up"]},
     "sentences": ["train: wuneng is slower than mha at every length."],
     "rows": [
         _bench_row("wuneng", 64, "train", 1.5),

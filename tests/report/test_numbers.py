@@ -292,7 +292,10 @@ def test_settings_and_environment(reported: Path) -> None:
     assert environment["packages.torch"] == "2.13.0"
     command = "wuneng train 'my recipe.yaml' --set training.steps=40"
     assert environment["command_line"] == found["curves"]["command"] == command
-    assert found["tasks"]["command"] == "wuneng eval runs/made-up"
+    assert found["tasks"]["command"] == found["levels"]["command"] == "wuneng eval runs/made-up"
+    assert found["speed"]["command"] == "wuneng bench --out runs/made-up"
+    for of_controls in ("controls", "heads"):
+        assert found[of_controls]["command"] == "wuneng eval runs/made-up --controls all"
 
 
 class Tables(HTMLParser):

@@ -70,7 +70,8 @@ def test_the_answer_over_all_rungs_comes_first() -> None:
 def test_one_rung_and_none() -> None:
     same = [_difference("mha", "no difference that matters", None)]
     told = study_sentences(_record(same))
-    assert "): wuneng and mha do not differ by what matters." in told[0]
+    apart = "a difference of -0.2500 (-0.3000 to -0.2000)"
+    assert f"): wuneng and mha do not differ by what matters: {apart}." in told[0]
     diverged = _record([])
     diverged["rungs"][0]["arms"] = {"wuneng": None, "mha": None}
     told = study_sentences(diverged)

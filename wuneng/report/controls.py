@@ -8,6 +8,7 @@ from typing import Any
 from wuneng.report.plots import Interval, Line, forest, heat_map, lines
 from wuneng.report.records import Records
 from wuneng.report.section import Picture, Section, label
+from wuneng.report.setting import command_of
 
 __all__ = ["controls", "heads"]
 
@@ -39,7 +40,8 @@ def controls(records: Records) -> Section | None:
         "on the same items, with 95 % intervals."
     )
     text = (words, *sentences)
-    return Section("controls", "Controls", text, tuple(rows), tuple(pictures))
+    made_by = command_of(records.controls)
+    return Section("controls", "Controls", text, tuple(rows), tuple(pictures), command=made_by)
 
 
 def heads(records: Records) -> Section | None:
@@ -64,7 +66,8 @@ def heads(records: Records) -> Section | None:
         "What changes when one head alone is silenced. Exploratory: not corrected for the number "
         "of heads.",
     )
-    return Section("heads", "Heads", text, tuple(rows), tuple(pictures))
+    made_by = command_of(records.controls)
+    return Section("heads", "Heads", text, tuple(rows), tuple(pictures), command=made_by)
 
 
 def _metrics(records: Records) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -8,6 +8,7 @@ from typing import Any
 from wuneng.report.plots import Line, lines
 from wuneng.report.records import Records
 from wuneng.report.section import Picture, Section, label
+from wuneng.report.setting import command_of
 
 __all__ = ["levels"]
 
@@ -18,11 +19,13 @@ def levels(records: Records) -> Section | None:
     """Model and baseline on the items of each level, with a panel a task."""
     rows: list[dict[str, Any]] = []
     pictures: list[Picture] = []
+    commands: dict[str, None] = {}
     for file, record in records.evaluations.items():
         for task, one in record["tasks"].items():
             if not one.get("by_level"):
                 continue
             own = list(_rows(file, task, one["by_level"]))
+            commands[command_of(record)] = None
             rows += own
             metric = own[0]["metric"]
             pictures += _panel(task, metric, [row for row in own if row["metric"] == metric])
@@ -32,7 +35,9 @@ def levels(records: Records) -> Section | None:
         "Each task's items apart by how difficult or how long they are. Exploratory: these "
         "figures are part of no correction.",
     )
-    return Section("levels", "Tasks by difficulty and length", text, tuple(rows), tuple(pictures))
+    made_by = "; ".join(filter(None, commands))
+    title = "Tasks by difficulty and length"
+    return Section("levels", title, text, tuple(rows), tuple(pictures), command=made_by)
 
 
 def _rows(file: str, task: str, levels: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

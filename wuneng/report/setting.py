@@ -9,12 +9,17 @@ from typing import Any
 from wuneng.report.records import Records
 from wuneng.report.section import Section
 
-__all__ = ["command", "environment"]
+__all__ = ["command", "command_of", "environment"]
 
 
 def command(records: Records) -> str:
     """The command line that made the records; empty where it was not recorded."""
-    line = (records.environment or {}).get("command_line")
+    return command_of({"environment": records.environment})
+
+
+def command_of(record: Mapping[str, Any] | None) -> str:
+    """The command line in the ``environment`` of one record; empty where it was not recorded."""
+    line = ((record or {}).get("environment") or {}).get("command_line")
     return shlex.join(str(word) for word in line) if isinstance(line, list) else ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from wuneng.report.plots import Line, lines
 from wuneng.report.records import Records
 from wuneng.report.section import Picture, Section
+from wuneng.report.setting import command_of
 
 __all__ = ["speed"]
 
@@ -29,7 +30,8 @@ def speed(records: Records) -> Section | None:
         "Measured after its result was checked against the reference; pictures at the smallest "
         "batch. The benchmark's own pictures are in its directory.",
     )
-    return Section("speed", "Speed and memory", text, rows, tuple(_pictures(rows)))
+    made_by = command_of(records.bench)
+    return Section("speed", "Speed and memory", text, rows, tuple(_pictures(rows)), command=made_by)
 
 
 def _pictures(rows: tuple[dict[str, Any], ...]) -> Iterator[Picture]:

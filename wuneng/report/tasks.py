@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wuneng.report.plots import Interval, forest
 from wuneng.report.records import Records
 from wuneng.report.section import Picture, Section
+from wuneng.report.setting import command_of
 
 __all__ = ["evaluations"]
 
@@ -26,14 +26,13 @@ def evaluations(records: Records) -> Iterator[Section]:
         if baseline:
             words += f", against {baseline} on the same items, with 95 % intervals"
         notes = [str(note) for note in record.get("notes") or ()]
-        environment = record.get("environment") or {}
         yield Section(
             f"tasks-{place}" if place else "tasks",
             title,
             (f"{words}.", *notes),
             rows,
             tuple(_pictures(rows)),
-            command=shlex.join(map(str, environment.get("command_line") or ())),
+            command=command_of(record),
         )
 
 

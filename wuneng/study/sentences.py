@@ -26,7 +26,8 @@ def study_sentences(record: Mapping[str, Any]) -> list[str]:
 
 
 def _overall(record: Mapping[str, Any]) -> str:
-    """The first arm against each other one, over all rungs: the verdict and the tokens saved."""
+    """The first arm against each other one, over all rungs: the verdict, and the tokens saved, or
+    how far they are apart where that is not known."""
     first = record["reference"]
     found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for rung in record["rungs"]:
@@ -49,8 +50,15 @@ def _against(first: str, other: str, rungs: list[tuple[str, Mapping[str, Any]]])
     )
     known = [(rung, one["tokens_saved"]) for rung, one in rungs if one.get("tokens_saved")]
     if not known:
-        return told
+        return f"{told}: a difference of {_apart_at(rungs)}"
     return f"{told}, and {first} needs {_needed(known, len(rungs))} for {other}'s loss"
+
+
+def _apart_at(rungs: list[tuple[str, Mapping[str, Any]]]) -> str:
+    """Each rung's difference; the rung is named where there are several."""
+    return " and ".join(
+        apart(one) + (f" at {rung}" if len(rungs) > 1 else "") for rung, one in rungs
+    )
 
 
 def _needed(known: list[tuple[str, Mapping[str, Any]]], rungs: int) -> str:
