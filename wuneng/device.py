@@ -30,6 +30,7 @@ __all__ = [
     "require_one_process",
     "reset_resident_peak",
     "resident_bytes",
+    "source_version",
     "usable_cores",
 ]
 
@@ -190,6 +191,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def source_version() -> dict[str, str | None]:
+    """This package's version, and the commit of its source as ``environment`` has it."""
+    return {"wuneng": _version("wuneng"), "git_commit": _git_commit()}
 
 
 def _git_commit() -> str | None:

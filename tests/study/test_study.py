@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -222,15 +223,29 @@ def test_a_plan_that_was_changed_is_named(tmp_path: Path) -> None:
     path = directory / "study-plan.json"
     plan = read_json(path)
     plan["plan"]["smallest_effect"] = 0.1
+    plan["code"]["wuneng"] = "0.0.1"
     path.write_text(json.dumps(plan))
     found, watcher = study(given, tmp_path)
     changes = found.record["plan"]["changes"]
     assert changes == [
         "study-plan.json was edited after it was written",
         "smallest_effect: 0.1 was planned, 0.005 is carried out",
+        f"code.wuneng: 0.0.1 was planned, {version('wuneng')} is carried out",
     ]
     assert all(any(change in warning for warning in watcher.warnings) for change in changes)
     assert "Changed after the plan was written: smallest_effect" in found.sentence
+
+
+def test_a_plan_of_an_earlier_version_has_no_code_that_could_change(tmp_path: Path) -> None:
+    given = written(tmp_path, tune={}, seeds=2, ladder=None)
+    with pytest.raises(Stopped):
+        study(given, tmp_path, lambda progress: _stop())
+    path = tmp_path / "runs" / "small" / "study-plan.json"
+    plan = read_json(path)
+    del plan["code"]
+    path.write_text(json.dumps(plan))
+    found, _ = study(given, tmp_path)
+    assert found.record["plan"]["changes"] == []
 
 
 def _stop() -> None:

@@ -1,9 +1,9 @@
 """What a study is going to do: written down and hashed before its first step.
 
-    study-plan.json     {"sha256": of the plan, "plan": {...}}
+    study-plan.json     {"sha256": of the plan, "plan": {...}, "code": which it was}
 
-The hash goes into results.json. A plan or recipe that was changed afterwards is still carried out,
-and what changed is named there.
+The hash goes into results.json. A plan, recipe or code that was changed afterwards is still carried
+out, and what changed is named there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wuneng.device import source_version
 from wuneng.errors import DataError, RecipeError, nearest
 from wuneng.recipe import Recipe, Study, SyntheticData, WrittenRecipe
 from wuneng.recipe.data import TextData, part_names
@@ -153,12 +154,15 @@ def recorded_plan(directory: RunDirectory, plan: StudyPlan) -> dict[str, Any]:
     """
     stored, now = stored_plan(directory), plan.record()
     if stored is None:
-        write_json(directory.path / PLAN, {"sha256": _hash(now), "plan": now})
+        kept = {"sha256": _hash(now), "plan": now, "code": source_version()}
+        write_json(directory.path / PLAN, kept)
         return {"sha256": _hash(now), "changes": []}
     changes = []
     if _hash(stored["plan"]) != stored.get("sha256"):
         changes.append(f"{PLAN} was edited after it was written")
     changes += list(_differences(stored["plan"], json.loads(json.dumps(now)), ""))
+    if "code" in stored:  # not in plans of earlier versions
+        changes += list(_differences(stored["code"], source_version(), "code"))
     return {"sha256": stored.get("sha256"), "changes": changes}
 
 
