@@ -8,9 +8,10 @@ any built-in one, and ``text``, wired as ``recipes/text.yaml``. With one thread 
 that is measured, without what other processes take; with more it is the clock. ``gained`` says how
 many times as fast as its modules an arm is, ``of_mha`` how fast beside ``mha`` the same way;
 ``roof`` is the share of the best copy of 128 MiB in that run, by the same clock: weights and cache
-once a token. ``--compiled`` adds torch.compile's way (Inductor, one graph, a static cache,
-:mod:`benchmarks.static_token`), which is not timed unless it chooses the modules' tokens;
-``compile_seconds`` is what its first call took by the clock.
+once a token. Each arm is checked against its reference first (``gates``). ``--compiled`` adds
+torch.compile's way (Inductor, one graph, a static cache, :mod:`benchmarks.static_token`), which is
+not timed unless it chooses the modules' tokens; ``compile_seconds`` is what its first call took by
+the clock.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.gated import gated
 from benchmarks.static_token import StaticStep
 from wuneng.bench.architectures import Architecture
 from wuneng.bench.machine import load_average
@@ -104,6 +106,7 @@ def measured(
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     store, arms = ModelStore(torch.device("cpu"), torch.float32, "fp32"), matched(*shape, others)
     cases = {arm.arm: decode_case(store, arm, batch, context) for arm in arms}
+    gates = gated(cases.values())
     steps = {name: case.prepare().call for name, case in cases.items()}
     norms = {arm.arm: store.inference(arm).model.norm for arm in arms}
     calls = {(arm, way): steps[arm] for arm in cases for way in WAYS}
@@ -143,7 +146,8 @@ def measured(
     ]
     names = ("width", "layers", "heads", "state_heads")
     shown = dict(zip(names, shape, strict=True)) | {"context": context, "batch": batch}
-    return {**shown, "threads": torch.get_num_threads(), "copies": rate, "rows": rows}
+    shown |= {"threads": torch.get_num_threads(), "copies": rate, "gates": gates}
+    return {**shown, "rows": rows}
 
 
 @contextmanager

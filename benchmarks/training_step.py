@@ -7,9 +7,10 @@ gradients.
 
 For machines that others use as well: one thread, whose processor time is measured without what
 other processes take, and all arms in turn in one process, so that a busy machine is busy for all
-of them. ``of_mha`` is the median of each round's own ratio. The model is ``benchmarks/cpu.yaml``,
-its arms those of ``wuneng bench``. Peak bytes are what a call allocates at most at once, weights
-and optimiser included. With ``--threads 2`` it is the clock that is read, for an idle machine.
+of them. Each arm is checked against its reference first (``gates``). ``of_mha`` is the median of
+each round's own ratio. The model is ``benchmarks/cpu.yaml``, its arms those of ``wuneng bench``.
+Peak bytes are what a call allocates at most at once, weights and optimiser included. With
+``--threads 2`` it is the clock that is read, for an idle machine.
 
 ``--before FILE`` keeps a record of an earlier commit, made by this command on the same machine,
 beside the new figures: ``before`` holds its ``git_commit`` and its ``shapes``, each with ``batch``,
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gated import gated
 from wuneng.bench.architectures import choose
 from wuneng.bench.machine import load_average
 from wuneng.bench.memory import peak_bytes
@@ -56,7 +58,9 @@ def measured(
     store = ModelStore(device, torch.float32, "fp32")
     chosen = choose(BenchRequest(model=MODEL, seq_lens=(tokens,), against=arms)).architectures
     make = CASES[what][0]
-    ready = {arm.arm: make(store, arm, batch, tokens).prepare() for arm in chosen}
+    cases = {arm.arm: make(store, arm, batch, tokens) for arm in chosen}
+    gates = gated(cases.values())
+    ready = {arm: case.prepare() for arm, case in cases.items()}
     peaks = {}
     for arm, case in ready.items():
         case.call(0)  # the optimiser's tensors are made
@@ -80,7 +84,7 @@ def measured(
         for arm, times in seconds.items()
     ]
     shape = {"what": what, "batch": batch, "tokens": tokens, "rounds": rounds}
-    return {**shape, "threads": torch.get_num_threads(), "rows": rows}
+    return {**shape, "threads": torch.get_num_threads(), "gates": gates, "rows": rows}
 
 
 def before(path: Path) -> dict[str, Any]:

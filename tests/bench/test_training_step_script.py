@@ -26,6 +26,7 @@ def test_rows_of_two_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what:
     found = measured(2, 16, 3, arms=("mha",), what=what)
     rows = {row["arm"]: row for row in found["rows"]}
     assert set(rows) == {"wuneng", "mha"}
+    assert {gate["arm"]: gate["passed"] for gate in found["gates"]} == dict.fromkeys(rows, True)
     assert rows["mha"]["of_mha"] == rows["mha"]["peak_of_mha"] == 1
     for row in rows.values():
         assert 0 < row["fastest_milliseconds"] <= row["milliseconds"]
