@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wuneng.report.figures import headline, higher_is_better, length_of, task_of
-from wuneng.report.plots import Line, cloud, lines
+from wuneng.report.figures import length_of, task_of
+from wuneng.report.plots import Line, lines
 from wuneng.report.records import Records
 from wuneng.report.section import Picture, Section
 
-__all__ = ["KEPT", "costs", "differing_settings", "lengths", "pareto", "quality"]
+__all__ = ["KEPT", "costs", "differing_settings", "lengths", "quality"]
 
 _COSTS = (
     *("parameters", "trainable_parameters", "added_percent", "training_flops", "tokens"),
@@ -21,16 +21,6 @@ KEPT = (
     "Cache (keys and values) and state bytes are of one sequence of the length that was trained "
     "at, in float32."
 )
-_UNITS = {
-    "parameters": "parameters",
-    "training_flops": "training FLOPs",
-    "seconds": "training time, s",
-    "tokens_per_second": "training tokens per second",
-    "peak_bytes": "peak memory of a training step, MiB",
-    "state_bytes": "bytes of state per sequence",
-    "cache_bytes": "bytes of cache per sequence",
-}
-_MORE_IS_BETTER = ("tokens_per_second",)
 
 
 def costs(records: Records) -> Section | None:
@@ -104,70 +94,6 @@ def _lengths_of(task: str, rows: list[dict[str, Any]], arms: list[str]) -> Pictu
         f"Accuracy of {task} against length in tokens: {told}",
         lambda axis: lines(axis, series, arms, x="tokens", y="accuracy", log_x=True),
     )
-
-
-def pareto(records: Records) -> Section | None:
-    """The figure that decides beside what it costs; an arm that none beats in both is marked."""
-    name = headline(records)
-    if name is None or len(records.arms) < 2:
-        return None
-    found = {arm: one.get("quality", {}).get(name) for arm, one in records.arms.items()}
-    values = {arm: float(value) for arm, value in found.items() if value is not None}
-    peaks = _peaks(records)
-    rows, pictures = [], []
-    for cost, unit in _UNITS.items():
-        points = {}
-        for arm, value in values.items():
-            spent = peaks.get(arm) if cost == "peak_bytes" else records.arms[arm].get(cost)
-            if isinstance(spent, int | float):
-                points[arm] = (float(spent), value)
-        if len(points) < 2 or len({spent for spent, _ in points.values()}) < 2:
-            continue
-        best = {arm for arm in points if not _beaten(arm, points, cost, name)}
-        for arm, (spent, value) in points.items():
-            row = {"arm": arm, "figure": name, "value": value, "cost": cost, "amount": spent}
-            rows.append(row | {"best": arm in best})
-        pictures.append(_cloud(points, best, unit, name))
-    if not rows:
-        return None
-    text = ("A ring marks the arms that no other beats in both.",)
-    return Section("pareto", "Quality beside its cost", text, tuple(rows), tuple(pictures))
-
-
-def _cloud(
-    points: Mapping[str, tuple[float, float]], best: set[str], unit: str, name: str
-) -> Picture:
-    shown = points
-    if unit.endswith("MiB"):
-        shown = {arm: (spent / 2**20, value) for arm, (spent, value) in points.items()}
-    told = ", ".join(f"{arm} {value:.3f} at {spent:.4g}" for arm, (spent, value) in shown.items())
-    return Picture(
-        f"{name} beside {unit}",
-        f"{name} against {unit}: {told}. Beaten by none in both: {', '.join(sorted(best))}",
-        lambda axis: cloud(axis, shown, best, x=unit, y=name),
-    )
-
-
-def _beaten(arm: str, points: Mapping[str, tuple[float, float]], cost: str, name: str) -> bool:
-    def better(one: float, other: float, more: bool) -> bool:
-        return one > other if more else one < other
-
-    spent, value = points[arm]
-    cheap, good = cost in _MORE_IS_BETTER, higher_is_better(name)
-    return any(
-        not better(spent, other[0], cheap)
-        and not better(value, other[1], good)
-        and other != (spent, value)
-        for other in points.values()
-    )
-
-
-def _peaks(records: Records) -> dict[str, float]:
-    """Peak bytes of a training step by arm, at the longest length that a benchmark has."""
-    rows = [row for row in (records.bench or {}).get("rows", ()) if row.get("what") == "train"]
-    known = [row for row in rows if row.get("peak_bytes")]
-    longest = max((row["seq_len"] for row in known), default=0)
-    return {row["arm"]: float(row["peak_bytes"]) for row in known if row["seq_len"] == longest}
 
 
 def differing_settings(records: Records) -> Section | None:

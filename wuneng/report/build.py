@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from wuneng.errors import DataError, file_errors
 from wuneng.report.answer import answer
-from wuneng.report.arms import costs, differing_settings, lengths, pareto, quality
+from wuneng.report.arms import costs, differing_settings, lengths, quality
 from wuneng.report.controls import controls, heads
 from wuneng.report.curves import curves, tokens
 from wuneng.report.differences import ablations, differences
 from wuneng.report.levels import levels
+from wuneng.report.pareto import pareto, with_measured
 from wuneng.report.records import Records
 from wuneng.report.section import Section
 from wuneng.report.setting import command, environment
@@ -72,7 +73,7 @@ def build_report(records: Sequence[Records]) -> Report:
         DataError: a record is not one; the directory is named.
     """
     parts = []
-    for one in records:
+    for one in with_measured(records):
         with file_errors(f"{one.path}: its records are not as this version writes them", DataError):
             parts.append(Part(one, tuple(_sections(one))))
     return Report(tuple(parts))
