@@ -159,6 +159,7 @@ def cloud(
             )
     axis.margins(0.15)
     axis.ticklabel_format(useOffset=False)
+    axis.locator_params(axis="x", nbins=4)  # costs that hardly differ have long labels
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     legend_below(axis, handles, [label(arm) for arm in points])
