@@ -51,6 +51,7 @@ TEXT = {
     "cross_head": "none",
     "state_key_source": "own",
     "state_a_max": 2.0,
+    "state_output_gate": True,
     "attention_token_shift": True,
 }
 COPIED = 32 * 2**20
