@@ -81,6 +81,7 @@ def _plain(base: Any) -> Changes:
         "layers": None,
         "attention_short_conv": 0,
         "attention_token_shift": False,
+        "attention_output_gate": False,
     }
 
 

@@ -194,18 +194,24 @@ def _version(package: str) -> str | None:
 
 
 def source_version() -> dict[str, str | None]:
-    """This package's version, and the commit of its source as ``environment`` has it."""
-    return {"wuneng": _version("wuneng"), "git_commit": _git_commit()}
+    """This package's version, and the last commit that changed it; other files of the repository,
+    as documents, do not count."""
+    commit = _commit("log", "-1", "--format=%H", "--", ".", changes_in=("--", "."))
+    return {"wuneng": _version("wuneng"), "git_commit": commit}
 
 
 def _git_commit() -> str | None:
     """Commit of the source this package runs from, ``-dirty`` when files differ; None elsewhere."""
+    return _commit("rev-parse", "HEAD")
+
+
+def _commit(*asked: str, changes_in: Sequence[str] = ()) -> str | None:
     source = Path(__file__).resolve().parent
     try:
         # A package inside somebody else's repository (a virtual environment) is not its commit.
         _git(source, "ls-files", "--error-unmatch", Path(__file__).name)
-        commit = _git(source, "rev-parse", "HEAD")
-        changed = _git(source, "status", "--porcelain", "--untracked-files=no")
+        commit = _git(source, *asked)
+        changed = _git(source, "status", "--porcelain", "--untracked-files=no", *changes_in)
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit}-dirty" if changed else commit

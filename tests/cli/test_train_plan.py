@@ -91,11 +91,12 @@ def test_sizes_and_tokens_can_be_told_apart_in_the_large_study() -> None:
     _, out, _ = run(str(RECIPES / "study-fineweb.yaml"), "--dry-run", "--json", "--no-measure")
     rungs = json.loads(out)["plan"]["rungs"]
     sizes = [(rung["parameters"]["wuneng"], rung["tokens"]) for rung in rungs]
-    points = [Point(0, n, d, 2 + 50 * n**-0.3 + 80 * d**-0.3) for n, d in sizes]
+    points = [Point(0, n, d, 0.5 + 400 * n**-0.15 * d**-0.2) for n, d in sizes]
     fitted = fit_scaling(points)
     assert fitted is not None
-    assert fitted.alpha
-    assert fitted.beta
+    assert fitted.alpha == pytest.approx(0.15, rel=0.1)
+    assert fitted.beta == pytest.approx(0.2, rel=0.1)
+    assert fitted.offset == pytest.approx(0.5, rel=0.1)
 
 
 def test_a_sweep_s_places_are_every_combination() -> None:

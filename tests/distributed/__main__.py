@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed.cases import Case
 from tests.distributed.pool import pool
-from tests.distributed.test_exactness import EVERY_WAY, check
+from tests.distributed.test_exactness import EVERY_WAY, check_fifty_steps
 from wuneng.distributed.degrees import Degrees
 from wuneng.recipe import BUILT_IN_ARMS
 
@@ -34,7 +33,7 @@ def main() -> None:
     with pool(4) as processes:
         for arm, degrees in product(BUILT_IN_ARMS, EVERY_WAY):
             try:
-                check(processes, Case(arm, degrees, steps=given.steps, changes=()))
+                check_fifty_steps(processes, arm, degrees, given.steps)
                 found = "as one process"
             except Exception as error:
                 found = f"{type(error).__name__}: {str(error).splitlines()[0]}"

@@ -79,9 +79,9 @@ def check(processes: Pool, case: Case) -> None:
     assert_near(found, wide, lost / wide.abs().amax(0))
 
 
-def check_fifty_steps(processes: Pool, arm: str, degrees: Degrees) -> None:
+def check_fifty_steps(processes: Pool, arm: str, degrees: Degrees, steps: int = 50) -> None:
     """Of the quickstart's model as it is, in float64."""
-    case = Case(arm, degrees, steps=50, changes=(), dtype=torch.float64)
+    case = Case(arm, degrees, steps=steps, changes=(), dtype=torch.float64)
     wide = exact(case)
     assert_near(together(processes, case), wide, 0.0)
     assert wide[-1, 0] < wide[0, 0], "nothing was learned"

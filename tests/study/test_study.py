@@ -15,7 +15,7 @@ from tests.train.small_run import RECIPE
 from tests.train.tiny import Watcher
 from wuneng.errors import RecipeError
 from wuneng.recipe import WrittenRecipe, load_recipe, read_written
-from wuneng.records import find_model, read_json, read_jsonl, verify
+from wuneng.records import RunDirectory, find_model, read_json, read_jsonl, verify
 from wuneng.statistics import (
     PairedDifference,
     conclude,
@@ -26,7 +26,7 @@ from wuneng.statistics import (
     tokens_saved,
 )
 from wuneng.study import plan_study, run_study
-from wuneng.study.planning import variant_of
+from wuneng.study.planning import recorded_plan, variant_of
 from wuneng.study.rungs import rungs_of
 from wuneng.study.tuning import Tuned, extended
 
@@ -227,13 +227,28 @@ def test_a_plan_that_was_changed_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(plan))
     found, watcher = study(given, tmp_path)
     changes = found.record["plan"]["changes"]
-    assert changes == [
+    *rest, code = changes
+    assert rest == [
         "study-plan.json was edited after it was written",
         "smallest_effect: 0.1 was planned, 0.005 is carried out",
-        f"code.wuneng: 0.0.1 was planned, {version('wuneng')} is carried out",
     ]
+    assert code.startswith("code: 0.0.1")
+    assert f" when it was planned, {version('wuneng')}" in code
     assert all(any(change in warning for warning in watcher.warnings) for change in changes)
     assert "Changed after the plan was written: smallest_effect" in found.sentence
+
+
+def test_a_finished_study_was_not_carried_out_by_the_code_of_today(tmp_path: Path) -> None:
+    given = written(tmp_path, tune={}, seeds=2, ladder=None)
+    study(given, tmp_path)
+    path = tmp_path / "runs" / "small" / "study-plan.json"
+    plan = read_json(path)
+    path.write_text(json.dumps(plan | {"code": {"wuneng": "0.0.1"}}))
+    directory = RunDirectory(path.parent)
+    assert recorded_plan(directory, plan_study(given))["changes"] == []
+    directory.results.unlink()
+    (change,) = recorded_plan(directory, plan_study(given))["changes"]
+    assert change.startswith("code: 0.0.1 when it was planned, ")
 
 
 def test_a_plan_of_an_earlier_version_has_no_code_that_could_change(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def _manager(*, include_path: Sequence[Path], **arguments: Any) -> Any:
 def _scan_task_files() -> tuple[set[str], set[str]]:
     """Every word that is a value in the harness' task files, and most of the names defined there.
 
-    What is no value is certainly no task; a value may be anything.
+    What is no value is no task: a name there is one word, plain or quoted, on the line of its key
+    or of its dash, which a test holds every task of the harness to. A value may be anything.
     """
     import lm_eval.tasks
 

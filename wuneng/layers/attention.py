@@ -44,8 +44,8 @@ class AttentionHeads:
 class Attention(nn.Module):
     """Multi-head attention: grouped keys and values, RoPE, optional q/k norm and token shift.
 
-    With ``attention_output_gate`` A is multiplied by sigma(x W_g), a number for every channel (Qiu
-    et al., arXiv 2505.06708): what the state heads' output gate is to them.
+    With ``attention_output_gate`` A is multiplied by sigma(x W_g), a number for every channel that
+    starts near 1/2, as a control of the state heads' gates (Qiu et al., arXiv 2505.06708).
     """
 
     def __init__(self, config: Any, layer_idx: int) -> None:

@@ -136,7 +136,8 @@ class ModelSettings(Settings):
     """Taps of a short causal convolution of attention's queries, keys and values; 0: without (the
     ``mha-conv`` control)."""
     attention_output_gate: bool = False
-    """A gate on attention's output, as `state_output_gate` is one on that of state heads."""
+    """A gate on attention's output, sigma(x W) for every channel: a control of `state_output_gate`;
+    built-in arms of plain attention go without."""
     attention_dropout: Fraction = 0.0
     """Dropout on attention weights during training."""
 

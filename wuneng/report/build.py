@@ -12,7 +12,7 @@ from wuneng.report.controls import controls, heads
 from wuneng.report.curves import curves, tokens
 from wuneng.report.differences import ablations, differences
 from wuneng.report.levels import levels
-from wuneng.report.pareto import pareto, with_measured
+from wuneng.report.pareto import pareto
 from wuneng.report.records import Records
 from wuneng.report.section import Section
 from wuneng.report.setting import command, environment
@@ -20,6 +20,7 @@ from wuneng.report.speed import speed
 from wuneng.report.study import study_sections
 from wuneng.report.sweep import sweep
 from wuneng.report.tasks import evaluations
+from wuneng.report.timed import with_benchmarks
 
 __all__ = ["Part", "Report", "build_report"]
 
@@ -73,7 +74,7 @@ def build_report(records: Sequence[Records]) -> Report:
         DataError: a record is not one; the directory is named.
     """
     parts = []
-    for one in with_measured(records):
+    for one in with_benchmarks(records):
         with file_errors(f"{one.path}: its records are not as this version writes them", DataError):
             parts.append(Part(one, tuple(_sections(one))))
     return Report(tuple(parts))

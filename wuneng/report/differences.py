@@ -37,8 +37,9 @@ def differences(records: Records) -> Section | None:
     over = "seeds" if any(row["seeds"] for row in rows) else "validation rows, of one seed"
     text = [
         f"First minus second arm, paired over the same {over}, with 95 % intervals. Coloured where "
-        "the interval leaves out zero. p (Holm) is corrected for all figures of all pairs but the "
-        "one that decides, which are exploratory; a study's results.json corrects each pair's.",
+        "the interval leaves out zero. p (Holm) is corrected over all pairs and all figures but "
+        "the one that decides; those are exploratory. A study's results.json corrects within each "
+        "pair.",
     ]
     if any(row["crossed_low"] is not None for row in rows):
         text.append(

@@ -23,7 +23,7 @@ class Records:
         metrics: arm, then seed, to the rows of metrics.jsonl; seed 0 where none is recorded.
         evaluations: name of the file (``eval.json``, ``eval-state-zero.json``) to its content.
         recipe: as it was resolved.
-        measured: of a run without a benchmark, another directory's of the same models.
+        lent: benchmarks of the same models in other directories of the report, with their names.
         main, baseline: arms, by the recipe's roles.
         study, sweep: results.json of either, which has runs below it.
         primary: the figure that decides, where a study says so.
@@ -39,7 +39,7 @@ class Records:
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     controls: Mapping[str, Any] | None = None
     bench: Mapping[str, Any] | None = None
-    measured: Mapping[str, Any] | None = None
+    lent: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     main: str | None = None
     baseline: str | None = None
     study: Mapping[str, Any] | None = None

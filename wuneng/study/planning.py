@@ -161,8 +161,7 @@ def recorded_plan(directory: RunDirectory, plan: StudyPlan) -> dict[str, Any]:
     if _hash(stored["plan"]) != stored.get("sha256"):
         changes.append(f"{PLAN} was edited after it was written")
     changes += list(_differences(stored["plan"], json.loads(json.dumps(now)), ""))
-    if "code" in stored:  # not in plans of earlier versions
-        changes += list(_differences(stored["code"], source_version(), "code"))
+    changes += list(_other_code(directory, stored))
     return {"sha256": stored.get("sha256"), "changes": changes}
 
 
@@ -175,6 +174,20 @@ def stored_plan(directory: RunDirectory) -> dict[str, Any] | None:
     if not isinstance(stored, dict) or not isinstance(stored.get("plan"), dict):
         raise DataError(f"{path} is not the plan of a study. Start anew with --resume never")
     return stored
+
+
+def _other_code(directory: RunDirectory, stored: Mapping[str, Any]) -> Iterator[str]:
+    """Where the rest of a study is carried out by another version or commit than its plan was
+    written by; edits that nobody committed are not told apart."""
+    if "code" not in stored or directory.results.exists():
+        return  # a plan of an earlier version; or nothing is left to carry out
+    was, now = stored["code"], source_version()
+    if was != now:
+        yield f"code: {_code(was)} when it was planned, {_code(now)} now"
+
+
+def _code(version: Any) -> str:
+    return ", ".join(str(part) for part in dict(version).values() if part)
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
