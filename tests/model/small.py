@@ -102,7 +102,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mlp-bias": {"mlp_bias": True},
     "mha": {"num_state_heads": 0},
     "mha-shift": {"num_state_heads": 0, "attention_token_shift": True},
-    "attention-gate": {
+    "mha-gate": {
         "attention_output_gate": True,
         "num_state_heads": 0,
         "num_key_value_heads": 2,
