@@ -3,7 +3,7 @@
 The harness' full index parses every task file it ships, which takes from five to fifteen seconds;
 the directories of the common suite take a tenth of one. So the common ones are indexed first, and
 all of them only when a name is not among them but is a value in some task file: to look through the
-files without parsing them takes half a second, so a misspelt name is refused at once.
+files without parsing them takes about a second, so a misspelt name is refused at once.
 """
 
 from __future__ import annotations
