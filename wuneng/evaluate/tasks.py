@@ -195,8 +195,11 @@ def _scan_task_files() -> tuple[set[str], set[str]]:
             text = Path(directory, file).read_bytes()
             values.update(_VALUE.findall(text))
             defined.update(_DEFINITION.findall(text))
-    as_text = ({name.decode("utf-8", "replace") for name in found} for found in (values, defined))
-    return next(as_text), next(as_text)
+    return _as_text(values), _as_text(defined)
+
+
+def _as_text(names: set[bytes]) -> set[str]:
+    return {name.decode("utf-8", "replace") for name in names}
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -76,7 +76,7 @@ def _low_rank_and_projections(module: Any, even: bool) -> None:
                 init.zeros_(up)
                 continue
             _orthogonal(up, 0.1 * max(1.0, math.sqrt(up.shape[0] / up.shape[1])))
-            if even and not getattr(up, "_is_hf_initialized", False):
+            if even:
                 init.copy_(up, up + 2 / up.shape[0])
     gains = {"r_proj": 1.0, "k_proj": 0.1, "v_proj": 1.0, "kappa_proj": 0.1}
     for name, gain in gains.items():
