@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.ops.aot_resources import BUILDS, Build, compile_ahead
+from tests.ops import aot_cross_head, aot_resources
+from tests.ops.aot_resources import Build, compile_ahead
 
 HEADER = (
     "| sm_90, N = 64 | registers | spilled | shared bytes | programs at once | their warps "
@@ -16,7 +17,7 @@ HEADER = (
 #: The others differ in what is left out, which takes less.
 SHOWN = tuple(
     build
-    for build in dict.fromkeys(BUILDS)
+    for build in dict.fromkeys((*aot_resources.BUILDS, *aot_cross_head.BUILDS))
     if (build.arch, build.size, build.dtype, build.packed) == (90, 64, torch.bfloat16, False)
     and not build.kernel.endswith(("_bare", "_half"))
     and (build.keeps_states or build.kernel == "forward")

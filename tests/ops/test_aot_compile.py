@@ -85,7 +85,9 @@ def test_a_kernel_compiles_within_its_limits(compiled_ahead: Compiled, name: str
 
 
 @pytest.mark.skipif(triton.__version__ != "3.7.1", reason="the page's table is of Triton 3.7.1")
-@pytest.mark.parametrize("kernel", ["forward", "step", "snapshot_gradients"])
+@pytest.mark.parametrize(
+    "kernel", ["forward", "step", "snapshot_gradients", "cross_head_backward_gated"]
+)
 def test_the_pages_table(repository: Path, compiled_ahead: Compiled, kernel: str) -> None:
     build = next(b for b in SHOWN if b.kernel == kernel and b.keeps_states)
     page = (repository / "docs" / "kernels.md").read_text(encoding="utf-8").splitlines()
