@@ -47,6 +47,7 @@ RWKV7_TIME_MIX: Changes = {
     "state_value_source": "own",
     "token_shift": "pre",
     "state_output_gate": True,
+    "state_gate_sigmoid": None,
     "state_value_residual": True,
 }
 #: What RWKV-7's heads alone have, at the value of heads without it.
@@ -58,6 +59,7 @@ _OWN_OF_RWKV7: Changes = {
     "state_value_residual": False,
     "state_bonus": True,
     "state_output_gate": None,
+    "state_gate_sigmoid": None,
 }
 
 

@@ -65,6 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "a-max-2": {"state_a_max": 2.0},
     "gate-and-value-residual": {"state_output_gate": True, "state_value_residual": True},
+    "gate-of-two-matrices": {"state_output_gate": True, "state_gate_sigmoid": "output"},
     "no-bonus-no-norm-scalar": {
         "state_bonus": False,
         "state_norm": "none",

@@ -86,6 +86,7 @@ FIELDS: dict[str, tuple[dict[str, Any], bool]] = {
     "state_a_max": ({"state_a_max": 2.0}, True),
     "state_reads": ({"state_reads": 2}, False),
     "state_output_gate": ({"state_output_gate": True}, True),
+    "state_gate_sigmoid": ({"state_output_gate": True, "state_gate_sigmoid": "output"}, True),
     "state_value_residual": ({"state_value_residual": True, "token_shift": "none"}, True),
     "state_bonus": ({"state_bonus": False}, True),
     "state_norm": ({"state_norm": "none"}, True),

@@ -31,8 +31,8 @@ _OTHERS = (
     *("state_kind", "state_options", "state_short_conv", "layers", "state_removal_key"),
     *("token_shift", "token_shift_on", "state_a_max", "state_reads"),
     *("decay_rank", "rate_rank", "value_rank", "gate_rank"),
-    *("state_output_gate", "state_value_residual", "state_bonus", "state_norm"),
-    *("state_output_scale", "snapshot_every", "state_init"),
+    *("state_output_gate", "state_gate_sigmoid", "state_value_residual", "state_bonus"),
+    *("state_norm", "state_output_scale", "snapshot_every", "state_init"),
     "attention_token_shift",
 )
 

@@ -111,6 +111,7 @@ class WuNengConfig(PreTrainedConfig):
     value_rank: int | None = None
     gate_rank: int | None = None
     state_output_gate: bool | None = None
+    state_gate_sigmoid: str | None = None
     state_value_residual: bool = False
     state_bonus: bool = True
     state_norm: str = "group"
@@ -151,6 +152,8 @@ class WuNengConfig(PreTrainedConfig):
                 self.state_output_gate = kind.gated
             if self.state_init is None:
                 self.state_init = kind.initial_values[0]
+            if self.state_gate_sigmoid is None and kind.gate_sigmoids:
+                self.state_gate_sigmoid = kind.gate_sigmoids[0]
         self._fill_ranks()
         if not self._has_hybrid():
             self.cross_head = "none"
@@ -166,7 +169,8 @@ class WuNengConfig(PreTrainedConfig):
         """A copy with some fields changed; None leaves one to its default. Errors of the class."""
         copied = copy.deepcopy(self)
         if changes.get("state_kind", self.state_kind) != self.state_kind:
-            copied.state_output_gate = copied.state_init = None  # another kind's are otherwise
+            for name in ("state_output_gate", "state_gate_sigmoid", "state_init"):
+                setattr(copied, name, None)  # another kind's are otherwise
         for name, value in changes.items():
             setattr(copied, name, value)
         copied._check_types()

@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "state_output_scale": ("head", "scalar"),
     "output_init": ("zero", "small", "normal"),
     "state_init": ("even", "published"),
+    "state_gate_sigmoid": ("hidden", "output"),
     "state_branch_init": ("zero", "small", "normal"),
     "ffn": ("swiglu", "mlp", "rwkv7"),
     "norm": ("rmsnorm", "rmsnorm_wide", "rmsnorm_plus_one", "layernorm"),
@@ -27,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "qk_norm_over": ("head", "width"),
 }
 #: Of these, what is the output projections' or the kind's where it is left out.
-_MAY_BE_NONE = ("state_branch_init", "state_init")
+_MAY_BE_NONE = ("state_branch_init", "state_init", "state_gate_sigmoid")
 
 
 def _is_int(value: Any) -> bool:

@@ -181,6 +181,9 @@ class ModelSettings(Settings):
     """Rank of the output gate's projection; default by RWKV-7's rule."""
     state_output_gate: bool | None = None
     """A gate on the state heads' output; default as the kind is published (rwkv7: without)."""
+    state_gate_sigmoid: Literal["hidden", "output"] | None = None
+    """Where that gate's sigma stands: ``hidden``, between its two matrices, as in RWKV-7;
+    ``output``, after them and a bias, as in Kimi Delta Attention; default as the kind has it."""
     state_value_residual: bool = False
     """RWKV-7's residual from the first layer's values."""
     state_bonus: bool = True

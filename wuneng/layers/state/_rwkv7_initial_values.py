@@ -12,6 +12,7 @@ low-rank pairs whose first matrix is random and whose second is zero, a receptan
 +-1/sqrt(D), and a group norm of weight 1, where RWKV-LM has ((1+l)/L)^0.7 to keep many layers' sum
 small. The output gate sigma(x g1) g2 starts near 1, for g2 is 2 / rank and little beside it:
 RWKV-LM's starts as small numbers of either sign, which multiply all that the heads have read.
+The other gate, sigma(x g1 g2 + g0), starts at 1/2, with either.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def initialise(module: Any, config: Any) -> None:
     ramp = -6 + 6 * (channel / last) ** (1 + rho0**0.3) + 0.5 + 2.5 * zig
     init.copy_(module.w0, 6 * lin - 2 if even else ramp)
     init.copy_(module.a0, torch.zeros_like(lin) if even else -0.19 + 0.3 * zig + 0.4 * lin)
+    if hasattr(module, "g0"):
+        init.zeros_(module.g0)
     if hasattr(module, "v0"):
         init.copy_(module.v0, 0.73 - 0.4 * lin)
     init.copy_(module.k_k, 0.71 - 0.1 * lin)
@@ -65,6 +68,7 @@ def initialise(module: Any, config: Any) -> None:
 
 
 def _low_rank_and_projections(module: Any, even: bool) -> None:
+    zeros = "wav" + ("g" if hasattr(module, "g0") else "")
     for letter in "wavg":
         if hasattr(module, f"{letter}1"):
             down, up = getattr(module, f"{letter}1"), getattr(module, f"{letter}2")
@@ -72,7 +76,7 @@ def _low_rank_and_projections(module: Any, even: bool) -> None:
                 init.uniform_(down, -(down.shape[0] ** -0.5), down.shape[0] ** -0.5)
             else:
                 init.zeros_(down)
-            if even and letter != "g":
+            if even and letter in zeros:
                 init.zeros_(up)
                 continue
             _orthogonal(up, 0.1 * max(1.0, math.sqrt(up.shape[0] / up.shape[1])))

@@ -39,7 +39,10 @@ class HeadParameters(StateHeads):
         return letters + ("g" if config.state_output_gate else "")
 
     def _add_low_rank(self, size: int, width: int) -> None:
-        """w, a (always), v (value residual, not in the first layer), g (gate): bias, down, up."""
+        """w, a (always), v (value residual, not in the first layer), g (gate): bias, down, up.
+
+        The gate has a bias where its sigma follows.
+        """
         config = self.config
 
         def add(name: str, rank: int, bias: bool = True) -> None:
@@ -53,7 +56,7 @@ class HeadParameters(StateHeads):
         if config.state_value_residual and self.layer_idx > config.first_state_layer:
             add("v", config.value_rank)
         if config.state_output_gate:
-            add("g", config.gate_rank, bias=False)
+            add("g", config.gate_rank, bias=config.state_gate_sigmoid == "output")
 
     def _weights(self) -> HeadWeights:
         """The operator's weights, without the group norm's."""

@@ -72,6 +72,8 @@ class StateHeads(nn.Module):
     published: ClassVar[Mapping[str, Any]] = {}
     #: What ``state_init`` may be; the first where nobody says.
     initial_values: ClassVar[tuple[str, ...]] = ("published",)
+    #: What ``state_gate_sigmoid`` may be; the first where nobody says.
+    gate_sigmoids: ClassVar[tuple[str, ...]] = ()
     #: Whether it may see a piece of a sequence (:mod:`wuneng.ops.context`): it meets other tokens
     #: through its layout and :meth:`recur` alone. Not inherited: a class says so itself.
     context_parallel: ClassVar[bool] = False
@@ -128,10 +130,15 @@ class StateHeads(nn.Module):
                     f"{name} must be {without!r} where state_kind is {config.state_kind}, "
                     f"got {getattr(config, name)!r}"
                 )
-        for name, ways in (("token_shift", cls.token_shifts), ("state_init", cls.initial_values)):
+        known: dict[str, tuple[str | None, ...]] = {
+            "token_shift": cls.token_shifts,
+            "state_init": cls.initial_values,
+            "state_gate_sigmoid": cls.gate_sigmoids or (None,),
+        }
+        for name, ways in known.items():
             if getattr(config, name) not in ways:
                 raise ValueError(
-                    f"{name} must be {' or '.join(ways)} where state_kind is "
+                    f"{name} must be {' or '.join(map(str, ways))} where state_kind is "
                     f"{config.state_kind}, got {getattr(config, name)!r}"
                 )
         for which in ("key", "value"):

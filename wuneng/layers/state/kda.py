@@ -24,6 +24,7 @@ class KDA(DeltaRule):
     """A delta rule in which every channel of the state has a decay of its own."""
 
     context_parallel = True
+    gate_sigmoids = ("output",)
 
     def add_decay_and_gate(self, config: Any) -> None:
         size = config.hidden_size

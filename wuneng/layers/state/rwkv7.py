@@ -10,6 +10,9 @@ value residual the layer is RWKV-7's time mix exactly.
 ``state_reads=2`` reads twice, y_t = S_t (W S_t r_t) with W ``[N, N]`` per head (our reading of
 arXiv 2504.19191, whose state-driven key is restated as W S X). The recurrence runs twice over the
 same state.
+
+The output gate is RWKV-7's sigma(x g1) g2 with ``state_gate_sigmoid="hidden"``, and with
+``"output"`` sigma(x g1 g2 + g0), as Kimi Delta Attention has it (arXiv 2510.26692).
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class RWKV7(HeadParameters):
     context_parallel = True
     token_shifts = ("post", "pre", "none")
     initial_values = ("even", "published")
+    gate_sigmoids = ("hidden", "output")
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -137,9 +141,7 @@ class RWKV7(HeadParameters):
                 mix = torch.sigmoid(self._low_rank("v", mixtures["v"]))
                 v = torch.lerp(v, first_value, mix.to(v.dtype))
         source = self.kappa_proj(x) if self._own_removal_key else None
-        gate = None
-        if self._gated:
-            gate = torch.sigmoid(mixtures["g"] @ self.weight_of("g1")) @ self.weight_of("g2")
+        gate = self._gate(mixtures["g"]) if self._gated else None
         inputs = HeadInputs(r, decay, k, v, rate, source, gate)
         R = self._run(inputs, x, layout, slot)
         return layout.unpack(R if R.dtype == hidden.dtype else R.to(hidden.dtype)), first_value
@@ -228,16 +230,22 @@ class RWKV7(HeadParameters):
 
     def wide_weights(self) -> tuple[Any, ...]:
         """What RWKV-7's own form has besides :meth:`token_weights`: how much of the token before r,
-        w, k, v, a, g read, the output gate's two matrices, and the value residual; None if absent.
+        w, k, v, a, g read, the output gate, and the value residual; None if absent.
         """
         mixtures = tuple(self.weight_of(f"x_{letter}") for letter in "rwkvag")
-        gate = (self.weight_of("g1"), self.weight_of("g2")) if self._gated else None
+        gate = self._low_rank_weights("g") if self._gated else None
         has_residual = self._value_residual and "v0" in self._names
         return mixtures, gate, self._low_rank_weights("v") if has_residual else None
 
     def _low_rank(self, letter: str, x: Tensor, tanh: bool = False) -> Tensor:
         """bias + (x down) up, with tanh between the two if so."""
         return low_rank(x, self._low_rank_weights(letter), tanh=tanh, size=self.head_dim)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        """What multiplies the output, ``[B, T, S * N]`` in x's dtype."""
+        if "g0" in self._names:
+            return torch.sigmoid(self._low_rank("g", x)).to(x.dtype)
+        return torch.sigmoid(x @ self.weight_of("g1")) @ self.weight_of("g2")
 
     def _mixtures(self, x: Tensor, layout: SequenceLayout, slot: Any) -> dict[str, Tensor]:
         """What each projection reads: the input itself, or RWKV-7's six shifted mixtures of it."""

@@ -46,20 +46,24 @@ static void add_rows(float *restrict out, const float *restrict x, const float *
     for (int64_t i = 0; i < count; ++i) out[j] += x[i] * rows[i * width + j];
 }
 
-/* out = bias + middle(x down) up, with middle the identity, tanh or sigma. */
+static void sigma(float *x, int64_t count) {
+  for (int64_t j = 0; j < count; ++j) x[j] = 1.0f / (1.0f + expf(-x[j]));
+}
+
+/* out = bias + middle(x down) up, with middle the identity, tanh or sigma; or sigma of all that. */
 void low_rank(const LowRank *g) {
   for (int64_t token = 0; token < g->tokens; ++token) {
     float *middle = g->middle, *out = g->out + token * g->width;
     memset(middle, 0, g->rank * sizeof(float));
     add_rows(middle, g->x + token * g->size, g->down, g->size, g->rank);
     for (int64_t j = 0; g->between == 1 && j < g->rank; ++j) middle[j] = tanhf(middle[j]);
-    for (int64_t j = 0; g->between == 2 && j < g->rank; ++j)
-      middle[j] = 1.0f / (1.0f + expf(-middle[j]));
+    if (g->between == 2) sigma(middle, g->rank);
     if (g->bias)
       memcpy(out, g->bias, g->width * sizeof(float));
     else
       memset(out, 0, g->width * sizeof(float));
     add_rows(out, middle, g->up, g->rank, g->width);
+    if (g->between == 3) sigma(out, g->width);
   }
 }
 

@@ -13,7 +13,7 @@ typedef struct {
 
 typedef struct {
   int64_t tokens, size, rank, width;
-  int64_t between; /* the two products: 0 nothing, 1 tanh, 2 sigma */
+  int64_t between; /* the two products: 0 nothing, 1 tanh, 2 sigma; 3: sigma after both */
   const float *x;  /* [tokens, size] */
   const float *down, *up, *bias; /* [size, rank], [rank, width], [width] or NULL */
   float *middle;                 /* [rank] to work in */

@@ -14,9 +14,9 @@ from wuneng.ops.native.compiler import library
 
 PRODUCT = struct.Struct("=6q")
 LOW_RANK = struct.Struct("=11q")
-#: A block of none, and what stands between the two products.
+#: A block of none, and what stands between the two products; or nothing there, sigma after both.
 NO_LOW_RANK = bytes(LOW_RANK.size)
-NOTHING, TANH, SIGMA = range(3)
+NOTHING, TANH, SIGMA, SIGMA_LAST = range(4)
 
 
 @lru_cache
@@ -76,7 +76,7 @@ def low_rank_block(
         x, middle, out: addresses of ``[tokens, D]``, of working memory ``[rank]`` and of
             ``[tokens, C]``.
         weights: as :class:`LowRank`, whose bias may be None.
-        between: what stands between the two products.
+        between: what stands between the two products, or :data:`SIGMA_LAST`.
     """
     down, up, bias = weights
     tensors = (down.data_ptr(), up.data_ptr(), 0 if bias is None else bias.data_ptr())

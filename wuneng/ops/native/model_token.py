@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.cross_head.native import KINDS
-from wuneng.ops.low_rank.native import NO_LOW_RANK, NOTHING, SIGMA, low_rank_block
+from wuneng.ops.low_rank.native import NO_LOW_RANK, NOTHING, SIGMA, SIGMA_LAST, low_rank_block
 from wuneng.ops.native.compiler import library
 from wuneng.ops.native.hybrid_token import HybridToken
 from wuneng.ops.native.token_arguments import (
@@ -86,7 +86,10 @@ class ModelToken:
 
     def _parts(self, state: StateWeights, is_first: bool) -> bytes:
         """``is_first``: of all layers with state heads, which has no earlier values to mix in."""
-        gate = NO_LOW_RANK if state.gate is None else self._low_rank(*state.gate, None, SIGMA)
+        gate = NO_LOW_RANK
+        if state.gate is not None:
+            sigma = SIGMA if state.gate.bias is None else SIGMA_LAST
+            gate = self._low_rank(*state.gate, sigma)
         residual = NO_LOW_RANK
         if state.residual is not None and not is_first:
             residual = self._low_rank(*state.residual, NOTHING)

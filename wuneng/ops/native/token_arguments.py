@@ -31,7 +31,8 @@ class StateWeights(NamedTuple):
     Attributes:
         own_key, own_value: ``[S * N, D]``, or None for attention's keys and values.
         mixtures: how much of the token before each of ``MIXED`` reads, ``[D]`` or None.
-        gate: of the output, ``[D, rank]`` and ``[rank, S * N]``, or None.
+        gate: of the output, or None. Sigma follows its second product where it has a bias, else
+            its first.
         residual: logits of how much of the first such layer's values is mixed in, or None.
     """
 
@@ -40,7 +41,7 @@ class StateWeights(NamedTuple):
     own_key: Tensor | None = None
     own_value: Tensor | None = None
     mixtures: tuple[Tensor | None, ...] = (None,) * len(MIXED)
-    gate: tuple[Tensor, Tensor] | None = None
+    gate: LowRank | None = None
     residual: LowRank | None = None
 
     def tensors(self) -> list[Tensor | None]:
