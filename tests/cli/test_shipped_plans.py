@@ -53,6 +53,7 @@ def test_shipped_recipes_can_be_planned(name: str) -> None:
         ("study-kinds", 0.02),
         ("study-start", 0.02),
         ("study-gate", 0.02),
+        ("study-gate-form", 0.02),
         ("study-controls", 0.02),
         ("study-reasoning", 0.3),
         ("study-fineweb", 0.02),
