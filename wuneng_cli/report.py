@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wuneng_cli import options
 from wuneng_cli.render import print_json, print_line, print_text
+
+if TYPE_CHECKING:
+    from wuneng.report.records import Records
 
 __all__ = ["EXAMPLES", "SHORT_HELP", "alone_in", "leave_report", "leaves_reports", "report"]
 
@@ -71,6 +75,8 @@ def report(
             for one in found:
                 write_curves(one)
         page = write_report(built, directory, "md" if form == "md" else "html")
+        if out is None:
+            _draw_below(found)
     if output.as_json:
         print_json({"file": str(page), **report_record(built)})
     elif not output.quiet:
@@ -111,7 +117,21 @@ def leave_report(directory: Path) -> Path | None:
         records = read_family(directory, check=False)
         for one in records:
             write_curves(one)
-        return write_report(build_report(records), directory)
+        page = write_report(build_report(records), directory)
     except WuNengError as error:
         print_line(f"no report was written: {error}", stderr=True)
         return None
+    _draw_below(records)
+    return page
+
+
+def _draw_below(found: Sequence[Records]) -> None:
+    """The curves of tuning runs and of a sweep's points; what cannot be drawn is said."""
+    from wuneng.errors import WuNengError
+    from wuneng.report import write_curves_below
+
+    for records in found:
+        try:
+            write_curves_below(records)
+        except WuNengError as error:
+            print_line(f"not every run below has its curves drawn: {error}", stderr=True)

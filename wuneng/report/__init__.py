@@ -7,6 +7,6 @@ and `write`.
 """
 
 from wuneng.report.build import Report, build_report
-from wuneng.report.write import write_curves, write_report
+from wuneng.report.write import write_curves, write_curves_below, write_report
 
-__all__ = ["Report", "build_report", "write_curves", "write_report"]
+__all__ = ["Report", "build_report", "write_curves", "write_curves_below", "write_report"]

@@ -10,7 +10,7 @@ from typing import Any
 from wuneng.errors import DataError, InputError, WuNengError, file_errors, nearest
 from wuneng.records import RUNS_ROOT, RunDirectory, arm_roles, read_jsonl, read_self_sealed, verify
 
-__all__ = ["Records", "read_family", "read_records"]
+__all__ = ["Records", "read_family", "read_records", "runs_below"]
 
 _BENCH, _CONTROLS, _RESULTS = "bench.json", "controls.json", "results.json"
 
@@ -71,6 +71,11 @@ def read_family(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT)
         if inside and directory.is_dir() and any(directory.glob("*.json")):
             below.append(replace(read_records(directory, check=check), **told))
     return [parent, *below]
+
+
+def runs_below(place: Path) -> list[Path]:
+    """The directories of the runs that a study tuned with, or of the points of a sweep."""
+    return sorted(file.parent for file in place.rglob("recipe.yaml") if file.parent != place)
 
 
 def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT) -> Records:

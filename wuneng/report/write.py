@@ -21,11 +21,11 @@ from wuneng.report.build import Report
 from wuneng.report.curves import curves
 from wuneng.report.markdown import markdown_page
 from wuneng.report.page import html_page
-from wuneng.report.records import Records
+from wuneng.report.records import Records, read_records, runs_below
 from wuneng.report.section import Section
 from wuneng.report.svg import drawn
 
-__all__ = ["report_record", "write_curves", "write_report"]
+__all__ = ["report_record", "write_curves", "write_curves_below", "write_report"]
 
 Format = Literal["html", "md"]
 DATA = "report-data"
@@ -106,6 +106,21 @@ def write_curves(records: Records) -> list[Path]:
     """
     with file_errors(f"{records.path}: its learning curves cannot be drawn", DataError):
         return _write_curves(records)
+
+
+def write_curves_below(records: Records) -> list[Path]:
+    """The same for the runs that a study tuned with and the points of a sweep, each into its own
+    directory, where the picture is older than the metrics. Errors as `write_curves`."""
+    places = [place for place in runs_below(records.path) if _has_news(place)]
+    return [path for place in places for path in write_curves(read_records(place, check=False))]
+
+
+def _has_news(place: Path) -> bool:
+    """Whether there are metrics that the picture of a directory does not show."""
+    files = [*place.glob("*/metrics.jsonl"), *place.glob("*/seed-*/metrics.jsonl")]
+    newest = max((file.stat().st_mtime for file in files), default=0.0)
+    picture = place / "curves.png"
+    return bool(files) and not (picture.is_file() and picture.stat().st_mtime >= newest)
 
 
 def _write_curves(records: Records) -> list[Path]:
