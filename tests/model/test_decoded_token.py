@@ -32,9 +32,10 @@ pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compile
 SERVED = ["default", "concat", "additive", "gqa-qk-norm-bias", "own-key-value", "own-key"]
 SERVED += ["no-shift", "shift-on-k", "no-bonus-no-norm-scalar", "sliding-second-layer"]
 SERVED += ["state-in-second-layer", "mlp-bias", "mha", "a-max-2", "no-middle", "gqa", "mha-shift"]
-SERVED += ["pure-state", "pre-shift", "pre-shift-own"]
+SERVED += ["pure-state", "pre-shift", "pre-shift-own", "gate-of-two-matrices", "mha-gate"]
+SERVED += ["kda", "gated-delta", "short-conv"]
 LEFT = ["rwkv-ffn", "mlp-layernorm-untied", "paper", "own-removal-key", "value-from-output"]
-LEFT += ["gate-and-value-residual", "own-key-other-size", "snapshots", "kda", "short-conv"]
+LEFT += ["gate-and-value-residual", "own-key-other-size", "snapshots"]
 LEFT += ["pure-rwkv7", "post-norm-multipliers", "four-norms-soft-caps"]
 #: transformers' usual way of running experts has no float64, with which is compared here.
 EXPERTS: dict[str, Any] = {

@@ -16,11 +16,21 @@ from wuneng.layers.attention import Attention
 from wuneng.layers.feed_forward import SwiGLU
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.norms import RMSNorm
-from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.plain_modules import is_matrix, is_plain
+from wuneng.layers.short_conv import ShortConv
+from wuneng.layers.state._delta_token import DeltaToken
+from wuneng.layers.state.gated_delta import GatedDelta
+from wuneng.layers.state.kda import KDA
 from wuneng.layers.state.rwkv7 import RWKV7
 from wuneng.ops.native.hybrid_token import TokenOptions, TokenWeights
-from wuneng.ops.native.token_arguments import LayerWeights, StateWeights
+from wuneng.ops.native.token_arguments import (
+    NO_CONVOLUTIONS,
+    Convolutions,
+    LayerWeights,
+    StateWeights,
+)
 
+_HEADS = (RWKV7, KDA, GatedDelta)
 _SILU = (SiLUActivation, nn.SiLU)
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -38,7 +48,7 @@ def layer_weights(block: Any, config: Any) -> LayerWeights | None:
     feed_forward = _feed_forward(parts["mlp"])
     if attention is None or feed_forward is None or not all(is_plain(x, RMSNorm) for x in norms):
         return None
-    weights, (q_eps, k_eps, scaling) = attention
+    weights, gate, conv, (q_eps, k_eps, scaling) = attention
     state = None
     if parts.get("state_heads") is not None:
         state = _state(parts["state_heads"], parts.get("cross_head"), weights[0] is not None)
@@ -48,21 +58,29 @@ def layer_weights(block: Any, config: Any) -> LayerWeights | None:
         return None
     first, second = (norm._parameters["weight"] for norm in norms)
     numbers = (norms[0].eps, q_eps, k_eps, norms[1].eps, scaling)
-    return LayerWeights._make((first, *weights, second, *feed_forward, numbers, state))
+    own = (first, *weights, second, *feed_forward, gate, conv)
+    return LayerWeights._make((*own, numbers, state))
 
 
-def _attention(attention: Any, config: Any) -> tuple[list[Any], tuple[float, float, float]] | None:
+def _attention(
+    attention: Any, config: Any
+) -> tuple[list[Any], Any, Convolutions, tuple[float, float, float]] | None:
     """Weights q, k, v, o, their biases, the norms of queries and keys and the token shift of keys
-    and values, all None without attention; the norms' eps, and the scaling."""
+    and values; the gate of the output; short convolutions; all None without attention. Then the
+    norms' eps, and the scaling."""
     if attention is None:
-        return [None] * 12, (0.0, 0.0, 0.0)
+        return [None] * 12, None, NO_CONVOLUTIONS, (0.0, 0.0, 0.0)
     if not is_plain(attention, Attention) or attention.config is not config:
         return None
-    if (attention.training and config.attention_dropout) or config.attention_short_conv:
-        return None
-    if config.attention_output_gate:
+    if attention.training and config.attention_dropout:
         return None
     parts, parameters = attention._modules, attention._parameters
+    gate = parts.get("g_proj") if config.attention_output_gate else None
+    conv = [parts.get(f"{x}_conv") for x in "qkv"] if config.attention_short_conv else []
+    if not all(is_plain(x, ShortConv) for x in conv) or (
+        config.attention_output_gate and not is_matrix(gate)
+    ):
+        return None
     linears = [parts[name] for name in _LINEARS]
     norms = [parts.get(name) if config.qk_norm else None for name in ("q_norm", "k_norm")]
     shifts = [None, None]
@@ -77,7 +95,9 @@ def _attention(attention: Any, config: Any) -> tuple[list[Any], tuple[float, flo
     own = [x._parameters["weight"] for x in linears] + [x._parameters["bias"] for x in linears]
     own += [None if x is None else x._parameters["weight"] for x in norms] + shifts
     q_eps, k_eps = (0.0 if x is None else x.eps for x in norms)
-    return own, (q_eps, k_eps, attention.scaling)
+    q, k, v = [x._parameters["weight"] for x in conv] or NO_CONVOLUTIONS
+    gated = None if gate is None else gate._parameters["weight"]
+    return own, gated, (q, k, v), (q_eps, k_eps, attention.scaling)
 
 
 def _feed_forward(layer: Any) -> list[Any] | None:
@@ -94,7 +114,7 @@ def _feed_forward(layer: Any) -> list[Any] | None:
 
 
 def _state(heads: Any, cross_head: Any, beside_attention: bool) -> StateWeights | None:
-    if type(heads) is not RWKV7 or not isinstance(cross_head, MiddleHeads):
+    if type(heads) not in _HEADS or not isinstance(cross_head, MiddleHeads):
         return None
     if not heads.is_known or not (heads.can_be_read() and cross_head.can_be_read()):
         return None
@@ -102,7 +122,7 @@ def _state(heads: Any, cross_head: Any, beside_attention: bool) -> StateWeights 
     if not beside_attention and (sources != ("own", "own") or cross_head.mixes):
         return None
     own = [_own(heads, name, x) for name, x in zip(("k_proj", "v_proj"), sources, strict=True)]
-    if any(x is not None and not is_plain(x, nn.Linear) for x in own):
+    if any(x is not None and not is_matrix(x) for x in own):
         return None
     receptance, decay, rate, head = heads.token_weights()
     weights = TokenWeights(receptance, decay, rate, head, *cross_head.token_weights())
@@ -112,7 +132,9 @@ def _state(heads: Any, cross_head: Any, beside_attention: bool) -> StateWeights 
         eps = norm.eps
     options = TokenOptions(heads.options, kind, cross_head.attention_heads, eps)
     own_key, own_value = (None if x is None else x._parameters["weight"] for x in own)
-    return StateWeights(weights, options, own_key, own_value, *heads.wide_weights())
+    delta = heads.delta_weights() if isinstance(heads, DeltaToken) else None
+    wide = (*heads.wide_weights(), heads.convolution_weights(), delta)
+    return StateWeights(weights, options, own_key, own_value, *wide)
 
 
 def _own(heads: Any, name: str, source: str) -> Any:

@@ -19,7 +19,7 @@ from torch.utils._device import DeviceContext
 
 from wuneng.ops.plain import are_plain
 
-__all__ = ["as_written", "has_own_forward", "is_plain", "modes_are_on"]
+__all__ = ["as_written", "has_own_forward", "is_matrix", "is_plain", "modes_are_on"]
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
@@ -44,6 +44,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         and are_plain(*module._parameters.values())
         and (torch.compiler.is_compiling() or has_own_forward(kind))
     )
+
+
+def is_matrix(module: Any) -> bool:
+    """Whether calling ``module`` is nothing but a product with its weight: a plain ``nn.Linear``
+    without the bias that somebody may have put in."""
+    return is_plain(module, nn.Linear) and module._parameters["bias"] is None
 
 
 def has_own_forward(kind: type[nn.Module]) -> bool:

@@ -20,6 +20,7 @@ __all__ = ["CachePlan"]
 Shape = tuple[int, ...]
 #: In the order of a :class:`LayerCache`.
 _STATES = ("wkv", "shift", "attention_shift")
+_CONVOLVED = (*(f"conv_{x}" for x in "rkv"), *(f"attention_conv_{x}" for x in "qkv"))
 
 
 class _Layer(NamedTuple):
@@ -35,7 +36,7 @@ class CachePlan:
 
     def __init__(self, blocks: Iterable[Any], config: Any, batch: int) -> None:
         self.batch, self.size = batch, config.head_dim
-        self.groups = config.num_key_value_heads
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.layers = [self._layer(block, config) for block in blocks]
 
     def _layer(self, block: Any, config: Any) -> _Layer:
@@ -45,10 +46,16 @@ class CachePlan:
             states["wkv"] = (self.batch, heads.heads, heads.head_dim, heads.head_dim)
             if heads.carried:
                 states["shift"] = (self.batch, heads.carried)
+            kept = max(0, config.state_short_conv - 1) * heads.width
+            states |= {f"conv_{x}": (self.batch, kept) for x in "rkv" if kept}
         if attention is None:
             return _Layer(StateOnlyLayer, None, states)
         if config.attention_token_shift:
             states["attention_shift"] = (self.batch, 2 * self.groups * self.size)
+        kept = max(0, config.attention_short_conv - 1) * self.size
+        for letter, heads_of in zip("qkv", (self.heads, self.groups, self.groups), strict=True):
+            if kept:
+                states[f"attention_conv_{letter}"] = (self.batch, kept * heads_of)
         window = attention.sliding_window
         return _Layer(HybridLayer if window is None else SlidingHybridLayer, window, states)
 
@@ -105,14 +112,17 @@ def _is_float(x: Tensor | None, shape: Shape) -> bool:
 
 def _advanced(layer: Any, plan: _Layer, new: Tensor) -> LayerCache:
     keys = (None, None) if plan.kind is StateOnlyLayer else layer.update(new, new)
-    states: list[Tensor | None] = []
-    for name in _STATES:
-        shape = plan.states.get(name)
-        if shape is None:
-            states += (None, None)
-            continue
-        before, after = layer.get(name), torch.empty(shape)
-        # A prompt's last token is a view of all of its tokens.
-        states += (None if before is None else before.contiguous(), after)
-        layer.put(name, after)
-    return LayerCache(*keys, *states)
+    states = [x for name in _STATES for x in _before_and_after(layer, plan, name)]
+    convolved = [x for name in _CONVOLVED for x in _before_and_after(layer, plan, name)]
+    return LayerCache(*keys, *states)._replace(convolutions=tuple(convolved))
+
+
+def _before_and_after(layer: Any, plan: _Layer, name: str) -> tuple[Tensor | None, Tensor | None]:
+    """One of a layer's states, None for zero, and room for the next, which is put in its place."""
+    shape = plan.states.get(name)
+    if shape is None:
+        return None, None
+    before, after = layer.get(name), torch.empty(shape)
+    layer.put(name, after)
+    # A prompt's last token is a view of all of its tokens.
+    return None if before is None else before.contiguous(), after

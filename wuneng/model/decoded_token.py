@@ -1,9 +1,9 @@
 """A decoded token's short way through all of a model's layers: one call in C.
 
 Taken on a CPU with a C compiler for one token of every sequence, without gradients, where each
-layer is attention, RWKV-7 heads (``is_known`` in :mod:`wuneng.layers.state.rwkv7`) or both, and
-SwiGLU, behind RMSNorm, and nothing watches or has replaced a module; otherwise the blocks run one
-by one, with equal results. Keys, values and states go to the cache as they do there.
+layer is attention, state heads (``is_known`` in :mod:`wuneng.layers.state`) or both, and SwiGLU,
+behind RMSNorm, and nothing watches or has replaced a module; otherwise the blocks run one by one,
+with equal results. Keys, values and states go to the cache as they do there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ _WIRING = {
 #: What the layers read of the configuration at every call, and may be told otherwise meanwhile.
 _READ_ANEW = (
     *("attention_dropout", "attention_token_shift", "attention_short_conv", "qk_norm"),
-    "attention_output_gate",
+    *("attention_output_gate", "state_short_conv", "state_a_max", "state_output_gate"),
+    *("state_norm", "token_shift", "token_shift_on"),
 )
 #: Arguments of a call that ask for nothing here.
 _SILENT = ("return_dict", "is_causal")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.plain_modules import is_matrix
 from wuneng.ops.linear_cross_entropy import (
     IGNORED,
     WHOLE_BYTES,
@@ -85,7 +85,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_plain_head(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the head is its weight and nothing else, so that it need not be called."""
-    return is_plain(head, nn.Linear) and head.bias is None
+    return is_matrix(head)
 
 
 def summed_cross_entropy(labels: Tensor, whole_bytes: int = WHOLE_BYTES) -> HeadLoss:

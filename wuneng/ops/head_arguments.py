@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class LowRank(NamedTuple):
-    """Weights of bias + middle(x down) up: ``[D, rank]``, ``[rank, C]``, ``[C]``."""
+    """Weights of bias + middle(x down) up: ``[D, rank]``, ``[rank, C]``, ``[C]`` or None."""
 
     down: Tensor
     up: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
 
 class HeadInputs(NamedTuple):

@@ -26,7 +26,7 @@ from transformers import initialization as init
 from wuneng.kinds import load_kind
 from wuneng.layers.norms import HeadRMSNorm
 from wuneng.layers.output_projection import initialise_output
-from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.plain_modules import is_matrix, is_plain
 from wuneng.ops import cross_head
 from wuneng.ops.cross_head import cross_head_reference, grouped_heads
 
@@ -143,7 +143,7 @@ class MiddleHeads(nn.Module):
         return (
             self.operator is not None
             and is_plain(self, self.kind)
-            and is_plain(self.branch_proj, nn.Linear)
+            and is_matrix(self.branch_proj)
             and is_plain(self.group_norm, HeadRMSNorm)
         )
 

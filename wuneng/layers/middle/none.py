@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from wuneng.kinds import register
 from wuneng.layers.middle.base import MiddleHeads
-from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.plain_modules import is_matrix, is_plain
 
 
 @register("middle", "none")
@@ -19,7 +17,7 @@ class NoMiddleHeads(MiddleHeads):
     context_parallel = True
 
     def can_be_read(self) -> bool:
-        return is_plain(self, NoMiddleHeads) and is_plain(self.branch_proj, nn.Linear)
+        return is_plain(self, NoMiddleHeads) and is_matrix(self.branch_proj)
 
     def token_weights(self) -> tuple[Any, ...]:
         return (self.scale, None, None, None, None, self.branch_proj.weight)

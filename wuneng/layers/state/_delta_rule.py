@@ -24,12 +24,12 @@ from transformers import initialization as init
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import HeadRMSNorm
-from wuneng.layers.state.base import StateHeads
+from wuneng.layers.state._delta_token import DeltaToken
 
 NORM_EPS = 1e-6
 
 
-class DeltaRule(StateHeads):
+class DeltaRule(DeltaToken):
     """A kind says how a token's decay and gate come about."""
 
     gated: ClassVar[bool] = True
@@ -44,6 +44,7 @@ class DeltaRule(StateHeads):
         if config.state_norm == "group":
             self.o_norm = HeadRMSNorm(self.heads, self.head_dim, config.rms_norm_eps)
         self.add_snapshots()
+        self.note_wiring()
 
     def add_decay_and_gate(self, config: Any) -> None:
         """Register what they are made of; the gate only with ``state_output_gate``."""

@@ -28,6 +28,7 @@ from transformers import initialization as init
 
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
+from wuneng.layers.plain_modules import is_plain
 from wuneng.layers.short_conv import ShortConv
 from wuneng.layers.token_shift import SHIFT_POWER, shift_ramp
 from wuneng.ops import Recurrence, Snapshots, wkv7
@@ -148,6 +149,21 @@ class StateHeads(nn.Module):
                     f"state_{which}_source must be 'own' where state_kind is {config.state_kind}, "
                     f"got {source!r}"
                 )
+
+    @property
+    def has_plain_convolutions(self) -> bool:
+        """Whether the short convolutions, if there are some, are nothing but their weights."""
+        return all(is_plain(conv, ShortConv) for conv in self._convolutions())
+
+    def convolution_weights(self) -> tuple[Any, Any, Any]:
+        """``[S * N, taps]`` of r, k, v; None without short convolutions."""
+        weights = [conv._parameters["weight"] for conv in self._convolutions()]
+        r, k, v = weights or (None, None, None)
+        return r, k, v
+
+    def _convolutions(self) -> list[Any]:
+        letters = LETTERS if self.config.state_short_conv else ""
+        return [self._modules[f"{letter}_conv"] for letter in letters]
 
     @classmethod
     def recurrence_flops(cls, config: Any) -> float:

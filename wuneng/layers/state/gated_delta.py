@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wuneng.kinds import register
 from wuneng.layers.state._delta_rule import DecayRate, DeltaRule
+from wuneng.ops import LowRank
 
 
 @register("state", "gated_delta")
@@ -34,6 +35,12 @@ class GatedDelta(DeltaRule):
 
     def gate(self, x: Tensor) -> Tensor:
         return nn.functional.silu(self.g_proj(x))
+
+    def decay_weights(self) -> tuple[LowRank | None, Tensor | None]:
+        return None, self.a_proj.weight
+
+    def gate_weights(self) -> tuple[LowRank | None, Tensor | None]:
+        return None, self.g_proj.weight if self.config.state_output_gate else None
 
     def initialise(self, config: Any) -> None:
         DecayRate.initialise(self)

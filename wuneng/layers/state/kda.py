@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wuneng.kinds import register
 from wuneng.layers.state._delta_rule import DecayRate, DeltaRule
+from wuneng.ops import LowRank
 
 
 @register("state", "kda")
@@ -41,6 +42,14 @@ class KDA(DeltaRule):
 
     def gate(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.g_up(self.g_down(x)))
+
+    def decay_weights(self) -> tuple[LowRank | None, Tensor | None]:
+        return LowRank(self.f_down.weight, self.f_up.weight, None), None
+
+    def gate_weights(self) -> tuple[LowRank | None, Tensor | None]:
+        if not self.config.state_output_gate:
+            return None, None
+        return LowRank(self.g_down.weight, self.g_up.weight, self.g_up.bias), None
 
     def initialise(self, config: Any) -> None:
         DecayRate.initialise(self)

@@ -27,7 +27,7 @@ from wuneng.kinds import register
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
 from wuneng.layers.norms import HeadGroupNorm
-from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.plain_modules import is_matrix, is_plain
 from wuneng.layers.state._rwkv7_initial_values import initialise
 from wuneng.layers.state._rwkv7_parameters import HeadParameters
 from wuneng.layers.state.base import OPTIONAL
@@ -74,11 +74,13 @@ class RWKV7(HeadParameters):
             self.value_source != "attention_output"
             and not (self._own_removal_key or self._reads_twice)
             and not (self._value_residual and config.token_shift == "post")
-            and not (config.snapshots or config.state_short_conv)
+            and not config.snapshots
         )
         #: Whether it may take the short way through a block (wuneng.layers.token_path).
         self.is_usual = (
-            self.is_known and self._reads_input and not (self._value_residual or self._gated)
+            self.is_known
+            and self._reads_input
+            and not (self._value_residual or self._gated or config.state_short_conv)
         )
         self.options = HeadOptions(
             self.heads,
@@ -216,8 +218,9 @@ class RWKV7(HeadParameters):
             self.recurrence is None
             and is_plain(self, RWKV7)
             and is_plain(self.readout, nn.Identity)
-            and is_plain(self.r_proj, nn.Linear)
+            and is_matrix(self.r_proj)
             and (norm is None or is_plain(norm, HeadGroupNorm))
+            and self.has_plain_convolutions
         )
 
     def token_weights(self) -> tuple[Any, ...]:
@@ -264,7 +267,7 @@ class RWKV7(HeadParameters):
     def _receptance_and_logits(self, mixtures: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """r and the logits of decay and rate ``[.., S * N]``."""
         project = self.r_proj
-        if self._reads_input and is_plain(project, nn.Linear):
+        if self._reads_input and is_matrix(project):
             decay, rate = self._low_rank_weights("w"), self._low_rank_weights("a")
             x = mixtures["r"]
             return head_projections(x, project.weight, decay, rate, size=self.head_dim)

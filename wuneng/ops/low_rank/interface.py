@@ -25,7 +25,7 @@ def low_rank(
 
     Args:
         x: ``[B, T, D]``.
-        weights: ``[D, rank]``, ``[rank, C]``, ``[C]``.
+        weights: ``[D, rank]``, ``[rank, C]``, ``[C]`` or None.
         size: head size, whose C kernels take one or a few tokens without gradients.
         backend: as :mod:`wuneng.ops.backend` says.
 
@@ -39,6 +39,8 @@ def low_rank(
     if tanh:
         inner = torch.tanh(inner)
     bias = weights.bias
+    if bias is None:
+        return inner @ weights.up
     if inner.dtype == bias.dtype:
         return torch.nn.functional.linear(inner, weights.up.t(), bias)
     return bias.float() + (inner @ weights.up).float()

@@ -50,8 +50,22 @@ static void sigma(float *x, int64_t count) {
   for (int64_t j = 0; j < count; ++j) x[j] = 1.0f / (1.0f + expf(-x[j]));
 }
 
+/* The same of weights whose rows are as long as what they read; rank and width are multiples of ROWS. */
+static void low_rank_linear(const LowRank *g) {
+  for (int64_t i = 0; i < g->rank; i += ROWS)
+    products(g->tokens, g->x, g->size, g->down + i * g->size, g->size, g->middle + i, g->rank);
+  for (int64_t i = 0; i < g->width; i += ROWS)
+    products(g->tokens, g->middle, g->rank, g->up + i * g->rank, g->rank, g->out + i, g->width);
+  for (int64_t at = 0; g->bias && at < g->tokens * g->width; ++at) g->out[at] += g->bias[at % g->width];
+  if (g->between == 3) sigma(g->out, g->tokens * g->width);
+}
+
 /* out = bias + middle(x down) up, with middle the identity, tanh or sigma; or sigma of all that. */
 void low_rank(const LowRank *g) {
+  if (g->linear) {
+    low_rank_linear(g);
+    return;
+  }
   for (int64_t token = 0; token < g->tokens; ++token) {
     float *middle = g->middle, *out = g->out + token * g->width;
     memset(middle, 0, g->rank * sizeof(float));

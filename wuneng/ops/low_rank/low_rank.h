@@ -16,7 +16,8 @@ typedef struct {
   int64_t between; /* the two products: 0 nothing, 1 tanh, 2 sigma; 3: sigma after both */
   const float *x;  /* [tokens, size] */
   const float *down, *up, *bias; /* [size, rank], [rank, width], [width] or NULL */
-  float *middle;                 /* [rank] to work in */
+  int64_t linear; /* 1: weights as torch's Linear has them, [rank, size] and [width, rank] */
+  float *middle;                 /* [rank] to work in; [tokens, rank] where `linear` */
   float *out;                    /* [tokens, width] */
 } LowRank;
 

@@ -13,7 +13,7 @@ from wuneng.ops.head_arguments import LowRank
 from wuneng.ops.native.compiler import library
 
 PRODUCT = struct.Struct("=6q")
-LOW_RANK = struct.Struct("=11q")
+LOW_RANK = struct.Struct("=12q")
 #: A block of none, and what stands between the two products; or nothing there, sigma after both.
 NO_LOW_RANK = bytes(LOW_RANK.size)
 NOTHING, TANH, SIGMA, SIGMA_LAST = range(4)
@@ -69,6 +69,8 @@ def low_rank_block(
     between: int,
     middle: int,
     out: int,
+    *,
+    linear: bool = False,
 ) -> bytes:
     """The argument block.
 
@@ -76,8 +78,12 @@ def low_rank_block(
         x, middle, out: addresses of ``[tokens, D]``, of working memory ``[rank]`` and of
             ``[tokens, C]``.
         weights: as :class:`LowRank`, whose bias may be None.
+        linear: the weights are torch's ``Linear`` ones, ``[rank, D]`` and ``[C, rank]``; ranks and
+            widths are multiples of 4, the working memory is ``[tokens, rank]``, and nothing stands
+            between the two products.
         between: what stands between the two products, or :data:`SIGMA_LAST`.
     """
     down, up, bias = weights
     tensors = (down.data_ptr(), up.data_ptr(), 0 if bias is None else bias.data_ptr())
-    return LOW_RANK.pack(tokens, *down.shape, up.shape[1], between, x, *tensors, middle, out)
+    shape = (*reversed(down.shape), up.shape[0]) if linear else (*down.shape, up.shape[1])
+    return LOW_RANK.pack(tokens, *shape, between, x, *tensors, int(linear), middle, out)

@@ -130,6 +130,12 @@ void join_pieces(const TokenModel *m, const TokenCall *c, int64_t layer, int64_t
       total += share * part[N + 1];
       EACH sum[j] += share * load(AT(part));
     }
-    EACH store(AT(m->attended + row * N), sum[j] / total);
+    const float *gate = m->layer[layer].output_gate ? m->output_gate + row * N : NULL;
+    float slope[WIDEST];
+    EACH {
+      vf attended = sum[j] / total;
+      if (gate) attended *= sigmoid_v(load(AT(gate)), slope);
+      store(AT(m->attended + row * N), attended);
+    }
   }
 }

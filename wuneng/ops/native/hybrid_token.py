@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wuneng.ops.cross_head.native import CROSS_HEAD, KINDS
 from wuneng.ops.head_arguments import HeadOptions, HeadWeights, LowRank
-from wuneng.ops.low_rank.native import NOTHING, PRODUCT, TANH, low_rank_block
+from wuneng.ops.low_rank.native import NO_LOW_RANK, NOTHING, PRODUCT, TANH, low_rank_block
 from wuneng.ops.native.compiler import library
 from wuneng.ops.native.few_tokens import MOST_PRODUCTS
 from wuneng.ops.plain import are_plain
@@ -32,11 +32,14 @@ _INPUTS = struct.Struct("=12q")
 class TokenWeights(NamedTuple):
     """What the layer has learned: shapes as :func:`wuneng.ops.head_projections`,
     :func:`wuneng.ops.state_head` and :func:`wuneng.ops.cross_head` say; branch ``[D, 2 * S * N]``,
-    or ``[D, S * N]`` without middle heads, whose own tensors are None then."""
+    or ``[D, S * N]`` without middle heads, whose own tensors are None then.
+
+    ``rate`` is None for heads whose decay and removal vectors are made elsewhere
+    (``delta_token.c``); ``decay`` is of torch's ``Linear`` weights then, or None too."""
 
     receptance: Tensor
-    decay: LowRank
-    rate: LowRank
+    decay: LowRank | None
+    rate: LowRank | None
     head: HeadWeights
     scale: Tensor
     group_mix: Tensor | None
@@ -47,7 +50,8 @@ class TokenWeights(NamedTuple):
 
     def tensors(self) -> list[Tensor | None]:
         """All of them in order."""
-        return [self.receptance, *self.decay, *self.rate, *self.head, *self[4:]]
+        narrow = [*(self.decay or ()), *(self.rate or ())]
+        return [self.receptance, *narrow, *self.head, *self[4:]]
 
 
 class TokenOptions(NamedTuple):
@@ -62,7 +66,8 @@ class TokenOptions(NamedTuple):
 
 def products(weights: TokenWeights, size: int, batch: int) -> int:
     """Multiplications of a call, about."""
-    tensors = (weights.receptance, *weights.decay, *weights.rate, weights.branch)
+    narrow = (*(weights.decay or ()), *(weights.rate or ()))
+    tensors = (weights.receptance, *narrow, weights.branch)
     sizes = [x.numel() for x in (*tensors, weights.alpha_or_matrix) if x is not None]
     return batch * (sum(sizes) + 6 * weights.receptance.shape[0] * size)
 
@@ -85,15 +90,16 @@ class HybridToken:
     def _lay_out(self, weights: TokenWeights) -> bytes:
         batch, width, inner = self.batch, self.width, self.model_width
         r, w, a, readout = (self._memory(width) for _ in range(4))
+        is_raw = weights.rate is not None
         wide = weights.branch.shape[1]
         branch = self._memory(wide)
         receptance = (inner, width, 0, weights.receptance.data_ptr(), r)
         return b"".join(
             (
                 PRODUCT.pack(batch, *receptance),
-                self._low_rank(weights.decay, TANH, w),
+                self._low_rank(weights.decay, TANH if is_raw else NOTHING, w, not is_raw),
                 self._low_rank(weights.rate, NOTHING, a),
-                self._head(weights.head, r, w, a, readout),
+                self._head(weights.head, is_raw, r, w, a, readout),
                 self._cross_head(weights, readout, branch),
                 PRODUCT.pack(batch, wide, inner, branch, weights.branch.data_ptr(), 0),
                 _SLOTS.pack(*(self.options.head.letters.find(letter) for letter in "rkv")),
@@ -106,11 +112,15 @@ class HybridToken:
         self.held.append(held)
         return held.data_ptr()
 
-    def _low_rank(self, weights: LowRank, between: int, out: int) -> bytes:
-        middle = self._memory(weights.up.shape[0])
-        return low_rank_block(self.batch, 0, weights, between, middle, out)
+    def _low_rank(
+        self, weights: LowRank | None, between: int, out: int, linear: bool = False
+    ) -> bytes:
+        if weights is None:
+            return NO_LOW_RANK
+        middle = self._memory(weights.up.shape[1 if linear else 0])
+        return low_rank_block(self.batch, 0, weights, between, middle, out, linear=linear)
 
-    def _head(self, weights: HeadWeights, r: int, w: int, a: int, out: int) -> bytes:
+    def _head(self, weights: HeadWeights, is_raw: bool, r: int, w: int, a: int, out: int) -> bytes:
         options, width = self.options.head, self.width
         bounds = torch.arange(self.batch + 1)
         self.held.append(bounds)
@@ -119,7 +129,7 @@ class HybridToken:
         forward = forward_block(
             (self.batch, options.heads, 1, 1),
             bounds.data_ptr(),
-            (True, options.a_max, options.norm_eps),
+            (is_raw, options.a_max, options.norm_eps),
             inputs,
             tuple(address(x) for x in weights),
             carry,

@@ -34,7 +34,17 @@ const float *normed(Worker *w, const float *x, const float *weight, double eps);
 int64_t projection_pieces(const Worker *w);
 void projection_piece(Worker *w, int64_t piece);
 
-/* A state head's key and value, after the projections. */
+/* A state head's read vector, key and value, after the projections. */
 void state_inputs(const Worker *w, int64_t sequence, int64_t head);
+
+/* x: `channels` of a sequence's channels of a token, from `first` of all `width`, convolved. */
+void convolve(const ShortConv *conv, const ConvCarry *carry, int64_t sequence, int64_t width,
+              int64_t first, int64_t channels, float *x);
+
+/* Of the delta rule's heads: the logits that are one for a head, of all sequences' normalised tokens x;
+   what the recurrence takes; and norm and gate of what it reads. */
+void delta_numbers(const Worker *w, const float *x);
+void delta_inputs(const Worker *w, int64_t sequence, int64_t head);
+void delta_readout(const Worker *w, int64_t sequence, int64_t head);
 
 #endif

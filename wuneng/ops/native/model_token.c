@@ -59,6 +59,7 @@ static void second_phase(Worker *w, int64_t piece) {
     const int64_t sequence = piece / heads, head = piece % heads;
     state_inputs(w, sequence, head);
     state_head_program(&w->hybrid.head, sequence, head);
+    if (w->l->parts->delta.beta) delta_readout(w, sequence, head);
     if (w->hybrid.cross.kind == NO_MIDDLE) cross_head_branch(&w->hybrid.cross, sequence, head);
     return;
   }
@@ -161,7 +162,9 @@ static void lay_out(Worker *w) {
                           .carry = cache->carry,
                           .last = cache->last};
   hybrid_heads(g, &in);
-  if (w->l->parts->gate.down) g->head.gate = (Rows){w->l->parts->gate.out, row};
+  const StateParts *s = w->l->parts;
+  if (s->gate.down && !s->delta.beta) g->head.gate = (Rows){s->gate.out, row};
+  if (s->delta.beta) g->head.b = g->head.k; /* what is put back is written by the same key */
   g->cross.attention = m->attended, g->cross.changed = m->changed;
 }
 

@@ -7,13 +7,39 @@
 
 #include "hybrid_token.h"
 
+/* A short causal convolution of each channel: `taps` [C, count], the last one the token's own. */
+typedef struct {
+  const float *taps; /* NULL: none */
+  int64_t count;
+} ShortConv;
+
+/* The tokens that a convolution reads beside the present one, [B, (count - 1) C], the latest first. */
+typedef struct {
+  const float *before; /* NULL for zero */
+  float *after;        /* for the next token */
+} ConvCarry;
+
+/* What the delta rule's heads (Gated DeltaNet, Kimi Delta Attention) have of their own. Their decay's
+   logits are low rank, or those of `step`. */
+typedef struct {
+  const float *beta, *step;           /* [S, D]; `step`: one decay for a head */
+  const float *log_rate, *step_bias;  /* [S]; [S] or, without `step`, [S N] */
+  const float *norm, *gate;           /* [S, N]; [S N, D] of a silu gate; NULL: none */
+  const float *shift[3];              /* [S N] of r, k, v: token shift, NULL: none */
+  int64_t slots[3], carry_row;        /* where they are in a carry, in heads' widths; its floats */
+  double a_max, norm_eps;
+  float *beta_out, *step_out, *gate_out; /* [B, S] twice, [B, S N] */
+} DeltaRule;                          /* without `beta` the heads are RWKV-7's */
+
 /* Where a layer's state heads get their inputs from, in a model of many layers. */
 typedef struct {
   const float *own_key, *own_value; /* [S N, D]; NULL: attention's, around again where G < S */
   /* [D] each: how much of the token before the projections read, each of its own; NULL: nothing */
   const float *mix_r, *mix_w, *mix_k, *mix_v, *mix_a, *mix_g;
-  LowRank gate;     /* of the output; without `down` there is none */
-  LowRank residual; /* logits: how much of the first such layer's values is mixed into its own */
+  ShortConv conv[3]; /* of r, k, v */
+  LowRank gate;      /* of the output; without `down` there is none */
+  LowRank residual;  /* logits: how much of the first such layer's values is mixed into its own */
+  DeltaRule delta;
 } StateParts;
 
 typedef struct {
@@ -23,6 +49,8 @@ typedef struct {
   const float *k_shift, *v_shift;                  /* [G N], both or neither: token shift */
   const float *feed_norm, *gate, *up, *down;       /* [D], [F, D] twice, [D, F] */
   const float *gate_bias, *up_bias, *down_bias;
+  const float *output_gate;                        /* [H N, D] of attention's output, or NULL */
+  ShortConv conv[3];                               /* of q, k, v */
   double input_eps, q_eps, k_eps, feed_eps;
   double scaling;                                  /* of attention's products */
   const HybridToken *hybrid;                       /* NULL: attention alone */
@@ -38,6 +66,7 @@ typedef struct {
   double norm_eps;
   /* to work in: [B, H N], [B, G N] twice, [B, H N] twice, [B, D], [B, F] */
   float *query, *key, *value, *attended, *changed, *middle, *wide;
+  float *output_gate; /* [B, H N] */
   float *state_key, *state_value, *first_value; /* [B, S N], the last one of layer `first` */
   float *inputs; /* [threads, INPUTS, B, D] */
 } TokenModel;
@@ -52,6 +81,7 @@ typedef struct {
   float *last;
   const float *shift_carry; /* [B, 2 G N] for `k_shift` and `v_shift`, NULL for zero, and after */
   float *shift_last;
+  ConvCarry state_conv[3], attention_conv[3]; /* of r, k, v and of q, k, v */
 } TokenCache;
 
 typedef struct {

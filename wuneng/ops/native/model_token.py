@@ -19,15 +19,18 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.cross_head.native import KINDS
+from wuneng.ops.head_arguments import LowRank
 from wuneng.ops.low_rank.native import NO_LOW_RANK, NOTHING, SIGMA, SIGMA_LAST, low_rank_block
 from wuneng.ops.native.compiler import library
-from wuneng.ops.native.hybrid_token import HybridToken
+from wuneng.ops.native.delta_arguments import NO_DELTA, DeltaWeights
+from wuneng.ops.native.hybrid_token import HybridToken, TokenOptions
 from wuneng.ops.native.token_arguments import (
     CALL,
     LAYER,
     MIXED,
     MODEL,
     PARTS,
+    Convolutions,
     FinalNorm,
     LayerCache,
     LayerWeights,
@@ -65,7 +68,7 @@ class ModelToken:
         self.heads, batch = queries // self.size, self.batch
         first = next((i for i, x in enumerate(layers) if x.state is not None), -1)
         states = max((x.options.head.heads * self.size for x in _states(layers)), default=0)
-        sizes = (queries, keys, keys, queries, queries, width, inner, states, states, states)
+        sizes = (queries, keys, keys, queries, queries, width, inner, queries, *(3 * [states]))
         inputs = self.threads * (1 + len(MIXED)) * width
         memory = [self._memory(batch * n) for n in (*sizes, inputs)]
         blocks = [self._layer(x, i == first) for i, x in enumerate(layers)]
@@ -82,24 +85,33 @@ class ModelToken:
             token = HybridToken(state.weights, state.options, self.batch)
             self.held.append(token)
             hybrid, parts = self._kept(token.block), self._kept(self._parts(state, is_first))
-        return LAYER.pack(*map(address, layer.own()), *layer.numbers, hybrid, parts)
+        conv = _convolutions(layer.conv)
+        return LAYER.pack(*map(address, layer.own()), *conv, *layer.numbers, hybrid, parts)
 
     def _parts(self, state: StateWeights, is_first: bool) -> bytes:
         """``is_first``: of all layers with state heads, which has no earlier values to mix in."""
-        gate = NO_LOW_RANK
+        linear = state.delta is not None
+        gate = residual = NO_LOW_RANK
         if state.gate is not None:
-            sigma = SIGMA if state.gate.bias is None else SIGMA_LAST
-            gate = self._low_rank(*state.gate, sigma)
-        residual = NO_LOW_RANK
+            last = linear or state.gate.bias is not None
+            gate = self._low_rank(state.gate, SIGMA_LAST if last else SIGMA, linear)
         if state.residual is not None and not is_first:
-            residual = self._low_rank(*state.residual, NOTHING)
+            residual = self._low_rank(state.residual, NOTHING)
         own = map(address, (state.own_key, state.own_value, *state.mixtures))
-        return PARTS.pack(*own) + gate + residual
+        parts = PARTS.pack(*own, *_convolutions(state.conv)) + gate + residual
+        return parts + self._delta(state.delta, state.options)
 
-    def _low_rank(self, down: Tensor, up: Tensor, bias: Tensor | None, between: int) -> bytes:
-        rank, width = up.shape
-        memory = self._memory(rank), self._memory(self.batch * width)
-        return low_rank_block(self.batch, 0, (down, up, bias), between, *memory)
+    def _delta(self, delta: DeltaWeights | None, options: TokenOptions) -> bytes:
+        if delta is None:
+            return NO_DELTA
+        heads, width = options.head.heads, options.head.heads * options.head.size
+        memory = [self._memory(self.batch * n) for n in (heads, heads, width)]
+        return delta.block(width, *memory)
+
+    def _low_rank(self, weights: LowRank, between: int, linear: bool = False) -> bytes:
+        rank, width = reversed(weights.up.shape) if linear else weights.up.shape
+        memory = self._memory(self.batch * rank), self._memory(self.batch * width)
+        return low_rank_block(self.batch, 0, weights, between, *memory, linear=linear)
 
     def _kept(self, block: bytes) -> int:
         """The address of a block that stays."""
@@ -177,6 +189,11 @@ def make(
     if len({x.head.heads for x in options}) > 1:
         return None
     return None if library(size) is None else ModelToken(layers, norm, size, batch)
+
+
+def _convolutions(weights: Convolutions) -> list[int]:
+    """Address and number of taps of each; zeros where there is none."""
+    return [n for x in weights for n in ((0, 0) if x is None else (x.data_ptr(), x.shape[1]))]
 
 
 def _states(layers: Sequence[LayerWeights]) -> Iterator[StateWeights]:

@@ -45,6 +45,8 @@ typedef struct {
   const float *shift; /* [width], NULL without a token shift of what comes out */
   const float *before; /* [B, 2 width]: the token before, and for the next call this one */
   float *last;
+  ShortConv conv;
+  ConvCarry carry;
 } Projection;
 
 /* ROWS channels of every sequence, shifted; as they were they are kept for the next call. */
@@ -58,6 +60,24 @@ static void shifted(const Projection *p, int64_t batch, int64_t i) {
     }
 }
 
+void convolve(const ShortConv *conv, const ConvCarry *carry, int64_t sequence, int64_t width,
+              int64_t first, int64_t channels, float *x) {
+  const int64_t earlier = conv->count - 1, place = sequence * earlier * width + first;
+  const float *before = carry->before ? carry->before + place : NULL;
+  float *after = carry->after + place;
+  for (int64_t c = 0; c < channels; ++c) {
+    const float *taps = conv->taps + (first + c) * conv->count, now = x[c];
+    float sum = now * taps[earlier];
+    for (int64_t j = 0; j < earlier; ++j) {
+      const float past = before ? before[j * width + c] : 0;
+      sum += past * taps[earlier - 1 - j];
+      if (j + 1 < earlier) after[(j + 1) * width + c] = past;
+    }
+    after[c] = now;
+    x[c] = sum;
+  }
+}
+
 static void project(Worker *w, const float *x, const Projection *p, int64_t piece) {
   const int64_t batch = w->m->batch, size = w->m->width, rows = rows_of(size);
   x = mixed(w, x, p->reads);
@@ -66,10 +86,12 @@ static void project(Worker *w, const float *x, const Projection *p, int64_t piec
     for (int64_t b = 0; p->bias && b < batch; ++b)
       for (int r = 0; r < ROWS; ++r) p->out[b * p->width + i + r] += p->bias[i + r];
     if (p->shift) shifted(p, batch, i);
+    for (int64_t b = 0; p->conv.taps && b < batch; ++b)
+      convolve(&p->conv, &p->carry, b, p->width, i, ROWS, p->out + b * p->width + i);
   }
 }
 
-#define PROJECTIONS 6
+#define PROJECTIONS 8
 static int projections_of(const Worker *w, Projection *p) {
   const TokenModel *m = w->m;
   const TokenLayer *l = w->l;
@@ -79,21 +101,26 @@ static int projections_of(const Worker *w, Projection *p) {
     const TokenCache *cache = w->c->cache + w->layer;
     const float *before = cache->shift_carry;
     float *last = cache->shift_last;
-    p[count++] = (Projection){l->q, l->q_bias, m->heads * N, m->query, AS_IT_IS, NULL, NULL, NULL};
-    p[count++] = (Projection){l->k, l->k_bias, keys, m->key, AS_IT_IS, l->k_shift, before, last};
+    const ConvCarry *conv = cache->attention_conv;
+    p[count++] = (Projection){l->q, l->q_bias, m->heads * N, m->query, AS_IT_IS,
+                              .conv = l->conv[0], .carry = conv[0]};
+    p[count++] = (Projection){l->k, l->k_bias, keys, m->key, AS_IT_IS,
+                              l->k_shift, before, last, l->conv[1], conv[1]};
     if (before) before += keys;
     if (last) last += keys;
-    p[count++] = (Projection){l->v, l->v_bias, keys, m->value, AS_IT_IS, l->v_shift, before, last};
+    p[count++] = (Projection){l->v, l->v_bias, keys, m->value, AS_IT_IS,
+                              l->v_shift, before, last, l->conv[2], conv[2]};
+    if (l->output_gate)
+      p[count++] = (Projection){l->output_gate, NULL, m->heads * N, m->output_gate, AS_IT_IS};
   }
   if (!l->hybrid) return count;
   const Product *r = &w->hybrid.receptance;
   const StateParts *s = l->parts;
   const int64_t width = r->width;
-  p[count++] = (Projection){r->weight, NULL, width, r->out, FOR_R, NULL, NULL, NULL};
-  if (s->own_key)
-    p[count++] = (Projection){s->own_key, NULL, width, m->state_key, FOR_K, NULL, NULL, NULL};
-  if (s->own_value)
-    p[count++] = (Projection){s->own_value, NULL, width, m->state_value, FOR_V, NULL, NULL, NULL};
+  p[count++] = (Projection){r->weight, NULL, width, r->out, FOR_R};
+  if (s->own_key) p[count++] = (Projection){s->own_key, NULL, width, m->state_key, FOR_K};
+  if (s->own_value) p[count++] = (Projection){s->own_value, NULL, width, m->state_value, FOR_V};
+  if (s->delta.gate) p[count++] = (Projection){s->delta.gate, NULL, width, s->delta.gate_out, AS_IT_IS};
   return count;
 }
 
@@ -107,12 +134,14 @@ static int narrow_of(const Worker *w, Narrow *n) {
   if (!w->l->hybrid) return 0;
   const StateParts *s = w->l->parts;
   int count = 0;
-  n[count++] = (Narrow){&w->hybrid.decay, FOR_W};
-  n[count++] = (Narrow){&w->hybrid.rate, FOR_A};
+  if (w->hybrid.decay.down) n[count++] = (Narrow){&w->hybrid.decay, FOR_W};
+  if (w->hybrid.rate.down) n[count++] = (Narrow){&w->hybrid.rate, FOR_A};
   if (s->gate.down) n[count++] = (Narrow){&s->gate, FOR_G};
   if (s->residual.down) n[count++] = (Narrow){&s->residual, FOR_V};
   return count;
 }
+
+static int64_t is_delta(const Worker *w) { return w->l->hybrid && w->l->parts->delta.beta != NULL; }
 
 /* The low-rank ones come first: they are the largest pieces. */
 void projection_piece(Worker *w, int64_t piece) {
@@ -128,6 +157,10 @@ void projection_piece(Worker *w, int64_t piece) {
     return;
   }
   piece -= count;
+  if (is_delta(w) && piece-- == 0) {
+    delta_numbers(w, x);
+    return;
+  }
   Projection all[PROJECTIONS];
   projections_of(w, all);
   const Projection *p = all;
@@ -139,13 +172,13 @@ int64_t projection_pieces(const Worker *w) {
   Projection all[PROJECTIONS];
   Narrow narrow[NARROW];
   const int projections = projections_of(w, all);
-  int64_t pieces = narrow_of(w, narrow);
+  int64_t pieces = narrow_of(w, narrow) + is_delta(w);
   for (int i = 0; i < projections; ++i) pieces += pieces_of_rows(all[i].width, w->m->width);
   return pieces;
 }
 
-/* Attention's are taken around again where it has fewer heads; the first layer's values are kept, and
-   mixed into those of layers that say so. */
+/* Attention's are taken around again where it has fewer heads; then convolved. The first layer's
+   values are kept, and mixed into those of layers that say so. */
 void state_inputs(const Worker *w, int64_t sequence, int64_t head) {
   const TokenModel *m = w->m;
   const StateParts *s = w->l->parts;
@@ -154,7 +187,13 @@ void state_inputs(const Worker *w, int64_t sequence, int64_t head) {
   float *value = m->state_value + place, *first = m->first_value + place;
   if (!s->own_key) memcpy(m->state_key + place, m->key + from, N * sizeof(float));
   if (!s->own_value) memcpy(value, m->value + from, N * sizeof(float));
+  float *conv_of[3] = {w->hybrid.receptance.out + place, m->state_key + place, value};
+  for (int i = 0; i < 3; ++i)
+    if (s->conv[i].taps)
+      convolve(s->conv + i, w->c->cache[w->layer].state_conv + i, sequence,
+               w->hybrid.receptance.width, head * N, N, conv_of[i]);
   if (w->layer == m->first) memcpy(first, value, N * sizeof(float));
+  if (s->delta.beta) delta_inputs(w, sequence, head);
   if (!s->residual.down) return;
   EACH {
     const vf own = load(AT(value)), logit = load(AT(s->residual.out + place));

@@ -12,17 +12,24 @@ from typing import NamedTuple
 from torch import Tensor
 
 from wuneng.ops.head_arguments import LowRank
+from wuneng.ops.native.delta_arguments import DeltaWeights
 from wuneng.ops.native.hybrid_token import TokenOptions, TokenWeights
 from wuneng.ops.state_head.native_arguments import address
 
-LAYER = struct.Struct("=20q5d2q")
-#: Own key and value and six mixtures; the two low-rank blocks follow.
-PARTS = struct.Struct("=8q")
-MODEL = struct.Struct("=10qd11q")
+LAYER = struct.Struct("=21q6q5d2q")
+#: Own key and value, six mixtures, three convolutions; two low-rank blocks and the delta
+#: rule's follow.
+PARTS = struct.Struct("=8q6q")
+MODEL = struct.Struct("=10qd12q")
 CALL = struct.Struct("=9q")
-_CACHE = struct.Struct("=11q")
+_CACHE = struct.Struct("=23q")
 #: Letters of the mixtures.
 MIXED = "rwkvag"
+
+
+#: Of r, k, v, or of q, k, v: short convolutions ``[C, taps]``.
+Convolutions = tuple[Tensor | None, Tensor | None, Tensor | None]
+NO_CONVOLUTIONS: Convolutions = (None, None, None)
 
 
 class StateWeights(NamedTuple):
@@ -34,6 +41,9 @@ class StateWeights(NamedTuple):
         gate: of the output, or None. Sigma follows its second product where it has a bias, else
             its first.
         residual: logits of how much of the first such layer's values is mixed in, or None.
+        conv: of r, k, v.
+        delta: None for RWKV-7's heads. Of the delta rule's the low-rank weights are torch's
+            ``Linear`` ones.
     """
 
     weights: TokenWeights
@@ -43,16 +53,21 @@ class StateWeights(NamedTuple):
     mixtures: tuple[Tensor | None, ...] = (None,) * len(MIXED)
     gate: LowRank | None = None
     residual: LowRank | None = None
+    conv: Convolutions = NO_CONVOLUTIONS
+    delta: DeltaWeights | None = None
 
     def tensors(self) -> list[Tensor | None]:
         """All of them."""
-        own = [self.own_key, self.own_value, *self.mixtures]
-        return [*self.weights.tensors(), *own, *(self.gate or ()), *(self.residual or ())]
+        own = [self.own_key, self.own_value, *self.mixtures, *self.conv]
+        delta = [] if self.delta is None else self.delta.tensors()
+        narrow = [*(self.gate or ()), *(self.residual or ())]
+        return [*self.weights.tensors(), *own, *narrow, *delta]
 
 
 class LayerWeights(NamedTuple):
     """Of one layer: weights as torch's ``Linear`` has them; biases, the norms of queries and keys
-    (``[N]``) and the token shift of keys and values (``[G * N]``), or None.
+    (``[N]``), the token shift of keys and values (``[G * N]``), a gate on attention's output
+    (``[H * N, D]``), or None; short convolutions of queries, keys and values.
 
     Without attention all of its own are None. ``numbers`` are eps of the norms of input, queries,
     keys and feed-forward, and attention's scaling.
@@ -78,16 +93,18 @@ class LayerWeights(NamedTuple):
     gate_bias: Tensor | None
     up_bias: Tensor | None
     down_bias: Tensor | None
+    output_gate: Tensor | None
+    conv: Convolutions
     numbers: tuple[float, ...]
     state: StateWeights | None
 
     def own(self) -> list[Tensor | None]:
         """Its tensors in order, without those of the state heads."""
-        return list(self[:20])
+        return list(self[:21])
 
     def tensors(self) -> list[Tensor | None]:
         """All of them."""
-        return [*self.own(), *(self.state.tensors() if self.state else ())]
+        return [*self.own(), *self.conv, *(self.state.tensors() if self.state else ())]
 
 
 class FinalNorm(NamedTuple):
@@ -105,6 +122,8 @@ class LayerCache(NamedTuple):
         state, final_state: ``[B, S, N, N]`` before (None for zero) and after the token.
         carry, last: of the state heads' token shift before (None for zero) and after.
         shift_carry, shift_last: the same of attention's, ``[B, 2 * G * N]``.
+        convolutions: the tokens that short convolutions read, ``[B, (taps - 1) * C]`` before (None
+            for zero) and after, of the state heads' r, k, v and then of attention's q, k, v.
     """
 
     key: Tensor | None = None
@@ -115,6 +134,7 @@ class LayerCache(NamedTuple):
     last: Tensor | None = None
     shift_carry: Tensor | None = None
     shift_last: Tensor | None = None
+    convolutions: tuple[Tensor | None, ...] = (None,) * 12
 
     def tokens(self) -> int:
         """Of its keys, the new one among them; 0 without attention."""
@@ -123,5 +143,5 @@ class LayerCache(NamedTuple):
     def block(self) -> bytes:
         """As C takes it."""
         sequence, head = (0, 0) if self.key is None else self.key.stride()[:2]
-        key, value, *states = map(address, self)
+        key, value, *states = map(address, (*self[:8], *self.convolutions))
         return _CACHE.pack(key, value, self.tokens(), sequence, head, *states)

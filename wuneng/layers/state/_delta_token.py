@@ -1,0 +1,94 @@
+"""What a decoded token's one call reads of the delta rule's heads (`block_token` asks).
+
+The arithmetic is ``delta_token.c``'s; the modules' is :mod:`wuneng.layers.state._delta_rule`'s.
+Legend: D model width, S state heads, N head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from wuneng.layers.norms import HeadRMSNorm
+from wuneng.layers.plain_modules import is_matrix, is_plain
+from wuneng.layers.state.base import StateHeads
+from wuneng.ops import HeadOptions, HeadWeights, LowRank
+from wuneng.ops.native.delta_arguments import DeltaWeights
+
+
+class DeltaToken(StateHeads):
+    """A kind says where the logits of its decay, and its gate, come from."""
+
+    def note_wiring(self) -> None:
+        """Decide once what the configuration decides."""
+        self.options = HeadOptions(self.heads, self.head_dim, raw=False)
+        #: Channels of the token before that are kept for the next call.
+        self.carried = len(self._letters()) * self.width
+        #: Whether a decoded token may go through all layers at once (wuneng.layers.block_token).
+        self.is_known = self.value_source != "attention_output" and not self.config.snapshots
+
+    def _letters(self) -> str:
+        """Of r, k, v those that a token shift changes, in a carry's order."""
+        return self.config.token_shift_on if self.config.token_shift == "post" else ""
+
+    def decay_weights(self) -> tuple[LowRank | None, Tensor | None]:
+        """Of the decay's logits: low rank, in torch's ``Linear`` layout, or one ``[S, D]``."""
+        raise NotImplementedError
+
+    def gate_weights(self) -> tuple[LowRank | None, Tensor | None]:
+        """Of the gate, if there is one: sigma of a low-rank product, in torch's ``Linear`` layout,
+        or silu of one ``[S * N, D]``."""
+        raise NotImplementedError
+
+    def can_be_read(self) -> bool:
+        """Whether these heads are nothing but their weights: nobody watches or replaced a part."""
+        norm = self._modules.get("o_norm")
+        biased = self._modules.get("g_up")
+        products = [x for name, x in self._modules.items() if name.endswith(("proj", "down", "up"))]
+        if not all(is_matrix(x) for x in products if x is not biased):
+            return False
+        narrow = (self.decay_weights()[0], self.gate_weights()[0])
+        return (
+            self.recurrence is None
+            and is_plain(self, type(self))
+            and is_plain(self.readout, nn.Identity)
+            and (biased is None or is_plain(biased, nn.Linear))
+            and (norm is None or is_plain(norm, HeadRMSNorm))
+            and self.has_plain_convolutions
+            and len(self._letters()) * self.width == self.carried
+            and not any(x is not None and x.down.shape[0] % 4 for x in narrow)
+        )
+
+    def token_weights(self) -> tuple[Any, ...]:
+        """Receptance, decay, rate and the rest, as a decoded token's call takes them.
+
+        For heads that :meth:`can_be_read`; what RWKV-7's have not is in :meth:`delta_weights`.
+        """
+        return self.r_proj.weight, self.decay_weights()[0], None, HeadWeights()
+
+    def wide_weights(self) -> tuple[Any, ...]:
+        """As RWKV-7's: mixtures of the input and the value residual, which these heads have not,
+        and between them the output gate, if it is low rank."""
+        return (None,) * len("rwkvag"), self.gate_weights()[0], None
+
+    def delta_weights(self) -> DeltaWeights:
+        """What the heads have of their own."""
+        own = self._parameters
+        norm = self._modules["o_norm"] if self.config.state_norm == "group" else None
+        beta: Any = self._modules["b_proj"]
+        log_rate, step_bias = own["A_log"], own["dt_bias"]
+        assert log_rate is not None
+        assert step_bias is not None
+        return DeltaWeights(
+            beta.weight,
+            self.decay_weights()[1],
+            log_rate,
+            step_bias,
+            None if norm is None else norm._parameters["weight"],
+            self.gate_weights()[1],
+            tuple(own.get(f"shift_{letter}") for letter in "rkv"),
+            self._letters(),
+            self.config.state_a_max,
+            norm.eps if isinstance(norm, HeadRMSNorm) else 0.0,
+        )
