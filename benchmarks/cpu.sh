@@ -41,6 +41,8 @@ OMP_NUM_THREADS=1 python -m benchmarks.flat_optimizer --rounds 40 \
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --out benchmarks/decoded_token.json
 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --rounds 30 \
   --arms text,mha-shift,no-middle,interleaved,rwkv7 --out benchmarks/decoded_arms.json
+OMP_NUM_THREADS=1 python -m benchmarks.decoded_token --rounds 30 \
+  --arms text,kda,gated-delta,mha-conv --out benchmarks/decoded_kinds.json
 TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 OMP_NUM_THREADS=1 python -m benchmarks.decoded_token \
   --width 256 --compiled --rounds 60 --out benchmarks/decoded_compiled.json
 bench --compare benchmarks/cpu-inference --out benchmarks/cpu-repeated
