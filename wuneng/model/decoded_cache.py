@@ -30,6 +30,10 @@ class _Layer(NamedTuple):
     window: int | None
     states: dict[str, Shape]
 
+    @property
+    def is_convolved(self) -> bool:
+        return not self.states.keys().isdisjoint(_CONVOLVED)
+
 
 class CachePlan:
     """What the caches of B sequences have to be, of blocks that the call takes."""
@@ -113,8 +117,11 @@ def _is_float(x: Tensor | None, shape: Shape) -> bool:
 def _advanced(layer: Any, plan: _Layer, new: Tensor) -> LayerCache:
     keys = (None, None) if plan.kind is StateOnlyLayer else layer.update(new, new)
     states = [x for name in _STATES for x in _before_and_after(layer, plan, name)]
+    advanced = LayerCache(*keys, *states)
+    if not plan.is_convolved:
+        return advanced
     convolved = [x for name in _CONVOLVED for x in _before_and_after(layer, plan, name)]
-    return LayerCache(*keys, *states)._replace(convolutions=tuple(convolved))
+    return advanced._replace(convolutions=tuple(convolved))
 
 
 def _before_and_after(layer: Any, plan: _Layer, name: str) -> tuple[Tensor | None, Tensor | None]:
