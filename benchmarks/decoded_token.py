@@ -52,6 +52,7 @@ TEXT = {
     "state_key_source": "own",
     "state_a_max": 2.0,
     "state_output_gate": True,
+    "state_gate_sigmoid": "output",
     "attention_token_shift": True,
 }
 COPIED = 32 * 2**20

@@ -127,11 +127,8 @@ def leave_report(directory: Path) -> Path | None:
 
 def _draw_below(found: Sequence[Records]) -> None:
     """The curves of tuning runs and of a sweep's points; what cannot be drawn is said."""
-    from wuneng.errors import WuNengError
     from wuneng.report import write_curves_below
 
     for records in found:
-        try:
-            write_curves_below(records)
-        except WuNengError as error:
-            print_line(f"not every run below has its curves drawn: {error}", stderr=True)
+        for problem in write_curves_below(records):
+            print_line(f"learning curves are missing: {problem}", stderr=True)

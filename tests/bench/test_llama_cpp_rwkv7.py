@@ -111,6 +111,7 @@ def test_the_tensors_are_those_that_are_asked_for(tmp_path: Path) -> None:
         ({"ffn": "swiglu"}, r"ffn 'swiglu' \(expected 'rwkv7'\)"),
         ({"norm": "rmsnorm"}, "norm 'rmsnorm'"),
         ({"state_output_gate": False}, "state_output_gate False"),
+        ({"state_gate_sigmoid": "output"}, "state_gate_sigmoid 'output'"),
         ({"state_head_dim": 32, "num_state_heads": 4}, "heads of 32 channels"),
         ({"logits_scaling": 2.0}, r"logits_scaling 2\.0"),
     ],

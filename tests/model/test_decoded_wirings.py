@@ -22,7 +22,6 @@ from wuneng.recipe import load_recipe
 
 pytestmark = pytest.mark.skipif(native.library(16) is None, reason="no C compiler on this machine")
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-#: Arms with short convolutions or another kind of state heads.
 #: Bases that arms are made of: the defaults, and what the recipes for text have.
 BASES: dict[str, dict[str, Any]] = {
     "default": {},

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class Attention(nn.Module):
     With ``attention_output_gate`` A is multiplied by sigma(x W_g), a number for every channel that
     starts near 1/2, as a control of the state heads' gates (Qiu et al., arXiv 2505.06708).
     """
+
+    #: As those of ``wuneng.layers.state.base.StateHeads``.
+    computed_past_call: ClassVar[tuple[str, ...]] = ("_convolve", "_shift", "_split")
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__()

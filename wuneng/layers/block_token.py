@@ -16,12 +16,8 @@ from wuneng.layers.attention import Attention
 from wuneng.layers.feed_forward import SwiGLU
 from wuneng.layers.middle.base import MiddleHeads
 from wuneng.layers.norms import RMSNorm
-from wuneng.layers.plain_modules import is_matrix, is_plain
+from wuneng.layers.plain_modules import is_linear, is_matrix, is_plain, is_weight
 from wuneng.layers.short_conv import ShortConv
-from wuneng.layers.state._delta_token import DeltaToken
-from wuneng.layers.state.gated_delta import GatedDelta
-from wuneng.layers.state.kda import KDA
-from wuneng.layers.state.rwkv7 import RWKV7
 from wuneng.ops.native.hybrid_token import TokenOptions, TokenWeights
 from wuneng.ops.native.token_arguments import (
     NO_CONVOLUTIONS,
@@ -30,7 +26,6 @@ from wuneng.ops.native.token_arguments import (
     StateWeights,
 )
 
-_HEADS = (RWKV7, KDA, GatedDelta)
 _SILU = (SiLUActivation, nn.SiLU)
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -46,12 +41,13 @@ def layer_weights(block: Any, config: Any) -> LayerWeights | None:
     norms = parts["input_layernorm"], parts["post_attention_layernorm"]
     attention = _attention(parts.get("self_attn"), config)
     feed_forward = _feed_forward(parts["mlp"])
-    if attention is None or feed_forward is None or not all(is_plain(x, RMSNorm) for x in norms):
+    if attention is None or feed_forward is None or not all(is_weight(x, RMSNorm) for x in norms):
         return None
     weights, gate, conv, (q_eps, k_eps, scaling) = attention
     state = None
     if parts.get("state_heads") is not None:
-        state = _state(parts["state_heads"], parts.get("cross_head"), weights[0] is not None)
+        heads, beside_attention = parts["state_heads"], weights[0] is not None
+        state = _state(heads, parts.get("cross_head"), config, beside_attention)
         if state is None:
             return None
     elif weights[0] is None:
@@ -77,7 +73,7 @@ def _attention(
     parts, parameters = attention._modules, attention._parameters
     gate = parts.get("g_proj") if config.attention_output_gate else None
     conv = [parts.get(f"{x}_conv") for x in "qkv"] if config.attention_short_conv else []
-    if not all(is_plain(x, ShortConv) for x in conv) or (
+    if not all(is_weight(x, ShortConv) for x in conv) or (
         config.attention_output_gate and not is_matrix(gate)
     ):
         return None
@@ -88,9 +84,9 @@ def _attention(
         shifts = [parameters.get("shift_k"), parameters.get("shift_v")]
         if any(x is None for x in shifts):
             return None
-    if not all(is_plain(x, nn.Linear) for x in linears):
+    if not all(is_linear(x) for x in linears):
         return None
-    if any(x is not None and not is_plain(x, RMSNorm) for x in norms):
+    if any(x is not None and not is_weight(x, RMSNorm) for x in norms):
         return None
     own = [x._parameters["weight"] for x in linears] + [x._parameters["bias"] for x in linears]
     own += [None if x is None else x._parameters["weight"] for x in norms] + shifts
@@ -108,13 +104,14 @@ def _feed_forward(layer: Any) -> list[Any] | None:
     linears = [parts["gate_proj"], parts["up_proj"], parts["down_proj"]]
     if not any(is_plain(parts["act"], kind) for kind in _SILU):
         return None
-    if not all(is_plain(x, nn.Linear) for x in linears):
+    if not all(is_linear(x) for x in linears):
         return None
     return [x._parameters["weight"] for x in linears] + [x._parameters["bias"] for x in linears]
 
 
-def _state(heads: Any, cross_head: Any, beside_attention: bool) -> StateWeights | None:
-    if type(heads) not in _HEADS or not isinstance(cross_head, MiddleHeads):
+def _state(heads: Any, cross_head: Any, config: Any, beside_attention: bool) -> StateWeights | None:
+    is_taken = vars(type(heads)).get("in_one_call", False) and heads.config is config
+    if not is_taken or not isinstance(cross_head, MiddleHeads):
         return None
     if not heads.is_known or not (heads.can_be_read() and cross_head.can_be_read()):
         return None
@@ -132,8 +129,7 @@ def _state(heads: Any, cross_head: Any, beside_attention: bool) -> StateWeights 
         eps = norm.eps
     options = TokenOptions(heads.options, kind, cross_head.attention_heads, eps)
     own_key, own_value = (None if x is None else x._parameters["weight"] for x in own)
-    delta = heads.delta_weights() if isinstance(heads, DeltaToken) else None
-    wide = (*heads.wide_weights(), heads.convolution_weights(), delta)
+    wide = (*heads.wide_weights(), heads.convolution_weights(), heads.delta_weights())
     return StateWeights(weights, options, own_key, own_value, *wide)
 
 

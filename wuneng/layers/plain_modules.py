@@ -8,6 +8,8 @@ goes past the call asks here first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter, is_
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -19,12 +21,22 @@ from torch.utils._device import DeviceContext
 
 from wuneng.ops.plain import are_plain
 
-__all__ = ["as_written", "has_own_forward", "is_matrix", "is_plain", "modes_are_on"]
+__all__ = [
+    "as_written",
+    "has_own_forward",
+    "is_linear",
+    "is_matrix",
+    "is_plain",
+    "is_weight",
+    "methods_getter",
+    "methods_of",
+    "modes_are_on",
+]
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
-#: ``forward`` and ``__call__`` of every kind for which they were found to be its own.
-_CALLED: dict[type, tuple[Any, Any]] = {}
+#: What :func:`methods_of` gave for every kind for which they were found to be its own.
+_CALLED: dict[type, tuple[Any, ...]] = {}
 _OF_MODULE = {name: vars(nn.Module)[name] for name in ("forward", "__call__")}
 
 
@@ -35,36 +47,64 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """
     return (
         type(module) is kind
+        and not module._buffers  # a weight that somebody froze is not where weights are looked for
         and not module._forward_hooks
         and not module._forward_pre_hooks
         and not module._backward_hooks
         and not module._backward_pre_hooks
-        and "forward" not in module.__dict__
+        and module.__dict__.keys().isdisjoint(_names(kind))
         and not torch_module._has_any_global_hook()
         and are_plain(*module._parameters.values())
         and (torch.compiler.is_compiling() or has_own_forward(kind))
     )
 
 
+def is_linear(module: Any) -> bool:
+    """Whether calling ``module`` is nothing but a product with its weight, and its bias if it has
+    one."""
+    return is_plain(module, nn.Linear) and module._parameters.keys() == {"weight", "bias"}
+
+
 def is_matrix(module: Any) -> bool:
-    """Whether calling ``module`` is nothing but a product with its weight: a plain ``nn.Linear``
-    without the bias that somebody may have put in."""
-    return is_plain(module, nn.Linear) and module._parameters["bias"] is None
+    """The same without the bias that somebody may have put in."""
+    return is_linear(module) and module._parameters["bias"] is None
+
+
+def is_weight(module: Any, kind: type[nn.Module]) -> bool:
+    """Whether ``module`` is plain, and its ``weight`` its one parameter: a norm, a convolution."""
+    return is_plain(module, kind) and module._parameters.keys() == {"weight"}
 
 
 def has_own_forward(kind: type[nn.Module]) -> bool:
-    """Whether nobody has put another function in the place of the ``forward``, or the ``__call__``,
-    that the class was written with."""
-    called = (kind.forward, kind.__call__)
+    """Whether nobody has put another function in the place of those of :func:`methods_of` that the
+    class was written with."""
+    called = methods_of(kind)
     known = _CALLED.get(kind)
-    if known is None and _is_written_there(kind, "forward") and _is_written_there(kind, "__call__"):
+    if known is None and all(_is_written_there(kind, name) for name in _names(kind)):
         known = _CALLED[kind] = called
-    return known is not None and called[0] is known[0] and called[1] is known[1]
+    return known is not None and all(map(is_, called, known))
+
+
+def methods_of(kind: type[nn.Module]) -> tuple[Any, ...]:
+    """``forward`` and ``__call__``, and those of the class's ``computed_past_call``: methods that
+    its ``forward`` is made of, whose arithmetic is done elsewhere where the call is gone past."""
+    found: tuple[Any, ...] = methods_getter(kind)(kind)
+    return found
+
+
+def methods_getter(kind: type[nn.Module]) -> Callable[[type[nn.Module]], Any]:
+    """What reads them off the class, for who asks at every token."""
+    return attrgetter(*_names(kind))
+
+
+def _names(kind: type[nn.Module]) -> tuple[str, ...]:
+    own: tuple[str, ...] = getattr(kind, "computed_past_call", ())
+    return ("forward", "__call__", *own)
 
 
 def as_written(kind: Kind) -> Kind:
     """Decorates a class whose ``forward`` a base class wraps as it is made: so it is its own."""
-    _CALLED[kind] = (kind.forward, kind.__call__)
+    _CALLED[kind] = methods_of(kind)
     return kind
 
 

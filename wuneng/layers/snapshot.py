@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from wuneng.layers.plain_modules import methods_getter, methods_of
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -23,7 +25,9 @@ class Snapshot:
     def __init__(self, roots: Iterable[nn.Module]) -> None:
         self.modules = [module for root in roots for module in root.modules()]
         self.kinds: list[Any] = [type(module) for module in self.modules]
-        self.called = [(kind, kind.forward, kind.__call__) for kind in dict.fromkeys(self.kinds)]
+        self.called = [
+            (kind, methods_getter(kind), methods_of(kind)) for kind in dict.fromkeys(self.kinds)
+        ]
         self.hooks = [getattr(module, name) for module in self.modules for name in _HOOKS]
         # An attribute's value is compared by identity first: nothing below is looked into twice.
         self.now = [module.__dict__ for module in self.modules]
@@ -37,7 +41,7 @@ class Snapshot:
         """Whether nothing has changed."""
         if any(self.hooks) or torch_module._has_any_global_hook():
             return False
-        if any(k.forward is not f or k.__call__ is not call for k, f, call in self.called):
+        if any(read(kind) != methods for kind, read, methods in self.called):
             return False
         if list(map(type, self.modules)) != self.kinds:
             return False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wuneng.model.cache import HybridLayer, SlidingHybridLayer, StateOnlyLayer, WuNengCache
+from wuneng.ops.native.memory import room
 from wuneng.ops.native.token_arguments import LayerCache
 from wuneng.ops.plain import are_plain
 
@@ -40,7 +41,7 @@ class CachePlan:
 
     def __init__(self, blocks: Iterable[Any], config: Any, batch: int) -> None:
         self.batch, self.size = batch, config.head_dim
-        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.groups = config.num_key_value_heads
         self.layers = [self._layer(block, config) for block in blocks]
 
     def _layer(self, block: Any, config: Any) -> _Layer:
@@ -50,18 +51,24 @@ class CachePlan:
             states["wkv"] = (self.batch, heads.heads, heads.head_dim, heads.head_dim)
             if heads.carried:
                 states["shift"] = (self.batch, heads.carried)
-            kept = max(0, config.state_short_conv - 1) * heads.width
-            states |= {f"conv_{x}": (self.batch, kept) for x in "rkv" if kept}
+            states |= self._convolved("conv_", "rkv", heads.convolution_weights())
         if attention is None:
             return _Layer(StateOnlyLayer, None, states)
         if config.attention_token_shift:
             states["attention_shift"] = (self.batch, 2 * self.groups * self.size)
-        kept = max(0, config.attention_short_conv - 1) * self.size
-        for letter, heads_of in zip("qkv", (self.heads, self.groups, self.groups), strict=True):
-            if kept:
-                states[f"attention_conv_{letter}"] = (self.batch, kept * heads_of)
+        if config.attention_short_conv:
+            taps = [attention._modules[f"{x}_conv"].weight for x in "qkv"]
+            states |= self._convolved("attention_conv_", "qkv", taps)
         window = attention.sliding_window
         return _Layer(HybridLayer if window is None else SlidingHybridLayer, window, states)
+
+    def _convolved(self, name: str, letters: str, weights: Iterable[Any]) -> dict[str, Shape]:
+        """Tokens that short convolutions ``[C, taps]`` keep, none where there are none."""
+        return {
+            f"{name}{letter}": (self.batch, (x.shape[1] - 1) * x.shape[0])
+            for letter, x in zip(letters, weights, strict=True)
+            if x is not None
+        }
 
     def fits(self, cache: WuNengCache) -> bool:
         """Whether every layer holds what an earlier call left, in float32."""
@@ -93,7 +100,7 @@ class CachePlan:
     def advanced(self, cache: WuNengCache) -> list[LayerCache]:
         """Room for one token more in every layer of a cache that fits, and for its state after it;
         that the token is seen is for :meth:`WuNengCache.advance` to say."""
-        new = torch.empty(self.batch, self.groups, 1, self.size)
+        new = room(self.batch, self.groups, 1, self.size)
         return [
             _advanced(layer, plan, new)
             for layer, plan in zip(_layers(cache), self.layers, strict=True)
@@ -129,7 +136,7 @@ def _before_and_after(layer: Any, plan: _Layer, name: str) -> tuple[Tensor | Non
     shape = plan.states.get(name)
     if shape is None:
         return None, None
-    before, after = layer.get(name), torch.empty(shape)
+    before, after = layer.get(name), room(*shape)
     layer.put(name, after)
     # A prompt's last token is a view of all of its tokens.
     return None if before is None else before.contiguous(), after

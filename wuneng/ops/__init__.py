@@ -10,7 +10,7 @@ cross_head              what mixes attention's heads with what the state read
 
 from wuneng.ops.backend import using
 from wuneng.ops.cross_head import cross_head
-from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights
+from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadOutputs, HeadWeights, LinearPair
 from wuneng.ops.low_rank import LowRank, head_projections, low_rank
 from wuneng.ops.rms_norm import rms_norm
 from wuneng.ops.state_head.from_projections import ProjectedScan, wkv7_from_projections
@@ -24,6 +24,7 @@ __all__ = [
     "HeadOptions",
     "HeadOutputs",
     "HeadWeights",
+    "LinearPair",
     "LowRank",
     "ProjectedScan",
     "Recurrence",

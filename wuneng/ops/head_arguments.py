@@ -18,6 +18,14 @@ class LowRank(NamedTuple):
     bias: Tensor | None
 
 
+class LinearPair(NamedTuple):
+    """The same of two of torch's ``Linear``: ``[rank, D]``, ``[C, rank]``, ``[C]`` or None."""
+
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None
+
+
 class HeadInputs(NamedTuple):
     """Projections of the tokens, before any token shift, ``[B, T, S * N]`` each.
 

@@ -182,8 +182,8 @@ class ModelSettings(Settings):
     state_output_gate: bool | None = None
     """A gate on the state heads' output; default as the kind is published (rwkv7: without)."""
     state_gate_sigmoid: Literal["hidden", "output"] | None = None
-    """Where that gate's sigma stands: ``hidden``, between its two matrices, as in RWKV-7;
-    ``output``, after them and a bias, as in Kimi Delta Attention; default as the kind has it."""
+    """Where the sigma of that gate stands, if there is one: ``hidden``, between its two matrices
+    (RWKV-7); ``output``, after them and a bias (Kimi Delta Attention); default as the kind is."""
     state_value_residual: bool = False
     """RWKV-7's residual from the first layer's values."""
     state_bonus: bool = True

@@ -73,9 +73,13 @@ def read_family(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT)
     return [parent, *below]
 
 
-def runs_below(place: Path) -> list[Path]:
-    """The directories of the runs that a study tuned with, or of the points of a sweep."""
-    return sorted(file.parent for file in place.rglob("recipe.yaml") if file.parent != place)
+def runs_below(records: Records) -> list[Path]:
+    """The directories of the runs that a study tuned with, or of the points of a sweep; none where
+    the directory is neither's."""
+    if records.study is None and records.sweep is None:
+        return []
+    top = records.path
+    return sorted(file.parent for file in top.rglob("recipe.yaml") if file.parent != top)
 
 
 def read_records(place: Path, *, check: bool = True, runs_root: Path = RUNS_ROOT) -> Records:

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any, Literal
 
-from wuneng.errors import DataError, file_errors
+from wuneng.errors import DataError, WuNengError, file_errors
 from wuneng.pictures import drawing
 from wuneng.records import (
     disk_errors,
@@ -29,6 +29,7 @@ __all__ = ["report_record", "write_curves", "write_curves_below", "write_report"
 
 Format = Literal["html", "md"]
 DATA = "report-data"
+_SUFFIXES = ("png", "svg")
 
 
 def write_report(report: Report, directory: Path, form: Format = "html") -> Path:
@@ -108,19 +109,26 @@ def write_curves(records: Records) -> list[Path]:
         return _write_curves(records)
 
 
-def write_curves_below(records: Records) -> list[Path]:
+def write_curves_below(records: Records) -> list[WuNengError]:
     """The same for the runs that a study tuned with and the points of a sweep, each into its own
-    directory, where the picture is older than the metrics. Errors as `write_curves`."""
-    places = [place for place in runs_below(records.path) if _has_news(place)]
-    return [path for place in places for path in write_curves(read_records(place, check=False))]
+    directory, where a picture is missing or older than the metrics; returns what kept some of them
+    from being drawn."""
+    problems = []
+    for place in runs_below(records):
+        try:
+            if _has_news(place):
+                write_curves(read_records(place, check=False))
+        except WuNengError as error:
+            problems.append(error)
+    return problems
 
 
 def _has_news(place: Path) -> bool:
     """Whether there are metrics that the picture of a directory does not show."""
     files = [*place.glob("*/metrics.jsonl"), *place.glob("*/seed-*/metrics.jsonl")]
     newest = max((file.stat().st_mtime for file in files), default=0.0)
-    picture = place / "curves.png"
-    return bool(files) and not (picture.is_file() and picture.stat().st_mtime >= newest)
+    pictures = [place / f"curves.{suffix}" for suffix in _SUFFIXES]
+    return bool(files) and not all(x.is_file() and x.stat().st_mtime >= newest for x in pictures)
 
 
 def _write_curves(records: Records) -> list[Path]:
@@ -128,7 +136,7 @@ def _write_curves(records: Records) -> list[Path]:
     if section is None:
         return []
     written = []
-    for suffix in ("png", "svg"):
+    for suffix in _SUFFIXES:
         with drawing():
             content = drawn(list(section.pictures), suffix)
         path = records.path / f"curves.{suffix}"

@@ -26,7 +26,7 @@ from transformers import initialization as init
 from wuneng.kinds import load_kind
 from wuneng.layers.norms import HeadRMSNorm
 from wuneng.layers.output_projection import initialise_output
-from wuneng.layers.plain_modules import is_matrix, is_plain
+from wuneng.layers.plain_modules import is_matrix, is_plain, is_weight
 from wuneng.ops import cross_head
 from wuneng.ops.cross_head import cross_head_reference, grouped_heads
 
@@ -39,6 +39,8 @@ class MiddleHeads(nn.Module):
     matrices: ClassVar[frozenset[str]] = frozenset()
     #: Optimiser treatment by the last part of a name, where the rule for all models is not right.
     groups: ClassVar[Mapping[str, str]] = {}
+    #: As those of ``wuneng.layers.state.base.StateHeads``.
+    computed_past_call: ClassVar[tuple[str, ...]] = ("interaction", "_scaled", "operator_weights")
     #: Which formula of :func:`wuneng.ops.cross_head` this kind's is, to the letter; None: none.
     operator: ClassVar[str | None] = None
     #: Whether it may see a piece of a sequence (:mod:`wuneng.ops.context`): its formula is of one
@@ -144,7 +146,7 @@ class MiddleHeads(nn.Module):
             self.operator is not None
             and is_plain(self, self.kind)
             and is_matrix(self.branch_proj)
-            and is_plain(self.group_norm, HeadRMSNorm)
+            and is_weight(self.group_norm, HeadRMSNorm)
         )
 
     def token_weights(self) -> tuple[Any, ...]:

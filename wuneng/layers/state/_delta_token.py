@@ -11,17 +11,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from wuneng.layers.norms import HeadRMSNorm
-from wuneng.layers.plain_modules import is_matrix, is_plain
+from wuneng.layers.plain_modules import is_linear, is_matrix, is_plain, is_weight
 from wuneng.layers.state.base import StateHeads
-from wuneng.ops import HeadOptions, HeadWeights, LowRank
+from wuneng.ops import HeadOptions, HeadWeights, LinearPair
 from wuneng.ops.native.delta_arguments import DeltaWeights
 
 
 class DeltaToken(StateHeads):
     """A kind says where the logits of its decay, and its gate, come from."""
 
+    computed_past_call = (*StateHeads.computed_past_call, "read", "log_decay", "gate")
+
     def note_wiring(self) -> None:
-        """Decide once what the configuration decides."""
+        """Decide once what the configuration decides; after the last parameter is registered."""
+        self._count = len(self._parameters)
         self.options = HeadOptions(self.heads, self.head_dim, raw=False)
         #: Channels of the token before that are kept for the next call.
         self.carried = len(self._letters()) * self.width
@@ -32,29 +35,29 @@ class DeltaToken(StateHeads):
         """Of r, k, v those that a token shift changes, in a carry's order."""
         return self.config.token_shift_on if self.config.token_shift == "post" else ""
 
-    def decay_weights(self) -> tuple[LowRank | None, Tensor | None]:
-        """Of the decay's logits: low rank, in torch's ``Linear`` layout, or one ``[S, D]``."""
+    def decay_weights(self) -> tuple[LinearPair | None, Tensor | None]:
+        """Of the decay's logits: low rank, or one ``[S, D]``."""
         raise NotImplementedError
 
-    def gate_weights(self) -> tuple[LowRank | None, Tensor | None]:
-        """Of the gate, if there is one: sigma of a low-rank product, in torch's ``Linear`` layout,
-        or silu of one ``[S * N, D]``."""
+    def gate_weights(self) -> tuple[LinearPair | None, Tensor | None]:
+        """Of the gate, if there is one: sigma of a low-rank product, or silu of one
+        ``[S * N, D]``."""
         raise NotImplementedError
 
     def can_be_read(self) -> bool:
         """Whether these heads are nothing but their weights: nobody watches or replaced a part."""
         norm = self._modules.get("o_norm")
-        biased = self._modules.get("g_up")
-        products = [x for name, x in self._modules.items() if name.endswith(("proj", "down", "up"))]
-        if not all(is_matrix(x) for x in products if x is not biased):
+        own = self._modules
+        products = [name for name in own if name.endswith(("proj", "down", "up"))]
+        if not all((is_linear if name == "g_up" else is_matrix)(own[name]) for name in products):
             return False
         narrow = (self.decay_weights()[0], self.gate_weights()[0])
         return (
             self.recurrence is None
             and is_plain(self, type(self))
             and is_plain(self.readout, nn.Identity)
-            and (biased is None or is_plain(biased, nn.Linear))
-            and (norm is None or is_plain(norm, HeadRMSNorm))
+            and len(self._parameters) == self._count
+            and (norm is None or is_weight(norm, HeadRMSNorm))
             and self.has_plain_convolutions
             and len(self._letters()) * self.width == self.carried
             and not any(x is not None and x.down.shape[0] % 4 for x in narrow)

@@ -28,7 +28,7 @@ from transformers import initialization as init
 
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
-from wuneng.layers.plain_modules import is_plain
+from wuneng.layers.plain_modules import is_weight
 from wuneng.layers.short_conv import ShortConv
 from wuneng.layers.token_shift import SHIFT_POWER, shift_ramp
 from wuneng.ops import Recurrence, Snapshots, wkv7
@@ -78,6 +78,13 @@ class StateHeads(nn.Module):
     #: Whether it may see a piece of a sequence (:mod:`wuneng.ops.context`): it meets other tokens
     #: through its layout and :meth:`recur` alone. Not inherited: a class says so itself.
     context_parallel: ClassVar[bool] = False
+    #: Whether a decoded token's one call computes it (:mod:`wuneng.layers.block_token`). Not
+    #: inherited either.
+    in_one_call: ClassVar[bool] = False
+    #: Methods that :func:`wuneng.layers.plain_modules.is_plain` asks for beside ``forward``.
+    computed_past_call: ClassVar[tuple[str, ...]] = (
+        *("key_value", "_pick", "shifted", "convolved", "recur"),
+    )
     #: Ways that ``token_shift`` can be.
     token_shifts: ClassVar[tuple[str, ...]] = ("post", "none")
 
@@ -153,7 +160,11 @@ class StateHeads(nn.Module):
     @property
     def has_plain_convolutions(self) -> bool:
         """Whether the short convolutions, if there are some, are nothing but their weights."""
-        return all(is_plain(conv, ShortConv) for conv in self._convolutions())
+        return all(is_weight(conv, ShortConv) for conv in self._convolutions())
+
+    def delta_weights(self) -> Any:
+        """What a decoded token's one call reads of the delta rule's heads; None of others."""
+        return None
 
     def convolution_weights(self) -> tuple[Any, Any, Any]:
         """``[S * N, taps]`` of r, k, v; None without short convolutions."""

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from wuneng.kinds import register
 from wuneng.layers.state._delta_rule import DecayRate, DeltaRule
-from wuneng.ops import LowRank
+from wuneng.ops import LinearPair
 
 
 @register("state", "gated_delta")
 class GatedDelta(DeltaRule):
     """A delta rule whose state decays as a whole."""
 
-    context_parallel = True
+    context_parallel = in_one_call = True
 
     def add_decay_and_gate(self, config: Any) -> None:
         self.a_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
@@ -36,10 +36,10 @@ class GatedDelta(DeltaRule):
     def gate(self, x: Tensor) -> Tensor:
         return nn.functional.silu(self.g_proj(x))
 
-    def decay_weights(self) -> tuple[LowRank | None, Tensor | None]:
+    def decay_weights(self) -> tuple[LinearPair | None, Tensor | None]:
         return None, self.a_proj.weight
 
-    def gate_weights(self) -> tuple[LowRank | None, Tensor | None]:
+    def gate_weights(self) -> tuple[LinearPair | None, Tensor | None]:
         return None, self.g_proj.weight if self.config.state_output_gate else None
 
     def initialise(self, config: Any) -> None:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from wuneng.kinds import register
 from wuneng.layers.state._delta_rule import DecayRate, DeltaRule
-from wuneng.ops import LowRank
+from wuneng.ops import LinearPair
 
 
 @register("state", "kda")
 class KDA(DeltaRule):
     """A delta rule in which every channel of the state has a decay of its own."""
 
-    context_parallel = True
+    context_parallel = in_one_call = True
     gate_sigmoids = ("output",)
 
     def add_decay_and_gate(self, config: Any) -> None:
@@ -43,13 +43,13 @@ class KDA(DeltaRule):
     def gate(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.g_up(self.g_down(x)))
 
-    def decay_weights(self) -> tuple[LowRank | None, Tensor | None]:
-        return LowRank(self.f_down.weight, self.f_up.weight, None), None
+    def decay_weights(self) -> tuple[LinearPair | None, Tensor | None]:
+        return LinearPair(self.f_down.weight, self.f_up.weight, None), None
 
-    def gate_weights(self) -> tuple[LowRank | None, Tensor | None]:
+    def gate_weights(self) -> tuple[LinearPair | None, Tensor | None]:
         if not self.config.state_output_gate:
             return None, None
-        return LowRank(self.g_down.weight, self.g_up.weight, self.g_up.bias), None
+        return LinearPair(self.g_down.weight, self.g_up.weight, self.g_up.bias), None
 
     def initialise(self, config: Any) -> None:
         DecayRate.initialise(self)

@@ -42,7 +42,11 @@ class RWKV7(HeadParameters):
     matrices = frozenset({"read_weight", *(letter + part for letter in "wavg" for part in "12")})
     groups: ClassVar = {"w0": "double_lr", "read_weight": "decay"}
     fields = frozenset(OPTIONAL)
-    context_parallel = True
+    context_parallel = in_one_call = True
+    computed_past_call = (
+        *(*HeadParameters.computed_past_call, "_run", "_carry", "_weights_and_read", "_low_rank"),
+        *("_gate", "_mixtures", "_receptance_and_logits"),
+    )
     token_shifts = ("post", "pre", "none")
     initial_values = ("even", "published")
     gate_sigmoids = ("hidden", "output")
@@ -221,6 +225,7 @@ class RWKV7(HeadParameters):
             and is_matrix(self.r_proj)
             and (norm is None or is_plain(norm, HeadGroupNorm))
             and self.has_plain_convolutions
+            and len(self._parameters) == len(self._names)
         )
 
     def token_weights(self) -> tuple[Any, ...]:

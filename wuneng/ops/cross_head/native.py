@@ -6,11 +6,11 @@ import struct
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from wuneng.ops.head_arguments import MiddleTensors
 from wuneng.ops.native.compiler import library
+from wuneng.ops.native.memory import room
 
 CROSS_HEAD = struct.Struct("=5qd9q")
 #: The operator's kinds, and what a decoded token's calls take as well: none in the middle.
@@ -30,8 +30,8 @@ def cross_head(kind: str, *tensors: *MiddleTensors, eps: float) -> tuple[Tensor,
     A, R, scale = tensors[:3]
     batch, tokens, heads, size = A.shape
     state_heads = R.shape[2]
-    changed = torch.empty(batch, tokens, heads * size) if kind == "additive" else A.flatten(-2)
-    branch = torch.empty(batch, tokens, 2 * state_heads * size)
+    changed = room(batch, tokens, heads * size) if kind == "additive" else A.flatten(-2)
+    branch = room(batch, tokens, 2 * state_heads * size)
     block = CROSS_HEAD.pack(
         *(batch * tokens, heads, state_heads, KINDS[kind], scale.numel(), eps),
         *[0 if u is None else u.data_ptr() for u in tensors],

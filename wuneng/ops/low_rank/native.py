@@ -6,11 +6,11 @@ import struct
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from wuneng.ops.head_arguments import LowRank
+from wuneng.ops.head_arguments import LinearPair, LowRank
 from wuneng.ops.native.compiler import library
+from wuneng.ops.native.memory import room
 
 PRODUCT = struct.Struct("=6q")
 LOW_RANK = struct.Struct("=12q")
@@ -41,7 +41,7 @@ def projections(
     """r and the logits of decay and rate, ``[B, T, C]`` each, as :func:`head_projections`."""
     batch, tokens, inner = x.shape
     width = receptance.shape[0]
-    r = torch.empty(batch, tokens, width)
+    r = room(batch, tokens, width)
     addresses = (x.data_ptr(), receptance.data_ptr(), r.data_ptr())
     product = PRODUCT.pack(batch * tokens, inner, width, *addresses)
     decay_block, w, decay_middle = _low_rank_block(x, decay, True)
@@ -55,7 +55,7 @@ def _low_rank_block(x: Tensor, weights: LowRank, tanh: bool) -> tuple[bytes, Ten
     """The argument block, the output, and working memory that must outlive the call."""
     batch, tokens, _ = x.shape
     rank, width = weights.up.shape
-    out, middle = torch.empty(batch, tokens, width), torch.empty(rank)
+    out, middle = room(batch, tokens, width), room(rank)
     between = TANH if tanh else NOTHING
     addresses = (middle.data_ptr(), out.data_ptr())
     block = low_rank_block(batch * tokens, x.data_ptr(), weights, between, *addresses)
@@ -65,25 +65,22 @@ def _low_rank_block(x: Tensor, weights: LowRank, tanh: bool) -> tuple[bytes, Ten
 def low_rank_block(
     tokens: int,
     x: int,
-    weights: tuple[Tensor, Tensor, Tensor | None],
+    weights: LowRank | LinearPair,
     between: int,
     middle: int,
     out: int,
-    *,
-    linear: bool = False,
 ) -> bytes:
     """The argument block.
 
     Args:
-        x, middle, out: addresses of ``[tokens, D]``, of working memory ``[rank]`` and of
-            ``[tokens, C]``.
-        weights: as :class:`LowRank`, whose bias may be None.
-        linear: the weights are torch's ``Linear`` ones, ``[rank, D]`` and ``[C, rank]``; ranks and
-            widths are multiples of 4, the working memory is ``[tokens, rank]``, and nothing stands
+        x, middle, out: addresses of ``[tokens, D]``, of working memory ``[rank]`` (of a
+            :class:`LinearPair` ``[tokens, rank]``) and of ``[tokens, C]``.
+        weights: of a :class:`LinearPair` rank and width are multiples of 4, and nothing stands
             between the two products.
         between: what stands between the two products, or :data:`SIGMA_LAST`.
     """
     down, up, bias = weights
     tensors = (down.data_ptr(), up.data_ptr(), 0 if bias is None else bias.data_ptr())
+    linear = isinstance(weights, LinearPair)
     shape = (*reversed(down.shape), up.shape[0]) if linear else (*down.shape, up.shape[1])
     return LOW_RANK.pack(tokens, *shape, between, x, *tensors, int(linear), middle, out)

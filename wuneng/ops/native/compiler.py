@@ -40,6 +40,7 @@ _SOURCES = (
     "native/attend_token.c",
     "native/model_token.c",
     "native/project_token.c",
+    "native/state_token.c",
     "native/delta_token.c",
 )
 _HEADERS = (

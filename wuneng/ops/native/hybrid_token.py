@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.cross_head.native import CROSS_HEAD, KINDS
-from wuneng.ops.head_arguments import HeadOptions, HeadWeights, LowRank
+from wuneng.ops.head_arguments import HeadOptions, HeadWeights, LinearPair, LowRank
 from wuneng.ops.low_rank.native import NO_LOW_RANK, NOTHING, PRODUCT, TANH, low_rank_block
 from wuneng.ops.native.compiler import library
 from wuneng.ops.native.few_tokens import MOST_PRODUCTS
+from wuneng.ops.native.memory import room
 from wuneng.ops.plain import are_plain
 from wuneng.ops.state_head.native_arguments import ABSENT, NO_BACKWARD, address, forward_block
 
@@ -35,10 +36,10 @@ class TokenWeights(NamedTuple):
     or ``[D, S * N]`` without middle heads, whose own tensors are None then.
 
     ``rate`` is None for heads whose decay and removal vectors are made elsewhere
-    (``delta_token.c``); ``decay`` is of torch's ``Linear`` weights then, or None too."""
+    (``delta_token.c``); ``decay`` may be None too then."""
 
     receptance: Tensor
-    decay: LowRank | None
+    decay: LowRank | LinearPair | None
     rate: LowRank | None
     head: HeadWeights
     scale: Tensor
@@ -97,7 +98,7 @@ class HybridToken:
         return b"".join(
             (
                 PRODUCT.pack(batch, *receptance),
-                self._low_rank(weights.decay, TANH if is_raw else NOTHING, w, not is_raw),
+                self._low_rank(weights.decay, TANH if is_raw else NOTHING, w),
                 self._low_rank(weights.rate, NOTHING, a),
                 self._head(weights.head, is_raw, r, w, a, readout),
                 self._cross_head(weights, readout, branch),
@@ -108,21 +109,19 @@ class HybridToken:
 
     def _memory(self, width: int) -> int:
         """The address of working memory ``[B, width]``."""
-        held = torch.empty(self.batch, width)
+        held = room(self.batch, width)
         self.held.append(held)
         return held.data_ptr()
 
-    def _low_rank(
-        self, weights: LowRank | None, between: int, out: int, linear: bool = False
-    ) -> bytes:
+    def _low_rank(self, weights: LowRank | LinearPair | None, between: int, out: int) -> bytes:
         if weights is None:
             return NO_LOW_RANK
-        middle = self._memory(weights.up.shape[1 if linear else 0])
-        return low_rank_block(self.batch, 0, weights, between, middle, out, linear=linear)
+        rank = weights.down.shape[0 if isinstance(weights, LinearPair) else 1]
+        return low_rank_block(self.batch, 0, weights, between, self._memory(rank), out)
 
     def _head(self, weights: HeadWeights, is_raw: bool, r: int, w: int, a: int, out: int) -> bytes:
         options, width = self.options.head, self.width
-        bounds = torch.arange(self.batch + 1)
+        bounds = torch.arange(self.batch + 1, device="cpu")
         self.held.append(bounds)
         inputs = ((r, width), (w, width), ABSENT, ABSENT, (a, width), ABSENT, ABSENT)
         carry = (*(0,) * 6, len(options.letters) * width)
@@ -176,9 +175,9 @@ class HybridToken:
             ``[B, 1, D]``, the new state and the new carry (None without shifted letters).
         """
         options, batch = self.options.head, self.batch
-        final = torch.empty(batch, options.heads, options.size, options.size)
-        branch = torch.empty(batch, 1, self.model_width)
-        last = torch.empty(batch, len(options.letters) * self.width) if options.letters else None
+        final = room(batch, options.heads, options.size, options.size)
+        branch = room(batch, 1, self.model_width)
+        last = room(batch, len(options.letters) * self.width) if options.letters else None
         changed = torch.empty_like(attention) if self.options.kind == "additive" else None
         inputs = _INPUTS.pack(
             x.data_ptr(),

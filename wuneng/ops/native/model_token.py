@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from wuneng.ops.cross_head.native import KINDS
-from wuneng.ops.head_arguments import LowRank
+from wuneng.ops.head_arguments import LinearPair, LowRank
 from wuneng.ops.low_rank.native import NO_LOW_RANK, NOTHING, SIGMA, SIGMA_LAST, low_rank_block
 from wuneng.ops.native.compiler import library
 from wuneng.ops.native.delta_arguments import NO_DELTA, DeltaWeights
 from wuneng.ops.native.hybrid_token import HybridToken, TokenOptions
+from wuneng.ops.native.memory import room
 from wuneng.ops.native.token_arguments import (
     CALL,
     LAYER,
@@ -36,6 +37,7 @@ from wuneng.ops.native.token_arguments import (
     LayerWeights,
     StateWeights,
 )
+from wuneng.ops.native.token_shapes import have_their_shapes
 from wuneng.ops.plain import are_plain
 from wuneng.ops.state_head.native_arguments import address
 
@@ -57,7 +59,7 @@ class ModelToken:
         self.size, self.batch, self.threads = size, batch, torch.get_num_threads()
         self.norm = norm
         self.held: list[Any] = [layers]
-        self.parts = torch.empty(0)
+        self.parts = room(0)
         self.lock = Lock()
         self.block = self._lay_out(layers)
 
@@ -66,7 +68,7 @@ class ModelToken:
         attention = next((x for x in layers if x.q is not None), None)
         queries, keys = (0, 0) if attention is None else _widths(attention)
         self.heads, batch = queries // self.size, self.batch
-        first = next((i for i, x in enumerate(layers) if x.state is not None), -1)
+        first = next((i for i, x in enumerate(layers) if x.state and not x.state.delta), -1)
         states = max((x.options.head.heads * self.size for x in _states(layers)), default=0)
         sizes = (queries, keys, keys, queries, queries, width, inner, queries, *(3 * [states]))
         inputs = self.threads * (1 + len(MIXED)) * width
@@ -90,11 +92,10 @@ class ModelToken:
 
     def _parts(self, state: StateWeights, is_first: bool) -> bytes:
         """``is_first``: of all layers with state heads, which has no earlier values to mix in."""
-        linear = state.delta is not None
         gate = residual = NO_LOW_RANK
         if state.gate is not None:
-            last = linear or state.gate.bias is not None
-            gate = self._low_rank(state.gate, SIGMA_LAST if last else SIGMA, linear)
+            last = isinstance(state.gate, LinearPair) or state.gate.bias is not None
+            gate = self._low_rank(state.gate, SIGMA_LAST if last else SIGMA)
         if state.residual is not None and not is_first:
             residual = self._low_rank(state.residual, NOTHING)
         own = map(address, (state.own_key, state.own_value, *state.mixtures))
@@ -108,10 +109,12 @@ class ModelToken:
         memory = [self._memory(self.batch * n) for n in (heads, heads, width)]
         return delta.block(width, *memory)
 
-    def _low_rank(self, weights: LowRank, between: int, linear: bool = False) -> bytes:
-        rank, width = reversed(weights.up.shape) if linear else weights.up.shape
+    def _low_rank(self, weights: LowRank | LinearPair, between: int) -> bytes:
+        rank, width = weights.up.shape
+        if isinstance(weights, LinearPair):
+            rank, width = width, rank
         memory = self._memory(self.batch * rank), self._memory(self.batch * width)
-        return low_rank_block(self.batch, 0, weights, between, *memory, linear=linear)
+        return low_rank_block(self.batch, 0, weights, between, *memory)
 
     def _kept(self, block: bytes) -> int:
         """The address of a block that stays."""
@@ -120,7 +123,7 @@ class ModelToken:
         return ctypes.addressof(laid)
 
     def _memory(self, floats: int) -> int:
-        held = torch.empty(floats)
+        held = room(floats)
         self.held.append(held)
         return held.data_ptr()
 
@@ -154,7 +157,7 @@ class ModelToken:
         floats = self.batch * self.heads * pieces * (self.size + _PART)
         with self.lock:
             if self.parts.numel() < floats:
-                self.parts = torch.empty(2 * floats)
+                self.parts = room(2 * floats)
             call = CALL.pack(
                 *map(address, (hidden, cos, sin)),
                 self.size if cos is not None and cos.shape[0] > 1 else 0,
@@ -173,20 +176,17 @@ def make(
     tensors = [norm.weight, *(x for layer in layers for x in layer.tensors())]
     if not are_plain(*tensors) or not all(x is None or _is_served(x) for x in tensors):
         return None
-    attention = {
-        tuple(x.shape for x in layer.own()[1:5] if x is not None)
-        for layer in layers
-        if layer.q is not None
-    }
-    if len(attention) > 1 or len({layer.gate.shape for layer in layers}) > 1:
-        return None
     inner, width = layers[0].gate.shape
-    if width % 4 or inner % 4 or batch > MOST_SEQUENCES:
+    if width % 4 or inner % 4 or batch > MOST_SEQUENCES or norm.weight.shape != (width,):
         return None
     options = [state.options for state in _states(layers)]
     if any(x.kind not in KINDS or x.head.size != size for x in options):
         return None
-    if len({x.head.heads for x in options}) > 1:
+    attention = {_widths(layer) for layer in layers if layer.q is not None}
+    if len({x.head.heads for x in options}) > 1 or len(attention) > 1:
+        return None
+    queries, keys = next(iter(attention), (0, 0))
+    if not all(have_their_shapes(x, (width, queries, keys, inner, size)) for x in layers):
         return None
     return None if library(size) is None else ModelToken(layers, norm, size, batch)
 

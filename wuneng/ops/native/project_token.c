@@ -2,7 +2,6 @@
    six mixtures of it with the token before. */
 
 #include "attend_token.h"
-#include "exponentials.h"
 #include "layer_token.h"
 #include "products.h"
 
@@ -58,24 +57,6 @@ static void shifted(const Projection *p, int64_t batch, int64_t i) {
       p->last[at] = *out;
       *out += p->shift[j] * ((p->before ? p->before[at] : 0) - *out);
     }
-}
-
-void convolve(const ShortConv *conv, const ConvCarry *carry, int64_t sequence, int64_t width,
-              int64_t first, int64_t channels, float *x) {
-  const int64_t earlier = conv->count - 1, place = sequence * earlier * width + first;
-  const float *before = carry->before ? carry->before + place : NULL;
-  float *after = carry->after + place;
-  for (int64_t c = 0; c < channels; ++c) {
-    const float *taps = conv->taps + (first + c) * conv->count, now = x[c];
-    float sum = now * taps[earlier];
-    for (int64_t j = 0; j < earlier; ++j) {
-      const float past = before ? before[j * width + c] : 0;
-      sum += past * taps[earlier - 1 - j];
-      if (j + 1 < earlier) after[(j + 1) * width + c] = past;
-    }
-    after[c] = now;
-    x[c] = sum;
-  }
 }
 
 static void project(Worker *w, const float *x, const Projection *p, int64_t piece) {
@@ -175,28 +156,4 @@ int64_t projection_pieces(const Worker *w) {
   int64_t pieces = narrow_of(w, narrow) + is_delta(w);
   for (int i = 0; i < projections; ++i) pieces += pieces_of_rows(all[i].width, w->m->width);
   return pieces;
-}
-
-/* Attention's are taken around again where it has fewer heads; then convolved. The first layer's
-   values are kept, and mixed into those of layers that say so. */
-void state_inputs(const Worker *w, int64_t sequence, int64_t head) {
-  const TokenModel *m = w->m;
-  const StateParts *s = w->l->parts;
-  const int64_t place = (sequence * w->hybrid.head.heads + head) * N;
-  const int64_t from = m->groups ? (sequence * m->groups + head % m->groups) * N : 0;
-  float *value = m->state_value + place, *first = m->first_value + place;
-  if (!s->own_key) memcpy(m->state_key + place, m->key + from, N * sizeof(float));
-  if (!s->own_value) memcpy(value, m->value + from, N * sizeof(float));
-  float *conv_of[3] = {w->hybrid.receptance.out + place, m->state_key + place, value};
-  for (int i = 0; i < 3; ++i)
-    if (s->conv[i].taps)
-      convolve(s->conv + i, w->c->cache[w->layer].state_conv + i, sequence,
-               w->hybrid.receptance.width, head * N, N, conv_of[i]);
-  if (w->layer == m->first) memcpy(first, value, N * sizeof(float));
-  if (s->delta.beta) delta_inputs(w, sequence, head);
-  if (!s->residual.down) return;
-  EACH {
-    const vf own = load(AT(value)), logit = load(AT(s->residual.out + place));
-    store(AT(value), own + (load(AT(first)) - own) / (1.0f + exp_v(-logit)));
-  }
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from wuneng.ops.head_arguments import LowRank
+from wuneng.ops.head_arguments import LinearPair, LowRank
 from wuneng.ops.native.delta_arguments import DeltaWeights
 from wuneng.ops.native.hybrid_token import TokenOptions, TokenWeights
 from wuneng.ops.state_head.native_arguments import address
@@ -42,8 +42,7 @@ class StateWeights(NamedTuple):
             its first.
         residual: logits of how much of the first such layer's values is mixed in, or None.
         conv: of r, k, v.
-        delta: None for RWKV-7's heads. Of the delta rule's the low-rank weights are torch's
-            ``Linear`` ones.
+        delta: of the delta rule's heads; None of RWKV-7's.
     """
 
     weights: TokenWeights
@@ -51,7 +50,7 @@ class StateWeights(NamedTuple):
     own_key: Tensor | None = None
     own_value: Tensor | None = None
     mixtures: tuple[Tensor | None, ...] = (None,) * len(MIXED)
-    gate: LowRank | None = None
+    gate: LowRank | LinearPair | None = None
     residual: LowRank | None = None
     conv: Convolutions = NO_CONVOLUTIONS
     delta: DeltaWeights | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from wuneng.ops.backend import MissingCompilerError
 from wuneng.ops.head_arguments import HeadCall, HeadInputs, HeadOptions, HeadOutputs, HeadWeights
 from wuneng.ops.native.compiler import HEAD_SIZES, library
+from wuneng.ops.native.memory import room
 from wuneng.ops.plain import are_plain
 from wuneng.ops.state_head.native_arguments import (
     ABSENT,
@@ -145,11 +146,11 @@ class _Call:
         heads, size = self.options.heads, self.options.size
         if state is not None:
             _check_shape("state", state, (self.sequences, heads, size, size))
-        out = torch.empty(self.batch, self.tokens, heads, size)
-        final = torch.empty(self.sequences, heads, size, size)
+        out = room(self.batch, self.tokens, heads, size)
+        final = room(self.sequences, heads, size, size)
         last = None
         if keeps_carry:
-            last = torch.empty(self.sequences, len(self.options.letters) * self.width)
+            last = room(self.sequences, len(self.options.letters) * self.width)
         block = self.block(0 if state is None else self.hold(state), final, out, boundaries, last)
         _kernels(size).state_head_forward(block)
         if self.dtype != torch.float32:
@@ -176,7 +177,8 @@ def _extents(
 def _dense_extents(batch: int, tokens: int, chunk: int) -> tuple[Tensor, Tensor, int]:
     rows = -(-tokens // chunk)
     with torch.inference_mode(False):
-        return torch.arange(batch + 1) * tokens, torch.arange(batch) * rows, batch * rows
+        sequences = torch.arange(batch + 1, device="cpu")
+        return sequences * tokens, sequences[:batch] * rows, batch * rows
 
 
 @lru_cache
@@ -202,7 +204,7 @@ class _StateHead(torch.autograd.Function):
         call = _Call(
             HeadInputs(*tensors[:7]), HeadWeights(*tensors[7:]), options, carry, cu_seqlens
         )
-        boundaries = torch.empty(call.rows, options.heads, options.size, options.size)
+        boundaries = room(call.rows, options.heads, options.size, options.size)
         out = call.forward(state, keeps_carry, boundaries)
         ctx.save_for_backward(boundaries, carry, cu_seqlens, *tensors)
         ctx.options, ctx.has_state = options, state is not None
@@ -235,10 +237,10 @@ def _backward(
 ) -> tuple[Tensor, list[Tensor | None], Tensor]:
     """Gradients of initial state and inputs, and the weights' in parts ``[sequences, 8, S, N]``."""
     heads, size = call.options.heads, call.options.size
-    d_state = torch.empty(call.sequences, heads, size, size)
-    parts = torch.empty(call.sequences, 8, heads, size)
+    d_state = room(call.sequences, heads, size, size)
+    parts = room(call.sequences, 8, heads, size)
     if d_out is None:
-        d_out = torch.zeros(call.batch, call.tokens, call.width)
+        d_out = room(call.batch, call.tokens, call.width).zero_()
     rows = [call.hold_rows(d_out)]
     buffers: list[Tensor | None] = []
     for x in inputs:
@@ -261,7 +263,7 @@ def _gradient_like(x: Tensor, call: _Call) -> Tensor:
     """float32 ``[B, T, channels of x]``, zero in the channels that the kernel does not write."""
     places = call.batch * call.tokens
     channels = x.numel() // places if places else call.width
-    gradient = torch.empty(call.batch, call.tokens, channels)
+    gradient = room(call.batch, call.tokens, channels)
     if channels > call.width:
         gradient[..., call.width :].zero_()
     return gradient
