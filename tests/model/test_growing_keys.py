@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from tests.model.small import plainly, small_model
+from tests.model.small import in_pieces, plainly, small_model
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng.model.cache import HybridLayer
 from wuneng.model.call_arguments import cache_of
@@ -118,3 +119,45 @@ def test_a_model_decodes_as_it_reads() -> None:
             cache = cache_of(out)
             parts.append(out.logits)
     assert_as_exact(torch.cat(parts, dim=1), *whole, floor=CHUNKED_FLOOR)
+
+
+@torch.no_grad()
+def test_room_for_a_token_is_that_of_an_update() -> None:
+    """Behind what was there, once for each asker, and only where the memory is the layer's own."""
+    layers = [HybridLayer(), HybridLayer()]
+    old, one = torch.randn(2, 1, 5, 16), torch.randn(2, 1, 1, 16)
+    for layer in layers:
+        assert layer.extended() is None
+        layer.update(old, old)
+        assert layer.extended() is None
+        layer.update(one, one)
+    layer, updated = layers
+    updated.update(one, one)
+    shallow = copy.copy(layer)
+    found = layer.extended()
+    assert found is not None
+    for keys in found:
+        keys[:, :, -1:] = one
+    torch.testing.assert_close(layer.keys, updated.keys)
+    torch.testing.assert_close(layer.values, updated.values)
+    assert found[0] is layer.keys
+    assert shallow.extended() is None  # that memory is taken
+    layer.keys = layer.keys.clone()  # as reordering beams does
+    assert layer.extended() is None
+    while updated.extended() is not None:  # until the room is used up
+        pass
+    assert updated.keys.shape[2] == updated._rooms[0].memory.shape[2]
+
+
+def test_who_replaces_update_has_it_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(hidden_size=64)
+    calls = []
+    right = HybridLayer.update
+
+    def noted(self: Any, *given: Any, **named: Any) -> Any:
+        calls.append(given[0].shape)
+        return right(self, *given, **named)
+
+    monkeypatch.setattr(HybridLayer, "update", noted)
+    in_pieces(model, torch.randint(61, (1, 8)), [4, 1, 1, 1, 1])
+    assert len(calls) == 5 * 2

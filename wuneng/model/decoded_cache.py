@@ -20,6 +20,8 @@ __all__ = ["CachePlan"]
 
 Shape = tuple[int, ...]
 #: In the order of a :class:`LayerCache`.
+#: As it is written: who replaces it has it called.
+_UPDATE = HybridLayer.update
 _STATES = ("wkv", "shift", "attention_shift")
 _CONVOLVED = (*(f"conv_{x}" for x in "rkv"), *(f"attention_conv_{x}" for x in "qkv"))
 
@@ -122,7 +124,13 @@ def _is_float(x: Tensor | None, shape: Shape) -> bool:
 
 
 def _advanced(layer: Any, plan: _Layer, new: Tensor) -> LayerCache:
-    keys = (None, None) if plan.kind is StateOnlyLayer else layer.update(new, new)
+    keys = None
+    if plan.kind is StateOnlyLayer:
+        keys = (None, None)
+    elif plan.kind is HybridLayer and HybridLayer.update is _UPDATE:
+        keys = layer.extended()
+    if keys is None:
+        keys = layer.update(new, new)
     states = [x for name in _STATES for x in _before_and_after(layer, plan, name)]
     advanced = LayerCache(*keys, *states)
     if not plan.is_convolved:

@@ -45,13 +45,17 @@ class _Buffer:
 
         Of two caches that share a buffer (a shallow copy) only the first to go on may have it.
         """
+        fits = old.shape[:-2] == new.shape[:-2] and old.dtype == new.dtype
+        return fits and self.has_room_behind(old, new.shape[-2])
+
+    def has_room_behind(self, old: Tensor, tokens: int) -> bool:
+        """The same of so many tokens of the shape and kind of ``old``."""
         return (
             old.data_ptr() == self.memory.data_ptr()
             and old.shape[-2] == self.filled
-            and old.shape[:-2] == new.shape[:-2] == self.memory.shape[:-2]
+            and old.shape[:-2] == self.memory.shape[:-2]
             and old.stride() == self.memory.stride()
-            and old.dtype == new.dtype
-            and self.filled + new.shape[-2] <= self.memory.shape[-2]
+            and self.filled + tokens <= self.memory.shape[-2]
             and self.memory.is_inference() == torch.is_inference_mode_enabled()
         )
 
@@ -83,6 +87,19 @@ class GrowingKeys(CacheLayerMixin):
                 room.append(states)
         else:
             rooms = self._rooms = (_Buffer(old[0], new[0]), _Buffer(old[1], new[1]))
+        self.keys, self.values = rooms[0].view(), rooms[1].view()
+        return self.keys, self.values
+
+    def extended(self) -> tuple[Tensor, Tensor] | None:
+        """All keys and values and room behind them for one token, which the caller writes; None
+        where :meth:`update` has to be called. Without gradients."""
+        rooms = self._rooms
+        if rooms is None or not (
+            rooms[0].has_room_behind(self.keys, 1) and rooms[1].has_room_behind(self.values, 1)
+        ):
+            return None
+        for room in rooms:
+            room.filled += 1
         self.keys, self.values = rooms[0].view(), rooms[1].view()
         return self.keys, self.values
 
