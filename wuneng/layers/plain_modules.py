@@ -52,11 +52,16 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         and not module._forward_pre_hooks
         and not module._backward_hooks
         and not module._backward_pre_hooks
-        and module.__dict__.keys().isdisjoint(_names(kind))
         and not torch_module._has_any_global_hook()
         and are_plain(*module._parameters.values())
-        and (torch.compiler.is_compiling() or has_own_forward(kind))
+        and _is_as_written(module, kind)
     )
+
+
+def _is_as_written(module: nn.Module, kind: type[nn.Module]) -> bool:
+    if torch.compiler.is_compiling():  # which cannot trace the rest
+        return "forward" not in module.__dict__
+    return module.__dict__.keys().isdisjoint(_names(kind)) and has_own_forward(kind)
 
 
 def is_linear(module: Any) -> bool:
