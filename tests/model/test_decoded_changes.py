@@ -86,6 +86,11 @@ def _one_rate(model: WuNengForCausalLM) -> None:
     _heads(model).A_log = nn.Parameter(torch.zeros(1))
 
 
+def _one_gate_bias(model: WuNengForCausalLM) -> None:
+    middle = model.model.layers[0].cross_head
+    middle.gate_bias = nn.Parameter(middle.gate_bias.detach()[:1].clone())
+
+
 def _shift_as_buffer(model: WuNengForCausalLM) -> None:
     heads = _heads(model)
     value = heads.shift_k.detach().clone()
@@ -147,6 +152,7 @@ CHANGES: dict[str, Change] = {
     "one convolution for all queries": _one_convolution_of_queries,
     "one norm for all heads": _one_norm,
     "one decay for all heads": _one_rate,
+    "one bias for all middle heads": _one_gate_bias,
     "a shift that is a buffer": _shift_as_buffer,
     "a decay that is a buffer": _rate_as_buffer,
     "a bias that is a buffer": _bias_as_buffer,

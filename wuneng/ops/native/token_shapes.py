@@ -75,7 +75,13 @@ def _state(state: StateWeights, sizes: tuple[int, int, int, int, int]) -> Iterat
     group = max(1, queries // size // heads)
     yield from ((weights.branch, (width, branches * own)), (weights.group_norm, (heads, size)))
     yield (weights.group_mix, (heads, group))
-    yield (weights.scale, (1 if weights.scale.shape[0] == 1 else heads,))
+    yield (weights.scale, (1 if weights.scale.shape[:1] == (1,) else heads,))
+    additive = state.options.kind == "additive"
+    yield (
+        weights.alpha_or_matrix,
+        (queries // size, size) if additive else (heads, 2 * size, size),
+    )
+    yield (weights.beta_or_bias, (heads, size))
     yield from _convolutions(state.conv, (own, own, own))
     if state.delta is not None:
         yield from _delta(state.delta, heads, size, width)
