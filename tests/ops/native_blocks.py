@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wuneng.ops import LowRank
+from wuneng.ops import LinearPair, LowRank
 from wuneng.ops.cross_head import native as cross_head
 
 HEADERS = (
@@ -33,7 +33,7 @@ def structures(directory: Path) -> dict[str, type[ctypes.Structure]]:
 
 
 def _fields(line: str, known: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """``const float *x, *y`` as two addresses, ``int64_t slots[3]`` as an array."""
+    """``const float *x, *y`` as two addresses, ``int64_t slots[3]`` as an array, ``*x[3]`` too."""
     if not line:
         return
     match = re.fullmatch(r"(?:const )?(\w+)\s+(.*)", line, flags=re.S)
@@ -41,13 +41,10 @@ def _fields(line: str, known: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     kind, names = match.groups()
     numbers = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
     for name in (x.strip() for x in names.split(",")):
-        array = re.fullmatch(r"(\w+)\[(\d+)\]", name)
-        if name.startswith("*"):
-            yield name[1:], ctypes.c_int64  # an address, compared as a number
-        elif array:
-            yield array[1], numbers[kind] * int(array[2])
-        else:
-            yield name, known[kind] if kind in known else numbers[kind]
+        array = re.fullmatch(r"(\*?\w+)\[(\d+)\]", name)
+        name = array[1] if array else name
+        one = ctypes.c_int64 if name.startswith("*") else (known | numbers)[kind]
+        yield name.removeprefix("*"), one * int(array[2]) if array else one  # addresses: numbers
 
 
 def read(kind: Any, block: bytes) -> Any:
@@ -61,10 +58,12 @@ WEIGHTS = [
 ]
 
 
-def check_low_rank(found: Any, weights: LowRank, between: int) -> None:
-    numbers = (found.tokens, found.size, found.rank, found.width, found.between)
-    assert numbers == (3, 12, weights.up.shape[0], 32, between)
-    assert (found.down, found.up, found.bias) == tuple(x.data_ptr() for x in weights)
+def check_low_rank(found: Any, weights: LowRank | LinearPair, between: int) -> None:
+    linear = isinstance(weights, LinearPair)
+    numbers = (found.tokens, found.size, found.rank, found.width, found.between, found.linear)
+    assert numbers == (3, 12, weights.up.shape[linear], 32, between, linear)
+    addresses = [0 if x is None else x.data_ptr() for x in weights]
+    assert [found.down, found.up, found.bias] == addresses
 
 
 MIDDLE = {

@@ -6,12 +6,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.ops.native_blocks import MIDDLE, WEIGHTS, check_cross_head, check_low_rank, read
-from wuneng.ops.head_arguments import HeadOptions, HeadWeights
+from wuneng.ops.head_arguments import HeadOptions, HeadWeights, LinearPair, LowRank
 from wuneng.ops.low_rank import native as low_rank
 from wuneng.ops.native import hybrid_token, model_token, token_arguments
+from wuneng.ops.native.delta_arguments import DeltaWeights
+
+
+def _convolutions(*channels: int) -> Any:
+    return tuple(torch.randn(n, 3 + i) for i, n in enumerate(channels))
+
+
+def _check_convolutions(found: Any, weights: Any) -> None:
+    assert [(x.taps, x.count) for x in found] == [(x.data_ptr(), x.shape[1]) for x in weights]
 
 
 def _state_weights(*receptance: torch.Tensor, **more: Any) -> token_arguments.StateWeights:
@@ -29,7 +39,7 @@ def _layer_tensors() -> list[torch.Tensor]:
     tensors = [torch.randn(12), *(torch.randn(n, 12) for n in (64, 32, 32)), torch.randn(12, 64)]
     tensors += [torch.randn(n) for n in (64, 32, 32, 12, 16, 16, 32, 32, 12)]
     tensors += [torch.randn(20, 12), torch.randn(20, 12), torch.randn(12, 20)]
-    return tensors + [torch.randn(n) for n in (20, 20, 12)]
+    return [*tensors, *(torch.randn(n) for n in (20, 20, 12)), torch.randn(64, 12)]
 
 
 def test_a_models_token(
@@ -38,8 +48,9 @@ def test_a_models_token(
     """Two layers, the second with S 2 state heads; B 3."""
     tensors, numbers = _layer_tensors(), (1e-5, 2e-5, 3e-5, 4e-5, 0.25)
     own = [torch.randn(32, 12) for _ in range(3)]
-    state = _state_weights(own[2], own_key=own[0], own_value=own[1])
-    layers = [token_arguments.LayerWeights(*tensors, numbers, x) for x in (None, state)]
+    convolved, convs = _convolutions(64, 32, 32), _convolutions(32, 32, 32)
+    state = _state_weights(own[2], own_key=own[0], own_value=own[1], conv=convs)
+    layers = [token_arguments.LayerWeights(*tensors, convolved, numbers, x) for x in (None, state)]
     norm = token_arguments.FinalNorm(torch.randn(12), 5e-5)
     call = model_token.make(layers, norm, 16, 3)
     assert call is not None
@@ -59,15 +70,17 @@ def test_a_models_token(
     assert (model.width, model.heads, model.groups, model.inner) == (12, 4, 2, 20)
     assert (model.first, model.norm, model.norm_eps) == (1, norm.weight.data_ptr(), 5e-5)
     found = (2 * blocks["TokenLayer"]).from_address(model.layer)
-    for name, x in zip(token_arguments.LayerWeights._fields[:20], tensors, strict=True):
+    for name, x in zip(token_arguments.LayerWeights._fields[:21], tensors, strict=True):
         assert [getattr(layer, name) for layer in found] == [x.data_ptr()] * 2, name
     for layer in found:
         names = ("input_eps", "q_eps", "k_eps", "feed_eps", "scaling")
         assert tuple(getattr(layer, x) for x in names) == numbers
+        _check_convolutions(layer.conv, convolved)
     assert (found[0].hybrid, found[0].parts) == (0, 0)
     parts = blocks["StateParts"].from_address(found[1].parts)
     assert (parts.own_key, parts.own_value) == tuple(x.data_ptr() for x in own[:2])
-    assert [parts.mix_r, parts.gate.down, parts.residual.down] == [0, 0, 0]
+    assert [parts.mix_r, parts.gate.down, parts.residual.down, parts.delta.beta] == [0, 0, 0, 0]
+    _check_convolutions(parts.conv, convs)
     hybrid = blocks["HybridToken"].from_address(found[1].hybrid)
     assert hybrid.receptance.weight == own[2].data_ptr()
     check_cross_head(hybrid.cross, 3)
@@ -90,11 +103,13 @@ def test_a_models_token_without_attention(
     blocks: dict[str, Any], handed: list[tuple[bytes, ...]]
 ) -> None:
     """Two layers of RWKV-7's own form; only the second has earlier values to mix in."""
-    kept: list[Any] = [None if n in range(1, 13) else x for n, x in enumerate(_layer_tensors())]
+    absent = (*range(1, 13), 20)
+    kept: list[Any] = [None if n in absent else x for n, x in enumerate(_layer_tensors())]
     mixtures = tuple(torch.randn(12) for _ in token_arguments.MIXED)
-    gate, residual = (torch.randn(12, 6), torch.randn(6, 32)), WEIGHTS[1]
+    gate, residual = LowRank(torch.randn(12, 6), torch.randn(6, 32), None), WEIGHTS[1]
     state = _state_weights(torch.randn(32, 12), mixtures=mixtures, gate=gate, residual=residual)
-    layers = [token_arguments.LayerWeights(*kept, (0.0,) * 5, state) for _ in range(2)]
+    none = token_arguments.NO_CONVOLUTIONS
+    layers = [token_arguments.LayerWeights(*kept, none, (0.0,) * 5, state) for _ in range(2)]
     call = model_token.make(layers, token_arguments.FinalNorm(torch.randn(12), 5e-5), 16, 3)
     assert call is not None
     call(torch.randn(3, 1, 12), None, None, [token_arguments.LayerCache()] * 2)
@@ -108,12 +123,71 @@ def test_a_models_token_without_attention(
     for one in parts:
         names = [getattr(one, f"mix_{letter}") for letter in token_arguments.MIXED]
         assert names == [x.data_ptr() for x in mixtures]
-        numbers = (one.gate.tokens, one.gate.size, one.gate.rank, one.gate.width, one.gate.between)
-        assert numbers == (3, 12, 6, 32, low_rank.SIGMA)
-        tensors = (one.gate.down, one.gate.up, one.gate.bias)
-        assert tensors == (*(x.data_ptr() for x in gate), 0)
+        check_low_rank(one.gate, gate, low_rank.SIGMA)
     assert parts[0].residual.down == 0
     check_low_rank(parts[1].residual, residual, low_rank.NOTHING)
+
+
+def test_a_gate_whose_sigma_comes_last(
+    blocks: dict[str, Any], handed: list[tuple[bytes, ...]]
+) -> None:
+    parts = _parts(blocks, handed, gate=WEIGHTS[1])
+    check_low_rank(parts.gate, WEIGHTS[1], low_rank.SIGMA_LAST)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_delta_rule_heads(
+    blocks: dict[str, Any], handed: list[tuple[bytes, ...]], whole: bool
+) -> None:
+    """``whole``: one decay for a head, and a gate of full width."""
+    step, gate = (torch.randn(2, 12), torch.randn(32, 12)) if whole else (None, None)
+    bias = torch.randn(2 if whole else 32)
+    beta, rate, norm = torch.randn(2, 12), torch.randn(2), torch.randn(2, 16)
+    shift = (torch.randn(32), None, torch.randn(32))
+    given = DeltaWeights(beta, step, rate, bias, norm, gate, shift, "vr", 2.0, 1e-4)
+    narrow = LinearPair(torch.randn(8, 12), torch.randn(32, 8), torch.randn(32))
+    parts = _parts(blocks, handed, gate=None if whole else narrow, delta=given, decay=narrow)
+    found = parts.delta
+    names = ("beta", "step", "log_rate", "step_bias", "norm", "gate")
+    wanted = [0 if x is None else x.data_ptr() for x in (beta, step, rate, bias, norm, gate)]
+    assert [getattr(found, x) for x in names] == wanted
+    assert list(found.shift) == [0 if x is None else x.data_ptr() for x in shift]
+    assert (list(found.slots), found.carry_row) == ([1, -1, 0], 64)
+    assert (found.a_max, found.norm_eps) == (2.0, 1e-4)
+    assert len({found.beta_out, found.step_out, found.gate_out, 0}) == 4
+    if not whole:
+        check_low_rank(parts.gate, narrow, low_rank.SIGMA_LAST)
+    model = read(blocks["TokenModel"], handed[0][0])
+    assert model.first == -1  # no values of RWKV-7's heads are mixed in
+    hybrid = blocks["HybridToken"].from_address(
+        blocks["TokenLayer"].from_address(model.layer).hybrid
+    )
+    assert hybrid.head.raw == 0
+    check_low_rank(hybrid.decay, narrow, low_rank.NOTHING)
+    assert hybrid.rate.down == 0
+
+
+def _parts(blocks: dict[str, Any], handed: list[tuple[bytes, ...]], **more: Any) -> Any:
+    """The state heads' block of a model of one layer."""
+    decay = more.pop("decay", None)
+    state = _state_weights(torch.randn(32, 12), **more)
+    if decay is not None:
+        weights = state.weights._replace(decay=decay, rate=None, head=HeadWeights())
+        state = state._replace(weights=weights)
+    none, numbers = token_arguments.NO_CONVOLUTIONS, (0.0,) * 5
+    layer = token_arguments.LayerWeights(*_layer_tensors(), none, numbers, state)
+    call = model_token.make([layer], token_arguments.FinalNorm(torch.randn(12), 5e-5), 16, 3)
+    assert call is not None
+    KEPT.append(call)
+    keys = torch.randn(3, 2, 9, 16)
+    rotation = (torch.randn(3, 1, 16), torch.randn(3, 1, 16))
+    call(torch.randn(3, 1, 12), rotation, None, [token_arguments.LayerCache(keys, keys)])
+    model = read(blocks["TokenModel"], handed[0][0])
+    return blocks["StateParts"].from_address(blocks["TokenLayer"].from_address(model.layer).parts)
+
+
+#: Blocks whose memory is looked into.
+KEPT: list[Any] = []
 
 
 def test_a_models_cache(blocks: dict[str, Any]) -> None:
@@ -125,5 +199,9 @@ def test_a_models_cache(blocks: dict[str, Any]) -> None:
     assert (found.tokens, found.sequence, found.head) == (300, 2 * 400 * 16, 400 * 16)
     names = ("state", "final_state", "carry", "last", "shift_carry", "shift_last")
     assert [getattr(found, x) for x in names] == [x.data_ptr() for x in states]
+    convolved = tuple(torch.randn(1) for _ in range(12))
+    found = read(blocks["TokenCache"], cache._replace(convolutions=convolved).block())
+    pairs = [*found.state_conv, *found.attention_conv]
+    assert [n for x in pairs for n in (x.before, x.after)] == [x.data_ptr() for x in convolved]
     found = read(blocks["TokenCache"], token_arguments.LayerCache(None, None, *states).block())
     assert (found.key, found.tokens, found.state) == (0, 0, states[0].data_ptr())

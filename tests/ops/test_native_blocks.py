@@ -20,7 +20,7 @@ from wuneng.ops.cross_head import native as cross_head
 from wuneng.ops.cross_head import native_pass
 from wuneng.ops.head_arguments import HeadInputs, HeadOptions, HeadWeights
 from wuneng.ops.low_rank import native as low_rank
-from wuneng.ops.native import hybrid_token, token_arguments
+from wuneng.ops.native import delta_arguments, hybrid_token, token_arguments
 from wuneng.ops.rms_norm import native as rms_norm
 from wuneng.ops.state_head import native_arguments as arguments
 
@@ -30,8 +30,8 @@ LETTERS = ("r", "w", "k", "v", "a", "b", "gate")
 def test_the_headers_are_read(blocks: dict[str, Any]) -> None:
     assert list(blocks) == [
         *("Rows", "Arguments", "Product", "LowRank", "CrossHead", "CrossHeadPass", "RmsNorm"),
-        *("HybridToken", "TokenInputs", "StateParts", "TokenLayer", "TokenModel"),
-        *("TokenCache", "TokenCall"),
+        *("HybridToken", "TokenInputs", "ShortConv", "ConvCarry", "DeltaRule", "StateParts"),
+        *("TokenLayer", "TokenModel", "TokenCache", "TokenCall"),
     ]
     assert [name for name, _ in blocks["Rows"]._fields_] == ["data", "row"]
     assert all(ctypes.sizeof(kind) % 8 == 0 for kind in blocks.values())
@@ -56,7 +56,7 @@ def test_types_and_sizes(blocks: dict[str, Any]) -> None:
     of_a_pass = _expanded(cross_head.CROSS_HEAD) + _expanded(native_pass.PASS)
     assert _letters(blocks["CrossHeadPass"]) == of_a_pass
     parts = _expanded(token_arguments.PARTS) + 2 * _expanded(low_rank.LOW_RANK)
-    assert _letters(blocks["StateParts"]) == parts
+    assert _letters(blocks["StateParts"]) == parts + _expanded(delta_arguments._DELTA)
 
 
 def _letters(kind: Any) -> str:
@@ -66,7 +66,8 @@ def _letters(kind: Any) -> str:
         if isinstance(field, type) and issubclass(field, ctypes.Structure):
             out += _letters(field)
         elif hasattr(field, "_length_"):
-            out += "q" * field._length_
+            one = field._type_
+            out += (_letters(one) if hasattr(one, "_fields_") else "q") * field._length_
         else:
             out += "d" if field is ctypes.c_double else "q"
     return out

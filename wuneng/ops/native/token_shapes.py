@@ -61,8 +61,9 @@ def _convolutions(weights: Convolutions, channels: tuple[int, int, int]) -> Iter
 
 
 def _state(state: StateWeights, sizes: tuple[int, int, int, int, int]) -> Iterator[Wanted]:
-    width, queries, _, _, size = sizes
-    weights, heads = state.weights, state.options.head.heads
+    width, _, _, _, size = sizes
+    weights, options = state.weights, state.options
+    heads, attention = options.head.heads, options.attention_heads
     own = heads * size
     yield (weights.receptance, (own, width))
     yield from ((x, (own, width)) for x in (state.own_key, state.own_value))
@@ -72,14 +73,14 @@ def _state(state: StateWeights, sizes: tuple[int, int, int, int, int]) -> Iterat
     for x in weights.head:
         yield (x, (own,) if x is None or x.dim() == 1 else (heads, size))
     branches = 1 if weights.group_norm is None else 2
-    group = max(1, queries // size // heads)
+    group = max(1, attention // heads)
     yield from ((weights.branch, (width, branches * own)), (weights.group_norm, (heads, size)))
     yield (weights.group_mix, (heads, group))
     yield (weights.scale, (1 if weights.scale.shape[:1] == (1,) else heads,))
-    additive = state.options.kind == "additive"
+    additive = options.kind == "additive"
     yield (
         weights.alpha_or_matrix,
-        (queries // size, size) if additive else (heads, 2 * size, size),
+        (attention, size) if additive else (heads, 2 * size, size),
     )
     yield (weights.beta_or_bias, (heads, size))
     yield from _convolutions(state.conv, (own, own, own))
