@@ -26,6 +26,7 @@ from wuneng.ops.backend import HAS_TRITON, candidates
 from wuneng.ops.cross_head import native, native_pass
 from wuneng.ops.cross_head.by_hand import cross_head_by_hand
 from wuneng.ops.cross_head.reference import KINDS, cross_head_reference
+from wuneng.ops.head_arguments import MiddleTensors
 from wuneng.ops.native import few_tokens
 from wuneng.ops.plain import are_plain
 
@@ -71,6 +72,10 @@ def cross_head(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     allowed = candidates("cross_head", A.device, backend)
     tensors = (A, R, scale, group_mix, group_norm, alpha_or_matrix, beta_or_bias)
+    if backend != "triton" and not _have_their_shapes(
+        kind, tensors
+    ):  # torch broadcasts what a kernel would read past
+        return cross_head_reference(kind, *tensors, eps)
     if "triton" in allowed and (backend == "triton" or (HAS_TRITON and are_plain(*tensors))):
         from wuneng.ops.cross_head import triton_autograd
 
@@ -83,6 +88,20 @@ def cross_head(
     if "chunked" in allowed and _is_plain(tensors):
         return cross_head_by_hand(kind, *tensors, eps=eps)
     return cross_head_reference(kind, *tensors, eps)
+
+
+def _have_their_shapes(kind: str, tensors: MiddleTensors) -> bool:
+    A, R, scale, mix, norm, alpha_or_matrix, beta_or_bias = tensors
+    heads, size = A.shape[-2:]
+    states = R.shape[-2]
+    return (
+        scale.shape in ((states,), (1,))
+        and mix.shape == (states, max(1, heads // states))
+        and norm.shape == (states, size)
+        and alpha_or_matrix.shape
+        == ((heads, size) if kind == "additive" else (states, 2 * size, size))
+        and (beta_or_bias is None or beta_or_bias.shape == (states, size))
+    )
 
 
 def _products(kind: str, R: Tensor) -> int:

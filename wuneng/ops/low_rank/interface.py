@@ -33,7 +33,8 @@ def low_rank(
         ``[B, T, C]`` in x's dtype; float32 where x is of lower precision than the bias.
     """
     allowed = candidates("low_rank", x.device, backend)
-    if "native" in allowed and few_tokens.takes(size, _products(x, weights), x, *weights):
+    may_be_read = "native" in allowed and _have_their_shapes(x, weights)
+    if may_be_read and few_tokens.takes(size, _products(x, weights), x, *weights):
         return native.low_rank(size, x, weights, tanh)
     inner = x @ weights.down
     if tanh:
@@ -65,13 +66,21 @@ def head_projections(
     Returns:
         r, w, a ``[B, T, C]``.
     """
-    if "native" in candidates("low_rank", x.device, backend):
+    shaped = all(_have_their_shapes(x, weights) for weights in (decay, rate))
+    if shaped and "native" in candidates("low_rank", x.device, backend):
         products = x.numel() * receptance.shape[0] + _products(x, decay) + _products(x, rate)
         if few_tokens.takes(size, products, x, receptance, *decay, *rate):
             return native.projections(size, x, receptance, decay, rate)
     r = torch.nn.functional.linear(x, receptance)
     w = low_rank(x, decay, tanh=True, size=size, backend=backend)
     return r, w, low_rank(x, rate, size=size, backend=backend)
+
+
+def _have_their_shapes(x: Tensor, weights: LowRank) -> bool:
+    """Whether C reads no further than they go: torch would broadcast a bias."""
+    down, up, bias = weights
+    fits = down.shape == (x.shape[-1], up.shape[0])
+    return fits and (bias is None or bias.shape == (up.shape[1],))
 
 
 def _products(x: Tensor, weights: LowRank) -> int:

@@ -22,6 +22,7 @@ from wuneng.ops.head_arguments import HeadOptions, HeadWeights, LinearPair, LowR
 from wuneng.ops.low_rank.native import NO_LOW_RANK, NOTHING, PRODUCT, TANH, low_rank_block
 from wuneng.ops.native.compiler import library
 from wuneng.ops.native.few_tokens import MOST_PRODUCTS
+from wuneng.ops.native.head_shapes import are_so, of_heads
 from wuneng.ops.native.memory import room
 from wuneng.ops.plain import are_plain
 from wuneng.ops.state_head.native_arguments import ABSENT, NO_BACKWARD, address, forward_block
@@ -210,6 +211,8 @@ def make(weights: TokenWeights, options: TokenOptions, batch: int) -> HybridToke
     )
     few = plain and products(weights, options.head.size, batch) <= MOST_PRODUCTS
     if not few or weights.branch.shape[0] % 4 or options.kind not in KINDS:
+        return None
+    if not are_so(of_heads(weights, options, weights.receptance.shape[1])):
         return None
     return None if library(options.head.size) is None else HybridToken(weights, options, batch)
 

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from wuneng.ops.head_arguments import LinearPair, LowRank
 from wuneng.ops.native.delta_arguments import DeltaWeights
+from wuneng.ops.native.head_shapes import Wanted, are_so, of_heads, of_pair
 from wuneng.ops.native.token_arguments import Convolutions, LayerWeights, StateWeights
 
 __all__ = ["have_their_shapes"]
-
-#: A tensor, and its shape; -1 for any size.
-Wanted = tuple[Tensor | None, tuple[int, ...]]
 
 
 def have_their_shapes(layer: LayerWeights, sizes: tuple[int, int, int, int, int]) -> bool:
@@ -28,13 +23,8 @@ def have_their_shapes(layer: LayerWeights, sizes: tuple[int, int, int, int, int]
     """
     wanted = [*_layer(layer, sizes)]
     if layer.state is not None:
-        wanted += _state(layer.state, sizes)
-    return all(x is None or _is(x, shape) for x, shape in wanted)
-
-
-def _is(x: Tensor, shape: tuple[int, ...]) -> bool:
-    found = x.shape
-    return len(found) == len(shape) and all(b in (-1, a) for a, b in zip(found, shape, strict=True))
+        wanted += _state(layer.state, sizes[0])
+    return are_so(wanted)
 
 
 def _layer(layer: LayerWeights, sizes: tuple[int, int, int, int, int]) -> Iterator[Wanted]:
@@ -60,45 +50,17 @@ def _convolutions(weights: Convolutions, channels: tuple[int, int, int]) -> Iter
     yield from ((x, (n, -1)) for x, n in zip(weights, channels, strict=True))
 
 
-def _state(state: StateWeights, sizes: tuple[int, int, int, int, int]) -> Iterator[Wanted]:
-    width, _, _, _, size = sizes
-    weights, options = state.weights, state.options
-    heads, attention = options.head.heads, options.attention_heads
+def _state(state: StateWeights, width: int) -> Iterator[Wanted]:
+    heads, size = state.options.head.heads, state.options.head.size
     own = heads * size
-    yield (weights.receptance, (own, width))
+    yield from of_heads(state.weights, state.options, width)
     yield from ((x, (own, width)) for x in (state.own_key, state.own_value))
     yield from ((x, (width,)) for x in state.mixtures)
-    for pair in (weights.decay, weights.rate, state.gate, state.residual):
-        yield from _pair(pair, width, own)
-    for x in weights.head:
-        yield (x, (own,) if x is None or x.dim() == 1 else (heads, size))
-    branches = 1 if weights.group_norm is None else 2
-    group = max(1, attention // heads)
-    yield from ((weights.branch, (width, branches * own)), (weights.group_norm, (heads, size)))
-    yield (weights.group_mix, (heads, group))
-    yield (weights.scale, (1 if weights.scale.shape[:1] == (1,) else heads,))
-    additive = options.kind == "additive"
-    yield (
-        weights.alpha_or_matrix,
-        (attention, size) if additive else (heads, 2 * size, size),
-    )
-    yield (weights.beta_or_bias, (heads, size))
+    for pair in (state.gate, state.residual):
+        yield from of_pair(pair, width, own)
     yield from _convolutions(state.conv, (own, own, own))
     if state.delta is not None:
         yield from _delta(state.delta, heads, size, width)
-
-
-def _pair(weights: LowRank | LinearPair | None, width: int, out: int) -> Iterator[Wanted]:
-    if weights is None:
-        return
-    down, up = weights.down.shape, weights.up.shape
-    if isinstance(weights, LinearPair):
-        rank = down[0]
-        yield from ((weights.down, (rank, width)), (weights.up, (out, rank)))
-    else:
-        rank = up[0]
-        yield from ((weights.down, (width, rank)), (weights.up, (rank, out)))
-    yield (weights.bias, (out,))
 
 
 def _delta(delta: DeltaWeights, heads: int, size: int, width: int) -> Iterator[Wanted]:
