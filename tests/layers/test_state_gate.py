@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.layers.gradients import SMALL, assert_gradients
 from tests.model.small import BASE, small_model
 from wuneng import WuNengConfig
 from wuneng.layers.layout import SequenceLayout
@@ -61,21 +62,10 @@ def test_what_is_read_is_multiplied_by_the_gate(form: str, shift: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients(form: str) -> None:
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_state_heads": 2, "head_dim": 4}
-    h = heads(**sizes, state_gate_sigmoid=form)
-    x = torch.randn(1, 19, 8, dtype=torch.float64, requires_grad=True)
+    h = heads(**SMALL, state_gate_sigmoid=form)
     names = [n for n, _ in h.named_parameters() if n in ("g0", "g1", "g2", "v_proj.weight")]
     assert len(names) == (4 if form == "output" else 3)
-    given = [dict(h.named_parameters())[name] for name in names]
-
-    def run(x: Tensor, *changed: Tensor) -> Tensor:
-        swapped = dict(zip(names, changed, strict=True))
-        layout = SequenceLayout.dense(1, 19)
-        R, _ = torch.func.functional_call(h, swapped, (x, None, None, layout))
-        return R
-
-    weights = [p.detach().clone().requires_grad_() for p in given]
-    assert torch.autograd.gradcheck(run, (x, *weights), atol=1e-6, fast_mode=True)
+    assert_gradients(h, names)
 
 
 def test_in_bfloat16_the_gate_is_of_the_inputs_dtype() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.layers.gradients import SMALL, assert_gradients
 from tests.model.small import BASE, small_model
 from wuneng import WuNengConfig
 from wuneng.layers.layout import SequenceLayout
@@ -69,19 +70,7 @@ def test_the_state_is_read_by_what_was_read_of_it() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"state_output_gate": True, "snapshots": 1}])
 def test_gradients(fields: dict[str, Any]) -> None:
-    h = heads(hidden_size=8, num_attention_heads=2, num_state_heads=2, head_dim=4, **fields)
-    x = torch.randn(1, 19, 8, dtype=torch.float64, requires_grad=True)
-    names = ["read_weight", "r_proj.weight", "w2", "shift_r"]
-    given = [dict(h.named_parameters())[name] for name in names]
-
-    def run(x: Tensor, *changed: Tensor) -> Tensor:
-        swapped = dict(zip(names, changed, strict=True))
-        layout = SequenceLayout.dense(1, 19)
-        R, _ = torch.func.functional_call(h, swapped, (x, None, None, layout))
-        return R
-
-    weights = [p.detach().clone().requires_grad_() for p in given]
-    assert torch.autograd.gradcheck(run, (x, *weights), atol=1e-6, fast_mode=True)
+    assert_gradients(heads(**SMALL, **fields), ["read_weight", "r_proj.weight", "w2", "shift_r"])
 
 
 @pytest.mark.parametrize("fields", [{}, {"snapshots": 2}, {"token_shift": "pre", **OWN}])

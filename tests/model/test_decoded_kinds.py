@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -79,9 +80,14 @@ def test_drawn_wirings_give_what_the_modules_give(kind: str, seed: int) -> None:
     def run(model: Any) -> Tensor:
         return in_pieces(model, _ids(batch, sum(lengths), seed), lengths)
 
+    _check(model, run, [n == 1 for n in lengths])
+
+
+def _check(model: WuNengForCausalLM, run: Callable[[Any], Tensor], wanted: list[bool]) -> None:
+    """What ``run`` makes of a model, and which of its calls went through all layers at once."""
     with counted() as taken:
         found = run(model)
-    assert taken == [n == 1 for n in lengths]
+    assert taken == wanted
     assert_as_exact(found, *plainly(model, run), floor=CHUNKED_FLOOR)
 
 
@@ -106,10 +112,7 @@ def test_one_token_prompts_begin_from_zero(kind: str) -> None:
     def run(model: Any) -> Tensor:
         return in_pieces(model, _ids(2, 7), lengths)
 
-    with counted() as taken:
-        found = run(model)
-    assert taken == [False, *[True] * 6]
-    assert_as_exact(found, *plainly(model, run), floor=CHUNKED_FLOOR)
+    _check(model, run, [False, *[True] * 6])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,10 +125,7 @@ def test_pads_at_the_left(kind: str) -> None:
         logits = in_pieces(model, _ids(3, 10), lengths, mask)
         return logits[mask.bool()]
 
-    with counted() as taken:
-        found = run(model)
-    assert taken == [False, *[True] * 5]
-    assert_as_exact(found, *plainly(model, run), floor=CHUNKED_FLOOR)
+    _check(model, run, [False, *[True] * 5])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +134,7 @@ def test_equal_bits_however_many_threads(kind: str) -> None:
     ids, threads = _ids(5, 9), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = torch.cat([in_pieces(model, ids[:1], lengths)[:, 4:]])
+        one = in_pieces(model, ids[:1], lengths)[:, 4:]
         together = in_pieces(model, ids, lengths)[:, 4:]
         torch.set_num_threads(2)
         in_two = in_pieces(model, ids, lengths)[:, 4:]
@@ -168,11 +168,6 @@ def _gate(model: Any) -> None:
     model.model.layers[0].self_attn.g_proj = nn.Linear(64, 64, bias=True)
 
 
-def _subclass(model: Any) -> None:
-    for layer in model.model.layers:
-        layer.state_heads.__class__ = type("Mine", (KDA,), {"log_decay": lambda s, x: -x[..., :2]})
-
-
 def _odd_rank(model: Any) -> None:
     heads = model.model.layers[0].state_heads
     heads.f_down, heads.f_up = (nn.Linear(*shape, bias=False) for shape in ((64, 3), (3, 32)))
@@ -193,12 +188,20 @@ def test_what_is_watched_or_replaced_runs_as_modules(change: Any) -> None:
     torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_heads_of_another_class_run_as_modules() -> None:
-    model = model_of("kda")
-    _subclass(model)
-    with counted() as taken, pytest.raises(Exception):  # noqa: B017, PT011 - whatever its own way says
-        in_pieces(model, _ids(1, 7), [4, 1, 1, 1])
+def test_heads_of_a_users_own_class_run_as_modules() -> None:
+    class Slower(KDA):
+        def log_decay(self, x: Tensor) -> Tensor:
+            return super().log_decay(x) / 2
+
+    model, lengths = model_of("kda"), [4, *[1] * 3]
+    before = in_pieces(model, _ids(1, 7), lengths)
+    for layer in model.model.layers:
+        layer.state_heads.__class__ = Slower
+    with counted() as taken:
+        found = in_pieces(model, _ids(1, 7), lengths)
     assert not any(taken)
+    assert (found - before).abs().max() > 1e-3
+    torch.testing.assert_close(found, in_pieces(model, _ids(1, 7), [7]), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

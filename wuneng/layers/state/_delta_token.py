@@ -27,13 +27,9 @@ class DeltaToken(StateHeads):
         self._count = len(self._parameters)
         self.options = HeadOptions(self.heads, self.head_dim, raw=False)
         #: Channels of the token before that are kept for the next call.
-        self.carried = len(self._letters()) * self.width
+        self.carried = len(self.shifted_letters) * self.width
         #: Whether a decoded token may go through all layers at once (wuneng.layers.block_token).
         self.is_known = self.value_source != "attention_output" and not self.config.snapshots
-
-    def _letters(self) -> str:
-        """Of r, k, v those that a token shift changes, in a carry's order."""
-        return self.config.token_shift_on if self.config.token_shift == "post" else ""
 
     def decay_weights(self) -> tuple[LinearPair | None, Tensor | None]:
         """Of the decay's logits: low rank, or one ``[S, D]``."""
@@ -59,7 +55,7 @@ class DeltaToken(StateHeads):
             and len(self._parameters) == self._count
             and (norm is None or is_weight(norm, HeadRMSNorm))
             and self.has_plain_convolutions
-            and len(self._letters()) * self.width == self.carried
+            and len(self.shifted_letters) * self.width == self.carried
             and not any(x is not None and x.down.shape[0] % 4 for x in narrow)
         )
 
@@ -91,7 +87,7 @@ class DeltaToken(StateHeads):
             None if norm is None else norm._parameters["weight"],
             self.gate_weights()[1],
             tuple(own.get(f"shift_{letter}") for letter in "rkv"),
-            self._letters(),
+            self.shifted_letters,
             self.config.state_a_max,
             norm.eps if isinstance(norm, HeadRMSNorm) else 0.0,
         )

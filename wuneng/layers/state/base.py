@@ -112,10 +112,14 @@ class StateHeads(nn.Module):
 
     def add_token_shift(self) -> None:
         """Register the weights of a token shift that follows projection, if there is one."""
-        if self.config.token_shift == "post":
-            for letter in self.config.token_shift_on:
-                shift = nn.Parameter(torch.empty(self.width))
-                self.register_parameter(f"shift_{letter}", shift)
+        for letter in self.shifted_letters:
+            shift = nn.Parameter(torch.empty(self.width))
+            self.register_parameter(f"shift_{letter}", shift)
+
+    @property
+    def shifted_letters(self) -> str:
+        """Of r, k, v those that a token shift changes after projection, in a carry's order."""
+        return self.config.token_shift_on if self.config.token_shift == "post" else ""
 
     def add_snapshots(self) -> None:
         """Register what weighs the snapshots, if there are any; a kind calls it after its own."""
@@ -278,7 +282,7 @@ class StateHeads(nn.Module):
     ) -> tuple[Tensor, ...]:
         """r, k, v after a token shift that follows projection; the cache keeps the last token."""
         projected = {"r": r, "k": k[..., : self.width], "v": v[..., : self.width]}
-        letters = self.config.token_shift_on if self.config.token_shift == "post" else ""
+        letters = self.shifted_letters
         last = None if slot is None or not letters else slot.get("shift")
         carries: dict[str, Any] = dict.fromkeys(letters)
         if last is not None:
