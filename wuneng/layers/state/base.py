@@ -28,13 +28,10 @@ from transformers import initialization as init
 
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
-from wuneng.layers.plain_modules import is_weight
-from wuneng.layers.short_conv import ShortConv
+from wuneng.layers.state._tokens_before import LETTERS, TokensBefore
 from wuneng.layers.token_shift import SHIFT_POWER, shift_ramp
 from wuneng.ops import Recurrence, Snapshots, wkv7
 
-#: Of the paper's letters: read vector (receptance), key, value.
-LETTERS = "rkv"
 #: Fields that not every kind has, and their value where it is without.
 OPTIONAL: dict[str, Any] = {
     "state_removal_key": "shared",
@@ -48,7 +45,7 @@ OPTIONAL: dict[str, Any] = {
 NOW_LOGIT = 5.0  # softmax over (now, snapshots) starts with more than 0.96 on the present state
 
 
-class StateHeads(nn.Module):
+class StateHeads(TokensBefore):
     """The state heads of one layer, whichever kind; ``forward`` returns R ``[B, T, S, N]``.
 
     ``readout`` is an identity that the raw state read y passes through, so that evaluation controls
@@ -103,23 +100,10 @@ class StateHeads(nn.Module):
         elif self.value_source == "attention_output":
             attended = config.num_attention_heads * config.head_dim
             self.v_proj = nn.Linear(attended, self.width, bias=False)
-        if config.state_short_conv:
-            for letter in LETTERS:
-                setattr(self, f"{letter}_conv", ShortConv(self.width, config.state_short_conv))
+        self.add_convolutions()
         self.readout = nn.Identity()
         #: Runs in place of :func:`wuneng.ops.wkv7`, called as it is; None is itself.
         self.recurrence: Recurrence | None = None
-
-    def add_token_shift(self) -> None:
-        """Register the weights of a token shift that follows projection, if there is one."""
-        for letter in self.shifted_letters:
-            shift = nn.Parameter(torch.empty(self.width))
-            self.register_parameter(f"shift_{letter}", shift)
-
-    @property
-    def shifted_letters(self) -> str:
-        """Of r, k, v those that a token shift changes after projection, in a carry's order."""
-        return self.config.token_shift_on if self.config.token_shift == "post" else ""
 
     def add_snapshots(self) -> None:
         """Register what weighs the snapshots, if there are any; a kind calls it after its own."""
@@ -161,24 +145,9 @@ class StateHeads(nn.Module):
                     f"got {source!r}"
                 )
 
-    @property
-    def has_plain_convolutions(self) -> bool:
-        """Whether the short convolutions, if there are some, are nothing but their weights."""
-        return all(is_weight(conv, ShortConv) for conv in self._convolutions())
-
     def delta_weights(self) -> Any:
         """What a decoded token's one call reads of the delta rule's heads; None of others."""
         return None
-
-    def convolution_weights(self) -> tuple[Any, Any, Any]:
-        """``[S * N, taps]`` of r, k, v; None without short convolutions."""
-        weights = [conv._parameters["weight"] for conv in self._convolutions()]
-        r, k, v = weights or (None, None, None)
-        return r, k, v
-
-    def _convolutions(self) -> list[Any]:
-        letters = LETTERS if self.config.state_short_conv else ""
-        return [self._modules[f"{letter}_conv"] for letter in letters]
 
     @classmethod
     def recurrence_flops(cls, config: Any) -> float:
@@ -276,39 +245,6 @@ class StateHeads(nn.Module):
     def _pick(self, u: Tensor) -> Tensor:
         """Attention's G heads of keys or values for S state heads: the first S, or around again."""
         return u if u.shape[-1] >= self.width else u.repeat(1, 1, -(-self.width // u.shape[-1]))
-
-    def shifted(
-        self, r: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, slot: Any
-    ) -> tuple[Tensor, ...]:
-        """r, k, v after a token shift that follows projection; the cache keeps the last token."""
-        projected = {"r": r, "k": k[..., : self.width], "v": v[..., : self.width]}
-        letters = self.shifted_letters
-        last = None if slot is None or not letters else slot.get("shift")
-        carries: dict[str, Any] = dict.fromkeys(letters)
-        if last is not None:
-            carries = dict(zip(letters, last.split(self.width, dim=-1), strict=True))
-        if slot is not None and letters:
-            ends = [layout.last(projected[letter], carries[letter]) for letter in letters]
-            slot.put("shift", torch.cat(ends, dim=-1))
-        for letter in letters:
-            mu = getattr(self, f"shift_{letter}")
-            projected[letter] = layout.shift(projected[letter], mu, carries[letter])
-        return tuple(projected.values())
-
-    def convolved(
-        self, r: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, slot: Any
-    ) -> tuple[Tensor, ...]:
-        """r, k, v ``[.., S * N]`` after their short convolutions, if the configuration has some."""
-        if not self.config.state_short_conv:
-            return r, k, v
-        mixed = []
-        for letter, u in zip(LETTERS, (r, k, v), strict=True):
-            carry = None if slot is None else slot.get(f"conv_{letter}")
-            y, last = self._modules[f"{letter}_conv"](u[..., : self.width], layout, carry)  # type: ignore[misc]
-            if slot is not None:
-                slot.put(f"conv_{letter}", last)
-            mixed.append(y)
-        return tuple(mixed)
 
     def snapshots(self, x: Tensor, slot: Any) -> Snapshots | None:
         """Which earlier states to read beside the present one, and how much of each (our reading of
