@@ -36,6 +36,7 @@ from wuneng.bench.architectures import Architecture
 from wuneng.bench.machine import load_average
 from wuneng.bench.models import ModelStore, decode_case
 from wuneng.built_in_arms import BUILT_IN_ARMS
+from wuneng.default_wiring import MIDDLE_WIRING
 from wuneng.device import environment
 from wuneng.errors import nearest
 from wuneng.model import WuNengConfig, WuNengForCausalLM
@@ -69,6 +70,7 @@ def architecture(name: str, width: int, layers: int, heads: int, state_heads: in
         num_state_heads=state_heads,
         max_position_embeddings=2**16,
         output_init="normal",
+        **MIDDLE_WIRING,
     )
     return _architecture(name, config)
 

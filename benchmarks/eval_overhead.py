@@ -47,6 +47,7 @@ from torch import Tensor
 
 from wuneng.bench.machine import load_average
 from wuneng.data.tokenizer import load_tokenizer
+from wuneng.default_wiring import MIDDLE_WIRING
 from wuneng.device import environment
 from wuneng.evaluate.answers import Answers
 from wuneng.evaluate.harness import run_tasks
@@ -59,7 +60,7 @@ from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.call_arguments import cache_of, with_cache
 from wuneng.records import write_json
 
-ARMS = {"wuneng": {"num_state_heads": 2}, "mha": {"num_state_heads": 0}}
+ARMS = {"wuneng": {"num_state_heads": 2, **MIDDLE_WIRING}, "mha": {"num_state_heads": 0}}
 ROWS = 32
 
 

@@ -36,6 +36,7 @@ from wuneng.data.encoding import Encoder
 from wuneng.data.sources import FileSource
 from wuneng.data.token_cache import tokenized
 from wuneng.data.tokenizer import train_byte_pair_tokenizer
+from wuneng.default_wiring import MIDDLE_WIRING
 from wuneng.device import environment
 from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.counting import total_parameters
@@ -57,6 +58,7 @@ LARGE = {
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "num_state_heads": 2,
+    **MIDDLE_WIRING,
 }
 
 

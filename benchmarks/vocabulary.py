@@ -25,6 +25,7 @@ from wuneng.bench.architectures import Architecture
 from wuneng.bench.machine import load_average
 from wuneng.bench.memory import peak_bytes
 from wuneng.bench.models import ModelStore, train_case
+from wuneng.default_wiring import MIDDLE_WIRING
 from wuneng.device import environment
 from wuneng.model import WuNengConfig, WuNengForCausalLM
 from wuneng.model.counting import total_parameters
@@ -49,6 +50,7 @@ def measured(vocabulary: int, tokens: int = TOKENS, width: int = WIDTH) -> dict[
         num_attention_heads=4,
         num_state_heads=2,
         max_position_embeddings=TOKENS,
+        **MIDDLE_WIRING,
     )
     store = ModelStore(torch.device("cpu"), torch.float32, "fp32")
     build = partial(WuNengForCausalLM, config)

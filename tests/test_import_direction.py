@@ -31,6 +31,7 @@ FLOORS: list[set[str]] = [
         "wuneng.foreign",
         "wuneng.hub",
         "wuneng.built_in_arms",
+        "wuneng.default_wiring",
         "wuneng.head_counts",
         "wuneng.kinds",
         "wuneng.layer_pattern",

@@ -47,7 +47,7 @@ RWKV7_TIME_MIX: Changes = {
     "state_value_source": "own",
     "token_shift": "pre",
     "state_output_gate": True,
-    "state_gate_sigmoid": None,
+    "state_gate_sigmoid": "hidden",
     "state_value_residual": True,
 }
 #: What RWKV-7's heads alone have, at the value of heads without it.
@@ -120,6 +120,7 @@ def _pure_rwkv7(base: Any) -> Changes:
         **_OWN_OF_RWKV7,
         **RWKV7_TIME_MIX,
         "state_init": base.state_init if base.state_kind == "rwkv7" else None,
+        "state_a_max": base.state_a_max or 1.0,  # RWKV-7's, unless the recipe says otherwise
         "num_key_value_heads": None,
         "head_dim": None,
         "layers": None,

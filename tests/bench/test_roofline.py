@@ -19,6 +19,7 @@ from wuneng.bench.roofline import (
     wkv7,
     wkv7_step,
 )
+from wuneng.default_wiring import MIDDLE_WIRING
 from wuneng.model import WuNengConfig
 from wuneng.model.cache_bytes import cache_bytes
 
@@ -103,13 +104,15 @@ def test_models_by_hand() -> None:
 
 
 def test_cache_bytes_by_hand() -> None:
-    config = WuNengConfig(
-        vocab_size=10, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_state_heads=1
-    )
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_state_heads": 1}
+    config = WuNengConfig(vocab_size=10, num_hidden_layers=2, **(MIDDLE_WIRING | sizes))
     counted = cache_bytes(config, batch=3, tokens=7, element=2)
     assert counted["kv_bytes"] == 3 * 2 * (2 * 2 * 32 * 7 * 2)
     # a float32 state of 32 x 32, and the last token's r, k and v
     assert counted["state_bytes"] == 3 * 2 * (32 * 32 * 4 + 3 * 32 * 2)
+    # and attention's keys and values of the last token, which it is shifted by
+    shifted = cache_bytes(config.changed({"attention_token_shift": True}), 3, 7, 2)
+    assert sum(shifted.values()) - sum(counted.values()) == 3 * 2 * (2 * 2 * 32 * 2)
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])

@@ -27,7 +27,7 @@ ARMS = (
 )
 MODEL = """\
 model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, num_state_heads: 2,
-        decay_rank: 4, rate_rank: 4, gate_rank: 4}
+        cross_head: gated, decay_rank: 4, rate_rank: 4, gate_rank: 4}
 """
 TRAINING = (
     "training: {steps: 4, sequence_length: 32, batch_size: 2, checkpoint_every: 2, "

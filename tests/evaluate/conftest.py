@@ -195,7 +195,12 @@ def tiny_wuneng(seed: int = 0, **changes: Any) -> Any:
     from wuneng.model import WuNengConfig, WuNengForCausalLM
 
     torch.manual_seed(seed)
-    ours = {"num_state_heads": 2, "initializer_range": 0.2, "output_init": "normal"}
+    ours = {
+        "num_state_heads": 2,
+        "cross_head": "gated",
+        "initializer_range": 0.2,
+        "output_init": "normal",
+    }
     return WuNengForCausalLM(WuNengConfig(**{**TINY, **ours, **changes})).float()
 
 

@@ -21,8 +21,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "snapshots": {"snapshots": 2},
     "paper": {"variant": "paper"},
     "pure": {"variant": "pure-rwkv7"},
-    "gated_delta": {"state_kind": "gated_delta", "token_shift": "none"},
-    "kda": {"state_kind": "kda", "token_shift": "none", "snapshots": 1},
+    "gated_delta": {"state_kind": "gated_delta", "token_shift": "none", "state_output_gate": None},
+    "kda": {"state_kind": "kda", "token_shift": "none", "snapshots": 1, "state_output_gate": None},
     "interleaved": {
         "num_hidden_layers": 4,
         "state_layers": [0, 1, 3],

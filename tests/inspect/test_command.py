@@ -42,6 +42,7 @@ def parity_model() -> WuNengForCausalLM:
         state_value_source="own",
         state_removal_key="own",
         state_a_max=2.0,
+        state_output_gate=False,
         token_shift="none",
         decay_rank=1,
         rate_rank=1,

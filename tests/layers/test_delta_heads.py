@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.layers.delta_reference import layer_reference
-from tests.model.small import BASE, disturbed, plainly
+from tests.model.small import BASE as SMALL
+from tests.model.small import disturbed, plainly
 from tests.precision import CHUNKED_FLOOR, assert_as_exact
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.kinds import load_kind
@@ -17,6 +18,9 @@ from wuneng.model import counting
 from wuneng.model.initialisation import initialise
 from wuneng.model.parameter_groups import groups_of
 from wuneng.ops import using
+
+#: The gate is each kind's own.
+BASE = SMALL | {"state_output_gate": None}
 
 KINDS = ("gated_delta", "kda")
 #: As they are published, and as WuNeng's own heads mix tokens.

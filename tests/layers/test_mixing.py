@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.small import BASE, disturbed, in_pieces
+from tests.model.small import BASE as SMALL
+from tests.model.small import disturbed, in_pieces
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.built_in_arms import BUILT_IN_ARMS, arm_problem
 from wuneng.convert.graft import NewTensors
 from wuneng.layers.middle.gated import Gated
 from wuneng.model.initialisation import initialise
 from wuneng.train.verdicts import pick_arms
+
+#: The gate is each kind's own.
+BASE = SMALL | {"state_output_gate": None}
 
 KINDS = ("rwkv7", "gated_delta", "kda")
 CONV = {"token_shift": "none", "state_short_conv": 4}

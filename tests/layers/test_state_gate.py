@@ -100,7 +100,7 @@ def test_its_bias_is_counted_and_not_decayed() -> None:
 
 
 def test_each_kind_has_its_own_form() -> None:
-    assert WuNengConfig(**BASE).state_gate_sigmoid == "hidden"
+    assert WuNengConfig(**BASE).state_gate_sigmoid == "output"
     kda = WuNengConfig(**BASE).changed({"state_kind": "kda"})
     assert kda.state_gate_sigmoid == "output"
     with pytest.raises(ValueError, match="state_gate_sigmoid must be output where state_kind is"):
@@ -114,7 +114,7 @@ def test_each_kind_has_its_own_form() -> None:
 
 
 @pytest.mark.parametrize("arm", ["gated-delta", "kda", "rwkv7", "mha"])
-def test_arms_of_other_kinds_go_without_the_setting(arm: str) -> None:
+def test_arms_of_other_kinds_have_their_own_form(arm: str) -> None:
     base = ModelSettings(state_output_gate=True, state_gate_sigmoid="output")
     changed = built_in(arm, base)
-    assert changed.get("state_gate_sigmoid") is None
+    assert changed.get("state_gate_sigmoid") == ("hidden" if arm == "rwkv7" else None)

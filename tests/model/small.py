@@ -11,6 +11,7 @@ import torch
 from tests.precision import Result, rounded_again, worst
 from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.convert.rwkv7 import RWKV7_WIRING
+from wuneng.default_wiring import MIDDLE_WIRING
 from wuneng.ops import using
 from wuneng.recipe.model import PAPER_WIRING
 
@@ -27,10 +28,19 @@ BASE: dict[str, Any] = {
     "gate_rank": 4,
     "snapshot_every": 16,
     "output_init": "normal",  # from zero, what is computed before would not show in the logits
+    # With middle heads, which most of what is tested here is about; "today" is without.
+    **{name: value for name, value in MIDDLE_WIRING.items() if name != "state_gate_sigmoid"},
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "today": {
+        "cross_head": "none",
+        "state_key_source": "own",
+        "state_a_max": 2.0,
+        "state_output_gate": None,
+        "attention_token_shift": None,
+    },
     "concat": {"cross_head": "concat"},
     "additive": {"cross_head": "additive"},
     "no-middle": {"cross_head": "none"},
@@ -61,10 +71,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "state_key_source": "own",
         "state_value_source": "own",
         "state_output_gate": True,
+        "state_gate_sigmoid": "hidden",
         "state_value_residual": True,
     },
     "a-max-2": {"state_a_max": 2.0},
-    "gate-and-value-residual": {"state_output_gate": True, "state_value_residual": True},
+    "gate-and-value-residual": {
+        "state_output_gate": True,
+        "state_gate_sigmoid": "hidden",
+        "state_value_residual": True,
+    },
     "gate-of-two-matrices": {"state_output_gate": True, "state_gate_sigmoid": "output"},
     "no-bonus-no-norm-scalar": {
         "state_bonus": False,

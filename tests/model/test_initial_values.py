@@ -80,14 +80,15 @@ def test_state_heads_spread_evenly() -> None:
 
 def test_an_output_gate_starts_open() -> None:
     """Near 1, and not the same for all ranks, which would then learn the same."""
-    found = drawn(num_state_heads=4, state_output_gate=True)
+    gated = {"num_state_heads": 4, "state_output_gate": True, "state_gate_sigmoid": "hidden"}
+    found = drawn(**gated)
     down, up = (found[f"model.layers.1.state_heads.g{i}"] for i in (1, 2))
     gate = torch.sigmoid(torch.randn(2000, 96) @ down) @ up
     torch.testing.assert_close(gate.mean(0), torch.ones(96), rtol=0, atol=0.3)
     assert 0 < gate.std(0).max() < 0.3
     assert down.std(1).min() > 0.01
     assert up.std(0).min() > 0.001
-    published = drawn(num_state_heads=4, state_output_gate=True, state_init="published")
+    published = drawn(**gated, state_init="published")
     assert not published["model.layers.1.state_heads.g1"].any()
     assert published["model.layers.1.state_heads.g2"].abs().max() < 0.3
 

@@ -55,7 +55,8 @@ def test_switches_change_the_function():
 def test_zero_branch_leaves_attention_alone():
     torch.manual_seed(0)
     for kind in ("gated", "concat", "additive", "none"):
-        config = WuNengConfig(**BASE, cross_head=kind, state_branch_init="zero", snapshots=1)
+        fields = {"cross_head": kind, "state_branch_init": "zero", "snapshots": 1}
+        config = WuNengConfig(**(BASE | fields))
         model = WuNengForCausalLM(config).eval()
         plain = WuNengForCausalLM(WuNengConfig(**(BASE | {"num_state_heads": 0}))).eval()
         plain.load_state_dict(

@@ -173,7 +173,8 @@ def test_ablations_change_one_field(name: str, field: str, value: Any) -> None:
     found = recipe({"snapshots": 1, "cross_head": "concat"}, ["wuneng", name])
     base, model = found.model.model_dump(), found.arm_model(name).model_dump()
     assert model[field] == value
-    assert {k for k in model if model[k] != base[k]} <= {field}
+    follows = {"attention_token_shift"} if field == "token_shift" else set()
+    assert {k for k in model if model[k] != base[k]} <= {field} | follows
 
 
 def test_every_built_in_arm_works_with_the_defaults() -> None:
@@ -235,14 +236,20 @@ def test_paper_preset_on_one_arm() -> None:
         ),
         ({"head_dim": 33}, "model.head_dim: expected an even size, got 33"),
         ({"num_attention_heads": 0, "num_state_heads": 0}, "expected 1 or more"),
-        ({"num_attention_heads": 0}, "model.state_key_source: expected own where"),
+        (
+            {"num_attention_heads": 0, "state_key_source": "attention"},
+            "model.state_key_source: expected own where",
+        ),
         ({"num_attention_heads": 0}, "model.state_value_source: expected own where"),
         ({"num_state_heads": 0, "cross_head": "gated"}, "model.cross_head: expected none where"),
         (
-            {"state_head_dim": 32},
+            {"state_head_dim": 32, "cross_head": "gated"},
             "model.state_head_dim: expected the size of an attention head (64)",
         ),
-        ({"num_state_heads": 3}, "model.num_state_heads: expected a divisor or a multiple"),
+        (
+            {"num_state_heads": 3, "cross_head": "gated"},
+            "model.num_state_heads: expected a divisor or a multiple",
+        ),
         ({"state_a_max": 1.5}, "model.state_a_max: expected 1.0 or 2.0, got 1.5"),
         ({"snapshot_every": 24}, "model.snapshot_every: expected a multiple of 16, got 24"),
         ({"token_shift_on": "rr"}, "model.token_shift_on: expected each letter once, got 'rr'"),

@@ -13,7 +13,12 @@ from wuneng.train import Results, run
 
 RECIPE: dict[str, Any] = {
     "name": "small",
-    "model": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "model": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "cross_head": "gated",
+    },
     "arms": ["wuneng", "mha"],
     "data": {"kind": "synthetic", "tasks": [{"task": "state_tracking", "group": "parity"}]},
     "training": {

@@ -16,6 +16,7 @@ from wuneng import WuNengConfig, WuNengForCausalLM
 from wuneng.controls.names import Control
 from wuneng.controls.switch import controlled
 from wuneng.data.batch import Batch
+from wuneng.default_wiring import MIDDLE_WIRING
 from wuneng.model.counting import total_parameters
 from wuneng.recipe import AlignStage, DistillStage, Training
 from wuneng.train.optimizer import build_optimizer
@@ -26,6 +27,7 @@ from wuneng.train.step import Numerics, prepare_model, take_step
 from wuneng.train.trainable import freeze, lower_frozen
 
 SMALL: dict[str, Any] = {
+    **MIDDLE_WIRING,
     "vocab_size": 2048,
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -42,6 +44,11 @@ SIZES: dict[str, tuple[dict[str, Any], int, int]] = {
         {**SMALL, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
          "tie_word_embeddings": False, "state_key_source": "own", "state_value_source": "own"},
         2, 256,
+    ),
+    "as it is by default": (
+        {**SMALL, "state_key_source": "own", "state_output_gate": True,
+         "state_gate_sigmoid": "output", "attention_token_shift": True},
+        4, 256,
     ),
 }  # fmt: skip
 SETTINGS = {"align": AlignStage(), "distill": DistillStage(), "tune": None, "": None}
@@ -123,13 +130,14 @@ def test_so_it_is_where_something_is_replaced(kind: str, kept: int) -> None:
     _agrees(*SIZES["wide"], kind, changed=lambda model: begin_replacing(model, (1, 3), kept))
 
 
-def test_so_it_is_with_another_rows_state() -> None:
+@pytest.mark.parametrize("size", ["wide", "as it is by default"])
+def test_so_it_is_with_another_rows_state(size: str) -> None:
     with ExitStack() as stack:
 
         def changed(model: WuNengForCausalLM) -> None:
             stack.enter_context(controlled(model, Control("donor")))
 
-        _agrees(*SIZES["wide"], "tune", changed=changed)
+        _agrees(*SIZES[size], "tune", changed=changed, state="donor")
 
 
 def _agrees(
@@ -139,6 +147,7 @@ def _agrees(
     kind: str,
     cache: Path | None = None,
     changed: Callable[[WuNengForCausalLM], None] = lambda model: None,
+    state: str = "keep",
     **training: Any,
 ) -> None:
     config = WuNengConfig(**fields)
@@ -150,7 +159,7 @@ def _agrees(
         config=config,
         teacher=None,
         adapters=None,
-        facts=SimpleNamespace(parameters=total_parameters(config)),
+        facts=SimpleNamespace(parameters=total_parameters(config), state=state),
     )
     held = phase_memory(arm, phase, "cpu", 4)
     before = held["weights"] + held["optimizer"]
@@ -181,7 +190,7 @@ def test_a_frozen_base_in_bf16_weighs_half() -> None:
         teacher=None,
         adapters=None,
         trainable=phase.trainable,
-        facts=SimpleNamespace(parameters=total_parameters(config)),
+        facts=SimpleNamespace(parameters=total_parameters(config), state="keep"),
     )
     freeze(model, phase.trainable)
     lower_frozen(model)
@@ -206,7 +215,7 @@ def test_a_step_hardly_grows_with_the_vocabulary() -> None:
             config=config,
             teacher=None,
             adapters=None,
-            facts=SimpleNamespace(parameters=total_parameters(config)),
+            facts=SimpleNamespace(parameters=total_parameters(config), state="keep"),
         )
         beside[words] = sum(phase_memory(arm, phase, "cpu", 4).values()) - 16 * words * 256
         assert logit_bytes(words, 4096, "cpu", distilled=False) < 4 * 4096 * words / 4

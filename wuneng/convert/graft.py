@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wuneng.default_wiring import MIDDLE_WIRING
 from wuneng.errors import InputError
 from wuneng.kinds import check_kind, load_kind
 from wuneng.layers.middle.base import make_middle_heads
@@ -68,6 +69,7 @@ def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) 
     if any(layer == "state" for layer in _listed(graft.others.get("layers"))):
         raise InputError("layers: a conversion keeps the attention heads of every layer")
     fields: dict[str, Any] = {
+        **_gate(str(graft.others.get("state_kind") or kind)),
         **(load_kind("state", kind).published if graft.state_kind else {}),
         "state_kind": kind,
         "num_state_heads": heads,
@@ -84,12 +86,18 @@ def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) 
         "state_branch_init": "zero",
     }
     try:
-        return WuNengConfig(**(dict(plain) | fields | more))
+        return WuNengConfig(**({**MIDDLE_WIRING, **plain, **fields, **more}))
     except ValueError as error:
         raise InputError(
             f"these heads cannot be added (--state-heads, --state-kind, --state-layers, "
             f"--state-head-dim, --cross-head, --snapshots, --key-source, --value-source): {error}"
         ) from error
+
+
+def _gate(kind: str) -> dict[str, Any]:
+    """Of grafted heads of RWKV-7 as :data:`MIDDLE_WIRING` says, of others as the kind is."""
+    names = ("state_output_gate", "state_gate_sigmoid")
+    return {name: MIDDLE_WIRING[name] if kind == "rwkv7" else None for name in names}
 
 
 def _listed(layers: Any) -> list[str]:

@@ -28,6 +28,7 @@ __all__ = ["RWKV7_INITIAL", "RWKV7_WIRING", "Rwkv7", "read_rwkv7"]
 #: What makes RWKV-7 of a WuNeng, whatever its sizes.
 RWKV7_WIRING: dict[str, Any] = {
     **RWKV7_TIME_MIX,
+    "state_a_max": 1.0,
     "num_key_value_heads": 0,
     "ffn": "rwkv7",
     "norm": "layernorm",

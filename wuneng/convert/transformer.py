@@ -30,7 +30,11 @@ from wuneng.model import WuNengConfig
 
 __all__ = ["check_sizes", "from_transformer"]
 
-_STATE_FIELDS = ("num_state_heads", "state_layers", "state_head_dim", "cross_head")
+#: What a model without state heads says of them, which is nobody's choice.
+_STATE_FIELDS = (
+    *("num_state_heads", "state_layers", "state_head_dim", "cross_head", "state_kind"),
+    *("state_options", "state_a_max", "state_output_gate", "state_gate_sigmoid"),
+)
 
 
 def from_transformer(

@@ -111,13 +111,16 @@ class ConvertedSources:
 
 
 def graft_of(model: ModelSettings) -> GraftSettings:
-    """The heads that a recipe asks for: fields it leaves alone have a recipe's defaults."""
-    named = {ours: getattr(model, field) for field, ours in _NAMED.items()}
-    if named["state_layers"] is not None:
+    """The heads that a recipe asks for: fields it leaves alone have a graft's defaults, but for the
+    number of heads, which is a recipe's."""
+    set_fields = {name: getattr(model, name) for name in model.model_fields_set}
+    named = {ours: set_fields[name] for name, ours in _NAMED.items() if name in set_fields}
+    named["state_heads"] = model.num_state_heads
+    if named.get("state_layers") is not None:
         named["state_layers"] = tuple(named["state_layers"])
-    if "cross_head" not in model.model_fields_set and model.num_state_heads:
-        named["cross_head"] = None  # gated where the head sizes allow it
-    given = {name: getattr(model, name) for name in _OTHERS if name in model.model_fields_set}
+    if not model.num_state_heads:
+        named.setdefault("cross_head", model.cross_head)
+    given = {name: set_fields[name] for name in _OTHERS if name in set_fields}
     return GraftSettings(**named, others=given)
 
 

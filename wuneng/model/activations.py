@@ -29,6 +29,8 @@ class Trains:
     """Sum of the ranks of LoRA adapters on its matrices."""
     branch: bool = False
     """State and middle heads."""
+    donor: bool = False
+    """These, read from another row's state, which takes a recurrence of its own."""
 
 
 def kept_by_layer(config: WuNengConfig, layer: int, trains: Trains, *, first: bool) -> float:
@@ -56,14 +58,19 @@ def kept_by_layer(config: WuNengConfig, layer: int, trains: Trains, *, first: bo
             attention = (2 * heads + 2 * groups) * N + heads
         if config.qk_norm and passes:
             attention += (heads + groups) * (N * (2 if trains.base else 1) + 1)
+        if config.attention_token_shift and passes:
+            attention += (3 if trains.base else 2) * groups * N
     # The normalised input, of which projections make their gradients.
     attention += D if reads_input or trains.branch else 0
-    branch = kept_by_branch(config, layer) if config.has_state(layer) and trains.branch else 0
+    branch = 0.0
+    if config.has_state(layer) and trains.branch:
+        branch = kept_by_branch(config, layer, donor=trains.donor)
     return norms + feed_forward + attention + branch + trains.adapters
 
 
-def kept_by_branch(config: WuNengConfig, layer: int) -> float:
-    """Numbers per token that state and middle heads keep, their shared input aside."""
+def kept_by_branch(config: WuNengConfig, layer: int, *, donor: bool = False) -> float:
+    """Numbers per token that state and middle heads keep, their shared input aside; with ``donor``
+    as measured, another row's state read beside the own one."""
     S, N = config.num_state_heads, config.state_head_dim or 0
     groups = (config.num_key_value_heads or 0) * (config.head_dim or 0)
     width = S * N
@@ -73,6 +80,10 @@ def kept_by_branch(config: WuNengConfig, layer: int) -> float:
     shared = config.state_source("value", layer) == "attention" and groups == S * N
     numbers += 0 if shared else width
     numbers += (config.decay_rank or 0) + (config.rate_rank or 0)
+    if config.state_output_gate:
+        numbers += width + (config.gate_rank or 0)
+    if donor:
+        numbers += (11 if config.state_output_gate else 10) * width
     numbers += S * N * N / _STATE_EVERY
     if config.cross_head != "none" and config.has_attention(layer):
         numbers += 6 * width  # the groups' mean and norm, what is mixed, their concatenation

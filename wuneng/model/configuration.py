@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from wuneng.default_wiring import LARGEST_RATE, first_outputs, shifts_attention
 from wuneng.errors import nearest
 from wuneng.kinds import check_kind, load_kind
 from wuneng.layer_pattern import expand_layers, layer_problem, shape_problem
@@ -30,6 +31,11 @@ from wuneng.model.field_types import CHOICES, choice_problem, type_problem
 _GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu")
 #: What recipes offer. A converted model keeps whatever activation transformers knows.
 USUAL_ACTIVATIONS = ("silu", *_GELUS, "relu", "relu2", "mish")
+
+
+def _has_rates(kind: str) -> bool:
+    """Whether this kind of state heads has a choice of ``state_a_max``."""
+    return check_kind("state", kind) is None and "state_a_max" in load_kind("state", kind).fields
 
 
 class WuNengConfig(PreTrainedConfig):
@@ -52,7 +58,7 @@ class WuNengConfig(PreTrainedConfig):
     hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     initializer_range: float | None = None
-    output_init: str = "zero"
+    output_init: str | None = None
     rms_norm_eps: float = 1e-5
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -66,7 +72,7 @@ class WuNengConfig(PreTrainedConfig):
     qk_norm: bool = False
     sliding_window: int | None = None
     sliding_window_layers: list[int] | None = None
-    attention_token_shift: bool = False
+    attention_token_shift: bool | None = None
     attention_short_conv: int = 0
     attention_output_gate: bool = False
     mlp_bias: bool = False
@@ -98,13 +104,13 @@ class WuNengConfig(PreTrainedConfig):
     state_options: dict | None = None
     state_head_dim: int | None = None
     state_layers: list[int] | None = None
-    state_key_source: str = "attention"
+    state_key_source: str = "own"
     state_value_source: str = "attention"
     state_removal_key: str = "shared"
     token_shift: str = "post"
     token_shift_on: str = "rkv"
     state_short_conv: int = 0
-    state_a_max: float = 1.0
+    state_a_max: float | None = None
     state_reads: int = 1
     decay_rank: int | None = None
     rate_rank: int | None = None
@@ -119,7 +125,7 @@ class WuNengConfig(PreTrainedConfig):
     state_output_scale: str = "head"
     state_init: str | None = None
     state_branch_init: str | None = None
-    cross_head: str = "gated"
+    cross_head: str = "none"
     snapshots: int = 0
     snapshot_every: int = 64
 
@@ -138,6 +144,8 @@ class WuNengConfig(PreTrainedConfig):
     def _fill_defaults(self) -> None:
         if self.initializer_range is None:
             self.initializer_range = default_initializer_range(self.hidden_size)
+        if self.output_init is None:
+            self.output_init = first_outputs(self.num_state_heads)
         if self.head_dim is None:
             self.head_dim = self._default_head_dim()
         if self.num_key_value_heads is None:
@@ -146,17 +154,25 @@ class WuNengConfig(PreTrainedConfig):
             self.intermediate_size = default_intermediate_size(self.hidden_size, self.ffn)
         if self.state_head_dim is None:
             self.state_head_dim = self.head_dim
+        if self.attention_token_shift is None:
+            self.attention_token_shift = shifts_attention(
+                self.num_attention_heads, self.num_state_heads, self.token_shift
+            )
         if check_kind("state", self.state_kind) is None:
-            kind = load_kind("state", self.state_kind)
-            if self.state_output_gate is None:
-                self.state_output_gate = kind.gated
-            if self.state_init is None:
-                self.state_init = kind.initial_values[0]
-            if self.state_gate_sigmoid is None and kind.gate_sigmoids:
-                self.state_gate_sigmoid = kind.gate_sigmoids[0]
+            self._fill_from_kind(load_kind("state", self.state_kind))
         self._fill_ranks()
         if not self._has_hybrid():
             self.cross_head = "none"
+
+    def _fill_from_kind(self, kind: Any) -> None:
+        if self.state_output_gate is None:
+            self.state_output_gate = kind.gated
+        if self.state_a_max is None:
+            self.state_a_max = LARGEST_RATE if _has_rates(self.state_kind) else 1.0
+        if self.state_init is None:
+            self.state_init = kind.initial_values[0]
+        if self.state_gate_sigmoid is None and kind.gate_sigmoids:
+            self.state_gate_sigmoid = kind.gate_sigmoids[0]
 
     def _has_hybrid(self) -> bool:
         """Whether some layer has both kinds of heads, which middle heads mix."""
@@ -171,6 +187,8 @@ class WuNengConfig(PreTrainedConfig):
         if changes.get("state_kind", self.state_kind) != self.state_kind:
             for name in ("state_output_gate", "state_gate_sigmoid", "state_init"):
                 setattr(copied, name, None)  # another kind's are otherwise
+            if not all(map(_has_rates, (self.state_kind, changes["state_kind"]))):
+                copied.state_a_max = None
         for name, value in changes.items():
             setattr(copied, name, value)
         copied._check_types()
@@ -314,7 +332,7 @@ class WuNengConfig(PreTrainedConfig):
     def branch_init(self) -> str:
         """How the output of state and middle heads starts: ``state_branch_init``, or as every other
         output projection."""
-        return self.state_branch_init or self.output_init
+        return str(self.state_branch_init or self.output_init)
 
     def is_sliding(self, layer_idx: int) -> bool:
         """Whether layer ``layer_idx`` attends within ``sliding_window`` tokens only."""

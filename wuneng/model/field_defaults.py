@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from wuneng.older_files import BEFORE
+from wuneng.older_files import BEFORE, gate_before
 
 __all__ = [
     "default_initializer_range",
@@ -39,5 +39,7 @@ def default_rank(factor: float, hidden_size: int) -> int:
 def with_older_meaning(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config.json, those that it is too old to state as they were when it was
     written. A file holds every field that there was: one that lacks ``output_init`` is older."""
-    written = "transformers_version" in stored and stored.get("model_type") == "wuneng"
-    return {**(BEFORE if written and "output_init" not in stored else {}), **stored}
+    if "transformers_version" not in stored or stored.get("model_type") != "wuneng":
+        return dict(stored)
+    before = BEFORE if "output_init" not in stored else {}
+    return {**before, **stored, **gate_before(stored)}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from wuneng.built_in_arms import BUILT_IN_ARMS, DEFAULT_ARMS, BuiltInArm, Match
-from wuneng.recipe.model import PAPER_WIRING, ModelSettings
+from wuneng.recipe.model import LEFT_OPEN, PAPER_WIRING, ModelSettings
 from wuneng.recipe.settings import Settings
 from wuneng.recipe.sizes import Fraction
 from wuneng.recipe.stages import Stage
@@ -76,13 +76,20 @@ def built_in(name: str, base: ModelSettings) -> dict[str, Any]:
     return BUILT_IN_ARMS[name].changes(base) if name in BUILT_IN_ARMS else {}
 
 
-def resolve_model(base: dict[str, Any], changes: dict[str, Any]) -> ModelSettings:
+def resolve_model(
+    base: dict[str, Any], changes: dict[str, Any], *, loaded: bool = False
+) -> ModelSettings:
     """``base`` with ``changes``, both as the fields that were set, with every rule applied.
 
     The preset fills only fields that neither sets. Middle heads need both kinds of heads: an arm
-    that removes one kind without mentioning ``cross_head`` has no middle heads.
+    that removes one kind without mentioning ``cross_head`` has no middle heads. ``loaded``: the
+    arm's model is somebody's, which decides what is left open.
     """
-    chosen = {**base, **changes}
+    chosen = {
+        name: value
+        for name, value in {**base, **changes}.items()
+        if value is not None or name not in LEFT_OPEN
+    }
     if chosen.get("preset") == "paper":
         chosen = {**PAPER_WIRING, **chosen}
     settings = ModelSettings.model_validate(chosen)
@@ -90,7 +97,7 @@ def resolve_model(base: dict[str, Any], changes: dict[str, Any]) -> ModelSetting
     meant = "cross_head" in changes or ("cross_head" in base and not _changes_heads(changes))
     if one_kind and not meant:
         settings = ModelSettings.model_validate({**chosen, "cross_head": "none"})
-    return settings
+    return settings if loaded else settings.settled()
 
 
 def _changes_heads(changes: dict[str, Any]) -> bool:

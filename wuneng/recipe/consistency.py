@@ -54,7 +54,7 @@ def _head_problems(model: ModelSettings) -> Iterator[Problem]:
 
 def _state_problems(model: ModelSettings) -> Iterator[Problem]:
     # What these may be does not hang on whether there are state heads: arms take them away.
-    if model.state_a_max not in (1.0, 2.0):
+    if model.state_a_max not in (None, 1.0, 2.0):
         yield ("state_a_max",), f"expected 1.0 or 2.0, got {model.state_a_max}"
     if model.snapshot_every % 16:
         yield ("snapshot_every",), f"expected a multiple of 16, got {model.snapshot_every}"

@@ -36,14 +36,15 @@ def yaml_text(data: Any) -> str:
 
 def _arm_changes(recipe: Recipe, name: str) -> dict[str, Any]:
     """What sets an arm apart. Fields that a built-in arm changes are always written, else loading
-    would change them again; and the one by which a file of today is known."""
+    would change them again; and all fields of an arm from nothing beside models, where ``model``
+    holds no more than what the recipe sets."""
     arm = recipe.arms[name]
-    base = recipe.model.model_dump()
+    base = recipe.model.model_dump(exclude_unset=recipe.source is not None)
     own = arm.model.model_dump(exclude_unset=arm.init_from is not None)
-    pinned = {*built_in(name, recipe.model), *(["output_init"] if recipe.source else [])}
+    pinned = built_in(name, recipe.model)
     shared = recipe.training.model_dump()
     changes = {
-        "model": {k: v for k, v in own.items() if v != base[k] or k in pinned},
+        "model": {k: v for k, v in own.items() if k not in base or v != base[k] or k in pinned},
         "match": arm.match,
         "training": {k: v for k, v in arm.training.model_dump().items() if v != shared[k]},
     }

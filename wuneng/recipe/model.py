@@ -13,6 +13,12 @@ from annotated_types import Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from wuneng.default_wiring import (
+    KINDS_OWN,
+    MIDDLE_WIRING,
+    first_outputs,
+    shifts_attention,
+)
 from wuneng.kinds import check_kind, kind_names
 from wuneng.layer_pattern import shape_problem
 from wuneng.limits import MOST_TAPS
@@ -29,10 +35,11 @@ from wuneng.recipe.sizes import (
     Width,
 )
 
-__all__ = ["PAPER_WIRING", "ModelSettings"]
+__all__ = ["LEFT_OPEN", "PAPER_WIRING", "ModelSettings"]
 
 #: What ``preset: paper`` sets for the fields that a recipe leaves alone.
 PAPER_WIRING: dict[str, Any] = {
+    **{name: MIDDLE_WIRING[name] for name in ("state_a_max", "state_output_gate")},
     "state_key_source": "attention",
     "state_value_source": "attention_output",
     "state_removal_key": "own",
@@ -45,6 +52,9 @@ PAPER_WIRING: dict[str, Any] = {
     "ffn": "mlp",
     "hidden_act": "gelu",
 }
+
+#: Fields that are decided by others where they are null, which is as if they were not there.
+LEFT_OPEN = frozenset({"output_init", "attention_token_shift", *KINDS_OWN["rwkv7"]})
 
 PositiveReal = Annotated[Real, Gt(0.0)]
 Initial = Literal["zero", "small", "normal"]
@@ -106,9 +116,10 @@ class ModelSettings(Settings):
     initializer_range: PositiveReal | None = None
     """Standard deviation of the initial weights outside the state heads; default 0.55 / sqrt(D),
     which is 0.02 at a width of 768."""
-    output_init: Initial = "zero"
+    output_init: Initial | None = None
     """Initial output projections, of attention, of state and middle heads, of the feed-forward
-    layer: zero; normal, with ``initializer_range``; small, that divided by sqrt(2 L)."""
+    layer: zero, the default with state heads; normal, with ``initializer_range``, the default of
+    attention alone; small, that divided by sqrt(2 L)."""
 
     num_attention_heads: Heads = 4
     """H, standard attention heads; 0 leaves the state heads alone."""
@@ -130,8 +141,9 @@ class ModelSettings(Settings):
     """Tokens that attention looks back; default all."""
     sliding_window_layers: list[Count] | None = None
     """Layers (from 0) that have the window; default all."""
-    attention_token_shift: bool = False
-    """Token shift on attention's own keys and values (the ``mha-shift`` control)."""
+    attention_token_shift: bool | None = None
+    """Token shift on attention's own keys and values: default true beside state heads, which see
+    the token before too, and false without them (true is then the ``mha-shift`` control)."""
     attention_short_conv: Taps = 0
     """Taps of a short causal convolution of attention's queries, keys and values; 0: without (the
     ``mha-conv`` control)."""
@@ -154,7 +166,7 @@ class ModelSettings(Settings):
     """Size of a state head; default N."""
     state_layers: list[Count] | None = None
     """Layers (from 0) that have state heads; default all."""
-    state_key_source: Literal["attention", "own"] = "attention"
+    state_key_source: Literal["attention", "own"] = "own"
     """Where the state's key comes from: attention's key before RoPE, or its own projection."""
     state_value_source: Literal["attention", "attention_output", "own"] = "attention"
     """Where the state's value comes from."""
@@ -166,8 +178,9 @@ class ModelSettings(Settings):
     """Which of read vector, key and value the shift after the projections touches."""
     state_short_conv: Taps = 0
     """Taps of a short causal convolution of the state's read vector, key and value; 0: without."""
-    state_a_max: Annotated[Real, Field(ge=1.0, le=2.0)] = 1.0
-    """Upper end of the in-context learning rate (beta): 1, or 2 to allow negative eigenvalues."""
+    state_a_max: Annotated[Real, Field(ge=1.0, le=2.0)] | None = None
+    """Upper end of the in-context learning rate (beta): 1, or 2 to allow negative eigenvalues,
+    which is the default of a kind that has the choice."""
     state_reads: Annotated[Count, Field(ge=1, le=2)] = 1
     """2: what is read is the read vector of a second read, y = S (W S r) with W learned; rwkv7 only
     (our reading of the paper's W S X)."""
@@ -180,10 +193,11 @@ class ModelSettings(Settings):
     gate_rank: Width | None = None
     """Rank of the output gate's projection; default by RWKV-7's rule."""
     state_output_gate: bool | None = None
-    """A gate on the state heads' output; default as the kind is published (rwkv7: without)."""
+    """A gate on the state heads' output; our kinds have one by default."""
     state_gate_sigmoid: Literal["hidden", "output"] | None = None
     """Where the sigma of that gate stands, if there is one: ``hidden``, between its two matrices
-    (RWKV-7); ``output``, after them and a bias (Kimi Delta Attention); default as the kind is."""
+    (RWKV-7); ``output``, after them and a bias (Kimi Delta Attention), which measured better with
+    rwkv7 and is the default of both."""
     state_value_residual: bool = False
     """RWKV-7's residual from the first layer's values."""
     state_bonus: bool = True
@@ -198,12 +212,24 @@ class ModelSettings(Settings):
     state_branch_init: Initial | None = None
     """Initial output weights of state and middle heads, where they are not as ``output_init``
     says."""
-    cross_head: _kind_of("middle") = "gated"  # type: ignore[valid-type]
-    """How middle heads mix attention and state (our reading of the paper); none: without them."""
+    cross_head: _kind_of("middle") = "none"  # type: ignore[valid-type]
+    """How middle heads mix attention and state (our reading of the paper: gated, concat, additive);
+    none: without them, which measured better on text at equal parameters."""
     snapshots: Heads = 0
     """Earlier states that a state head reads beside the present one (our reading of the paper)."""
     snapshot_every: PositiveCount = 64
     """Tokens between those states, a multiple of 16."""
+
+    def settled(self) -> ModelSettings:
+        """A copy that says what is meant where nothing was said, of a model that starts from
+        nothing: a file written today then means it for good."""
+        heads = self.num_attention_heads, self.num_state_heads
+        meant = {
+            "output_init": first_outputs(self.num_state_heads),
+            "attention_token_shift": shifts_attention(*heads, self.token_shift),
+            **KINDS_OWN.get(self.state_kind, {}),
+        }
+        return self.model_copy(update={k: v for k, v in meant.items() if getattr(self, k) is None})
 
     @property
     def attention_head_size(self) -> int:

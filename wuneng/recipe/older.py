@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from wuneng.older_files import BEFORE
+from wuneng.default_wiring import MIDDLE_WIRING
+from wuneng.older_files import BEFORE, gate_before
 
 __all__ = ["complete_older_recipe"]
 
@@ -21,13 +22,13 @@ _WRITTEN_TRAINING = {
     *("log_every", "validate_every", "checkpoint_every", "keep_checkpoints"),
 }
 _WRITTEN = {"description", "seed", "init_from", "train", "distill", "evaluation", "loggers"}
+_GATE = ("state_output_gate", "state_gate_sigmoid")
 #: What those versions did where ``model`` holds no more than what the user set: beside arms that
 #: start from a model, whose fields would otherwise be demanded of it.
 _DEFAULTS_BEFORE: dict[str, Any] = {
     **BEFORE,
     "initializer_range": 0.02,
     "state_branch_init": "normal",
-    "state_key_source": "attention",
 }
 
 
@@ -42,10 +43,37 @@ def complete_older_recipe(recipe: dict[str, Any]) -> None:
     if is_whole and "output_init" not in model:
         for fields in (model, *(fields for _, fields in _arms(recipe))):
             fields.update(BEFORE | fields)
-    if not is_whole:
-        for arm, fields in _arms(recipe):
-            if not arm.get("init_from", recipe["init_from"]) and "output_init" not in fields:
-                fields.update(_DEFAULTS_BEFORE | model | fields)
+    if is_whole:
+        _complete_gates(model, [fields for _, fields in _arms(recipe)])
+        return
+    for arm, fields in _arms(recipe):
+        if not arm.get("init_from", recipe["init_from"]):
+            _complete_beside_models(model, fields)
+
+
+def _complete_gates(model: dict[str, Any], arms: list[dict[str, Any]]) -> None:
+    """Today's arms state their gates; an older one what it has otherwise than the model."""
+    stated = {**model}
+    for fields in arms:
+        if gate := gate_before(stated | fields):
+            fields.update(gate)
+            model.update(gate_before(model))
+    for fields in arms:
+        if _kind(stated | fields) != "rwkv7":  # what the model left open is the kind's own here
+            fields.update({n: stated.get(n) for n in _GATE if n not in fields and n in model})
+
+
+def _complete_beside_models(model: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Of an arm from nothing: today's files state all that it is."""
+    if MIDDLE_WIRING.keys() <= fields.keys():
+        return
+    own = (_DEFAULTS_BEFORE if "output_init" not in fields else {}) | model | fields
+    wiring = {n: v for n, v in MIDDLE_WIRING.items() if _kind(own) == "rwkv7" or n not in _GATE}
+    fields.update(wiring | own | gate_before(own))
+
+
+def _kind(fields: dict[str, Any]) -> str:
+    return str(fields.get("state_kind", "rwkv7"))
 
 
 def _arms(recipe: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

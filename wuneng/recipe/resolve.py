@@ -43,7 +43,7 @@ def resolve_arms(
             match = "width" if starting["init_from"] else BUILT_IN_ARMS[name].match
         own = {**shared, **arm.training.model_dump(exclude_unset=True)}
         resolved[name] = Arm(
-            model=resolve_model(base, changes),
+            model=resolve_model(base, changes, loaded=starting["init_from"] is not None),
             match=match,
             training=OptimizerSettings.model_validate(own),
             lora=arm.lora,

@@ -183,18 +183,20 @@ class Recipe(Settings):
         """Complete the model and every arm, then refuse what contradicts itself."""
         shared = {name: getattr(self, name) for name in SHARED_STARTS}
         resolved = resolve_arms(self.model, self.training, self.arms, shared)
+        beside_models = any(arm.init_from for arm in resolved.values())
         problems = list(arm_problems(self.model, self.training, self.arms, resolved))
         problems += upgrade_problems(self.arms, resolved, self.training.total_steps)
         problems += state_problems(resolved, self.training, self.evaluation)
         problems += [(("data", *path), text) for path, text in data_problems(self.data)]
         problems += self._plan_problems()
-        problems += self._tokenizer_problems(any(arm.init_from for arm in resolved.values()))
+        problems += self._tokenizer_problems(beside_models)
         if problems:
             text = "; ".join(f"{dotted(path)}: {message}" for path, message in problems)
             raise PydanticCustomError(
                 "contradiction", "{text}", {"text": text, "problems": problems}
             )
-        self.model = resolve_model({}, self.model.model_dump(exclude_unset=True))
+        own = self.model.model_dump(exclude_unset=True)
+        self.model = resolve_model({}, own, loaded=beside_models)
         self.arms = resolved
         return self
 

@@ -104,6 +104,7 @@ def differing_settings(records: Records) -> Section | None:
     if not isinstance(arms, Mapping) or len(arms) < 2:
         return None
     flat = {str(arm): dict(_flat(given)) for arm, given in arms.items()}
+    whole, nothing = (records.recipe or {}).get("init_from"), (None, "null")
     shared = dict(
         _flat(
             {
@@ -113,10 +114,14 @@ def differing_settings(records: Records) -> Section | None:
         )
     )
     paths = dict.fromkeys(path for own in flat.values() for path in own)
+    loaded = {arm for arm, given in flat.items() if given.get("init_from", whole) not in nothing}
     rows = []
     for path in paths:
         values = {arm: own.get(path, shared.get(path)) for arm, own in flat.items()}
-        if len(set(values.values())) > 1:
+        # What a recipe leaves to the models it starts from is no difference that it makes.
+        left = path.startswith("model.") and all(values[arm] is None for arm in loaded)
+        told = {arm: value for arm, value in values.items() if not (left and arm in loaded)}
+        if len(set(told.values())) > 1:
             rows.append({"setting": path, **values})
     text = ("What the recipe gives one arm and not the others.",)
     return Section("settings", "What differs between the arms", text, tuple(rows)) if rows else None

@@ -94,8 +94,8 @@ def has_short_conv(settings: ModelSettings | WuNengConfig) -> bool:
 def has_token_shift(settings: ModelSettings | WuNengConfig) -> bool:
     """Whether some of the arm's gain could be the token shift's."""
     if not settings.num_state_heads:
-        return settings.attention_token_shift
-    return settings.attention_token_shift or (
-        settings.token_shift == "pre"
-        or (settings.token_shift == "post" and bool(settings.token_shift_on))
+        return bool(settings.attention_token_shift)
+    mixed_in_heads = settings.token_shift == "pre" or (
+        settings.token_shift == "post" and bool(settings.token_shift_on)
     )
+    return bool(settings.attention_token_shift) or mixed_in_heads

@@ -34,7 +34,7 @@ __all__ = ["logit_bytes", "logits_of", "most_activations", "phase_memory"]
 
 _FLOAT = 4
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_BRANCH = re.compile(r"model\.layers\.\d+\.(state_heads|cross_head)\.")
+_BRANCH = re.compile(r"model\.layers\.\d+\.(state_heads\.|cross_head\.|self_attn\.shift_)")
 
 
 def phase_memory(arm: ArmPlan, phase: Phase, device: str, activation_bytes: int) -> dict[str, int]:
@@ -165,7 +165,8 @@ def _trains(trainable: Mapping[str, int], arm: ArmPlan, layer: int) -> Trains:
         and f"{name}.lora_A.default.weight" in trainable
     )
     base = any(not _BRANCH.match(name) and not is_adapter(name) for name in names)
-    return Trains(base=base, adapters=adapted, branch=branch)
+    donor = branch and arm.facts.state == "donor"
+    return Trains(base=base, adapters=adapted, branch=branch, donor=donor)
 
 
 def _kept(

@@ -4,8 +4,8 @@ Legend: B batch, T tokens, D model width, S state heads, N head size. Equations:
 (``rwkv_v7_numpy.py`` of RWKV-LM); tensor names and shapes are RWKV-LM's where it has them.
 
 ``token_shift="post"`` shifts r, k and v after projection (no extra matmul); ``"pre"`` is RWKV-7's
-own form with six shifts of the input. With ``"pre"``, own keys and values, an output gate and the
-value residual the layer is RWKV-7's time mix exactly.
+own form with six shifts of the input. With ``"pre"``, own keys and values, rates up to 1, RWKV-7's
+own output gate and the value residual the layer is RWKV-7's time mix exactly.
 
 ``state_reads=2`` reads twice, y_t = S_t (W S_t r_t) with W ``[N, N]`` per head (our reading of
 arXiv 2504.19191, whose state-driven key is restated as W S X). The recurrence runs twice over the
@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from wuneng.default_wiring import KINDS_OWN
 from wuneng.kinds import register
 from wuneng.layers.attention import AttentionHeads
 from wuneng.layers.layout import SequenceLayout
@@ -49,7 +50,8 @@ class RWKV7(HeadParameters):
     )
     token_shifts = ("post", "pre", "none")
     initial_values = ("even", "published")
-    gate_sigmoids = ("hidden", "output")
+    gated = KINDS_OWN["rwkv7"]["state_output_gate"]
+    gate_sigmoids = (KINDS_OWN["rwkv7"]["state_gate_sigmoid"], "hidden")
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
