@@ -14,7 +14,7 @@ from tests.kill.harness import KILL, Scenario, Server
 RECIPE = """
 name: tiny
 model: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, num_state_heads: 1,
-        cross_head: gated, attention_dropout: 0.1}
+        attention_dropout: 0.1}
 arms: [wuneng]
 data: {kind: text, train: text.txt, tokenizer: bytes, validation_fraction: 0.3}
 training: {steps: 3, sequence_length: 16, batch_size: 2, micro_batch_size: 1, num_threads: 1,

@@ -95,9 +95,11 @@ def grafted_config(plain: Mapping[str, Any], graft: GraftSettings, **more: Any) 
 
 
 def _gate(kind: str) -> dict[str, Any]:
-    """Of grafted heads of RWKV-7 as :data:`MIDDLE_WIRING` says, of others as the kind is."""
+    """As :data:`MIDDLE_WIRING` says, of heads that have that form of a gate; of others as the kind
+    is."""
     names = ("state_output_gate", "state_gate_sigmoid")
-    return {name: MIDDLE_WIRING[name] if kind == "rwkv7" else None for name in names}
+    has_form = MIDDLE_WIRING["state_gate_sigmoid"] in load_kind("state", kind).gate_sigmoids
+    return {name: MIDDLE_WIRING[name] if has_form else None for name in names}
 
 
 def _listed(layers: Any) -> list[str]:
