@@ -118,8 +118,6 @@ def graft_of(model: ModelSettings) -> GraftSettings:
     named["state_heads"] = model.num_state_heads
     if named.get("state_layers") is not None:
         named["state_layers"] = tuple(named["state_layers"])
-    if not model.num_state_heads:
-        named.setdefault("cross_head", model.cross_head)
     given = {name: set_fields[name] for name in _OTHERS if name in set_fields}
     return GraftSettings(**named, others=given)
 

@@ -13,12 +13,7 @@ from annotated_types import Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from wuneng.default_wiring import (
-    KINDS_OWN,
-    MIDDLE_WIRING,
-    first_outputs,
-    shifts_attention,
-)
+from wuneng.default_wiring import KINDS_OWN, MIDDLE_WIRING, first_outputs, shifts_attention
 from wuneng.kinds import check_kind, kind_names
 from wuneng.layer_pattern import shape_problem
 from wuneng.limits import MOST_TAPS

@@ -65,7 +65,7 @@ def _complete_gates(model: dict[str, Any], arms: list[dict[str, Any]]) -> None:
 
 def _complete_beside_models(model: dict[str, Any], fields: dict[str, Any]) -> None:
     """Of an arm from nothing: today's files state all that it is."""
-    if MIDDLE_WIRING.keys() <= fields.keys():
+    if MIDDLE_WIRING.keys() <= {**model, **fields}.keys():
         return
     own = (_DEFAULTS_BEFORE if "output_init" not in fields else {}) | model | fields
     wiring = {n: v for n, v in MIDDLE_WIRING.items() if _kind(own) == "rwkv7" or n not in _GATE}
